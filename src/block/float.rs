@@ -1,0 +1,44 @@
+//! F32, F16, BF16: blocks of a single number.
+
+use super::{Block, Bytes};
+use crate::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+macro_rules! number_block {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $decode:expr, $encode:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        #[repr(C)]
+        pub struct $name([u8; $bytes]);
+
+        // SAFETY: a single byte array.
+        unsafe impl Bytes for $name {}
+
+        impl Block for $name {
+            const WEIGHTS: usize = 1;
+
+            #[inline]
+            fn dequantize(&self, out: &mut [f32]) {
+                out[0] = $decode(self.0);
+            }
+
+            fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
+                for (number, &value) in out.iter_mut().zip(x) {
+                    number.0 = $encode(value);
+                }
+            }
+        }
+    };
+}
+
+number_block!(
+    /// IEEE binary32: 32 bits a weight.
+    BlockF32, 4, f32::from_le_bytes, f32::to_le_bytes
+);
+number_block!(
+    /// IEEE binary16: 16 bits a weight, to nearest with ties to even.
+    BlockF16, 2, |b| f16_to_f32(u16::from_le_bytes(b)), |v| f32_to_f16(v).to_le_bytes()
+);
+number_block!(
+    /// bfloat16: 16 bits a weight, to nearest with ties to even.
+    BlockBF16, 2, |b| bf16_to_f32(u16::from_le_bytes(b)), |v| f32_to_bf16(v).to_le_bytes()
+);

@@ -1,0 +1,57 @@
+//! How Q4_K and Q5_K pack the 6-bit scales and minima of eight sub-blocks into 12 bytes.
+//!
+//! Bytes 0..4 hold scales 0..4 and bytes 4..8 minima 0..4 in their low six bits. Scale j and
+//! minimum j of sub-blocks 4..8 share byte j + 4 with their low four bits; their high two bits
+//! are the top bits of bytes j - 4 and j.
+
+/// Bytes of the packed scales.
+pub(super) const SCALES_BYTES: usize = 12;
+/// Sub-blocks in a block.
+pub(super) const SUB_BLOCKS: usize = 8;
+
+/// Packs 6-bit scales and minima.
+#[inline]
+pub(super) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; SCALES_BYTES] {
+    let mut packed = [0u8; SCALES_BYTES];
+    for j in 0..4 {
+        let (scale, min) = (scales[j + 4], mins[j + 4]);
+        packed[j] = scales[j] | ((scale >> 4) << 6);
+        packed[j + 4] = mins[j] | ((min >> 4) << 6);
+        packed[j + 8] = (scale & 0x0f) | ((min & 0x0f) << 4);
+    }
+    packed
+}
+
+/// Scale and minimum of sub-block `j`.
+#[inline]
+pub(super) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        (
+            (packed[j + 4] & 0x0f) | ((packed[j - 4] >> 6) << 4),
+            (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_six_bit_pair_comes_back_from_every_place() {
+        for place in 0..SUB_BLOCKS {
+            for scale in 0..64 {
+                for min in 0..64 {
+                    let (mut scales, mut mins) = ([63 - scale; SUB_BLOCKS], [min ^ 21; SUB_BLOCKS]);
+                    (scales[place], mins[place]) = (scale, min);
+                    let packed = pack(&scales, &mins);
+                    for j in 0..SUB_BLOCKS {
+                        assert_eq!(unpack(&packed, j), (scales[j], mins[j]));
+                    }
+                }
+            }
+        }
+    }
+}

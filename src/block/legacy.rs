@@ -1,0 +1,144 @@
+//! What the legacy types (blocks of 32) share: statistics, and how they lay out 32 small integers:
+//! the low four bits of number j and of number j + 16 share byte j; a fifth bit goes to bit j of a
+//! 32-bit word.
+
+use super::QK;
+use crate::fit::{self, Search};
+use crate::float::truncate_to_i8;
+
+/// Packs the low four bits of 32 numbers.
+#[inline]
+pub(super) fn pack_nibbles(numbers: &[u8; QK]) -> [u8; QK / 2] {
+    std::array::from_fn(|j| (numbers[j] & 0x0f) | (numbers[j + QK / 2] << 4))
+}
+
+/// Packs the fifth bits of 32 numbers.
+#[inline]
+pub(super) fn pack_fifth_bits(numbers: &[u8; QK]) -> [u8; 4] {
+    let mut qh = 0u32;
+    for (j, &number) in numbers.iter().enumerate() {
+        qh |= u32::from((number >> 4) & 1) << j;
+    }
+    qh.to_le_bytes()
+}
+
+/// Number `j` (0..16) and number `j + 16`, four bits each.
+#[inline]
+pub(super) fn unpack_nibbles(qs: &[u8; QK / 2], j: usize) -> (i32, i32) {
+    (i32::from(qs[j] & 0x0f), i32::from(qs[j] >> 4))
+}
+
+/// Number `j` (0..16) and number `j + 16`, five bits each.
+#[inline]
+pub(super) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32, i32) {
+    let (low, high) = unpack_nibbles(qs, j);
+    let qh = u32::from_le_bytes(qh);
+    let fifth = |bit: usize| ((qh >> bit) & 1) as i32 * 16;
+    (low + fifth(j), high + fifth(j + QK / 2))
+}
+
+/// Encodes a row as `d · (q - half)`: with importance by [`fit::fit_signed`], without by the weight
+/// of largest magnitude, which gets the number 0. `store` makes a block of `d` and the numbers.
+pub(super) fn quantize_symmetric<B>(
+    x: &[f32],
+    importance: Option<&[f32]>,
+    half: i8,
+    out: &mut [B],
+    store: impl Fn(f32, &[u8; QK]) -> B,
+) {
+    let mean_square = importance.map_or(0.0, |_| mean_square(x));
+    for (i, (block, x)) in out.iter_mut().zip(x.chunks_exact(QK)).enumerate() {
+        let mut numbers = [0u8; QK];
+        let d = if let Some(importance) = importance {
+            let weights = row_weights(x, &importance[i * QK..], mean_square);
+            fit::fit_signed(x, Some(&weights), i32::from(half), &mut numbers)
+        } else {
+            let d = signed_extreme(x) / -f32::from(half);
+            let id = inverse(d);
+            for (q, &v) in numbers.iter_mut().zip(x) {
+                *q = truncate_to_i8(v * id + (f32::from(half) + 0.5)).min(2 * half - 1) as u8;
+            }
+            d
+        };
+        *block = store(d, &numbers);
+    }
+}
+
+/// Encodes a row as `d · q + m` with q in 0..=levels: with importance by [`fit::fit_affine`],
+/// without by the block's range. `store` makes a block of `d`, `m` and the numbers.
+pub(super) fn quantize_affine<B>(
+    x: &[f32],
+    importance: Option<&[f32]>,
+    levels: i8,
+    out: &mut [B],
+    store: impl Fn(f32, f32, &[u8; QK]) -> B,
+) {
+    let mean_square = importance.map_or(0.0, |_| mean_square(x));
+    for (i, (block, x)) in out.iter_mut().zip(x.chunks_exact(QK)).enumerate() {
+        let mut numbers = [0u8; QK];
+        let (d, m) = if let Some(importance) = importance {
+            let weights = row_weights(x, &importance[i * QK..], mean_square);
+            let fit = fit::fit_affine(x, &weights, i32::from(levels), Search::FINE, &mut numbers);
+            (fit.scale, -fit.min)
+        } else {
+            let (min, max) = range(x);
+            let d = (max - min) / f32::from(levels);
+            let id = inverse(d);
+            for (q, &v) in numbers.iter_mut().zip(x) {
+                *q = truncate_to_i8((v - min) * id + 0.5).min(levels) as u8;
+            }
+            (d, min)
+        };
+        *block = store(d, m, &numbers);
+    }
+}
+
+/// The weight of largest magnitude with its sign; the first of equals. 0 for a block of zeros.
+#[inline]
+fn signed_extreme(x: &[f32]) -> f32 {
+    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
+    for &v in x {
+        if magnitude < v.abs() {
+            magnitude = v.abs();
+            extreme = v;
+        }
+    }
+    extreme
+}
+
+/// Smallest and largest weight.
+#[inline]
+fn range(x: &[f32]) -> (f32, f32) {
+    let (mut min, mut max) = (f32::MAX, -f32::MAX);
+    for &v in x {
+        if v < min {
+            min = v;
+        }
+        if v > max {
+            max = v;
+        }
+    }
+    (min, max)
+}
+
+/// 1 / d, or 0 where d is 0.
+#[inline]
+pub(super) fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// The weights of a legacy block's fit: importance · √(mean square of the row + x²).
+#[inline]
+fn row_weights(x: &[f32], importance: &[f32], mean_square: f32) -> [f32; QK] {
+    std::array::from_fn(|j| importance[j] * (mean_square + x[j] * x[j]).sqrt())
+}
+
+/// The mean square of a row, added up in order.
+#[inline]
+fn mean_square(row: &[f32]) -> f32 {
+    let mut sum = 0.0f32;
+    for &v in row {
+        sum += v * v;
+    }
+    sum / row.len() as f32
+}

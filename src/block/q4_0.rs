@@ -1,0 +1,40 @@
+//! Q4_0: `w = d · (q - 8)`, q in 0..16. 18 bytes for 32 weights, 4.5 bits a weight.
+
+use super::legacy::{pack_nibbles, quantize_symmetric, unpack_nibbles};
+use super::{Block, Bytes, QK};
+use crate::float::{f16_to_f32, f32_to_f16};
+
+/// A Q4_0 block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ4_0 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Numbers j and j + 16 in the low and high half of byte j.
+    pub qs: [u8; QK / 2],
+}
+const _: () = assert!(size_of::<BlockQ4_0>() == 18);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ4_0 {}
+
+impl Block for BlockQ4_0 {
+    const WEIGHTS: usize = QK;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        for j in 0..QK / 2 {
+            let (low, high) = unpack_nibbles(&self.qs, j);
+            out[j] = (low - 8) as f32 * d;
+            out[j + QK / 2] = (high - 8) as f32 * d;
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        quantize_symmetric(x, importance, 8, out, |d, q| Self {
+            d: f32_to_f16(d).to_le_bytes(),
+            qs: pack_nibbles(q),
+        });
+    }
+}

@@ -1,0 +1,44 @@
+//! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits a weight.
+
+use super::legacy::{pack_nibbles, quantize_affine, unpack_nibbles};
+use super::{Block, Bytes, QK};
+use crate::float::{f16_to_f32, f32_to_f16};
+
+/// A Q4_1 block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ4_1 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Minimum, f16.
+    pub m: [u8; 2],
+    /// Numbers j and j + 16 in the low and high half of byte j.
+    pub qs: [u8; QK / 2],
+}
+const _: () = assert!(size_of::<BlockQ4_1>() == 20);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ4_1 {}
+
+impl Block for BlockQ4_1 {
+    const WEIGHTS: usize = QK;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let m = f16_to_f32(u16::from_le_bytes(self.m));
+        for j in 0..QK / 2 {
+            let (low, high) = unpack_nibbles(&self.qs, j);
+            out[j] = low as f32 * d + m;
+            out[j + QK / 2] = high as f32 * d + m;
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        quantize_affine(x, importance, 15, out, |d, m, q| Self {
+            d: f32_to_f16(d).to_le_bytes(),
+            m: f32_to_f16(m).to_le_bytes(),
+            qs: pack_nibbles(q),
+        });
+    }
+}

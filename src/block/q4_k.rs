@@ -1,0 +1,76 @@
+//! Q4_K: eight sub-blocks of 32 weights, `w = d · scale · q - dmin · min`, q in 0..16, scales and
+//! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
+
+use super::k_fit::{KFit, Recipe};
+use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, unpack};
+use super::{Block, Bytes, QK_K};
+use crate::fit::Search;
+use crate::float::f16_to_f32;
+
+/// A Q4_K block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ4K {
+    /// Scale of the scales, f16.
+    pub d: [u8; 2],
+    /// Scale of the minima, f16.
+    pub dmin: [u8; 2],
+    /// Scales and minima, six bits each.
+    pub scales: [u8; SCALES_BYTES],
+    /// Numbers: byte 32 j + i holds number i of sub-blocks 2 j (low half) and 2 j + 1 (high half).
+    pub qs: [u8; QK_K / 2],
+}
+const _: () = assert!(size_of::<BlockQ4K>() == 144);
+
+const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K };
+
+impl BlockQ4K {
+    /// Encodes a block with the plain fit, or with `importance`.
+    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        Self::from_fit(&RECIPE.fit(x, importance))
+    }
+
+    /// As [`Self::quantize`], but the places in `left_out` carry no weight in the fit.
+    pub fn quantize_without(
+        x: &[f32; QK_K],
+        importance: Option<&[f32; QK_K]>,
+        left_out: &[u8],
+    ) -> Self {
+        Self::from_fit(&RECIPE.fit_without(x, importance, left_out))
+    }
+
+    fn from_fit(fit: &KFit) -> Self {
+        let mut qs = [0u8; QK_K / 2];
+        for (qs, q) in qs.chunks_exact_mut(32).zip(fit.numbers.chunks_exact(64)) {
+            for i in 0..32 {
+                qs[i] = q[i] | (q[i + 32] << 4);
+            }
+        }
+        Self { d: fit.d.to_le_bytes(), dmin: fit.dmin.to_le_bytes(), scales: fit.scales, qs }
+    }
+}
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ4K {}
+
+impl Block for BlockQ4K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
+        for j in 0..SUB_BLOCKS {
+            let (scale, min) = unpack(&self.scales, j);
+            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            let qs = &self.qs[j / 2 * 32..][..32];
+            for (y, &q) in out[j * 32..][..32].iter_mut().zip(qs) {
+                *y = scale * f32::from((q >> (j % 2 * 4)) & 0x0f) - min;
+            }
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        super::k_fit::for_each_block(x, importance, out, Self::quantize);
+    }
+}

@@ -1,0 +1,43 @@
+//! Q5_0: `w = d · (q - 16)`, q in 0..32. 22 bytes for 32 weights, 5.5 bits a weight.
+
+use super::legacy::{pack_fifth_bits, pack_nibbles, quantize_symmetric, unpack_five_bits};
+use super::{Block, Bytes, QK};
+use crate::float::{f16_to_f32, f32_to_f16};
+
+/// A Q5_0 block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ5_0 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Bit j is the fifth bit of number j.
+    pub qh: [u8; 4],
+    /// Low four bits of numbers j and j + 16 in byte j.
+    pub qs: [u8; QK / 2],
+}
+const _: () = assert!(size_of::<BlockQ5_0>() == 22);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ5_0 {}
+
+impl Block for BlockQ5_0 {
+    const WEIGHTS: usize = QK;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        for j in 0..QK / 2 {
+            let (low, high) = unpack_five_bits(&self.qs, self.qh, j);
+            out[j] = (low - 16) as f32 * d;
+            out[j + QK / 2] = (high - 16) as f32 * d;
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        quantize_symmetric(x, importance, 16, out, |d, q| Self {
+            d: f32_to_f16(d).to_le_bytes(),
+            qh: pack_fifth_bits(q),
+            qs: pack_nibbles(q),
+        });
+    }
+}

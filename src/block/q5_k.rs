@@ -1,0 +1,69 @@
+//! Q5_K: as Q4_K with numbers of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
+//! 176 bytes for 256 weights, 5.5 bits a weight.
+
+use super::k_fit::Recipe;
+use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, unpack};
+use super::{Block, Bytes, QK_K};
+use crate::fit::Search;
+use crate::float::f16_to_f32;
+
+/// A Q5_K block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ5K {
+    /// Scale of the scales, f16.
+    pub d: [u8; 2],
+    /// Scale of the minima, f16.
+    pub dmin: [u8; 2],
+    /// Scales and minima, six bits each.
+    pub scales: [u8; SCALES_BYTES],
+    /// Bit j of byte i is the fifth bit of number i of sub-block j.
+    pub qh: [u8; QK_K / 8],
+    /// Low four bits of the numbers, laid out as in Q4_K.
+    pub qs: [u8; QK_K / 2],
+}
+const _: () = assert!(size_of::<BlockQ5K>() == 176);
+
+const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K };
+
+impl BlockQ5K {
+    /// Encodes a block with the plain fit, or with `importance`.
+    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        let fit = RECIPE.fit(x, importance);
+        let (mut qh, mut qs) = ([0u8; QK_K / 8], [0u8; QK_K / 2]);
+        for (j, q) in fit.numbers.chunks_exact(32).enumerate() {
+            let qs = &mut qs[j / 2 * 32..][..32];
+            for i in 0..32 {
+                qs[i] |= (q[i] & 0x0f) << (j % 2 * 4);
+                qh[i] |= (q[i] >> 4) << j;
+            }
+        }
+        Self { d: fit.d.to_le_bytes(), dmin: fit.dmin.to_le_bytes(), scales: fit.scales, qh, qs }
+    }
+}
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ5K {}
+
+impl Block for BlockQ5K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
+        for j in 0..SUB_BLOCKS {
+            let (scale, min) = unpack(&self.scales, j);
+            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            let qs = &self.qs[j / 2 * 32..][..32];
+            for ((y, &q), &h) in out[j * 32..][..32].iter_mut().zip(qs).zip(&self.qh) {
+                let number = ((q >> (j % 2 * 4)) & 0x0f) | (((h >> j) & 1) << 4);
+                *y = scale * f32::from(number) - min;
+            }
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        super::k_fit::for_each_block(x, importance, out, Self::quantize);
+    }
+}

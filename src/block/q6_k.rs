@@ -1,0 +1,110 @@
+//! Q6_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 32)`, q in 0..64, scales signed
+//! bytes. 210 bytes for 256 weights, 6.5625 bits a weight.
+
+use super::k_fit::for_each_block;
+use super::{Block, Bytes, QK_K};
+use crate::fit::fit_signed;
+use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+
+const SUB_BLOCKS: usize = 16;
+const SUB: usize = QK_K / SUB_BLOCKS;
+/// Below this magnitude of every scale the block counts as all zero.
+const TINY: f32 = 1e-15;
+
+/// A Q6_K block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ6K {
+    /// Low four bits: for each half of the block, byte i of 64 holds numbers i and i + 64.
+    pub ql: [u8; QK_K / 2],
+    /// High two bits: for each half, byte i of 32 holds numbers i, i + 32, i + 64 and i + 96.
+    pub qh: [u8; QK_K / 4],
+    /// Scales of the sub-blocks, signed.
+    pub scales: [u8; SUB_BLOCKS],
+    /// Scale of the scales, f16.
+    pub d: [u8; 2],
+}
+const _: () = assert!(size_of::<BlockQ6K>() == 210);
+
+impl BlockQ6K {
+    const ZERO: Self =
+        Self { ql: [0; QK_K / 2], qh: [0; QK_K / 4], scales: [0; SUB_BLOCKS], d: [0; 2] };
+
+    /// Encodes a block, with importance or x² as the weights of the fit.
+    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        let mut numbers = [0u8; QK_K];
+        let mut fitted = [0f32; SUB_BLOCKS];
+        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
+        for (j, scale) in fitted.iter_mut().enumerate() {
+            let place = j * SUB..(j + 1) * SUB;
+            let weights = importance.map(|w| &w[place.clone()]);
+            *scale = fit_signed(&x[place.clone()], weights, 32, &mut numbers[place]);
+            if scale.abs() > magnitude {
+                magnitude = scale.abs();
+                extreme = *scale;
+            }
+        }
+        if magnitude < TINY {
+            return Self::ZERO;
+        }
+
+        let inverse = -128.0 / extreme;
+        let mut block = Self { d: f32_to_f16(1.0 / inverse).to_le_bytes(), ..Self::ZERO };
+        let d = f16_to_f32(u16::from_le_bytes(block.d));
+        for (j, &fitted) in fitted.iter().enumerate() {
+            let stored = nearest_int(inverse * fitted).min(127) as i8;
+            block.scales[j] = stored as u8;
+            let scale = d * f32::from(stored);
+            if scale == 0.0 {
+                continue;
+            }
+            let place = j * SUB..(j + 1) * SUB;
+            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
+                *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
+            }
+        }
+
+        let halves = block.ql.chunks_exact_mut(64).zip(block.qh.chunks_exact_mut(32));
+        for ((ql, qh), q) in halves.zip(numbers.chunks_exact(128)) {
+            for i in 0..32 {
+                ql[i] = (q[i] & 0x0f) | (q[i + 64] << 4);
+                ql[i + 32] = (q[i + 32] & 0x0f) | (q[i + 96] << 4);
+                qh[i] = (q[i] >> 4)
+                    | (q[i + 32] >> 4) << 2
+                    | (q[i + 64] >> 4) << 4
+                    | (q[i + 96] >> 4) << 6;
+            }
+        }
+        block
+    }
+}
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ6K {}
+
+impl Block for BlockQ6K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
+        let outputs = out.chunks_exact_mut(128).zip(self.scales.chunks_exact(8));
+        for ((ql, qh), (out, scales)) in halves.zip(outputs) {
+            for quarter in 0..4 {
+                let out = &mut out[quarter * 32..][..32];
+                for (i, y) in out.iter_mut().enumerate() {
+                    let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
+                    let high = (qh[i] >> (quarter * 2)) & 3;
+                    let number = i32::from(low | (high << 4)) - 32;
+                    let scale = scales[quarter * 2 + i / 16] as i8;
+                    *y = d * f32::from(scale) * number as f32;
+                }
+            }
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        for_each_block(x, importance, out, Self::quantize);
+    }
+}

@@ -1,0 +1,44 @@
+//! Q8_0: `w = d · q`, q in -127..=127. 34 bytes for 32 weights, 8.5 bits a weight.
+
+use super::legacy::inverse;
+use super::{Block, Bytes, QK};
+use crate::float::{f16_to_f32, f32_to_f16, truncate_to_i8};
+
+/// A Q8_0 block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ8_0 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Numbers, signed.
+    pub qs: [u8; QK],
+}
+const _: () = assert!(size_of::<BlockQ8_0>() == 34);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ8_0 {}
+
+impl Block for BlockQ8_0 {
+    const WEIGHTS: usize = QK;
+
+    #[inline]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        for (y, &q) in out.iter_mut().zip(&self.qs) {
+            *y = f32::from(q as i8) * d;
+        }
+    }
+
+    /// The nearest number, ties away from zero; importance is not used.
+    fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
+        for (block, x) in out.iter_mut().zip(x.chunks_exact(QK)) {
+            let magnitude = x.iter().fold(0.0f32, |m, v| if m > v.abs() { m } else { v.abs() });
+            let d = magnitude / 127.0;
+            let id = inverse(d);
+            block.d = f32_to_f16(d).to_le_bytes();
+            for (q, &v) in block.qs.iter_mut().zip(x) {
+                *q = truncate_to_i8((v * id).round()) as u8;
+            }
+        }
+    }
+}

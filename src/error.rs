@@ -1,0 +1,77 @@
+//! What can go wrong at the border of the crate. Below it, lengths are only debug-asserted.
+
+use std::fmt;
+
+/// An input that cannot be quantized or dequantized as asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// A type id or name that the codec does not know.
+    UnknownType(String),
+    /// The length of a row is not a multiple of the type's block.
+    RowLength {
+        /// Weights in a row.
+        row_length: usize,
+        /// Weights in a block of the type.
+        block: usize,
+        /// The type's name.
+        name: &'static str,
+    },
+    /// A buffer does not have the length that the other arguments ask for.
+    BufferLength {
+        /// Which buffer.
+        what: &'static str,
+        /// Its length, in its own elements.
+        got: usize,
+        /// The length it should have.
+        expected: usize,
+    },
+    /// More outliers a block than the format can hold.
+    TooManyOutliers(usize),
+    /// An input weight is NaN or infinite.
+    NotFinite {
+        /// Position in the input, in weights.
+        position: usize,
+    },
+    /// An importance weight is NaN, infinite or negative.
+    BadImportance {
+        /// Position in the row.
+        position: usize,
+    },
+    /// Stored blocks contradict the format: a wrong count, or places out of order.
+    BadBlock {
+        /// Number of the block in the input.
+        block: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for QuantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownType(name) => write!(f, "unknown tensor type {name}"),
+            Self::RowLength { row_length, block, name } => write!(
+                f,
+                "a row of {row_length} weights cannot be stored as {name}: its blocks hold {block}"
+            ),
+            Self::BufferLength { what, got, expected } => {
+                write!(f, "{what} has {got} elements, expected {expected}")
+            }
+            Self::TooManyOutliers(n) => write!(
+                f,
+                "{n} outliers a block asked for; the most is {}",
+                crate::hifi::MAX_OUTLIERS
+            ),
+            Self::NotFinite { position } => {
+                write!(f, "the weight at position {position} is NaN or infinite")
+            }
+            Self::BadImportance { position } => {
+                write!(f, "the importance at column {position} is NaN, infinite or negative")
+            }
+            Self::BadBlock { block, what } => write!(f, "block {block}: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for QuantError {}

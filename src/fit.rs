@@ -1,0 +1,241 @@
+//! The searches for a block's scale and minimum that the formats share: the mathematics of ggml's
+//! quantizers, and the oracle of every faster version.
+//!
+//! A fit minimises the weighted squared error `Σ w (value(q) - x)²` over a handful of candidate
+//! grids. For each candidate the numbers q are rounded first; the best scale (and minimum) for
+//! those numbers then has a closed form, weighted least squares.
+//!
+//! The order of every floating-point operation is part of the contract: it decides the bytes.
+//! Nothing here may be reassociated or fused.
+
+use crate::float::nearest_int;
+
+/// Below this magnitude a group counts as all zero.
+const TINY: f32 = 1e-15;
+
+/// The candidate grids of [`fit_affine`]: `(first + step · i + levels) / (max - min)` for
+/// i in 0..=`steps` are tried as inverse scales.
+#[derive(Debug, Clone, Copy)]
+pub struct Search {
+    first: f32,
+    step: f32,
+    steps: u32,
+}
+
+impl Search {
+    /// Where importance is given, for every type.
+    pub const FINE: Self = Self { first: -0.9, step: 0.05, steps: 36 };
+    /// Q4_K without importance.
+    pub const Q4_K: Self = Self { first: -1.0, step: 0.1, steps: 20 };
+    /// Q5_K without importance.
+    pub const Q5_K: Self = Self { first: -0.5, step: 0.1, steps: 15 };
+}
+
+/// `value(q) = scale · q - min`, with `min` ≥ 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    /// Distance between neighbouring values.
+    pub scale: f32,
+    /// What is deducted: the value of q = 0, negated.
+    pub min: f32,
+}
+
+/// Fits `scale · q - min`, q in 0..=`levels`, to `x` under `weights`; writes q to `numbers`.
+///
+/// The grid always contains a value ≤ 0: a positive minimum is moved to 0.
+pub fn fit_affine(
+    x: &[f32],
+    weights: &[f32],
+    levels: i32,
+    search: Search,
+    numbers: &mut [u8],
+) -> Affine {
+    debug_assert!(x.len() == weights.len() && x.len() == numbers.len() && x.len() <= 32);
+    let (mut min, mut max) = (x[0], x[0]);
+    let mut sum_w = weights[0];
+    let mut sum_x = sum_w * x[0];
+    for (&v, &w) in x.iter().zip(weights).skip(1) {
+        if v < min {
+            min = v;
+        }
+        if v > max {
+            max = v;
+        }
+        sum_w += w;
+        sum_x += w * v;
+    }
+    if min > 0.0 {
+        min = 0.0;
+    }
+    if max <= min {
+        numbers.fill(0);
+        return Affine { scale: 0.0, min: -min };
+    }
+
+    let round = |inverse: f32, v: f32, min: f32| nearest_int(inverse * (v - min)).clamp(0, levels);
+    let error = |scale: f32, min: f32, numbers: &[u8]| {
+        let mut sum = 0.0f32;
+        for ((&v, &w), &q) in x.iter().zip(weights).zip(numbers) {
+            let difference = scale * f32::from(q) + min - v;
+            sum += w * (difference * difference);
+        }
+        sum
+    };
+
+    let inverse = levels as f32 / (max - min);
+    let mut scale = 1.0 / inverse;
+    for (q, &v) in numbers.iter_mut().zip(x) {
+        *q = round(inverse, v, min) as u8;
+    }
+    let mut best = error(scale, min, numbers);
+
+    let mut candidate = [0u8; 32];
+    let candidate = &mut candidate[..x.len()];
+    for step in 0..=search.steps {
+        // `min` is the best one so far: each grid starts where the last improvement ended
+        let inverse = (search.first + search.step * step as f32 + levels as f32) / (max - min);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
+        for ((q, &v), &w) in candidate.iter_mut().zip(x).zip(weights) {
+            let number = round(inverse, v, min);
+            *q = number as u8;
+            let l = number as f32;
+            sum_l += w * l;
+            sum_l2 += w * l * l;
+            sum_xl += w * l * v;
+        }
+        let determinant = sum_w * sum_l2 - sum_l * sum_l;
+        if determinant > 0.0 {
+            let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+            let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+            if this_min > 0.0 {
+                this_min = 0.0;
+                this_scale = sum_xl / sum_l2;
+            }
+            let this_error = error(this_scale, this_min, candidate);
+            if this_error < best {
+                numbers.copy_from_slice(candidate);
+                (best, scale, min) = (this_error, this_scale, this_min);
+            }
+        }
+    }
+    Affine { scale, min: -min }
+}
+
+/// Fits `scale · q`, q in -`half`..`half`, to `x`; writes q + `half` to `numbers`.
+///
+/// Without `weights`, x² are the weights. The extreme weight's sign decides the sign of the scale,
+/// so that it may use the number -`half`. Returns 0 for a group of zeros.
+pub fn fit_signed(x: &[f32], weights: Option<&[f32]>, half: i32, numbers: &mut [u8]) -> f32 {
+    debug_assert!(x.len() == numbers.len() && weights.is_none_or(|w| w.len() == x.len()));
+    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
+    for &v in x {
+        if v.abs() > magnitude {
+            magnitude = v.abs();
+            extreme = v;
+        }
+    }
+    if magnitude < TINY {
+        numbers.fill(0);
+        return 0.0;
+    }
+
+    let round = |inverse: f32, v: f32| nearest_int(inverse * v).clamp(-half, half - 1);
+    let sums = |inverse: f32| {
+        let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
+        for (i, &v) in x.iter().enumerate() {
+            let l = round(inverse, v) as f32;
+            let w = weights.map_or(v * v, |w| w[i]);
+            sum_xl += w * v * l;
+            sum_l2 += w * l * l;
+        }
+        (sum_xl, sum_l2)
+    };
+
+    let mut chosen = -(half as f32) / extreme;
+    let (sum_xl, sum_l2) = sums(chosen);
+    let mut scale = if sum_l2 == 0.0 { 0.0 } else { sum_xl / sum_l2 };
+    let mut best = scale * sum_xl;
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let inverse = -(half as f32 + 0.1 * step as f32) / extreme;
+        let (sum_xl, sum_l2) = sums(inverse);
+        if sum_l2 > 0.0 && sum_xl * sum_xl > best * sum_l2 {
+            chosen = inverse;
+            scale = sum_xl / sum_l2;
+            best = scale * sum_xl;
+        }
+    }
+    for (q, &v) in numbers.iter_mut().zip(x) {
+        *q = (round(chosen, v) + half) as u8;
+    }
+    scale
+}
+
+/// Fits `scale · q`, q in 0..=`levels`, to the non-negative `x` under `weights`; writes q to
+/// `numbers`. Used for the scales and minima of a K-quant block's sub-blocks.
+///
+/// After the search over grids, single numbers are moved as long as that lowers the error, in at
+/// most five rounds.
+pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, numbers: &mut [u8]) -> f32 {
+    debug_assert!(x.len() == weights.len() && x.len() == numbers.len());
+    let max = x.iter().fold(0.0f32, |m, &v| if m > v { m } else { v });
+    if max < TINY {
+        numbers.fill(0);
+        return 0.0;
+    }
+
+    let error = |inverse: f32, number: &dyn Fn(f32) -> f32| {
+        let scale = 1.0 / inverse;
+        let mut sum = 0.0f32;
+        for (&v, &w) in x.iter().zip(weights) {
+            let difference = v - scale * number(inverse * v);
+            sum += w * difference * difference;
+        }
+        sum
+    };
+
+    let mut chosen = levels as f32 / max;
+    // the first grid's numbers pass through a byte, unclamped, as in ggml
+    let mut best = error(chosen, &|v| f32::from(nearest_int(v) as u8));
+    for step in (-4..=4).filter(|&step| step != 0) {
+        let inverse = (0.1 * step as f32 + levels as f32) / max;
+        let this = error(inverse, &|v| nearest_int(v).min(levels) as f32);
+        if this < best {
+            best = this;
+            chosen = inverse;
+        }
+    }
+
+    let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
+    for ((q, &v), &w) in numbers.iter_mut().zip(x).zip(weights) {
+        let number = nearest_int(chosen * v).min(levels);
+        *q = number as u8;
+        let l = number as f32;
+        sum_xl += w * v * l;
+        sum_l2 += w * l * l;
+    }
+    for _ in 0..5 {
+        let mut changed = false;
+        for ((q, &v), &w) in numbers.iter_mut().zip(x).zip(weights) {
+            let l = f32::from(*q);
+            let mut xl = sum_xl - w * v * l;
+            let mut l2 = sum_l2 - w * l * l;
+            if xl > 0.0 && l2 > 0.0 {
+                let number = nearest_int(v * l2 / xl).min(levels);
+                if number != i32::from(*q) {
+                    let l = number as f32;
+                    xl += w * v * l;
+                    l2 += w * l * l;
+                    if xl * xl * sum_l2 > sum_xl * sum_xl * l2 {
+                        *q = number as u8;
+                        (sum_xl, sum_l2) = (xl, l2);
+                        changed = true;
+                    }
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 }
+}

@@ -1,0 +1,151 @@
+//! Half precision, bfloat16 and the roundings that ggml uses, bit for bit.
+//!
+//! Written out rather than taken from the hardware, so that every machine gives the same bytes:
+//! all conversions to 16 bits round to nearest, ties to even.
+
+/// IEEE binary16 → binary32, exact for every input (NaN payloads kept).
+#[inline]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let exponent = magnitude & 0x0f80_0000;
+    let value = if exponent == 0x0f80_0000 {
+        // infinity and NaN: widen the exponent field
+        f32::from_bits(magnitude + ((255 - 31) << 23))
+    } else {
+        // normal and subnormal alike: a power of two moves the exponent's bias, exactly
+        f32::from_bits(magnitude) * f32::from_bits((254 - 15) << 23)
+    };
+    f32::from_bits(value.to_bits() | sign)
+}
+
+/// IEEE binary32 → binary16, to nearest with ties to even; too large becomes infinite.
+///
+/// Every NaN becomes `0x7e00` with the input's sign, as in ggml's portable conversion.
+#[inline]
+pub fn f32_to_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let sign = ((bits >> 16) & 0x8000) as u16;
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        return sign | 0x7e00;
+    }
+    if magnitude >= 0x4780_0000 {
+        return sign | 0x7c00; // 65536 and more
+    }
+    if magnitude < 0x3880_0000 {
+        // below 2^-14: the sum with 0.5 leaves the subnormal's bits at the bottom, already rounded
+        let rounded = f32::from_bits(magnitude) + 0.5;
+        return sign | (rounded.to_bits() - 0.5f32.to_bits()) as u16;
+    }
+    let odd = (magnitude >> 13) & 1;
+    let rebiased = magnitude - ((127 - 15) << 23);
+    sign | ((rebiased + 0x0fff + odd) >> 13) as u16
+}
+
+/// bfloat16 → binary32, exact.
+#[inline]
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// binary32 → bfloat16, to nearest with ties to even; a NaN stays one and becomes quiet.
+#[inline]
+pub fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if bits & 0x7fff_ffff > 0x7f80_0000 {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// The nearest integer, ties to even, by adding 1.5·2²³ and reading the mantissa.
+///
+/// Meant for |value| < 2²². Beyond it the result is what the same bits give in ggml, which its
+/// quantizers then clamp; a NaN gives 0.
+#[inline]
+pub fn nearest_int(value: f32) -> i32 {
+    let bits = (value + 12_582_912.0).to_bits() as i32;
+    (bits & 0x007f_ffff) - 0x0040_0000
+}
+
+/// `(int8_t)value` as x86-64 compiles it: towards zero, then the low byte; out of range gives 0.
+///
+/// Such values arise in blocks so small that the inverse of their scale overflows.
+#[inline]
+pub fn truncate_to_i8(value: f32) -> i8 {
+    let in_range = value >= -2_147_483_648.0 && value < 2_147_483_648.0;
+    if in_range { value as i32 as i8 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_survives_the_way_through_f32() {
+        for bits in 0..=u16::MAX {
+            let value = f16_to_f32(bits);
+            let expected = if value.is_nan() { bits & 0x8000 | 0x7e00 } else { bits };
+            assert_eq!(f32_to_f16(value), expected, "{bits:#06x} is {value}");
+        }
+    }
+
+    #[test]
+    fn f16_known_values() {
+        for (bits, value) in [
+            (0x0000, 0.0),
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0400, 6.103_515_6e-5),
+            (0x0001, 5.960_464_5e-8),
+            (0x7c00, f32::INFINITY),
+        ] {
+            assert_eq!(f16_to_f32(bits), value);
+            assert_eq!(f32_to_f16(value), bits);
+        }
+    }
+
+    /// Halfway between two neighbours goes to the even one, and a hair beyond goes further.
+    #[test]
+    fn f16_ties_go_to_even() {
+        for bits in 0..0x7bffu16 {
+            let (low, high) = (f16_to_f32(bits), f16_to_f32(bits + 1));
+            let middle = (f64::from(low) + f64::from(high)) / 2.0;
+            let even = if bits & 1 == 0 { bits } else { bits + 1 };
+            let middle = middle as f32; // exact: one bit more than f16 has
+            assert_eq!(f32_to_f16(middle), even);
+            assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() + 1)), bits + 1);
+            assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() - 1)), bits);
+        }
+        assert_eq!(f32_to_f16(65519.996), 0x7bff);
+        assert_eq!(f32_to_f16(65520.0), 0x7c00);
+    }
+
+    #[test]
+    fn bf16_ties_go_to_even() {
+        assert_eq!(f32_to_bf16(f32::from_bits(0x3f80_8000)), 0x3f80);
+        assert_eq!(f32_to_bf16(f32::from_bits(0x3f81_8000)), 0x3f82);
+        assert_eq!(f32_to_bf16(f32::from_bits(0x3f80_8001)), 0x3f81);
+        assert_eq!(f32_to_bf16(f32::MAX), 0x7f80);
+        assert!(bf16_to_f32(f32_to_bf16(f32::NAN)).is_nan());
+    }
+
+    #[test]
+    fn nearest_int_rounds_ties_to_even() {
+        for (value, expected) in [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (7.49, 7)] {
+            assert_eq!(nearest_int(value), expected, "{value}");
+        }
+        assert_eq!(nearest_int(f32::NAN), 0);
+    }
+
+    #[test]
+    fn truncation_follows_x86() {
+        for (value, expected) in
+            [(7.99, 7), (-7.99, -7), (300.0, 44), (f32::INFINITY, 0), (f32::NAN, 0)]
+        {
+            assert_eq!(truncate_to_i8(value), expected, "{value}");
+        }
+    }
+}

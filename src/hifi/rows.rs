@@ -1,0 +1,122 @@
+//! Whole matrices of Q4_HIFI in the split layout: Q4_K rows and, beside them, the places and
+//! residuals of each block's outliers. The counterpart of [`crate::rows`].
+
+use super::{HifiBlock, MAX_OUTLIERS, check_index};
+use crate::block::{BlockQ4K, QK_K, TensorType, blocks_mut};
+use crate::error::QuantError;
+use crate::float::f16_to_f32;
+use crate::rows::{self, ErrorSums, Source, check_importance, expect_length, per_row};
+use rayon::prelude::*;
+
+/// The outliers of rows, to be written. For each block `outliers` places and as many residuals.
+#[derive(Debug)]
+pub struct OutliersMut<'a> {
+    /// Outliers a block, at most [`MAX_OUTLIERS`].
+    pub outliers: usize,
+    /// `rows · row_length / 256 · outliers` places.
+    pub index: &'a mut [u8],
+    /// As many f16 residuals, two bytes each.
+    pub residual: &'a mut [u8],
+}
+
+/// The outliers of rows, to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Outliers<'a> {
+    /// Outliers a block, at most [`MAX_OUTLIERS`].
+    pub outliers: usize,
+    /// Places in each block, strictly increasing.
+    pub index: &'a [u8],
+    /// As many f16 residuals, two bytes each.
+    pub residual: &'a [u8],
+}
+
+/// Encodes rows: Q4_K blocks into `base`, the rest into `outliers`.
+pub fn quantize(
+    source: Source<'_>,
+    importance: Option<&[f32]>,
+    base: &mut [u8],
+    outliers: OutliersMut<'_>,
+) -> Result<ErrorSums, QuantError> {
+    let OutliersMut { outliers, index, residual } = outliers;
+    check_outliers(outliers)?;
+    let row_bytes = TensorType::Q4K.row_bytes(source.row_length())?;
+    let row_outliers = source.row_length() / QK_K * outliers;
+    expect_length("base", base.len(), source.rows() * row_bytes)?;
+    expect_length("index", index.len(), source.rows() * row_outliers)?;
+    expect_length("residual", residual.len(), source.rows() * row_outliers * 2)?;
+    check_importance(importance, source.row_length())?;
+    if outliers == 0 {
+        return rows::quantize(source, TensorType::Q4K, importance, base);
+    }
+    let out = base
+        .par_chunks_exact_mut(row_bytes)
+        .zip(index.par_chunks_exact_mut(row_outliers))
+        .zip(residual.par_chunks_exact_mut(row_outliers * 2));
+    per_row(source, out, |x, decoded, ((base, index), residual)| {
+        let base = blocks_mut::<BlockQ4K>(base).iter_mut();
+        let index = index.chunks_exact_mut(outliers);
+        let residual = residual.chunks_exact_mut(outliers * 2);
+        encode_row(x, importance, outliers, decoded).zip(base.zip(index).zip(residual)).for_each(
+            |(block, ((base, index), residual))| {
+                *base = block.base;
+                index.copy_from_slice(block.index());
+                for (bytes, r) in residual.as_chunks_mut().0.iter_mut().zip(block.residual()) {
+                    *bytes = r.to_le_bytes();
+                }
+            },
+        );
+        ErrorSums::of_row(x, importance, decoded)
+    })
+}
+
+/// Decodes rows into `out`; `base` are their Q4_K rows.
+pub fn dequantize(
+    base: Source<'_>,
+    outliers: Outliers<'_>,
+    out: &mut [f32],
+) -> Result<(), QuantError> {
+    let Outliers { outliers, index, residual } = outliers;
+    check_outliers(outliers)?;
+    let n_blocks = base.rows() * (base.row_length() / QK_K);
+    expect_length("index", index.len(), n_blocks * outliers)?;
+    expect_length("residual", residual.len(), n_blocks * outliers * 2)?;
+    rows::dequantize(base, out)?;
+    if outliers == 0 {
+        return Ok(());
+    }
+    out.as_chunks_mut::<QK_K>()
+        .0
+        .par_iter_mut()
+        .zip(index.par_chunks_exact(outliers))
+        .zip(residual.par_chunks_exact(outliers * 2))
+        .enumerate()
+        .map(|(number, ((out, index), residual))| {
+            check_index(index, number)?;
+            for (&i, r) in index.iter().zip(residual.as_chunks().0) {
+                out[usize::from(i)] += f16_to_f32(u16::from_le_bytes(*r));
+            }
+            Ok(())
+        })
+        .find_map_first(Result::err)
+        .map_or(Ok(()), Err)
+}
+
+/// Encodes the blocks of a row one after another, and decodes each to its place in `decoded`.
+pub(super) fn encode_row<'a>(
+    x: &'a [f32],
+    importance: Option<&'a [f32]>,
+    outliers: usize,
+    decoded: &'a mut [f32],
+) -> impl Iterator<Item = HifiBlock> + 'a {
+    let importance = importance.map(|w| w.as_chunks::<QK_K>().0);
+    let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut::<QK_K>().0);
+    blocks.enumerate().map(move |(i, (x, decoded))| {
+        let block = HifiBlock::encode(x, importance.map(|w| &w[i]), outliers);
+        *decoded = block.decode();
+        block
+    })
+}
+
+pub(super) fn check_outliers(outliers: usize) -> Result<(), QuantError> {
+    if outliers > MAX_OUTLIERS { Err(QuantError::TooManyOutliers(outliers)) } else { Ok(()) }
+}

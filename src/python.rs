@@ -1,0 +1,311 @@
+//! The Python module `q4hifi._core`: extract, release the interpreter lock, call, wrap.
+//!
+//! Types are named by their GGUF ids. Data crosses as contiguous one-dimensional arrays of bytes
+//! that hold whole rows; nothing is copied on the way in.
+
+use crate::block::{QK_K, TensorType};
+use crate::error::QuantError;
+use crate::hifi::{self, fork};
+use crate::rows::{self, ErrorSums, Source};
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+pyo3::create_exception!(
+    _core,
+    NotFinite,
+    PyValueError,
+    "A weight is NaN or infinite; the second argument is its position in the input, in weights."
+);
+
+impl From<QuantError> for PyErr {
+    fn from(error: QuantError) -> Self {
+        match error {
+            QuantError::NotFinite { position } => NotFinite::new_err((error.to_string(), position)),
+            other => PyValueError::new_err(other.to_string()),
+        }
+    }
+}
+
+type Bytes<'py> = Bound<'py, PyArray1<u8>>;
+type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
+type Importance<'py> = Option<PyReadonlyArray1<'py, f32>>;
+type Sums = (f64, f64);
+
+fn sums(sums: ErrorSums) -> Sums {
+    (sums.error, sums.reference)
+}
+
+/// Runs `work` without the interpreter lock on `threads` threads; 0 is one a core.
+fn detached<T: Send>(py: Python<'_>, threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
+    py.detach(|| {
+        if threads == 0 {
+            return work();
+        }
+        let mut pools = POOLS.get_or_init(Mutex::default).lock().expect("no panic holds the lock");
+        let pool = pools.entry(threads).or_insert_with(|| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            Arc::new(pool.expect("threads can be started"))
+        });
+        let pool = Arc::clone(pool);
+        drop(pools);
+        pool.install(work)
+    })
+}
+
+fn slice<'a, T: numpy::Element>(
+    array: &'a PyReadonlyArray1<'_, T>,
+    what: &str,
+) -> PyResult<&'a [T]> {
+    array.as_slice().map_err(|_| PyValueError::new_err(format!("{what} is not contiguous")))
+}
+
+fn importance_slice<'a>(importance: &'a Importance<'_>) -> PyResult<Option<&'a [f32]>> {
+    importance.as_ref().map(|w| slice(w, "importance")).transpose()
+}
+
+/// `(name, id, weights a block, bytes a block)` of every type of the codec.
+#[pyfunction]
+fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
+    let row = |t: TensorType| (t.name(), t.id(), t.block_weights(), t.block_bytes());
+    TensorType::ALL.map(row).to_vec()
+}
+
+/// Encodes rows of type `source_type` as `target_type`.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, target_type, importance, threads))]
+fn quantize<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    target_type: u32,
+    importance: Importance<'py>,
+    threads: usize,
+) -> PyResult<(Bytes<'py>, Sums)> {
+    let target = TensorType::from_id(target_type)?;
+    let importance = importance_slice(&importance)?;
+    let source =
+        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
+    let error = detached(py, threads, || rows::quantize(source, target, importance, &mut out))?;
+    Ok((PyArray1::from_vec(py, out), sums(error)))
+}
+
+/// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
+fn quantize_hifi<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    outliers: usize,
+    importance: Importance<'py>,
+    threads: usize,
+) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
+    let importance = importance_slice(&importance)?;
+    let source =
+        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let mut parts = Parts::new(source.rows(), row_length, outliers)?;
+    let error = detached(py, threads, || {
+        let (base, outliers) = parts.split_mut();
+        hifi::rows::quantize(source, importance, base, outliers)
+    })?;
+    let (base, index, residual) = parts.into_arrays(py);
+    Ok((base, index, residual, sums(error)))
+}
+
+/// Encodes rows as Q4_HIFI, in the fork layout.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
+fn quantize_hifi_fork<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    outliers: usize,
+    importance: Importance<'py>,
+    threads: usize,
+) -> PyResult<(Bytes<'py>, Sums)> {
+    let importance = importance_slice(&importance)?;
+    let source =
+        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
+    let error = detached(py, threads, || fork::quantize(source, importance, outliers, &mut out))?;
+    Ok((PyArray1::from_vec(py, out), sums(error)))
+}
+
+/// Decodes rows of a type of the codec.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, threads))]
+fn dequantize<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let source =
+        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let mut out = vec![0f32; source.rows() * row_length];
+    detached(py, threads, || rows::dequantize(source, &mut out))?;
+    Ok(PyArray1::from_vec(py, out))
+}
+
+/// Decodes Q4_HIFI rows of the split layout.
+#[pyfunction]
+#[pyo3(signature = (base, index, residual, row_length, outliers, threads))]
+fn dequantize_hifi<'py>(
+    py: Python<'py>,
+    base: BytesArgument<'py>,
+    index: BytesArgument<'py>,
+    residual: BytesArgument<'py>,
+    row_length: usize,
+    outliers: usize,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
+    let outliers = hifi::rows::Outliers {
+        outliers,
+        index: slice(&index, "index")?,
+        residual: slice(&residual, "residual")?,
+    };
+    let mut out = vec![0f32; base.rows() * row_length];
+    detached(py, threads, || hifi::rows::dequantize(base, outliers, &mut out))?;
+    Ok(PyArray1::from_vec(py, out))
+}
+
+/// Decodes Q4_HIFI rows of the fork layout.
+#[pyfunction]
+#[pyo3(signature = (source, row_length, threads))]
+fn dequantize_hifi_fork<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    row_length: usize,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let data = slice(&source, "source")?;
+    let mut out = vec![0f32; data.len() / fork::row_bytes(row_length)? * row_length];
+    detached(py, threads, || fork::dequantize(data, row_length, &mut out))?;
+    Ok(PyArray1::from_vec(py, out))
+}
+
+/// The largest number of outliers in a block of Q4_HIFI rows of the fork layout.
+#[pyfunction]
+fn count_fork_outliers(
+    py: Python<'_>,
+    source: BytesArgument<'_>,
+    row_length: usize,
+) -> PyResult<usize> {
+    let data = slice(&source, "source")?;
+    Ok(py.detach(|| fork::count_outliers(data, row_length))?)
+}
+
+/// Takes Q4_HIFI rows of the fork layout apart: base, places, residuals.
+#[pyfunction]
+fn fork_to_split<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    row_length: usize,
+    outliers: usize,
+) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>)> {
+    let data = slice(&source, "source")?;
+    let mut parts = Parts::new(data.len() / fork::row_bytes(row_length)?, row_length, outliers)?;
+    py.detach(|| {
+        let (base, outliers) = parts.split_mut();
+        fork::to_split(data, row_length, base, outliers)
+    })?;
+    Ok(parts.into_arrays(py))
+}
+
+/// Puts Q4_HIFI rows of the split layout together into the fork layout.
+#[pyfunction]
+fn split_to_fork<'py>(
+    py: Python<'py>,
+    base: BytesArgument<'py>,
+    index: BytesArgument<'py>,
+    residual: BytesArgument<'py>,
+    row_length: usize,
+    outliers: usize,
+) -> PyResult<Bytes<'py>> {
+    let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
+    let outliers = hifi::rows::Outliers {
+        outliers,
+        index: slice(&index, "index")?,
+        residual: slice(&residual, "residual")?,
+    };
+    let mut out = vec![0u8; base.rows() * fork::row_bytes(row_length)?];
+    py.detach(|| fork::from_split(base, outliers, &mut out))?;
+    Ok(PyArray1::from_vec(py, out))
+}
+
+/// Fails with [`NotFinite`] where a weight decodes to NaN or infinity.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, threads))]
+fn check_finite(
+    py: Python<'_>,
+    source: BytesArgument<'_>,
+    source_type: u32,
+    row_length: usize,
+    threads: usize,
+) -> PyResult<()> {
+    let source =
+        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    Ok(detached(py, threads, || rows::check_finite(source))?)
+}
+
+/// The buffers of rows in the split layout.
+struct Parts {
+    outliers: usize,
+    base: Vec<u8>,
+    index: Vec<u8>,
+    residual: Vec<u8>,
+}
+
+impl Parts {
+    fn new(rows: usize, row_length: usize, outliers: usize) -> Result<Self, QuantError> {
+        if outliers > hifi::MAX_OUTLIERS {
+            return Err(QuantError::TooManyOutliers(outliers));
+        }
+        let base = rows * TensorType::Q4K.row_bytes(row_length)?;
+        let index = rows * (row_length / QK_K) * outliers;
+        Ok(Self {
+            outliers,
+            base: vec![0; base],
+            index: vec![0; index],
+            residual: vec![0; index * 2],
+        })
+    }
+
+    fn split_mut(&mut self) -> (&mut [u8], hifi::rows::OutliersMut<'_>) {
+        let Self { outliers, base, index, residual } = self;
+        (base, hifi::rows::OutliersMut { outliers: *outliers, index, residual })
+    }
+
+    fn into_arrays<'py>(self, py: Python<'py>) -> (Bytes<'py>, Bytes<'py>, Bytes<'py>) {
+        (
+            PyArray1::from_vec(py, self.base),
+            PyArray1::from_vec(py, self.index),
+            PyArray1::from_vec(py, self.residual),
+        )
+    }
+}
+
+/// The codec of q4hifi. Private: use the functions of the package.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::{
+        NotFinite, check_finite, count_fork_outliers, dequantize, dequantize_hifi,
+        dequantize_hifi_fork, fork_to_split, quantize, quantize_hifi, quantize_hifi_fork,
+        split_to_fork, tensor_types,
+    };
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,184 @@
+//! Whole matrices: lengths are checked here, once, and rows are spread over the threads of the
+//! current rayon pool. What callers outside the crate use.
+//!
+//! Results do not depend on the number of threads: every row is computed alone, and sums over
+//! rows are added up in their order.
+
+use crate::block::{Block, TensorType, blocks, blocks_mut, with_block};
+use crate::error::QuantError;
+use rayon::prelude::*;
+
+/// Rows of one type, as they lie in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    kind: TensorType,
+    data: &'a [u8],
+    row_length: usize,
+    row_bytes: usize,
+}
+
+impl<'a> Source<'a> {
+    /// Rows of `row_length` weights of type `kind`; `data` holds whole rows.
+    pub fn new(kind: TensorType, data: &'a [u8], row_length: usize) -> Result<Self, QuantError> {
+        let row_bytes = kind.row_bytes(row_length)?;
+        if !data.len().is_multiple_of(row_bytes) {
+            let expected = data.len().next_multiple_of(row_bytes);
+            return Err(QuantError::BufferLength { what: "source", got: data.len(), expected });
+        }
+        Ok(Self { kind, data, row_length, row_bytes })
+    }
+
+    /// Rows of `row_length` numbers.
+    pub fn from_f32(x: &'a [f32], row_length: usize) -> Result<Self, QuantError> {
+        // SAFETY: an f32 is four bytes, every one of which may be read as u8.
+        let bytes = unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) };
+        Self::new(TensorType::F32, bytes, row_length)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.row_bytes
+    }
+
+    /// Weights in a row.
+    pub fn row_length(&self) -> usize {
+        self.row_length
+    }
+
+    pub(crate) fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Decodes row `row` into `out`; fails on NaN and infinity.
+    fn decode_finite(&self, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
+        dequantize_row(self.kind, &self.data[row * self.row_bytes..][..self.row_bytes], out);
+        match out.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(column) => Err(QuantError::NotFinite { position: row * self.row_length + column }),
+        }
+    }
+}
+
+/// How far decoded rows are from their source.
+///
+/// Both sums run over all weights, each term multiplied by the importance of its column where
+/// there is one. A scale too large for f16 makes `error` infinite or NaN.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ErrorSums {
+    /// `Σ w (decoded - x)²`
+    pub error: f64,
+    /// `Σ w x²`
+    pub reference: f64,
+}
+
+impl ErrorSums {
+    /// `error / reference`; 0 where both are 0.
+    pub fn relative(&self) -> f64 {
+        if self.error == 0.0 { 0.0 } else { self.error / self.reference }
+    }
+
+    pub(crate) fn of_row(x: &[f32], importance: Option<&[f32]>, decoded: &[f32]) -> Self {
+        let mut sums = Self::default();
+        for (i, (&x, &y)) in x.iter().zip(decoded).enumerate() {
+            let w = importance.map_or(1.0, |w| f64::from(w[i]));
+            let difference = f64::from(y) - f64::from(x);
+            sums.error += w * difference * difference;
+            sums.reference += w * f64::from(x) * f64::from(x);
+        }
+        sums
+    }
+}
+
+impl std::iter::Sum for ErrorSums {
+    fn sum<I: Iterator<Item = Self>>(rows: I) -> Self {
+        rows.fold(Self::default(), |a, b| Self {
+            error: a.error + b.error,
+            reference: a.reference + b.reference,
+        })
+    }
+}
+
+/// Encodes rows as `kind` into `out`, under the `importance` of each column if given.
+pub fn quantize(
+    source: Source<'_>,
+    kind: TensorType,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<ErrorSums, QuantError> {
+    let row_bytes = kind.row_bytes(source.row_length)?;
+    expect_length("output", out.len(), source.rows() * row_bytes)?;
+    check_importance(importance, source.row_length)?;
+    per_row(source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
+        quantize_row(kind, x, importance, out);
+        dequantize_row(kind, out, decoded);
+        ErrorSums::of_row(x, importance, decoded)
+    })
+}
+
+/// Decodes rows into `out`.
+pub fn dequantize(source: Source<'_>, out: &mut [f32]) -> Result<(), QuantError> {
+    expect_length("output", out.len(), source.rows() * source.row_length)?;
+    out.par_chunks_exact_mut(source.row_length)
+        .zip(source.data.par_chunks_exact(source.row_bytes))
+        .for_each(|(out, row)| dequantize_row(source.kind, row, out));
+    Ok(())
+}
+
+/// Fails on the first weight that decodes to NaN or infinity.
+pub fn check_finite(source: Source<'_>) -> Result<(), QuantError> {
+    (0..source.rows())
+        .into_par_iter()
+        .map_init(|| vec![0f32; source.row_length], |row, i| source.decode_finite(i, row))
+        .find_map_first(Result::err)
+        .map_or(Ok(()), Err)
+}
+
+/// Decodes every row of `source`, gives it to `encode` with a scratch row and its place in `out`,
+/// and adds up what comes back. The error reported is that of the first row that has one.
+pub(crate) fn per_row<O: Send>(
+    source: Source<'_>,
+    out: impl IndexedParallelIterator<Item = O>,
+    encode: impl Fn(&[f32], &mut [f32], O) -> ErrorSums + Sync,
+) -> Result<ErrorSums, QuantError> {
+    let scratch = || (vec![0f32; source.row_length], vec![0f32; source.row_length]);
+    let rows: Vec<Result<ErrorSums, QuantError>> = out
+        .enumerate()
+        .map_init(scratch, |(x, decoded), (row, out)| {
+            source.decode_finite(row, x)?;
+            Ok(encode(x, decoded, out))
+        })
+        .collect();
+    rows.into_iter().sum()
+}
+
+pub(crate) fn expect_length(
+    what: &'static str,
+    got: usize,
+    expected: usize,
+) -> Result<(), QuantError> {
+    if got == expected { Ok(()) } else { Err(QuantError::BufferLength { what, got, expected }) }
+}
+
+pub(crate) fn check_importance(
+    importance: Option<&[f32]>,
+    row_length: usize,
+) -> Result<(), QuantError> {
+    let Some(importance) = importance else { return Ok(()) };
+    expect_length("importance", importance.len(), row_length)?;
+    match importance.iter().position(|w| !w.is_finite() || *w < 0.0) {
+        None => Ok(()),
+        Some(position) => Err(QuantError::BadImportance { position }),
+    }
+}
+
+fn quantize_row(kind: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
+}
+
+fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
+    with_block!(kind, B => {
+        for (block, out) in blocks::<B>(row).iter().zip(out.chunks_exact_mut(B::WEIGHTS)) {
+            block.dequantize(out);
+        }
+    });
+}
