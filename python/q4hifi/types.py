@@ -1,0 +1,85 @@
+"""Tensor types and file types: names, ids and block sizes.
+
+The names and ids are ggml's, read from the tables of the ``gguf`` package so that there is one
+source for them. This module adds which of them q4hifi can encode, and the type of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from .errors import BadOptionError
+
+MAX_OUTLIERS = 32
+"""The most outliers that a 256-weight block of Q4_HIFI can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """How the rows of a tensor are stored.
+
+    ``block_size`` is in weights, ``block_bytes`` in bytes. A type with ``codec`` can be both
+    encoded and decoded by q4hifi; the others are carried through files untouched.
+    """
+
+    name: str
+    id: int
+    block_size: int
+    block_bytes: int
+    codec: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the type stores blocks (True) or single numbers (False)."""
+        return self.block_size > 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of storage a weight."""
+        return 8 * self.block_bytes / self.block_size
+
+    def row_bytes(self, row_length: int) -> int:
+        """Bytes of one row of ``row_length`` weights, which ``block_size`` must divide."""
+        return row_length // self.block_size * self.block_bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CODEC_TYPES = (
+    ["F32", "F16", "BF16"]
+    + ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+    + ["Q4_K", "Q5_K", "Q6_K"]
+)
+"""Names of the ggml types that the Rust core encodes and decodes (equal to ``_core``'s by test)."""
+
+STORED_TYPES: Mapping[int, TensorType] = {
+    int(t): TensorType(t.name, int(t), size, nbytes, t.name in CODEC_TYPES)
+    for t, (size, nbytes) in GGML_QUANT_SIZES.items()
+    for t in [GGMLQuantizationType(t)]
+}
+"""GGUF type id -> type, for every type a GGUF file may hold."""
+
+Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True)
+"""q4hifi's own type. Its id and block bytes are those of the fork layout; in the split layout it is
+stored as Q4_K with two companion tensors (see :mod:`q4hifi.layout`)."""
+
+TYPES: Mapping[str, TensorType] = {t.name: t for t in STORED_TYPES.values()} | {"Q4_HIFI": Q4_HIFI}
+"""Upper-case name -> type: ggml's and Q4_HIFI."""
+
+F32, F16, BF16 = TYPES["F32"], TYPES["F16"], TYPES["BF16"]
+
+
+def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
+    """Return the type called ``name`` (any case); with ``codec``, only one that q4hifi can encode.
+
+    Raises :class:`BadOptionError` for an unknown name.
+    """
+    found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
+    if found is None or (codec and not found.codec):
+        known = ", ".join(t.name for t in TYPES.values() if t.codec or not codec)
+        raise BadOptionError(f"unknown tensor type {str(name)!r}; choose one of {known}")
+    return found
