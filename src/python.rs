@@ -194,17 +194,6 @@ fn dequantize_hifi_fork<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// The largest number of outliers in a block of Q4_HIFI rows of the fork layout.
-#[pyfunction]
-fn count_fork_outliers(
-    py: Python<'_>,
-    source: BytesArgument<'_>,
-    row_length: usize,
-) -> PyResult<usize> {
-    let data = slice(&source, "source")?;
-    Ok(py.detach(|| fork::count_outliers(data, row_length))?)
-}
-
 /// Takes Q4_HIFI rows of the fork layout apart: base, places, residuals.
 #[pyfunction]
 fn fork_to_split<'py>(
@@ -300,9 +289,8 @@ impl Parts {
 mod _core {
     #[pymodule_export]
     use super::{
-        NotFinite, check_finite, count_fork_outliers, dequantize, dequantize_hifi,
-        dequantize_hifi_fork, fork_to_split, quantize, quantize_hifi, quantize_hifi_fork,
-        split_to_fork, tensor_types,
+        NotFinite, check_finite, dequantize, dequantize_hifi, dequantize_hifi_fork, fork_to_split,
+        quantize, quantize_hifi, quantize_hifi_fork, split_to_fork, tensor_types,
     };
 
     #[pymodule_export]

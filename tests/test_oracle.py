@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
+
+import oracle
 
 MODEL = Path(__file__).parent.parent / "examples" / "tiny-qwen3-f16.gguf"
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .errors import BadOptionError
 from .types import F16, Q4_HIFI, TYPES, TensorType
 
 SPLIT, FORK = "split", "fork"
@@ -37,6 +36,9 @@ KEY_OUTLIERS = "q4_hifi.outliers"
 KEY_COVERAGE = "q4_hifi.ffn_down_coverage"
 VERSION = 1
 
+FORK_COUNT_OFFSET = 240
+"""Where a block of the fork layout says how many outliers it holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -52,30 +54,54 @@ class StoredTensor:
         return prod(self.shape)
 
     @property
+    def format(self) -> Format:
+        """How its rows are stored, taken alone."""
+        return Format(self.type)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of data, without padding."""
         return self.type.row_bytes(self.shape[0]) * prod(self.shape[1:])
 
 
-def stored_tensors(
-    name: str, shape: tuple[int, ...], kind: TensorType, outliers: int, layout: str
-) -> tuple[StoredTensor, ...]:
-    """What a tensor of type ``kind`` becomes in the file: itself, or its parts.
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How the rows of a tensor are stored.
 
-    ``shape`` has the row length first. In the split layout a Q4_HIFI tensor becomes its base and,
-    where ``outliers`` > 0, the two companions, in the order in which they are written.
+    ``outliers`` (a block) and ``layout`` tell Q4_HIFI formats apart; other types keep the defaults.
     """
-    if kind != Q4_HIFI or layout == FORK:
-        return (StoredTensor(name, shape, kind),)
-    if layout != SPLIT:
-        raise BadOptionError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    base = StoredTensor(name, shape, BASE)
-    if outliers == 0:
-        return (base,)
-    rows = prod(shape[1:])
-    companion = (outliers, shape[0] // Q4_HIFI.block_size, rows)
-    return (
-        base,
-        StoredTensor(name + INDEX_SUFFIX, companion, INDEX),
-        StoredTensor(name + RESIDUAL_SUFFIX, companion, RESIDUAL),
-    )
+
+    type: TensorType
+    outliers: int = 0
+    layout: str = SPLIT
+
+    @property
+    def is_fork(self) -> bool:
+        """Whether rows are 244-byte blocks."""
+        return self.type == Q4_HIFI and self.layout == FORK
+
+    @property
+    def is_split(self) -> bool:
+        """Whether rows have companions."""
+        return self.type == Q4_HIFI and self.layout == SPLIT and self.outliers > 0
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """What a tensor becomes in the file, in the order of writing: itself, or base and companions.
+
+        ``shape`` has the row length first.
+        """
+        if self.is_fork or self.type != Q4_HIFI:
+            return (StoredTensor(name, shape, self.type),)
+        base = StoredTensor(name, shape, BASE)
+        if not self.is_split:
+            return (base,)
+        companion = (self.outliers, shape[0] // Q4_HIFI.block_size, prod(shape[1:]))
+        return (
+            base,
+            StoredTensor(name + INDEX_SUFFIX, companion, INDEX),
+            StoredTensor(name + RESIDUAL_SUFFIX, companion, RESIDUAL),
+        )
+
+    def part_row_bytes(self, row_length: int) -> tuple[int, ...]:
+        """Bytes of one row in each of the stored tensors."""
+        return tuple(part.nbytes for part in self.stored("", (row_length, 1)))

@@ -5,7 +5,7 @@ use super::k_fit::{KFit, Recipe};
 use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, unpack};
 use super::{Block, Bytes, QK_K};
 use crate::fit::Search;
-use crate::float::f16_to_f32;
+use crate::float::{f16_to_f32, nearest_int};
 
 /// A Q4_K block.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +39,27 @@ impl BlockQ4K {
         Self::from_fit(&RECIPE.fit_without(x, importance, left_out))
     }
 
+    /// Makes the number at `place` the one whose value is nearest to zero.
+    pub fn set_nearest_to_zero(&mut self, place: usize) {
+        let (scale, min) = self.scale_and_min(place / 32);
+        if scale == 0.0 {
+            return;
+        }
+        let number = nearest_int(min / scale).clamp(0, RECIPE.levels) as u8;
+        let shift = place / 32 % 2 * 4;
+        let byte = &mut self.qs[place / 64 * 32 + place % 32];
+        *byte = (*byte & !(0x0f << shift)) | (number << shift);
+    }
+
+    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    #[inline]
+    fn scale_and_min(&self, j: usize) -> (f32, f32) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
+        let (scale, min) = unpack(&self.scales, j);
+        (d * f32::from(scale), dmin * f32::from(min))
+    }
+
     fn from_fit(fit: &KFit) -> Self {
         let mut qs = [0u8; QK_K / 2];
         for (qs, q) in qs.chunks_exact_mut(32).zip(fit.numbers.chunks_exact(64)) {
@@ -58,11 +79,8 @@ impl Block for BlockQ4K {
 
     #[inline]
     fn dequantize(&self, out: &mut [f32]) {
-        let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
         for j in 0..SUB_BLOCKS {
-            let (scale, min) = unpack(&self.scales, j);
-            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            let (scale, min) = self.scale_and_min(j);
             let qs = &self.qs[j / 2 * 32..][..32];
             for (y, &q) in out[j * 32..][..32].iter_mut().zip(qs) {
                 *y = scale * f32::from((q >> (j % 2 * 4)) & 0x0f) - min;

@@ -1,7 +1,9 @@
 //! Q4_HIFI in the fork layout, one block of 244 bytes: a Q4_K block and up to 32 weights in f16.
 //!
 //! The layout of the llama.cpp branch where Q4_HIFI began. It stores an outlier's weight itself,
-//! which *replaces* the base's value, where the split layout stores what is to be added.
+//! which *replaces* the base's value, where the split layout stores what is to be added. But the
+//! branch's dot products *add* it to the base, so the base must be as near to zero there as it can:
+//! the numbers at these places are free, and are set so.
 
 use super::rows::{Outliers, OutliersMut, check_outliers, encode_row};
 use super::{MAX_OUTLIERS, check_index, decoded, saturating_f16};
@@ -30,7 +32,10 @@ const _: () = assert!(size_of::<BlockQ4Hifi>() == 244);
 
 impl BlockQ4Hifi {
     /// Keeps the weights of `x` at the places `index` beside `base`.
-    pub fn new(base: BlockQ4K, index: &[u8], x: &[f32; QK_K]) -> Self {
+    pub fn new(mut base: BlockQ4K, index: &[u8], x: &[f32; QK_K]) -> Self {
+        for &i in index {
+            base.set_nearest_to_zero(usize::from(i));
+        }
         let mut block = Self {
             base,
             index: [0; _],
@@ -106,13 +111,6 @@ pub fn dequantize(data: &[u8], row_length: usize, out: &mut [f32]) -> Result<(),
         .map(|(number, (out, block))| block.decode(number, out))
         .find_map_first(Result::err)
         .map_or(Ok(()), Err)
-}
-
-/// The largest number of outliers that a block of these rows holds.
-pub fn count_outliers(data: &[u8], row_length: usize) -> Result<usize, QuantError> {
-    let data = fork_blocks(data, row_length)?;
-    let mut counts = data.iter().enumerate().map(|(number, block)| Ok(block.index(number)?.len()));
-    counts.try_fold(0, |most, count: Result<usize, QuantError>| Ok(most.max(count?)))
 }
 
 /// Takes rows apart into the split layout, every block with `outliers` outliers.

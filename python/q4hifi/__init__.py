@@ -1,0 +1,53 @@
+"""Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost.
+
+Files
+    :func:`quantize_file` writes a quantized model and reports on it, :func:`plan_file` says
+    beforehand what that would give, :func:`export_file` and :func:`dequantize_file` bring a
+    quantized model into other forms, :func:`verify_file` checks one, :func:`open` reads tensors by
+    name.
+Arrays
+    :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
+    the first returns.
+Errors
+    Everything raised on purpose is a :class:`Q4HifiError`.
+"""
+
+from ._core import __version__
+from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
+from .export import dequantize_file, export_file
+from .layout import Format
+from .model_file import ModelFile, ModelTensor
+from .plan import Plan, PlannedTensor
+from .quantize import plan_file, quantize_file
+from .report import QuantizeReport
+from .tensor import QuantizedTensor, dequantize, quantize
+from .types import TensorType
+from .verify import Finding, verify_file
+
+open = ModelFile.open
+
+__all__ = [
+    "BadFileError",
+    "BadOptionError",
+    "Finding",
+    "Format",
+    "ModelFile",
+    "ModelTensor",
+    "NotFiniteError",
+    "Plan",
+    "PlannedTensor",
+    "Q4HifiError",
+    "QuantizeReport",
+    "QuantizedTensor",
+    "TensorType",
+    "UnsupportedModelError",
+    "__version__",
+    "dequantize",
+    "dequantize_file",
+    "export_file",
+    "open",
+    "plan_file",
+    "quantize",
+    "quantize_file",
+    "verify_file",
+]

@@ -1,0 +1,5 @@
+"""``python -m q4hifi``."""
+
+from .cli import main
+
+main()

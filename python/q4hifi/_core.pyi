@@ -1,0 +1,57 @@
+"""The Rust codec. Private: use the functions of :mod:`q4hifi`.
+
+Types are named by their GGUF ids. Data are contiguous one-dimensional arrays of bytes that hold
+whole rows. ``threads`` = 0 uses one thread a core. Every function raises ValueError for lengths
+that do not fit, and releases the interpreter lock while it works. The pair of floats that the
+encoders return is the squared error and the squared magnitude of the input, both weighted by
+importance where there is one.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+_Bytes = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
+_Sums = tuple[float, float]
+
+__version__: Final[str]
+
+class NotFinite(ValueError): ...
+
+def tensor_types() -> list[tuple[str, int, int, int]]: ...
+def quantize(
+    source: _Bytes,
+    source_type: int,
+    row_length: int,
+    target_type: int,
+    importance: _Floats | None,
+    threads: int,
+) -> tuple[_Bytes, _Sums]: ...
+def quantize_hifi(
+    source: _Bytes,
+    source_type: int,
+    row_length: int,
+    outliers: int,
+    importance: _Floats | None,
+    threads: int,
+) -> tuple[_Bytes, _Bytes, _Bytes, _Sums]: ...
+def quantize_hifi_fork(
+    source: _Bytes,
+    source_type: int,
+    row_length: int,
+    outliers: int,
+    importance: _Floats | None,
+    threads: int,
+) -> tuple[_Bytes, _Sums]: ...
+def dequantize(source: _Bytes, source_type: int, row_length: int, threads: int) -> _Floats: ...
+def dequantize_hifi(
+    base: _Bytes, index: _Bytes, residual: _Bytes, row_length: int, outliers: int, threads: int
+) -> _Floats: ...
+def dequantize_hifi_fork(source: _Bytes, row_length: int, threads: int) -> _Floats: ...
+def fork_to_split(source: _Bytes, row_length: int, outliers: int) -> tuple[_Bytes, _Bytes, _Bytes]: ...
+def split_to_fork(
+    base: _Bytes, index: _Bytes, residual: _Bytes, row_length: int, outliers: int
+) -> _Bytes: ...
+def check_finite(source: _Bytes, source_type: int, row_length: int, threads: int) -> None: ...

@@ -1,0 +1,211 @@
+"""(role, layer, model) x recipe -> type: which type every tensor takes. Pure; reads no weights.
+
+llama-quantize decides tensor by tensor, in the order in which it writes them: its rules for attn_v
+and ffn_down count the tensors of that role that came before, so :func:`choose_types` does too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, prod
+from typing import Protocol
+
+from .errors import UnsupportedModelError
+from .layout import Format
+from .model_shape import ModelShape
+from .names import ATTN_V_LIKE, MASSIVE, is_quantizable, layer_of, role_of
+from .options import Options, compile_pattern
+from .recipes import Bumps
+from .types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
+
+Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0 = (
+    TYPES[name] for name in ("Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+)
+
+FALLBACK: Mapping[TensorType, TensorType] = {Q4_K: Q5_0, Q4_HIFI: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
+"""What a row takes that the 256 of a type does not divide; where 32 does not either, it is F16."""
+
+EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
+"""Layers that llama.cpp counts beyond ``block_count``."""
+
+AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
+"""Architecture -> parts of the names of matrices that take Q8_0 in every mix."""
+
+
+class SourceTensor(Protocol):
+    """What a recipe reads of a tensor; ``shape`` has the row length first."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions, row length first."""
+
+    @property
+    def format(self) -> Format:
+        """How its rows are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tensor's type; ``outliers`` is 0 except for Q4_HIFI.
+
+    ``fallback_from`` is the type that the recipe wanted but the row length ruled out.
+    """
+
+    type: TensorType
+    outliers: int = 0
+    fallback_from: TensorType | None = None
+
+
+def choose_types(
+    tensors: Iterable[SourceTensor], model: ModelShape, options: Options, *, has_imatrix: bool = False
+) -> list[Choice]:
+    """Choose every tensor's type, in the order given, which is the order of processing.
+
+    Raises :class:`UnsupportedModelError` where ``options.no_fallback`` meets a row that does not fit.
+    """
+    tensors = list(tensors)
+    chooser = _Chooser(tensors, model, options, has_imatrix)
+    choices = [chooser.choose(tensor) for tensor in tensors]
+    if options.no_fallback:
+        _refuse_fallbacks(tensors, choices)
+    return choices
+
+
+class _Chooser:
+    """One pass over a model: the rules, and the counters that they advance."""
+
+    def __init__(
+        self, tensors: Sequence[SourceTensor], model: ModelShape, options: Options, has_imatrix: bool
+    ) -> None:
+        self.model, self.options, self.recipe = model, options, options.recipe
+        self.has_imatrix = has_imatrix
+        self.scale = options.scale(sum(prod(t.shape) for t in tensors))
+        self.overrides = [
+            (compile_pattern(pattern), tensor_type(kind)) for pattern, kind in options.tensor_types
+        ]
+        roles = Counter(role_of(t.name) for t in tensors)
+        self.tied = not roles["output"]
+        self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
+        self.n_ffn_down = model.n_layer + EXTRA_LAYERS.get(model.architecture, 0)
+        self.seen: Counter[str] = Counter()
+
+    def choose(self, tensor: SourceTensor) -> Choice:
+        name, shape, architecture = tensor.name, tensor.shape, self.model.architecture
+        keep_output = self.options.leave_output_tensor
+        if self.recipe.default is None or not is_quantizable(
+            name, shape, architecture, leave_output_tensor=keep_output
+        ):
+            return Choice(tensor.format.type, tensor.format.outliers)
+        role = role_of(name)
+        wanted = self._named(name, role) or self._mixed(name, role, self.recipe.default)
+        outliers = 0
+        if wanted == Q4_HIFI:
+            outliers = min(self.scale.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
+            wanted = Q4_HIFI if outliers else Q4_K
+        fitting = _fit(wanted, shape[0])
+        if fitting == wanted:
+            return Choice(wanted, outliers)
+        return Choice(fitting, fallback_from=wanted)
+
+    def _named(self, name: str, role: str) -> TensorType | None:
+        """The type that the user named for a tensor, if any."""
+        override = next((kind for pattern, kind in self.overrides if pattern.search(name)), None)
+        by_role = {
+            "token_embd": self.options.token_embedding_type,
+            "output": self.options.output_tensor_type,
+        }.get(role)
+        # the option for the embeddings covers per_layer_token_embd too, unless that is named itself
+        if by_role is not None and not (override and name.startswith("per_layer_")):
+            return tensor_type(by_role)
+        return override
+
+    def _mixed(self, name: str, role: str, default: TensorType) -> TensorType:
+        """The type that the recipe's mix gives."""
+        model, recipe = self.model, self.recipe
+        if not default.quantized or self.options.pure:
+            return default
+        if any(part in name for part in AT_LEAST_Q8_0.get(model.architecture, ())):
+            return Q8_0
+        if role == "output" or (role == "token_embd" and self.tied):
+            return self._output(default)
+        if default == Q4_HIFI:
+            return self._hifi(role, layer_of(name))
+        if role in ATTN_V_LIKE:
+            return self._attn_v(default)
+        if role == "ffn_down":
+            return self._ffn_down(name, default)
+        if model.n_expert == 8 and role == "attn_k":
+            return Q8_0
+        if model.n_expert == 8 and role == "attn_output" and model.architecture != "falcon":
+            return recipe.attn_output_of_8_experts or default
+        return default
+
+    def _output(self, default: TensorType) -> TensorType:
+        if self.options.output_tensor_type is not None:
+            return tensor_type(self.options.output_tensor_type)
+        falcon = self.model.architecture == "falcon" and default != Q4_HIFI
+        return Q8_0 if falcon or default == Q8_0 else Q6_K
+
+    def _hifi(self, role: str, layer: int | None) -> TensorType:
+        covered = (role in ATTN_V_LIKE and self._covers(self.scale.attn_v_coverage, layer)) or (
+            role == "ffn_down" and self._covers(self.scale.ffn_down_coverage, layer)
+        )
+        return Q4_HIFI if covered else Q4_K
+
+    def _covers(self, coverage: float, layer: int | None) -> bool:
+        # the hair keeps 0.29 of 100 layers at 29 although the product is 28.999...
+        limit = floor(self.model.n_layer * coverage + 1e-9)
+        return coverage >= 1 or (layer is not None and layer < limit)
+
+    def _attn_v(self, default: TensorType) -> TensorType:
+        chosen = _bump(self.recipe.attn_v, self._count("attn_v"), self.n_attn_v, default)
+        if self.model.n_expert == 8:
+            return Q8_0
+        return Q5_K if self.model.is_70b and chosen == Q4_K else chosen
+
+    def _ffn_down(self, name: str, default: TensorType) -> TensorType:
+        i = self._count("ffn_down")
+        if self.model.n_expert > 1:  # several tensors a layer, so the count says nothing
+            layer = layer_of(name)
+            i = i if layer is None else layer
+        bumps = self.recipe.ffn_down + (self.recipe.ffn_down_imatrix if self.has_imatrix else ())
+        if self.model.architecture == "falcon" and self.recipe.ffn_down_falcon is not None:
+            bumps = self.recipe.ffn_down_falcon
+        return _bump(bumps, i, self.n_ffn_down, default)
+
+    def _count(self, role: str) -> int:
+        """How many tensors of a role the mix has seen before this one."""
+        self.seen[role] += 1
+        return self.seen[role] - 1
+
+
+def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
+    return next((kind for applies, kind in bumps if applies(i, n)), default)
+
+
+def _fit(wanted: TensorType, row_length: int) -> TensorType:
+    """The type that a row of that length can take, nearest to the one wanted."""
+    for kind in (wanted, FALLBACK.get(wanted, wanted)):
+        if row_length % kind.block_size == 0:
+            return kind
+    return F16
+
+
+def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]) -> None:
+    misfits = [
+        f"{t.name} (rows of {t.shape[0]}, {c.fallback_from} wants a multiple of {c.fallback_from.block_size})"
+        for t, c in zip(tensors, choices, strict=True)
+        if c.fallback_from is not None
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise UnsupportedModelError(
+            f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
+            "drop --no-fallback, or give them a type with --tensor-type"
+        )

@@ -1,0 +1,340 @@
+"""The ``q4hifi`` command: options and printing only.
+
+Options that llama-quantize has are spelled as there, and so is the order of its arguments.
+Exit status: 0, 1 where the work failed, 2 where an argument or option does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from . import __version__
+from .errors import BadOptionError, Q4HifiError
+from .export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
+from .gguf_split import parse_size
+from .layout import LAYOUTS, SPLIT
+from .model_file import ModelFile
+from .options import parse_tensor_type, read_tensor_type_file
+from .overview import Overview
+from .plan import Plan
+from .quantize import plan_file, quantize_file
+from .recipes import RECIPES, find_recipe
+from .report import QuantizeReport, human_bytes, notes, tensor_table, type_table
+from .rewrite import Progress as OnProgress
+from .verify import verify_file
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Turns q4hifi's errors into messages and exit statuses."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Q4HifiError as error:
+            kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
+            raise kind(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="q4hifi %(version)s")
+def main() -> None:
+    """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+threads_option = click.option(
+    "-t", "--threads", type=click.IntRange(min=1), help="Threads to compute with. [default: one a core]"
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
+
+
+def _quantize_options(command: Command) -> Command:
+    """Add the options that ``quantize`` and ``plan`` share, all of them keywords of quantize_file."""
+    options = [
+        click.option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, either form."),
+        click.option(
+            "--include-weights", multiple=True, metavar="NAME", help="Use the imatrix for these only."
+        ),
+        click.option(
+            "--exclude-weights",
+            multiple=True,
+            metavar="NAME",
+            help="Use the imatrix for all but these tensors.",
+        ),
+        click.option(
+            "--tensor-type",
+            "tensor_types",
+            multiple=True,
+            metavar="REGEX=TYPE",
+            help="Type of the tensors whose name matches; the first match counts. Repeatable.",
+        ),
+        click.option("--tensor-type-file", metavar="FILE", help="A file of REGEX=TYPE entries."),
+        click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
+        click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
+        click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
+        click.option("--pure", is_flag=True, help="Give every matrix the recipe's main type."),
+        click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
+        click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
+        click.option(
+            "--split-max-size", metavar="N(M|G)", help="Cut the output into files of at most that much data."
+        ),
+        click.option("--outliers", type=click.IntRange(0, 32), help="Q4_HIFI: outliers a block of 256."),
+        click.option(
+            "--ffn-down-coverage",
+            type=click.FloatRange(0, 1),
+            help="Q4_HIFI: share of the layers whose ffn_down is covered.",
+        ),
+        click.option("--minimal", is_flag=True, help="Q4_HIFI: least coverage, for models above 100 B."),
+        click.option(
+            "--layout",
+            type=click.Choice(LAYOUTS),
+            default=SPLIT,
+            show_default=True,
+            help="Q4_HIFI: file layout.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("src")
+@click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
+@_quantize_options
+@click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, as 'plan' does.")
+@threads_option
+@overwrite_option
+@json_option
+def quantize(
+    src: str,
+    rest: tuple[str, ...],
+    allow_requantize: bool,
+    dry_run: bool,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Quantize the model SRC to DST.
+
+    TYPE is Q4_HIFI (default) or one of llama.cpp's mixes: Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0,
+    Q4_0, Q4_1, Q5_0, Q5_1, F16, BF16, F32, COPY. DST defaults to SRC's name with the type.
+    """
+    dst, kind, rest_threads = _positional(src, rest)
+    choices = _choices(choices)
+    if dry_run:
+        _print_plan(plan_file(src, kind, **choices), as_json, tensors=False)
+        return
+    with _progress() as progress:
+        report = quantize_file(
+            src,
+            dst,
+            kind,
+            allow_requantize=allow_requantize,
+            threads=threads or rest_threads,
+            overwrite=overwrite,
+            progress=progress,
+            **choices,
+        )
+    _print_report(report, as_json)
+
+
+@main.command()
+@click.argument("src")
+@click.argument("type", default="Q4_HIFI")
+@_quantize_options
+@tensors_option
+@json_option
+def plan(src: str, type: str, tensors: bool, as_json: bool, **choices: Any) -> None:
+    """Say what 'quantize' would make of SRC, sizes to the byte; reads no weights."""
+    _print_plan(plan_file(src, type, **_choices(choices)), as_json, tensors)
+
+
+@main.command()
+@click.argument("file")
+@tensors_option
+@json_option
+def inspect(file: str, tensors: bool, as_json: bool) -> None:
+    """Show what is in a model FILE."""
+    with ModelFile.open(file) as model:
+        overview = Overview.of(model)
+    if as_json:
+        _print_json(overview.as_dict())
+    else:
+        _console().print(overview.tables(tensors=tensors))
+
+
+@main.command()
+@click.argument("src")
+@click.argument("dst")
+@click.argument("type", type=click.Choice(list(DEQUANTIZED), case_sensitive=False), default="F16")
+@threads_option
+@overwrite_option
+@json_option
+def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bool, as_json: bool) -> None:
+    """Decode the matrices of SRC to F16 (default), BF16 or F32."""
+    with _progress() as progress:
+        report = dequantize_file(src, dst, type, threads=threads, overwrite=overwrite, progress=progress)
+    _print_report(report, as_json)
+
+
+@main.command()
+@click.argument("src")
+@click.argument("dst")
+@click.option(
+    "--as",
+    "as_",
+    type=click.Choice(list(EXPORTS), case_sensitive=False),
+    help="For stock llama.cpp: drop the outliers, or store their tensors in this type.",
+)
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Or keep Q4_HIFI and change its file layout.")
+@threads_option
+@overwrite_option
+@json_option
+def export(
+    src: str,
+    dst: str,
+    as_: str | None,
+    layout: str | None,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Bring the Q4_HIFI model SRC into a form that other programs load."""
+    with _progress() as progress:
+        report = export_file(
+            src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
+        )
+    _print_report(report, as_json)
+
+
+@main.command()
+@click.argument("file")
+@threads_option
+@json_option
+def verify(file: str, threads: int | None, as_json: bool) -> None:
+    """Check a model FILE: structure, sizes, finite weights, order of outliers."""
+    with _progress() as progress:
+        findings = verify_file(file, threads=threads, progress=progress)
+    if as_json:
+        found = [{"tensor": f.tensor, "message": f.message} for f in findings]
+        _print_json({"file": file, "sound": not findings, "findings": found})
+    for finding in () if as_json else findings:
+        click.echo(
+            finding.message if finding.tensor is None else f"{file}: {finding.tensor}: {finding.message}"
+        )
+    if findings:
+        sys.exit(1)
+    if not as_json:
+        click.echo(f"{file}: sound")
+
+
+def _positional(src: str, rest: tuple[str, ...]) -> tuple[str, str, int | None]:
+    """DST, TYPE and THREADS as llama-quantize tells them apart: a lone argument may be a type."""
+    words = list(rest)
+    dst = None if words and _is_type(words[0]) else words.pop(0) if words else None
+    kind = find_recipe(words.pop(0)).name if words else "Q4_HIFI"
+    threads = None
+    if words:
+        text = words.pop(0)
+        if not text.isdecimal() or int(text) == 0:
+            raise BadOptionError(f"{text!r} is no number of threads")
+        threads = int(text)
+    if words:
+        raise BadOptionError(f"too many arguments: {' '.join(words)}")
+    return dst or _default_destination(src, kind), kind, threads
+
+
+def _is_type(word: str) -> bool:
+    try:
+        find_recipe(word)
+    except BadOptionError:
+        return False
+    return True
+
+
+_TYPE_IN_NAME = re.compile(rf"[-._]({'|'.join(RECIPES)})$", re.IGNORECASE)
+_SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def _default_destination(src: str, kind: str) -> str:
+    """SRC's name with its type replaced: model-f16.gguf -> model-Q4_HIFI.gguf."""
+    path = Path(src)
+    stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(".gguf"))
+    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{kind}.gguf"))
+
+
+def _choices(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of quantize_file from the shared options."""
+    choices = dict(options)
+    named = [parse_tensor_type(text) for text in choices["tensor_types"]]
+    file = choices.pop("tensor_type_file")
+    choices["tensor_types"] = named + list(read_tensor_type_file(file) if file else ())
+    if choices["split_max_size"] is not None:
+        choices["split_max_size"] = parse_size(choices["split_max_size"])
+    return choices
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A bar on standard error with rate and remaining time; silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<32.32}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]:>8.1f} M weights/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+
+        def on_progress(done: int, total: int, name: str) -> None:
+            elapsed = bar.tasks[task].elapsed or 0.0
+            rate = done / elapsed / 1e6 if elapsed else 0.0
+            bar.update(task, completed=done, total=total, description=name, rate=rate)
+
+        yield on_progress
+
+
+def _console() -> Console:
+    """Standard output; lines are broken only where a person reads them."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+
+
+def _print_report(report: QuantizeReport, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        _console().print(report)
+
+
+def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
+    if as_json:
+        _print_json(plan.as_dict())
+        return
+    console = _console()
+    if tensors:
+        console.print(tensor_table(plan))
+    console.print(type_table(plan), *notes(plan), sep="\n")
+    console.print(f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))

@@ -1,0 +1,104 @@
+"""Files read and written at given offsets, from any thread, with errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import Q4HifiError
+
+# What posix_fallocate reports when the file will really not fit. Anything else only says that this
+# file system cannot reserve space.
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
+
+
+def byte_view(buffer: Buffer) -> memoryview:
+    """Return the bytes of a contiguous buffer, without a copy."""
+    return (buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)).cast("B")
+
+
+@contextmanager
+def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -> Iterator[None]:
+    """Turn an OSError inside the block into ``error``, saying what could not be done to which file."""
+    try:
+        yield
+    except OSError as cause:
+        raise error(f"{path}: cannot {action}: {cause.strerror or cause}") from cause
+
+
+class PositionedFile:
+    """An unbuffered binary file whose reads and writes state their offset; thread safe.
+
+    ``mode`` is "rb" for an existing file, "xb" for one that must not exist yet. All methods raise
+    plain OSError.
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        """Open ``path``."""
+        self.path = path
+        self._file = io.FileIO(path, mode)
+        self._lock = threading.Lock()  # for systems without pread and pwrite
+
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Fill ``out`` (bytes) from ``offset``; return how many there were, fewer at the file's end."""
+        done = 0
+        while done < len(out):
+            got = self._read_some(offset + done, out[done:])
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data`` (bytes) at ``offset``."""
+        done = 0
+        while done < len(data):
+            done += self._write_some(offset + done, data[done:])
+
+    def reserve(self, size: int) -> None:
+        """Make the file ``size`` bytes long, all zero, and take the disk space now where possible."""
+        self._file.truncate(size)
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as cause:
+            if cause.errno in _NO_ROOM:
+                raise
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _read_some(self, offset: int, out: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [out], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(out)
+
+    def _write_some(self, offset: int, data: memoryview) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self._file.fileno(), data, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.write(data)

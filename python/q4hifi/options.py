@@ -1,0 +1,104 @@
+"""What the user asks of a quantization, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import BadOptionError
+from .layout import LAYOUTS, SPLIT
+from .recipes import Recipe, find_recipe
+from .scale import Scale, scale_for
+from .types import MAX_OUTLIERS, Q4_HIFI, tensor_type
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    r"""Split ``REGEX=TYPE`` at its first ``=`` and lower the pattern's case, as llama-quantize does.
+
+    Escapes such as ``\D`` stay. Raises :class:`BadOptionError` where a side is missing.
+    """
+    pattern, _, kind = text.partition("=")
+    if not (pattern and kind):
+        raise BadOptionError(f"--tensor-type {text!r}: write REGEX=TYPE, for example attn_v=q6_k")
+    return re.sub(r"\\.|[A-Z]", lambda m: m[0] if m[0][0] == "\\" else m[0].lower(), pattern), kind
+
+
+def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
+    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` entries apart by spaces or newlines.
+
+    Raises :class:`BadOptionError` where it cannot be read as that.
+    """
+    try:
+        entries = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadOptionError(f"--tensor-type-file {path}: {error}") from error
+    try:
+        return tuple(parse_tensor_type(entry) for entry in entries)
+    except BadOptionError as error:
+        raise BadOptionError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user asked for; every field is checked on construction (:class:`BadOptionError`).
+
+    ``tensor_types`` holds (regular expression, type) pairs: the first that is found in a tensor's
+    name decides its type. None leaves a choice to the recipe and the model's scale.
+    """
+
+    type: str = "Q4_HIFI"
+    layout: str = SPLIT
+    outliers: int | None = None
+    ffn_down_coverage: float | None = None
+    minimal: bool = False
+    tensor_types: Sequence[tuple[str, str]] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    leave_output_tensor: bool = False
+    pure: bool = False
+    no_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field, and that they fit together."""
+        recipe = self.recipe
+        named = [kind for _, kind in self.tensor_types]
+        named += [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
+        kinds = {tensor_type(kind) for kind in named}
+        for pattern, _ in self.tensor_types:
+            compile_pattern(pattern)
+        if self.layout not in LAYOUTS:
+            raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
+        if self.outliers is not None and self.outliers not in range(MAX_OUTLIERS + 1):
+            raise BadOptionError(f"outliers is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
+        if self.ffn_down_coverage is not None and not 0 <= self.ffn_down_coverage <= 1:
+            raise BadOptionError(f"ffn_down_coverage is {self.ffn_down_coverage}; choose 0 to 1")
+        if recipe.default is None and kinds:
+            raise BadOptionError("COPY changes no tensor's type; leave out the options that name types")
+        if recipe.default != Q4_HIFI and (self.minimal or self.ffn_down_coverage is not None):
+            raise BadOptionError(f"minimal and ffn_down_coverage are for type Q4_HIFI, not {recipe.name}")
+        if self.outliers is not None and Q4_HIFI not in {recipe.default, *kinds}:
+            raise BadOptionError(f"outliers is for Q4_HIFI, and {recipe.name} makes no such tensor")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that ``type`` names."""
+        return find_recipe(self.type)
+
+    def scale(self, n_params: int) -> Scale:
+        """Return the scale for a model of that many parameters, with the user's numbers put in."""
+        scale = scale_for(n_params, minimal=self.minimal)
+        if self.outliers is not None:
+            scale = replace(scale, outliers=self.outliers)
+        if self.ffn_down_coverage is not None:
+            scale = replace(scale, ffn_down_coverage=self.ffn_down_coverage)
+        return scale
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern of ``tensor_types``; :class:`BadOptionError` if it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise BadOptionError(f"tensor_types: {pattern!r} is no regular expression: {error}") from None

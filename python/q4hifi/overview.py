@@ -1,0 +1,132 @@
+"""What is in a model file, at a glance: the ``inspect`` command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gguf.constants import GGUFValueType, LlamaFileType
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .gguf_metadata import Metadata
+from .layout import FILE_TYPE, FORK
+from .model_file import ModelFile, ModelTensor
+from .names import role_of
+from .report import human_bytes, new_table
+
+SHOWN = 60
+"""Characters of a metadata value that the table shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A model file's identity, metadata and tensors; nothing of it is computed from weights."""
+
+    paths: tuple[str, ...]
+    file_bytes: int
+    gguf_version: int
+    alignment: int
+    layout: str | None
+    metadata: Metadata
+    tensors: tuple[ModelTensor, ...]
+
+    @classmethod
+    def of(cls, model: ModelFile) -> Overview:
+        """Look at an open model."""
+        return cls(
+            tuple(str(path) for path in model.paths),
+            model.n_bytes,
+            model.gguf.version,
+            model.gguf.alignment,
+            model.layout,
+            model.gguf.metadata,
+            tuple(model.tensors.values()),
+        )
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights of all tensors."""
+        return sum(t.n_elements for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight, over the whole model."""
+        return 8 * sum(t.nbytes for t in self.tensors) / max(1, self.n_params)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types, arrays of metadata by their lengths."""
+        return {
+            "paths": list(self.paths),
+            "file_bytes": self.file_bytes,
+            "gguf_version": self.gguf_version,
+            "alignment": self.alignment,
+            "layout": self.layout,
+            "n_params": self.n_params,
+            "bits_per_weight": self.bits_per_weight,
+            "metadata": {key: _value(self.metadata, key) for key in self.metadata},
+            "tensors": [
+                {
+                    "name": t.name,
+                    "role": role_of(t.name),
+                    "shape": list(t.shape),
+                    "type": t.type.name,
+                    "outliers": t.outliers,
+                    "bytes": t.nbytes,
+                }
+                for t in self.tensors
+            ],
+        }
+
+    def tables(self, *, tensors: bool = False) -> RenderableType:
+        """Return the tables that the command prints, with every tensor or the totals by type."""
+        keys = new_table("key", "value")
+        keys.columns[1].justify = "left"
+        for key in self.metadata:
+            text = " ".join(str(_value(self.metadata, key)).split())
+            keys.add_row(key, Text(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"))
+        return Group(
+            keys,
+            Text(),
+            self._tensor_table() if tensors else self._type_table(),
+            Text(),
+            Text(
+                f"{', '.join(self.paths)}: {self._file_type()}, {self.n_params:,} parameters in"
+                f" {len(self.tensors)} tensors, {human_bytes(self.file_bytes)},"
+                f" {self.bits_per_weight:.3f} bits a weight"
+            ),
+        )
+
+    def _file_type(self) -> str:
+        number = self.metadata.get("general.file_type")
+        if self.layout is not None:
+            return f"Q4_HIFI, {self.layout} layout"
+        if number == FILE_TYPE[FORK]:
+            return "file type 42"
+        names = {int(t): t.name.removeprefix("MOSTLY_").removeprefix("ALL_") for t in LlamaFileType}
+        return names.get(number, f"file type {number}") if isinstance(number, int) else "no file type"
+
+    def _tensor_table(self) -> Table:
+        table = new_table("tensor", "shape", "type", "outliers", "bytes")
+        for t in self.tensors:
+            shape = " x ".join(map(str, t.shape))
+            table.add_row(Text(t.name), shape, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
+        return table
+
+    def _type_table(self) -> Table:
+        table = new_table("type", "tensors", "weights", "bytes")
+        for kind in sorted({t.type.name for t in self.tensors}):
+            mine = [t for t in self.tensors if t.type.name == kind]
+            weights = sum(t.n_elements for t in mine)
+            table.add_row(kind, f"{len(mine)}", f"{weights:,}", human_bytes(sum(t.nbytes for t in mine)))
+        return table
+
+
+def _value(metadata: Metadata, key: str) -> Any:
+    """A value to show: an array by its kind and length, everything else as it is."""
+    length = metadata.array_length(key)
+    if length is None:
+        return metadata[key]
+    kind = metadata.element_type(key) or GGUFValueType.ARRAY
+    return f"array of {length} {kind.name.lower()}"

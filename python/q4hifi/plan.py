@@ -1,0 +1,219 @@
+"""Names x shapes x recipe -> Plan: what every tensor becomes, with sizes exact to the byte.
+
+A plan reads no weights; it is what ``--dry-run`` shows and what a real run then does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from .choice import Choice, SourceTensor, choose_types
+from .errors import UnsupportedModelError
+from .layout import FILE_TYPE, FORK, SPLIT, Format, StoredTensor
+from .model_shape import ModelShape
+from .names import layer_of, processing_order, role_of
+from .options import Options
+from .scale import Scale
+from .types import Q4_HIFI, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """What one tensor becomes; ``shape`` has the row length first.
+
+    ``fallback_from`` is the type that was wanted where the row length ruled it out.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    source: Format
+    target: Format
+    fallback_from: TensorType | None = None
+
+    @property
+    def source_type(self) -> TensorType:
+        """The type it has."""
+        return self.source.type
+
+    @property
+    def type(self) -> TensorType:
+        """The type it takes."""
+        return self.target.type
+
+    @property
+    def outliers(self) -> int:
+        """Outliers a block; 0 except for Q4_HIFI."""
+        return self.target.outliers
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """What the file's table lists for it, in the order of writing."""
+        return self.target.stored(self.name, self.shape)
+
+    @property
+    def n_elements(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data in the file, companions included, padding not."""
+        return sum(part.nbytes for part in self.stored)
+
+    @property
+    def copied(self) -> bool:
+        """Whether its bytes are carried over as they are."""
+        return self.target == self.source
+
+    @property
+    def requantized(self) -> bool:
+        """Whether an already quantized tensor changes its type, which loses quality."""
+        return self.source_type.quantized and not self.copied
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "layer": self.layer,
+            "shape": list(self.shape),
+            "source_type": self.source_type.name,
+            "type": self.type.name,
+            "outliers": self.outliers,
+            "fallback_from": self.fallback_from and self.fallback_from.name,
+            "bytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TypeTotal:
+    """How many tensors, weights and bytes one type has in a plan."""
+
+    tensors: int = 0
+    weights: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a file becomes; ``tensors`` stand in the order of writing.
+
+    ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
+    None where no tensor becomes Q4_HIFI. ``file_bytes`` is known once the header is.
+    """
+
+    recipe: str
+    layout: str
+    file_type: int | None
+    scale: Scale | None
+    tensors: tuple[PlannedTensor, ...]
+    file_bytes: int | None = None
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights of all tensors."""
+        return sum(t.n_elements for t in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of tensor data, without header and padding."""
+        return sum(t.nbytes for t in self.tensors)
+
+    def data_bytes(self, alignment: int = 32) -> int:
+        """Return the bytes of the file's data section: every stored tensor padded to ``alignment``."""
+        return sum(-part.nbytes % alignment + part.nbytes for t in self.tensors for part in t.stored)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight, over the whole model."""
+        return 8 * self.tensor_bytes / max(1, self.n_params)
+
+    @property
+    def by_type(self) -> dict[str, TypeTotal]:
+        """Type name -> totals, the type with the most bytes first."""
+        totals: dict[str, TypeTotal] = {}
+        for t in self.tensors:
+            old = totals.get(t.type.name, TypeTotal())
+            totals[t.type.name] = TypeTotal(old.tensors + 1, old.weights + t.n_elements, old.bytes + t.nbytes)
+        return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
+
+    @property
+    def fallbacks(self) -> tuple[PlannedTensor, ...]:
+        """The tensors whose row length ruled out the type that the recipe wanted."""
+        return tuple(t for t in self.tensors if t.fallback_from is not None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON types."""
+        return {
+            "recipe": self.recipe,
+            "layout": self.layout,
+            "file_type": self.file_type,
+            "scale": self.scale and asdict(self.scale),
+            "n_params": self.n_params,
+            "tensor_bytes": self.tensor_bytes,
+            "file_bytes": self.file_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "fallbacks": len(self.fallbacks),
+            "by_type": {name: asdict(total) for name, total in self.by_type.items()},
+            "tensors": [t.as_dict() for t in self.tensors],
+        }
+
+
+def make_plan(
+    tensors: Iterable[SourceTensor],
+    model: ModelShape,
+    options: Options,
+    *,
+    has_imatrix: bool = False,
+    keep_order: bool = False,
+) -> Plan:
+    """Plan what ``tensors`` become, in llama-quantize's order, or in theirs with ``keep_order``.
+
+    Raises :class:`UnsupportedModelError` where a tensor would have to change from a type that
+    cannot be decoded, or falls back although ``options.no_fallback`` forbids it, and
+    :class:`BadOptionError` where ``options.minimal`` does not fit the model.
+    """
+    sources = list(tensors) if keep_order else sorted(tensors, key=lambda t: processing_order(t.name))
+    choices = choose_types(sources, model, options, has_imatrix=has_imatrix)
+    planned = tuple(
+        PlannedTensor(
+            name=source.name,
+            role=role_of(source.name),
+            layer=layer_of(source.name),
+            shape=source.shape,
+            source=source.format,
+            target=_target(source.format, choice, options.layout),
+            fallback_from=choice.fallback_from,
+        )
+        for source, choice in zip(sources, choices, strict=True)
+    )
+    for tensor in planned:
+        if not tensor.copied and not tensor.source_type.codec:
+            raise UnsupportedModelError(
+                f"tensor {tensor.name} is stored as {tensor.source_type}, which q4hifi cannot decode; "
+                "start from the F32, F16 or BF16 model"
+            )
+    hifi = any(t.type == Q4_HIFI for t in planned)
+    recipe = options.recipe
+    file_type = recipe.file_type
+    # the fork layout is known by its file type, so one such tensor is enough to need it
+    if recipe.default == Q4_HIFI or (hifi and options.layout == FORK):
+        file_type = FILE_TYPE[options.layout]
+    return Plan(
+        recipe=recipe.name,
+        layout=options.layout,
+        file_type=file_type,
+        scale=options.scale(sum(t.n_elements for t in planned)) if hifi else None,
+        tensors=planned,
+    )
+
+
+def _target(source: Format, choice: Choice, layout: str) -> Format:
+    if (choice.type, choice.outliers) == (source.type, source.outliers):
+        return source
+    return Format(choice.type, choice.outliers, layout if choice.type == Q4_HIFI else SPLIT)

@@ -1,0 +1,226 @@
+"""Quantizing model files: :func:`quantize_file` and :func:`plan_file`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gguf.constants import GGUFValueType
+
+from .errors import BadOptionError, UnsupportedModelError
+from .gguf_metadata import Metadata
+from .gguf_write import file_sizes
+from .importance import Importance, load_importance
+from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, SPLIT, VERSION
+from .model_file import ModelFile
+from .model_shape import ModelShape
+from .options import Options
+from .plan import Plan, make_plan
+from .report import QuantizeReport
+from .rewrite import Output, Progress, rewrite
+
+TensorTypes = Sequence[tuple[str, str]]
+
+
+def quantize_file(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    type: str = "Q4_HIFI",
+    *,
+    imatrix: str | os.PathLike[str] | None = None,
+    layout: str = SPLIT,
+    outliers: int | None = None,
+    ffn_down_coverage: float | None = None,
+    minimal: bool = False,
+    tensor_types: TensorTypes | None = None,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    leave_output_tensor: bool = False,
+    pure: bool = False,
+    no_fallback: bool = False,
+    allow_requantize: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    keep_split: bool = False,
+    split_max_size: int | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Quantize a GGUF model to a new file, in bounded memory, and report what it cost.
+
+    Parameters
+    ----------
+    src
+        The model, F32, F16 or BF16; any shard of a split one.
+    dst
+        The file to write; it appears complete or not at all.
+    type
+        A recipe: Q4_HIFI or one of llama.cpp's mixes (:data:`q4hifi.recipes.RECIPES`), any case.
+    imatrix
+        An importance matrix file of llama.cpp, in either form.
+    layout
+        How Q4_HIFI tensors are stored, "split" or "fork" (:mod:`q4hifi.layout`).
+    outliers, ffn_down_coverage, minimal
+        Q4_HIFI's outliers a block (0 to 32), the share of the layers whose ffn_down is covered
+        (0 to 1), and the smallest coverage for models above 100 B. None: by the model's scale
+        (:mod:`q4hifi.scale`).
+    tensor_types
+        (regular expression, type) pairs; the first that is found in a tensor's name decides.
+    output_tensor_type, token_embedding_type, leave_output_tensor, pure
+        As llama-quantize's options of these names.
+    no_fallback
+        Refuse instead of taking another type for rows that 256 does not divide.
+    allow_requantize
+        Let tensors that are quantized already change their type, which loses quality.
+    include_weights, exclude_weights
+        Parts of names of the tensors that use the imatrix, or do not.
+    keep_split, split_max_size
+        Cut the output as the source is, or so that no file's data exceeds so many bytes.
+    threads
+        None is one a core.
+    overwrite
+        Let ``dst`` replace an existing file; never the source.
+    progress
+        Called with (weights done, weights in all, tensor name).
+
+    Raises
+    ------
+    BadFileError, UnsupportedModelError, BadOptionError, NotFiniteError
+        Children of :class:`q4hifi.Q4HifiError`; the message names the place and the remedy.
+    """
+    options = Options(
+        type=type,
+        layout=layout,
+        outliers=outliers,
+        ffn_down_coverage=ffn_down_coverage,
+        minimal=minimal,
+        tensor_types=tensor_types or (),
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor,
+        pure=pure,
+        no_fallback=no_fallback,
+    )
+    output = Output(dst, overwrite, keep_split, split_max_size)
+    started = time.monotonic()
+    with ModelFile.open(src) as model:
+        importance = _importance(imatrix, include_weights, exclude_weights)
+        plan, metadata = _plan(model, options, importance, output)
+        if not allow_requantize:
+            _refuse_requantizing(model, plan)
+        written = rewrite(
+            model, plan, metadata, output, importance=importance, threads=threads or 0, progress=progress
+        )
+        return QuantizeReport.of(model, plan, written, importance, time.monotonic() - started)
+
+
+def plan_file(
+    src: str | os.PathLike[str],
+    type: str = "Q4_HIFI",
+    *,
+    imatrix: str | os.PathLike[str] | None = None,
+    layout: str = SPLIT,
+    outliers: int | None = None,
+    ffn_down_coverage: float | None = None,
+    minimal: bool = False,
+    tensor_types: TensorTypes | None = None,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    leave_output_tensor: bool = False,
+    pure: bool = False,
+    no_fallback: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    keep_split: bool = False,
+    split_max_size: int | None = None,
+) -> Plan:
+    """Plan what :func:`quantize_file` would do with the same arguments; reads no weights.
+
+    ``Plan.file_bytes`` is the exact size of the output, all its files together.
+    """
+    options = Options(
+        type=type,
+        layout=layout,
+        outliers=outliers,
+        ffn_down_coverage=ffn_down_coverage,
+        minimal=minimal,
+        tensor_types=tensor_types or (),
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor,
+        pure=pure,
+        no_fallback=no_fallback,
+    )
+    with ModelFile.open(src) as model:
+        importance = _importance(imatrix, include_weights, exclude_weights)
+        output = Output("", keep_split=keep_split, split_max_size=split_max_size)
+        return _plan(model, options, importance, output)[0]
+
+
+def _importance(
+    path: str | os.PathLike[str] | None, include: Sequence[str], exclude: Sequence[str]
+) -> Importance | None:
+    """The importance to use, None where no file is given or no tensor is left of it."""
+    if path is None:
+        if include or exclude:
+            raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
+        return None
+    return load_importance(path).filtered(include, exclude) or None
+
+
+def _plan(
+    model: ModelFile, options: Options, importance: Importance | None, output: Output
+) -> tuple[Plan, Metadata]:
+    """The plan, with the exact size of its files, and the metadata that it writes."""
+    if options.recipe.default is not None and model.layout not in (None, options.layout):
+        raise UnsupportedModelError(
+            f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
+            f" use export to bring it into the {options.layout} layout"
+        )
+    plan = make_plan(
+        model.tensors.values(),
+        ModelShape.from_metadata(model.metadata),
+        options,
+        has_imatrix=importance is not None,
+        keep_order=output.keep_split,
+    )
+    metadata = _metadata(model.gguf.metadata, plan, importance)
+    sizes = file_sizes(
+        metadata,
+        [part for t in plan.tensors for part in t.stored],
+        alignment=model.gguf.alignment,
+        shard_of=output.shards(model, plan),
+    )
+    return replace(plan, file_bytes=sum(sizes)), metadata
+
+
+def _metadata(source: Metadata, plan: Plan, importance: Importance | None) -> Metadata:
+    """The source's pairs, and what llama-quantize and Q4_HIFI set, in llama-quantize's order."""
+    pairs = source.with_value("general.quantization_version", 2, GGUFValueType.UINT32)
+    file_type = source.get("general.file_type", 0) if plan.file_type is None else plan.file_type
+    pairs = pairs.with_value("general.file_type", file_type, GGUFValueType.UINT32)
+    if importance is not None:
+        for key, value, kind in importance.metadata():
+            pairs = pairs.with_value(key, value, kind)
+    if plan.scale is None:
+        return pairs
+    return (
+        pairs.with_value(KEY_VERSION, VERSION, GGUFValueType.UINT32)
+        .with_value(KEY_LAYOUT, plan.layout, GGUFValueType.STRING)
+        .with_value(KEY_OUTLIERS, plan.scale.outliers, GGUFValueType.UINT32)
+        .with_value(KEY_COVERAGE, plan.scale.ffn_down_coverage, GGUFValueType.FLOAT32)
+    )
+
+
+def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
+    changed = [t for t in plan.tensors if t.requantized]
+    if changed:
+        first = changed[0]
+        raise UnsupportedModelError(
+            f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
+            " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
+            " --allow-requantize (allow_requantize=True)"
+        )

@@ -1,0 +1,116 @@
+"""Recipes: Q4_HIFI and llama.cpp's mixes, as a table of which tensors take which type.
+
+:mod:`q4hifi.choice` applies them to the tensors of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gguf.constants import LlamaFileType
+
+from .errors import BadOptionError
+from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
+
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (TYPES[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+Q4_K, Q5_K, Q6_K = (TYPES[name] for name in ("Q4_K", "Q5_K", "Q6_K"))
+
+
+def _first_four(i: int, n: int) -> bool:
+    return i < 4
+
+
+def _first_eighth(i: int, n: int) -> bool:
+    return i < n // 8
+
+
+def _first_sixteenth(i: int, n: int) -> bool:
+    return i < n // 16
+
+
+def _more_bits(i: int, n: int) -> bool:
+    """The first and the last eighth, and every third between."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+Bumps = tuple[tuple[Callable[[int, int], bool], TensorType], ...]
+"""(which of ``n`` tensors, by number ``i``; the type they take instead); the first that fits counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named mix. ``default`` is every matrix's type where no rule says otherwise; None copies.
+
+    ``file_type`` is ``general.file_type``; None where the layout (Q4_HIFI) or the source (COPY)
+    decides it.
+    """
+
+    name: str
+    file_type: int | None
+    default: TensorType | None
+    attn_v: Bumps = ()
+    ffn_down: Bumps = ()
+    ffn_down_falcon: Bumps | None = None
+    ffn_down_imatrix: Bumps = ()
+    attn_output_of_8_experts: TensorType | None = None
+
+
+_F = LlamaFileType
+_RECIPES = (
+    Recipe("Q4_HIFI", None, Q4_HIFI),
+    Recipe(
+        "Q4_K_S",
+        _F.MOSTLY_Q4_K_S,
+        Q4_K,
+        attn_v=((_first_four, Q5_K),),
+        ffn_down=((_first_eighth, Q5_K),),
+        ffn_down_falcon=(),
+        attn_output_of_8_experts=Q5_K,
+    ),
+    Recipe(
+        "Q4_K_M",
+        _F.MOSTLY_Q4_K_M,
+        Q4_K,
+        attn_v=((_more_bits, Q6_K),),
+        ffn_down=((_more_bits, Q6_K),),
+        ffn_down_falcon=((_first_sixteenth, Q6_K), (_more_bits, Q5_K)),
+        attn_output_of_8_experts=Q5_K,
+    ),
+    Recipe("Q5_K_S", _F.MOSTLY_Q5_K_S, Q5_K),
+    Recipe(
+        "Q5_K_M",
+        _F.MOSTLY_Q5_K_M,
+        Q5_K,
+        attn_v=((_more_bits, Q6_K),),
+        ffn_down=((_more_bits, Q6_K),),
+    ),
+    Recipe("Q6_K", _F.MOSTLY_Q6_K, Q6_K),
+    Recipe("Q8_0", _F.MOSTLY_Q8_0, Q8_0),
+    Recipe("Q4_0", _F.MOSTLY_Q4_0, Q4_0, ffn_down_imatrix=((_first_eighth, Q4_1),)),
+    Recipe("Q4_1", _F.MOSTLY_Q4_1, Q4_1),
+    Recipe("Q5_0", _F.MOSTLY_Q5_0, Q5_0, ffn_down_imatrix=((_first_eighth, Q5_1),)),
+    Recipe("Q5_1", _F.MOSTLY_Q5_1, Q5_1),
+    Recipe("F16", _F.MOSTLY_F16, F16),
+    Recipe("BF16", _F.MOSTLY_BF16, BF16),
+    Recipe("F32", _F.ALL_F32, F32),
+    Recipe("COPY", None, None),
+)
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+"""Name -> recipe."""
+
+ALIASES: Mapping[str, str] = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""llama-quantize's short names of two recipes."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe called ``name``: any case, an alias, or a ``general.file_type`` as text.
+
+    Raises :class:`BadOptionError`, with the choices, if there is none.
+    """
+    key = name.strip().upper()
+    by_file_type = {str(int(r.file_type)): r for r in _RECIPES if r.file_type is not None}
+    found = RECIPES.get(ALIASES.get(key, key)) or by_file_type.get(key)
+    if found is None:
+        raise BadOptionError(f"unknown type {name!r}; choose one of {', '.join(RECIPES)}")
+    return found

@@ -1,0 +1,185 @@
+"""What a quantization made of a model: sizes, errors, fallbacks, speed; and plans, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .importance import Importance
+from .model_file import ModelFile
+from .plan import Plan
+from .rewrite import Rewritten
+from .rows import ErrorSums
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    """The outcome of :func:`q4hifi.quantize_file`.
+
+    ``errors`` maps the name of each tensor that was encoded to its squared error and magnitude,
+    weighted by importance where that tensor had one. ``without_importance`` are the encoded
+    tensors that the imatrix does not know, and ``inactive_experts`` those of its experts that were
+    never activated and count as all equal; both are empty without an imatrix. Sizes are in bytes.
+    """
+
+    source: tuple[Path, ...]
+    source_bytes: int
+    destination: tuple[Path, ...]
+    file_bytes: int
+    plan: Plan
+    errors: dict[str, ErrorSums]
+    imatrix: str | None
+    without_importance: tuple[str, ...]
+    inactive_experts: dict[str, tuple[int, ...]]
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelFile,
+        plan: Plan,
+        written: Rewritten,
+        importance: Importance | None,
+        seconds: float,
+    ) -> QuantizeReport:
+        """Make the report of a run."""
+        encoded = [t.name for t in plan.tensors if t.type.quantized and not t.copied]
+        known = importance if importance is not None else encoded
+        inactive = importance.inactive if importance is not None else {}
+        return cls(
+            source=model.paths,
+            source_bytes=model.n_bytes,
+            destination=tuple(Path(path) for path in written.paths),
+            file_bytes=sum(written.sizes),
+            plan=plan,
+            errors=written.errors,
+            imatrix=None if importance is None else importance.file,
+            without_importance=tuple(name for name in encoded if name not in known),
+            inactive_experts={name: inactive[name] for name in encoded if name in inactive},
+            seconds=seconds,
+        )
+
+    @property
+    def weights_per_second(self) -> float:
+        """Weights of the model over the whole run's time."""
+        return self.plan.n_params / self.seconds if self.seconds else 0.0
+
+    @property
+    def error_by_role(self) -> dict[str, ErrorSums]:
+        """Role -> errors of its encoded tensors, added up; the largest relative error first."""
+        roles: dict[str, ErrorSums] = {}
+        for tensor in self.plan.tensors:
+            if tensor.name in self.errors:
+                roles[tensor.role] = roles.get(tensor.role, ErrorSums()) + self.errors[tensor.name]
+        return dict(sorted(roles.items(), key=lambda item: -item[1].relative))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        plan = self.plan.as_dict()
+        for tensor in plan["tensors"]:
+            error = self.errors.get(tensor["name"])
+            tensor["relative_error"] = None if error is None else error.relative
+        return {
+            "source": [str(path) for path in self.source],
+            "source_bytes": self.source_bytes,
+            "destination": [str(path) for path in self.destination],
+            "file_bytes": self.file_bytes,
+            "imatrix": self.imatrix,
+            "without_importance": list(self.without_importance),
+            "inactive_experts": {name: list(numbers) for name, numbers in self.inactive_experts.items()},
+            "relative_error_by_role": {role: e.relative for role, e in self.error_by_role.items()},
+            "seconds": self.seconds,
+            "weights_per_second": self.weights_per_second,
+            "plan": plan,
+        }
+
+    def __rich__(self) -> RenderableType:
+        """Return the tables that the command prints."""
+        weighted = ", weighted by importance" if self.imatrix else ""
+        errors = new_table("role", "relative error", title=f"squared error over squared weight{weighted}")
+        for role, sums in self.error_by_role.items():
+            errors.add_row(role, f"{sums.relative:.2e}")
+        return Group(
+            type_table(self.plan),
+            errors,
+            *notes(self.plan),
+            *self._importance_notes(),
+            Text(
+                f"{human_bytes(self.source_bytes)} -> {human_bytes(self.file_bytes)}, "
+                f"{self.plan.bits_per_weight:.3f} bits a weight, {self.seconds:.1f} s, "
+                f"{self.weights_per_second / 1e6:.1f} million weights a second"
+            ),
+            Text("wrote " + ", ".join(str(path) for path in self.destination)),
+        )
+
+    def _importance_notes(self) -> Iterable[Text]:
+        if self.without_importance:
+            yield Text(f"without importance: {_some(self.without_importance)}", style="yellow")
+        for name, numbers in self.inactive_experts.items():
+            yield Text(f"{name}: {len(numbers)} experts were never activated by the imatrix's text", "yellow")
+
+
+def type_table(plan: Plan) -> Table:
+    """Return a plan's totals by type."""
+    table = new_table("type", "tensors", "weights", "bytes", "bits a weight", title=plan.recipe)
+    for name, total in plan.by_type.items():
+        bits = 8 * total.bytes / total.weights
+        table.add_row(name, f"{total.tensors}", f"{total.weights:,}", human_bytes(total.bytes), f"{bits:.3f}")
+    return table
+
+
+def tensor_table(plan: Plan) -> Table:
+    """Return a plan's tensors, one a row."""
+    table = new_table("tensor", "shape", "from", "to", "outliers", "bytes")
+    for t in plan.tensors:
+        shape = " x ".join(map(str, t.shape))
+        table.add_row(t.name, shape, t.source_type.name, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
+    return table
+
+
+def notes(plan: Plan) -> Iterable[Text]:
+    """Yield what a user should know of a plan: its scale, and the tensors that fell back."""
+    if plan.scale is not None:
+        yield Text(
+            f"Q4_HIFI at {plan.n_params / 1e9:.3g} B parameters: {plan.scale.outliers} outliers a block, "
+            f"attn_v of {plan.scale.attn_v_coverage:.0%} and "
+            f"ffn_down of {plan.scale.ffn_down_coverage:.0%} of the layers"
+        )
+    if plan.fallbacks:
+        kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in plan.fallbacks})
+        names = _some([t.name for t in plan.fallbacks])
+        yield Text(
+            f"{len(plan.fallbacks)} of {len(plan.tensors)} tensors have rows that do not fit their type"
+            f" and took another ({', '.join(kinds)}): {names}",
+            style="yellow",
+        )
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as the field writes it: 443.30 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def new_table(first: str, *others: str, title: str | None = None) -> Table:
+    """Return an empty table, the first column to the left and the others to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

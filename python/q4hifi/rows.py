@@ -1,0 +1,165 @@
+"""Rows of weights as bytes, and the codec between them: the only module that calls ``_core``.
+
+A :class:`~q4hifi.layout.Format` says how rows are stored; Q4_HIFI in the split layout has three
+parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
+from .layout import BASE, SPLIT, Format
+from .types import F32, Q4_HIFI, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Parts = tuple[Bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSums:
+    """Squared error of encoded weights and their squared magnitude, importance-weighted if encoded so."""
+
+    error: float = 0.0
+    reference: float = 0.0
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        return ErrorSums(self.error + other.error, self.reference + other.reference)
+
+    @property
+    def relative(self) -> float:
+        """Error over magnitude; 0 where there is no error."""
+        return self.error / self.reference if self.error else 0.0
+
+
+def decode(parts: Parts, form: Format, row_length: int, *, threads: int = 0) -> npt.NDArray[np.float32]:
+    """Decode rows to float32 [rows, row_length].
+
+    Raises :class:`BadFileError` where Q4_HIFI outliers are out of order and
+    :class:`UnsupportedModelError` for a type that the codec does not know.
+    """
+    _require_codec(form.type)
+    try:
+        if form.is_fork:
+            flat = _core.dequantize_hifi_fork(parts[0], row_length, threads)
+        elif form.is_split:
+            base, index, residual = parts
+            flat = _core.dequantize_hifi(base, index, residual, row_length, form.outliers, threads)
+        else:
+            flat = _core.dequantize(parts[0], _codec_type(form).id, row_length, threads)
+    except ValueError as cause:
+        raise BadFileError(str(cause)) from cause
+    return flat.reshape(-1, row_length)
+
+
+def encode(
+    parts: Parts,
+    source: Format,
+    target: Format,
+    row_length: int,
+    importance: npt.NDArray[np.float32] | None = None,
+    *,
+    threads: int = 0,
+    first_row: int = 0,
+) -> tuple[Parts, ErrorSums]:
+    """Encode rows stored as ``source`` as ``target``, under the importance of each column.
+
+    ``importance`` is float32 [row_length]; ``first_row`` is the number of the first row, for
+    errors. Raises :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights
+    that are too large for the target.
+    """
+    _require_codec(source.type)
+    parts, source = _flat(parts, source, row_length, threads)
+    data, kind = parts[0], _codec_type(source).id
+    out: Parts
+    try:
+        if target.is_fork:
+            *out_, sums = _core.quantize_hifi_fork(
+                data, kind, row_length, target.outliers, importance, threads
+            )
+        elif target.is_split:
+            *out_, sums = _core.quantize_hifi(data, kind, row_length, target.outliers, importance, threads)
+        else:
+            *out_, sums = _core.quantize(data, kind, row_length, _codec_type(target).id, importance, threads)
+    except _core.NotFinite as cause:
+        raise _not_finite(cause, row_length, first_row) from None
+    if not np.isfinite(sums[0]):
+        raise NotFiniteError(f"its weights are too large for {target.type}; choose F32 or BF16 for it")
+    out = tuple(out_)
+    return out, ErrorSums(*sums)
+
+
+def check_finite(
+    parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
+) -> None:
+    """Raise :class:`NotFiniteError` where a weight is NaN or infinite; types without codec pass.
+
+    Q4_HIFI rows are decoded, so :class:`BadFileError` is raised where outliers are out of order.
+    """
+    if not form.type.codec:
+        return
+    parts, form = _flat(parts, form, row_length, threads)
+    try:
+        _core.check_finite(parts[0], _codec_type(form).id, row_length, threads)
+    except _core.NotFinite as cause:
+        raise _not_finite(cause, row_length, first_row) from None
+
+
+def base_of(parts: Parts, form: Format, row_length: int) -> Bytes:
+    """Return the Q4_K rows of Q4_HIFI rows: what is left when the outliers are dropped."""
+    if not form.is_fork:
+        return parts[0]
+    return relayout(parts, form, SPLIT, row_length)[0]
+
+
+def relayout(parts: Parts, source: Format, layout: str, row_length: int) -> Parts:
+    """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
+    if source.layout == layout:
+        return parts
+    try:
+        if source.is_fork:
+            return _core.fork_to_split(parts[0], row_length, source.outliers)
+        base, index, residual = parts if source.is_split else (parts[0], _NONE, _NONE)
+        return (_core.split_to_fork(base, index, residual, row_length, source.outliers),)
+    except ValueError as cause:
+        raise BadFileError(str(cause)) from cause
+
+
+_NONE = np.empty(0, np.uint8)
+
+
+def _flat(parts: Parts, form: Format, row_length: int, threads: int) -> tuple[Parts, Format]:
+    """Rows that the codec reads in one piece: Q4_HIFI ones decoded, others as they are."""
+    if not (form.is_split or form.is_fork):
+        return parts, form
+    return (decode(parts, form, row_length, threads=threads).reshape(-1).view(np.uint8),), Format(F32)
+
+
+def check_block_fit(kind: TensorType, row_length: int) -> None:
+    """Raise :class:`BadOptionError` where rows of that length are not whole blocks of ``kind``."""
+    if row_length % kind.block_size:
+        raise BadOptionError(
+            f"rows of {row_length} weights cannot be stored as {kind}, whose blocks hold {kind.block_size}"
+        )
+
+
+def _codec_type(form: Format) -> TensorType:
+    """The type of the rows' first part, as the codec knows it."""
+    return BASE if form.type == Q4_HIFI else form.type
+
+
+def _require_codec(kind: TensorType) -> None:
+    if not kind.codec:
+        raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
+
+
+def _not_finite(cause: _core.NotFinite, row_length: int, first_row: int) -> NotFiniteError:
+    row, column = divmod(int(cause.args[1]), row_length)
+    return NotFiniteError(
+        f"the weight in row {first_row + row}, column {column} is NaN or infinite;"
+        " a model with such weights cannot work, convert it again"
+    )

@@ -1,0 +1,289 @@
+"""Recipes: llama-quantize's recorded decisions, Q4_HIFI's own, and what options are refused."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from q4hifi.choice import Choice, choose_types
+from q4hifi.errors import BadOptionError, UnsupportedModelError
+from q4hifi.layout import StoredTensor
+from q4hifi.model_shape import ModelShape
+from q4hifi.names import processing_order
+from q4hifi.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.recipes import RECIPES, find_recipe
+from q4hifi.types import F16, F32, Q4_HIFI, TYPES
+
+GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = runpy.run_path(str(GOLDEN / "make_llama_quantize_types.py"))
+RECORDED = json.loads((GOLDEN / "llama_quantize_types.json").read_text())
+
+FLAGS = {"--pure": "pure", "--leave-output-tensor": "leave_output_tensor"}
+VALUES = {"--output-tensor-type": "output_tensor_type", "--token-embedding-type": "token_embedding_type"}
+
+
+def recorded_model(name):
+    """The tensors of a recorded model, in its file's order, and its shape."""
+    described = RECORDED["models"][name]
+    tensors = [
+        StoredTensor(tensor, shape, TYPES[kind])
+        for tensor, (kind, shape) in SCRIPT["expand"](described["tensors"]).items()
+    ]
+    return tensors, ModelShape.from_metadata(described["metadata"])
+
+
+def options_of(args):
+    """llama-quantize's arguments as Options, and whether --keep-split is among them."""
+    fields, types = {"type": args[-1]}, []
+    rest = iter(args[:-1])
+    for arg in rest:
+        if arg in FLAGS:
+            fields[FLAGS[arg]] = True
+        elif arg in VALUES:
+            fields[VALUES[arg]] = next(rest)
+        elif arg == "--tensor-type":
+            types.append(parse_tensor_type(next(rest)))
+        else:
+            assert arg == "--keep-split"
+    return Options(**fields, tensor_types=tuple(types)), "--keep-split" in args
+
+
+@pytest.mark.parametrize(
+    "run",
+    RECORDED["runs"],
+    ids=lambda run: " ".join([run["model"], *run["args"], "imatrix" * run["imatrix"]]),
+)
+def test_types_are_those_that_llama_quantize_chose(run):
+    tensors, model = recorded_model(run["model"])
+    options, keep_order = options_of(run["args"])
+    before = SCRIPT["pack"]((t.name, t.type.name) for t in tensors)
+    if not keep_order:
+        tensors.sort(key=lambda t: processing_order(t.name))
+    choices = choose_types(tensors, model, options, has_imatrix=run["imatrix"])
+    after = SCRIPT["pack"]((t.name, c.type.name) for t, c in zip(tensors, choices, strict=True))
+    assert {name: kinds for name, kinds in after.items() if before[name] != kinds} == run["types"]
+
+
+def test_processing_order_is_llama_quantizes():
+    names = [t.name for t in recorded_model("qwen3-tied")[0]]
+    recorded = RECORDED["order_of_qwen3-tied"]
+    assert names != recorded
+    assert sorted(names, key=processing_order) == recorded
+
+
+# --- Q4_HIFI -------------------------------------------------------------------------------------
+
+
+def choose(model, **options):
+    """Name -> choice for a recorded model."""
+    tensors, shape = recorded_model(model)
+    choices = choose_types(tensors, shape, Options(**options))
+    return {t.name: c for t, c in zip(tensors, choices, strict=True)}
+
+
+def layers_with(choices, part, kind=Q4_HIFI):
+    return sorted(int(n.split(".")[1]) for n, c in choices.items() if part in n and c.type == kind)
+
+
+def test_hifi_covers_attn_v_and_the_first_half_of_ffn_down():
+    choices = choose("qwen3")
+    assert layers_with(choices, "attn_v.weight") == list(range(28))
+    assert layers_with(choices, "ffn_down") == list(range(14))
+    assert choices["blk.0.attn_v.weight"] == Choice(Q4_HIFI, 8)
+    assert choices["output.weight"] == Choice(TYPES["Q6_K"])
+    assert choices["token_embd.weight"] == choices["blk.27.ffn_down.weight"] == Choice(TYPES["Q4_K"])
+    assert choices["blk.0.attn_norm.weight"] == Choice(F32)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "n"),
+    [(0, 0), (0.25, 20), (0.26, 20), (0.29, 23), (0.3, 24), (0.7, 56), (1.0, 80)],
+)
+def test_ffn_down_coverage_is_the_first_layers_rounded_down(coverage, n):
+    assert layers_with(choose("llama-80", ffn_down_coverage=coverage), "ffn_down") == list(range(n))
+
+
+def test_coverage_of_29_percent_of_100_layers_is_29():
+    tensors = [StoredTensor(f"blk.{i}.ffn_down.weight", (256, 2), F16) for i in range(100)]
+    choices = choose_types(tensors, ModelShape("llama", 100), Options(ffn_down_coverage=0.29))
+    assert sum(c.type == Q4_HIFI for c in choices) == 29
+
+
+def test_minimal_covers_the_first_quarter_of_attn_v_only():
+    tensors = [StoredTensor("token_embd.weight", (256, 400_000_000), F16)]
+    for i in range(10):
+        tensors += [StoredTensor(f"blk.{i}.{part}.weight", (256, 2), F16) for part in ("attn_v", "ffn_down")]
+    choices = choose_types(tensors, ModelShape("llama", 10), Options(minimal=True))
+    covered = [t.name for t, c in zip(tensors, choices, strict=True) if c == Choice(Q4_HIFI, 16)]
+    assert covered == ["blk.0.attn_v.weight", "blk.1.attn_v.weight"]
+
+
+def test_hifi_covers_experts_fused_and_compressed_values():
+    assert layers_with(choose("mixtral"), "ffn_down_exps") == list(range(16))
+    assert layers_with(choose("phi3"), "attn_qkv") == list(range(32))
+    assert layers_with(choose("deepseek2"), "attn_kv_b") == list(range(27))
+
+
+def test_full_coverage_takes_tensors_without_a_layer():
+    tensors = [StoredTensor(f"mm.{part}.weight", (256, 2), F16) for part in ("attn_v", "ffn_down")]
+    choices = choose_types(tensors, ModelShape("llama", 4), Options())
+    assert [c.type.name for c in choices] == ["Q4_HIFI", "Q4_K"]
+
+
+def test_hifi_of_a_tied_model_gives_the_embeddings_the_outputs_type():
+    assert choose("qwen3-tied")["token_embd.weight"] == Choice(TYPES["Q6_K"])
+    assert choose("qwen3-tied", output_tensor_type="q8_0")["token_embd.weight"] == Choice(TYPES["Q8_0"])
+
+
+def test_hifi_where_rows_do_not_fit_falls_back_as_q4_k():
+    choices = choose("odd-rows")  # rows of 320, and of 848 in ffn_down
+    assert choices["blk.0.attn_v.weight"] == Choice(TYPES["Q5_0"], fallback_from=Q4_HIFI)
+    assert choices["blk.0.attn_q.weight"] == Choice(TYPES["Q5_0"], fallback_from=TYPES["Q4_K"])
+    assert choices["blk.0.ffn_down.weight"] == Choice(F16, fallback_from=Q4_HIFI)
+    assert choices["output.weight"] == Choice(TYPES["Q8_0"], fallback_from=TYPES["Q6_K"])
+
+
+def test_hifi_without_outliers_is_q4_k():
+    choices = choose("qwen3", outliers=0)
+    assert choices["blk.0.attn_v.weight"] == Choice(TYPES["Q4_K"])
+    assert not layers_with(choices, "blk")
+
+
+@pytest.mark.parametrize(("outliers", "massive"), [(5, 10), (16, 32), (20, 32), (32, 32)])
+def test_massive_tensors_take_twice_the_outliers_up_to_32(outliers, massive):
+    types = (("token_embd|output.weight", "q4_hifi"),)
+    choices = choose("qwen3", type="Q4_K_M", outliers=outliers, tensor_types=types)
+    assert choices["token_embd.weight"] == choices["output.weight"] == Choice(Q4_HIFI, massive)
+    assert choices["blk.0.attn_output.weight"] == Choice(Q4_HIFI, outliers)
+
+
+def test_pure_hifi_is_hifi_everywhere():
+    choices = choose("qwen3", pure=True)
+    assert choices["blk.27.ffn_up.weight"] == Choice(Q4_HIFI, 8)
+    assert choices["token_embd.weight"] == choices["output.weight"] == Choice(Q4_HIFI, 16)
+
+
+@pytest.mark.parametrize("kind", [name for name in RECIPES if name != "COPY"])
+def test_every_recipe_takes_a_hifi_override(kind):
+    choices = choose("qwen3", type=kind, tensor_types=((r"blk\.3\.attn_q\b", "Q4_HIFI"),))
+    assert choices["blk.3.attn_q.weight"] == Choice(Q4_HIFI, 8)
+
+
+def test_an_option_that_names_a_type_falls_back_too():
+    # llama-quantize aborts here
+    choices = choose("odd-rows", type="Q4_K_M", token_embedding_type="q5_k", output_tensor_type="q4_hifi")
+    assert choices["token_embd.weight"] == Choice(TYPES["Q5_1"], fallback_from=TYPES["Q5_K"])
+    assert choices["output.weight"] == Choice(TYPES["Q5_0"], fallback_from=Q4_HIFI)
+
+
+def test_no_fallback_refuses_and_names_the_tensors():
+    with pytest.raises(UnsupportedModelError, match=r"72 tensors.*rows of 320.*multiple of 256.*69 more"):
+        choose("odd-rows", type="Q4_K_M", no_fallback=True)
+    assert choose("qwen3", no_fallback=True) == choose("qwen3")
+
+
+# --- names of recipes, options, model ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("q4_hifi", "Q4_HIFI"),
+        (" Q4_k_M ", "Q4_K_M"),
+        ("Q4_K", "Q4_K_M"),
+        ("q5_k", "Q5_K_M"),
+        ("14", "Q4_K_S"),
+        ("15", "Q4_K_M"),
+        ("0", "F32"),
+        ("1", "F16"),
+        ("32", "BF16"),
+        ("copy", "COPY"),
+    ],
+)
+def test_find_recipe(text, name):
+    assert find_recipe(text).name == name
+
+
+@pytest.mark.parametrize("text", ["", "Q3_K_M", "99", "-1", "Q4"])
+def test_find_recipe_lists_the_choices(text):
+    with pytest.raises(BadOptionError, match=r"choose one of Q4_HIFI, Q4_K_S, .*COPY"):
+        find_recipe(text)
+
+
+def test_parse_tensor_type():
+    assert parse_tensor_type("ATTN_V=Q6_K") == ("attn_v", "Q6_K")
+    assert parse_tensor_type(r"blk\.\D+\.A=q8_0") == (r"blk\.\D+\.a", "q8_0")
+    for bad in ("attn_v", "=q8_0", "attn_v=", ""):
+        with pytest.raises(BadOptionError, match="REGEX=TYPE"):
+            parse_tensor_type(bad)
+
+
+def test_tensor_type_file(tmp_path):
+    path = tmp_path / "types.txt"
+    path.write_text("attn_v=q6_k ffn_down=q8_0\n\n\tOutput=f16\n")
+    assert read_tensor_type_file(path) == (("attn_v", "q6_k"), ("ffn_down", "q8_0"), ("output", "f16"))
+    path.write_text("attn_v=q6_k\n# a comment\n")
+    with pytest.raises(BadOptionError, match=r"types\.txt.*'#'"):
+        read_tensor_type_file(path)
+    path.write_bytes(b"\xff\xfe=\n")
+    with pytest.raises(BadOptionError, match=r"types\.txt"):
+        read_tensor_type_file(path)
+    with pytest.raises(BadOptionError, match="No such file"):
+        read_tensor_type_file(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "Q9"}, "unknown type 'Q9'"),
+        ({"layout": "zip"}, "unknown layout 'zip'"),
+        ({"outliers": -1}, "0 to 32"),
+        ({"outliers": 33}, "0 to 32"),
+        ({"outliers": 2.5}, "0 to 32"),
+        ({"ffn_down_coverage": -0.1}, "0 to 1"),
+        ({"ffn_down_coverage": 1.5}, "0 to 1"),
+        ({"ffn_down_coverage": float("nan")}, "0 to 1"),
+        ({"tensor_types": (("attn_v", "Q9"),)}, "unknown tensor type 'Q9'"),
+        ({"tensor_types": (("attn_v", "IQ4_XS"),)}, "unknown tensor type 'IQ4_XS'"),
+        ({"tensor_types": (("(", "Q8_0"),)}, r"'\(' is no regular expression"),
+        ({"output_tensor_type": "x"}, "unknown tensor type 'x'"),
+        ({"token_embedding_type": ""}, "unknown tensor type ''"),
+        ({"type": "COPY", "output_tensor_type": "Q8_0"}, "COPY changes no tensor"),
+        ({"type": "Q4_K_M", "minimal": True}, "for type Q4_HIFI, not Q4_K_M"),
+        ({"type": "Q4_K_M", "ffn_down_coverage": 0.5}, "for type Q4_HIFI, not Q4_K_M"),
+        ({"type": "Q4_K_M", "outliers": 8}, "makes no such tensor"),
+    ],
+)
+def test_options_refuse(fields, message):
+    with pytest.raises(BadOptionError, match=message):
+        Options(**fields)
+
+
+def test_model_shape_reads_lists_and_defaults():
+    metadata = {
+        "general.architecture": "deci",
+        "deci.block_count": 80,
+        "deci.attention.head_count": [64, 0],
+        "deci.attention.head_count_kv": [8, 0],
+    }
+    assert ModelShape.from_metadata(metadata) == ModelShape("deci", 80, 64, 8, 0)
+    del metadata["deci.attention.head_count_kv"]
+    assert ModelShape.from_metadata(metadata).n_head_kv == 64
+    assert ModelShape.from_metadata({"general.architecture": "clip"}).n_layer == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "no general.architecture"),
+        ({"general.architecture": 3}, "no general.architecture"),
+        ({"general.architecture": "llama"}, "no number as llama.block_count"),
+        ({"general.architecture": "llama", "llama.block_count": "many"}, "no number as llama.block_count"),
+        ({"general.architecture": "llama", "llama.block_count": float("inf")}, "says inf"),
+        ({"general.architecture": "llama", "llama.block_count": []}, "no number as llama.block_count"),
+    ],
+)
+def test_model_shape_refuses(metadata, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        ModelShape.from_metadata(metadata)
