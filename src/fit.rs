@@ -239,3 +239,77 @@ pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, numbers: &mut [u8])
     }
     if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values on a grid come back exactly: scale, minimum and numbers.
+    #[test]
+    fn an_affine_grid_is_found() {
+        let numbers: [u8; 32] = std::array::from_fn(|i| (i * 7 % 16) as u8);
+        let x = numbers.map(|q| 0.25 * f32::from(q) - 1.5);
+        let mut found = [0u8; 32];
+        let fit = fit_affine(&x, &[1.0; 32], 15, Search::FINE, &mut found);
+        assert_eq!((fit.scale, fit.min, found), (0.25, 1.5, numbers));
+    }
+
+    #[test]
+    fn a_positive_minimum_becomes_zero() {
+        let x: [f32; 32] = std::array::from_fn(|i| 5.0 + i as f32 / 32.0);
+        let fit = fit_affine(&x, &[1.0; 32], 15, Search::Q4_K, &mut [0; 32]);
+        assert_eq!(fit.min, 0.0);
+        assert!((fit.scale * 15.0 - 6.0).abs() < 0.5, "{fit:?}");
+    }
+
+    #[test]
+    fn constants_and_zeros_are_exact() {
+        for value in [0.0, -3.25] {
+            let mut numbers = [9u8; 32];
+            let fit = fit_affine(&[value; 32], &[1.0; 32], 15, Search::Q4_K, &mut numbers);
+            assert_eq!((fit.scale, fit.min, numbers), (0.0, -value, [0; 32]));
+        }
+        let mut numbers = [9u8; 16];
+        assert_eq!(fit_signed(&[0.0; 16], None, 32, &mut numbers), 0.0);
+        assert_eq!(numbers, [0; 16]);
+        let mut numbers = [9u8; 8];
+        assert_eq!(fit_positive(&[0.0; 8], &[1.0; 8], 63, &mut numbers), 0.0);
+        assert_eq!(numbers, [0; 8]);
+    }
+
+    /// The extreme weight takes the number -half, so its sign decides that of the scale.
+    #[test]
+    fn a_signed_grid_is_found_with_either_sign() {
+        for sign in [1.0f32, -1.0] {
+            let x: [f32; 16] = std::array::from_fn(|i| sign * (i as f32 - 8.0));
+            let mut numbers = [0u8; 16];
+            let scale = fit_signed(&x, Some(&[1.0; 16]), 8, &mut numbers);
+            assert_eq!(scale, sign);
+            assert_eq!(numbers, std::array::from_fn(|i| i as u8));
+        }
+    }
+
+    /// A weight on one place makes that place exact at the others' cost.
+    #[test]
+    fn weights_decide() {
+        let x: [f32; 16] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
+        let error_at = |place: usize, weights: &[f32]| {
+            let mut numbers = [0u8; 16];
+            let scale = fit_signed(&x, Some(weights), 8, &mut numbers);
+            (scale * (f32::from(numbers[place]) - 8.0) - x[place]).abs()
+        };
+        let mut heavy = [1.0; 16];
+        heavy[5] = 1e6;
+        assert!(error_at(5, &heavy) < 1e-3 && error_at(5, &heavy) <= error_at(5, &[1.0; 16]));
+    }
+
+    #[test]
+    fn scales_of_sub_blocks_are_fitted_within_half_a_step() {
+        let x = [0.01, 0.5, 0.93, 1.0, 0.2, 0.0, 0.77, 0.31];
+        let mut numbers = [0u8; 8];
+        let scale = fit_positive(&x, &[1.0; 8], 63, &mut numbers);
+        for (v, q) in x.iter().zip(numbers) {
+            assert!((scale * f32::from(q) - v).abs() <= 0.51 * scale, "{v} -> {q}");
+        }
+    }
+}

@@ -74,8 +74,25 @@ pub fn nearest_int(value: f32) -> i32 {
 /// Such values arise in blocks so small that the inverse of their scale overflows.
 #[inline]
 pub fn truncate_to_i8(value: f32) -> i8 {
-    let in_range = value >= -2_147_483_648.0 && value < 2_147_483_648.0;
-    if in_range { value as i32 as i8 } else { 0 }
+    truncate_to_i32(value) as i8
+}
+
+#[inline]
+fn truncate_to_i32(value: f32) -> i32 {
+    let in_range = (-2_147_483_648.0..2_147_483_648.0).contains(&value);
+    if in_range { value as i32 } else { i32::MIN }
+}
+
+/// `(int8_t)roundf(value)` as x86-64 compiles it: to nearest, ties away from zero, then the low
+/// byte; out of range gives 0.
+#[inline]
+pub fn round_to_i8(value: f32) -> i8 {
+    let whole = truncate_to_i32(value);
+    if whole == i32::MIN {
+        return 0;
+    }
+    let rest = value - whole as f32; // exact
+    (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8
 }
 
 #[cfg(test)]
@@ -146,6 +163,26 @@ mod tests {
             [(7.99, 7), (-7.99, -7), (300.0, 44), (f32::INFINITY, 0), (f32::NAN, 0)]
         {
             assert_eq!(truncate_to_i8(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn rounding_takes_ties_away_from_zero() {
+        for (value, expected) in [
+            (0.5, 1),
+            (-0.5, -1),
+            (2.5, 3),
+            (0.499_999_97, 0),
+            (126.5, 127),
+            (-127.0, -127),
+            (f32::INFINITY, 0),
+            (f32::NAN, 0),
+        ] {
+            assert_eq!(round_to_i8(value), expected, "{value}");
+        }
+        for i in -3900..3900 {
+            let value = i as f32 / 31.0;
+            assert_eq!(round_to_i8(value), value.round() as i8, "{value}");
         }
     }
 }

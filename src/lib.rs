@@ -37,3 +37,5 @@ pub mod hifi;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;
+#[cfg(test)]
+mod testing;

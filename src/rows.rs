@@ -182,3 +182,86 @@ fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{importance, weights};
+
+    fn encode(x: &[f32], row: usize, kind: TensorType, w: Option<&[f32]>) -> (Vec<u8>, ErrorSums) {
+        let mut out = vec![0u8; x.len() / row * kind.row_bytes(row).unwrap()];
+        let sums = quantize(Source::from_f32(x, row).unwrap(), kind, w, &mut out).unwrap();
+        (out, sums)
+    }
+
+    /// More bits, less error: each type's error on bell-shaped weights is where it should be.
+    #[test]
+    fn errors_are_those_of_the_types() {
+        let x = weights(16 * 512, 1);
+        for (kind, most) in [
+            (TensorType::F32, 0.0),
+            (TensorType::F16, 1e-7),
+            (TensorType::BF16, 3e-6),
+            (TensorType::Q8_0, 1e-4),
+            (TensorType::Q6K, 8e-4),
+            (TensorType::Q5K, 3e-3),
+            (TensorType::Q5_1, 4e-3),
+            (TensorType::Q5_0, 6e-3),
+            (TensorType::Q4K, 1.2e-2),
+            (TensorType::Q4_1, 1.6e-2),
+            (TensorType::Q4_0, 2.4e-2),
+        ] {
+            let (data, sums) = encode(&x, 512, kind, None);
+            assert!(sums.relative() <= most, "{kind:?}: {}", sums.relative());
+            let mut back = vec![0f32; x.len()];
+            dequantize(Source::new(kind, &data, 512).unwrap(), &mut back).unwrap();
+            let recomputed: f64 = x.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            assert!((recomputed - sums.error).abs() <= 1e-6 * sums.error, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_matter() {
+        let (x, w) = (weights(64 * 256, 2), importance(256, 3));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| encode(&x, 256, TensorType::Q4K, Some(&w)))
+        };
+        assert_eq!(run(1), run(4));
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let x = weights(512, 4);
+        let row_length = QuantError::RowLength { row_length: 100, block: 256, name: "Q4_K" };
+        assert_eq!(TensorType::Q4K.row_bytes(100), Err(row_length));
+        assert!(Source::from_f32(&x, 300).is_err());
+        assert!(TensorType::Q4K.row_bytes(0).is_err());
+        let source = Source::from_f32(&x, 256).unwrap();
+        for (what, result) in [
+            ("output", quantize(source, TensorType::Q4K, None, &mut [0; 287])),
+            ("importance", quantize(source, TensorType::Q4K, Some(&[1.0; 255]), &mut [0; 288])),
+        ] {
+            assert!(
+                matches!(result, Err(QuantError::BufferLength { what: w, .. }) if w == what),
+                "{result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told_with_its_first_place() {
+        let mut x = weights(4 * 256, 5);
+        (x[700], x[300]) = (f32::NAN, f32::INFINITY);
+        let source = Source::from_f32(&x, 256).unwrap();
+        let error = Err(QuantError::NotFinite { position: 300 });
+        assert_eq!(quantize(source, TensorType::Q6K, None, &mut [0; 840]), error);
+        assert_eq!(check_finite(source), Err(QuantError::NotFinite { position: 300 }));
+        let bad = [1.0, -1.0].repeat(128);
+        let source = Source::from_f32(&x[..256], 256).unwrap();
+        assert_eq!(
+            quantize(source, TensorType::Q6K, Some(&bad), &mut [0; 210]),
+            Err(QuantError::BadImportance { position: 1 })
+        );
+    }
+}

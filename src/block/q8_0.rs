@@ -2,7 +2,7 @@
 
 use super::legacy::inverse;
 use super::{Block, Bytes, QK};
-use crate::float::{f16_to_f32, f32_to_f16, truncate_to_i8};
+use crate::float::{f16_to_f32, f32_to_f16, round_to_i8};
 
 /// A Q8_0 block.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +37,7 @@ impl Block for BlockQ8_0 {
             let id = inverse(d);
             block.d = f32_to_f16(d).to_le_bytes();
             for (q, &v) in block.qs.iter_mut().zip(x) {
-                *q = truncate_to_i8((v * id).round()) as u8;
+                *q = round_to_i8(v * id) as u8;
             }
         }
     }

@@ -129,3 +129,103 @@ fn choose(count: usize, score: impl Fn(usize) -> f32) -> [u8; MAX_OUTLIERS] {
     chosen[..count].sort_unstable();
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{importance, weights};
+
+    fn blocks(seed: u64) -> Vec<[f32; QK_K]> {
+        weights(64 * QK_K, seed).as_chunks().0.to_vec()
+    }
+
+    fn squared_error(x: &[f32; QK_K], y: &[f32; QK_K], w: Option<&[f32; QK_K]>) -> f64 {
+        let term = |i: usize| w.map_or(1.0, |w| f64::from(w[i])) * f64::from(x[i] - y[i]).powi(2);
+        (0..QK_K).map(term).sum()
+    }
+
+    #[test]
+    fn no_block_is_worse_than_plain_q4_k() {
+        let w = importance(QK_K, 7);
+        let w: &[f32; QK_K] = w.as_slice().try_into().unwrap();
+        for x in blocks(8) {
+            for w in [None, Some(w)] {
+                let plain = decoded(&BlockQ4K::quantize(&x, w));
+                let mut last = squared_error(&x, &plain, w);
+                for n in [1, 8, 32] {
+                    let block = HifiBlock::encode(&x, w, n);
+                    let error = squared_error(&x, &block.decode(), w);
+                    assert!(error <= last * 1.000_001, "{n} outliers: {error} after {last}");
+                    if n == 1 {
+                        last = error.max(last);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn places_increase_and_residuals_are_what_is_missing() {
+        for x in blocks(9) {
+            let block = HifiBlock::encode(&x, None, 12);
+            assert_eq!(block.index().len(), 12);
+            check_index(block.index(), 0).unwrap();
+            let (base, whole) = (decoded(&block.base), block.decode());
+            for i in 0..QK_K {
+                let is_outlier = block.index().contains(&(i as u8));
+                assert!(is_outlier || base[i] == whole[i]);
+                assert!(!is_outlier || (whole[i] - x[i]).abs() <= (x[i] - base[i]).abs() / 1024.0);
+            }
+        }
+    }
+
+    /// What the base is fitted to does not change when the outliers grow.
+    #[test]
+    fn the_refitted_base_does_not_see_the_outliers() {
+        let x = blocks(10)[0];
+        let places = choose(8, |i| x[i].abs());
+        let mut larger = x;
+        for &i in &places[..8] {
+            larger[usize::from(i)] *= 50.0;
+        }
+        let refit = |x| BlockQ4K::quantize_without(x, None, &places[..8]);
+        assert_eq!(decoded(&refit(&x)), decoded(&refit(&larger)));
+        assert_eq!(decoded(&HifiBlock::encode(&larger, None, 8).base), decoded(&refit(&x)));
+    }
+
+    #[test]
+    fn ties_go_to_the_smaller_place() {
+        assert_eq!(choose(3, |_| 1.0)[..3], [0, 1, 2]);
+        assert_eq!(choose(3, |i| if i % 100 == 7 { 2.0 } else { 0.0 })[..3], [7, 107, 207]);
+    }
+
+    #[test]
+    fn zeros_and_giants_are_legal() {
+        let block = HifiBlock::encode(&[0.0; QK_K], None, 8);
+        assert_eq!(block.decode(), [0.0; QK_K]);
+        let mut x = [0.0; QK_K];
+        x[3] = 1e30;
+        let block = HifiBlock::encode(&x, None, 2);
+        assert!(block.residual().iter().all(|&r| f16_to_f32(r).is_finite()));
+    }
+
+    /// In the fork layout the outlier replaces the base, and the base is near zero below it.
+    #[test]
+    fn the_fork_layout_can_be_replaced_or_added() {
+        for x in blocks(11) {
+            let block = HifiBlock::encode(&x, None, 8);
+            let stored = fork::BlockQ4Hifi::new(block.base, block.index(), &x);
+            let base = decoded(&stored.base);
+            for (&i, value) in block.index().iter().zip(stored.value) {
+                let value = f16_to_f32(u16::from_le_bytes(value));
+                let i = usize::from(i);
+                assert!((value - x[i]).abs() <= x[i].abs() / 2048.0);
+                let step = (0..QK_K / 8)
+                    .map(|k| (base[i / 32 * 32 + k] - base[i]).abs())
+                    .filter(|&d| d > 0.0)
+                    .fold(f32::INFINITY, f32::min);
+                assert!(base[i].abs() <= step || base[i] == 0.0, "{} of {step}", base[i]);
+            }
+        }
+    }
+}
