@@ -16,6 +16,21 @@ _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 _Sums = tuple[float, float]
 
+__all__ = [
+    "NotFinite",
+    "__version__",
+    "check_finite",
+    "dequantize",
+    "dequantize_hifi",
+    "dequantize_hifi_fork",
+    "fork_to_split",
+    "quantize",
+    "quantize_hifi",
+    "quantize_hifi_fork",
+    "split_to_fork",
+    "tensor_types",
+]
+
 __version__: Final[str]
 
 class NotFinite(ValueError): ...

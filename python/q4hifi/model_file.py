@@ -13,9 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadFileError, Q4HifiError
+from .errors import BadFileError, Q4HifiError, UnsupportedModelError
 from .gguf_file import GgufFile, TensorInfo
-from .layout import BASE, FORK, FORK_COUNT_OFFSET, INDEX_SUFFIX, RESIDUAL_SUFFIX, SPLIT, Format
+from .layout import (
+    BASE,
+    FORK,
+    FORK_COUNT_OFFSET,
+    INDEX_SUFFIX,
+    KEY_VERSION,
+    RESIDUAL_SUFFIX,
+    SPLIT,
+    VERSION,
+    Format,
+)
 from .rows import Parts, decode
 from .tensor import QuantizedTensor
 from .types import MAX_OUTLIERS, Q4_HIFI, TensorType
@@ -90,6 +100,7 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         self.gguf = gguf
         self.metadata: Mapping[str, Any] = gguf.metadata
         self.paths: tuple[Path, ...] = gguf.paths
+        _check_version(self)
         self.n_bytes: int = gguf.n_bytes
         self.tensors: Mapping[str, ModelTensor] = {t.name: t for t in _model_tensors(self)}
         hifi = [t.format.layout for t in self.tensors.values() if t.type == Q4_HIFI]
@@ -99,7 +110,8 @@ class ModelFile(Mapping[str, QuantizedTensor]):
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
         """Open a model by its file or by any of its shards.
 
-        Raises :class:`BadFileError` for a file that is not a sound GGUF.
+        Raises :class:`BadFileError` for a file that is not a sound GGUF, and
+        :class:`UnsupportedModelError` for types and versions that are not known.
         """
         gguf = GgufFile.open(path)
         try:
@@ -175,6 +187,14 @@ class _ErrorsAt:
     ) -> None:
         if isinstance(error, Q4HifiError) and not str(error).startswith(self.prefix):
             raise type(error)(f"{self.prefix}{error}") from error
+
+
+def _check_version(model: ModelFile) -> None:
+    version = model.metadata.get(KEY_VERSION, VERSION)
+    if version != VERSION:
+        raise UnsupportedModelError(
+            f"{model.paths[0]}: {KEY_VERSION} is {version!r:.80}, and this q4hifi knows {VERSION}; update it"
+        )
 
 
 def _model_tensors(model: ModelFile) -> Iterator[ModelTensor]:
