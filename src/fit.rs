@@ -20,15 +20,18 @@ pub struct Search {
     first: f32,
     step: f32,
     steps: u32,
+    /// Whether a number is clamped before it is rounded. It matters where the grid has shrunk so far
+    /// that a weight lies millions of steps outside of it.
+    clamp_first: bool,
 }
 
 impl Search {
     /// Where importance is given, for every type.
-    pub const FINE: Self = Self { first: -0.9, step: 0.05, steps: 36 };
+    pub const FINE: Self = Self { first: -0.9, step: 0.05, steps: 36, clamp_first: true };
     /// Q4_K without importance.
-    pub const Q4_K: Self = Self { first: -1.0, step: 0.1, steps: 20 };
+    pub const Q4_K: Self = Self { first: -1.0, step: 0.1, steps: 20, clamp_first: false };
     /// Q5_K without importance.
-    pub const Q5_K: Self = Self { first: -0.5, step: 0.1, steps: 15 };
+    pub const Q5_K: Self = Self { first: -0.5, step: 0.1, steps: 15, clamp_first: false };
 }
 
 /// `value(q) = scale · q - min`, with `min` ≥ 0.
@@ -96,7 +99,12 @@ pub fn fit_affine(
         let inverse = (search.first + search.step * step as f32 + levels as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         for ((q, &v), &w) in candidate.iter_mut().zip(x).zip(weights) {
-            let number = round(inverse, v, min);
+            let number = if search.clamp_first {
+                let position = inverse * (v - min);
+                if position > 0.0 { nearest_int(position.min(levels as f32)) } else { 0 }
+            } else {
+                round(inverse, v, min)
+            };
             *q = number as u8;
             let l = number as f32;
             sum_l += w * l;

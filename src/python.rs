@@ -8,9 +8,10 @@ use crate::error::QuantError;
 use crate::hifi::{self, fork};
 use crate::rows::{self, ErrorSums, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, OnceLock};
 
 pyo3::create_exception!(
@@ -39,20 +40,27 @@ fn sums(sums: ErrorSums) -> Sums {
 }
 
 /// Runs `work` without the interpreter lock on `threads` threads; 0 is one a core.
-fn detached<T: Send>(py: Python<'_>, threads: usize, work: impl FnOnce() -> T + Send) -> T {
+fn detached<T: Send>(
+    py: Python<'_>,
+    threads: usize,
+    work: impl FnOnce() -> Result<T, QuantError> + Send,
+) -> PyResult<T> {
     static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
     py.detach(|| {
         if threads == 0 {
-            return work();
+            return Ok(work()?);
         }
         let mut pools = POOLS.get_or_init(Mutex::default).lock().expect("no panic holds the lock");
-        let pool = pools.entry(threads).or_insert_with(|| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            Arc::new(pool.expect("threads can be started"))
-        });
-        let pool = Arc::clone(pool);
+        let pool = match pools.entry(threads) {
+            Entry::Occupied(entry) => Arc::clone(entry.get()),
+            Entry::Vacant(entry) => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let pool = pool.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+                Arc::clone(entry.insert(Arc::new(pool)))
+            }
+        };
         drop(pools);
-        pool.install(work)
+        Ok(pool.install(work)?)
     })
 }
 
@@ -244,7 +252,7 @@ fn check_finite(
 ) -> PyResult<()> {
     let source =
         Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
-    Ok(detached(py, threads, || rows::check_finite(source))?)
+    detached(py, threads, || rows::check_finite(source))
 }
 
 /// The buffers of rows in the split layout.

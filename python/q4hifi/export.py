@@ -27,6 +27,7 @@ from .plan import Plan, PlannedTensor
 from .quantize import quantize_file
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
+from .rows import thread_count
 from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
 
 DROP = "drop"
@@ -79,7 +80,7 @@ def export_file(
             plan,
             metadata,
             Output(dst, overwrite),
-            threads=threads or 0,
+            threads=thread_count(threads),
             progress=progress,
             drop_outliers=as_ is not None and as_.lower() == DROP,
         )

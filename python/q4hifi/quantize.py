@@ -20,6 +20,7 @@ from .options import Options
 from .plan import Plan, make_plan
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
+from .rows import thread_count
 
 TensorTypes = Sequence[tuple[str, str]]
 
@@ -112,7 +113,13 @@ def quantize_file(
         if not allow_requantize:
             _refuse_requantizing(model, plan)
         written = rewrite(
-            model, plan, metadata, output, importance=importance, threads=threads or 0, progress=progress
+            model,
+            plan,
+            metadata,
+            output,
+            importance=importance,
+            threads=thread_count(threads),
+            progress=progress,
         )
         return QuantizeReport.of(model, plan, written, importance, time.monotonic() - started)
 

@@ -16,6 +16,9 @@ from .errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedMod
 from .layout import BASE, SPLIT, Format
 from .types import F32, Q4_HIFI, TensorType
 
+MAX_THREADS = 1024
+"""More than any machine needs, and few enough to start."""
+
 Bytes = npt.NDArray[np.uint8]
 Parts = tuple[Bytes, ...]
 
@@ -87,8 +90,10 @@ def encode(
             *out_, sums = _core.quantize(data, kind, row_length, _codec_type(target).id, importance, threads)
     except _core.NotFinite as cause:
         raise _not_finite(cause, row_length, first_row) from None
+    except ValueError as cause:
+        raise BadOptionError(str(cause)) from cause
     if not np.isfinite(sums[0]):
-        raise NotFiniteError(f"its weights are too large for {target.type}; choose F32 or BF16 for it")
+        raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
     out = tuple(out_)
     return out, ErrorSums(*sums)
 
@@ -137,6 +142,13 @@ def _flat(parts: Parts, form: Format, row_length: int, threads: int) -> tuple[Pa
     if not (form.is_split or form.is_fork):
         return parts, form
     return (decode(parts, form, row_length, threads=threads).reshape(-1).view(np.uint8),), Format(F32)
+
+
+def thread_count(threads: int | None) -> int:
+    """Return the number of threads as the codec takes it: None is 0, one a core."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise BadOptionError(f"threads is {threads}; choose 1 to {MAX_THREADS}, or None for one a core")
+    return threads or 0
 
 
 def check_block_fit(kind: TensorType, row_length: int) -> None:

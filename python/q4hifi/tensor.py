@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .errors import BadOptionError
 from .layout import FORK, SPLIT, Format
-from .rows import Bytes, Parts, check_block_fit, decode, encode
+from .rows import Bytes, Parts, check_block_fit, decode, encode, thread_count
 from .types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 
 
@@ -74,7 +74,9 @@ class QuantizedTensor:
 
     def dequantize(self, *, threads: int | None = None) -> npt.NDArray[np.float32]:
         """Decode to float32 of :attr:`shape`; ``threads`` None is one a core."""
-        return decode(self.parts, self.format, self.shape[-1], threads=threads or 0).reshape(self.shape)
+        return decode(self.parts, self.format, self.shape[-1], threads=thread_count(threads)).reshape(
+            self.shape
+        )
 
 
 def quantize(
@@ -104,7 +106,7 @@ def quantize(
     check_block_fit(kind, row_length)
     target = Format(kind, outliers)
     matrices = _importance_rows(importance, array.shape)
-    per_matrix = flat.size // len(matrices)
+    per_matrix = flat.size // max(1, len(matrices))
     encoded = [
         encode(
             (flat[i * per_matrix : (i + 1) * per_matrix],),
@@ -112,7 +114,7 @@ def quantize(
             target,
             row_length,
             w,
-            threads=threads or 0,
+            threads=thread_count(threads),
         )[0]
         for i, w in enumerate(matrices)
     ]
@@ -136,14 +138,14 @@ def dequantize(
     kind = tensor_type(type)
     flat = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data
     flat = np.ascontiguousarray(flat).reshape(-1).view(np.uint8)
-    if not shape:
-        raise BadOptionError("shape is empty; it needs at least the row length")
+    if not shape or min(shape) < 0:
+        raise BadOptionError(f"shape is {shape}; it needs at least the row length, and nothing negative")
     check_block_fit(kind, shape[-1])
     form = Format(kind, MAX_OUTLIERS, FORK)
     expected = form.part_row_bytes(shape[-1])[0] * prod(shape[:-1])
     if flat.size != expected:
         raise BadOptionError(f"{flat.size} bytes, but {kind} of shape {shape} takes {expected}")
-    return decode((flat,), form, shape[-1], threads=threads or 0).reshape(shape)
+    return decode((flat,), form, shape[-1], threads=thread_count(threads)).reshape(shape)
 
 
 _SOURCES = {"float32": F32, "float16": F16, "bfloat16": BF16}
@@ -153,8 +155,10 @@ def _source_of(array: npt.NDArray[np.floating]) -> tuple[Format, Bytes]:
     """The array's format and its bytes, without a copy where it is contiguous."""
     if array.ndim == 0 or array.shape[-1] == 0:
         raise BadOptionError(f"an array of shape {array.shape} has no rows to quantize")
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize == 8:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused, with its place
+            array = array.astype(np.float32)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     kind = _SOURCES.get(array.dtype.name)
     if kind is None:
         raise BadOptionError(f"an array of {array.dtype} cannot be quantized; make it float32 or float16")
@@ -170,4 +174,4 @@ def _importance_rows(
     rows = np.ascontiguousarray(importance, np.float32)
     if rows.shape not in {shape[-1:], (*shape[:-2], shape[-1])}:
         raise BadOptionError(f"importance has shape {rows.shape}, but the array has {shape}")
-    return list(rows.reshape(-1, shape[-1]))
+    return list(rows.reshape(-1, shape[-1])) or [None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import Q4HifiError
 from .model_file import ModelFile, RowRange, row_ranges
 from .rewrite import Progress
-from .rows import check_finite
+from .rows import check_finite, thread_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def verify_file(
                 if progress is not None:
                     progress(done, total, tensor.name)
                 done += rows.count * tensor.row_length
-                found = _check(model, rows, threads or 0)
+                found = _check(model, rows, thread_count(threads))
                 if found is not None:
                     findings.append(found)
                     break

@@ -16,6 +16,9 @@ pub(super) struct Recipe {
     pub levels: i32,
     /// The candidate grids without importance.
     pub search: Search,
+    /// The bound of the scales and minima that are fitted under importance. A negative one wraps to
+    /// a large byte, which ggml cuts off in Q5_K and packs as it is in Q4_K.
+    pub largest_packed: u8,
 }
 
 /// A fitted block, before its numbers are packed.
@@ -83,7 +86,8 @@ impl Recipe {
                 let (mut scales, mut mins) = ([0u8; SUB_BLOCKS], [0u8; SUB_BLOCKS]);
                 let d = fit_positive(&sub.scales, &sub.weights, MAX_SCALE, &mut scales);
                 let dmin = fit_positive(&sub.mins, &sub.weights, MAX_SCALE, &mut mins);
-                (d, scales, dmin, mins)
+                let cut = |v: [u8; SUB_BLOCKS]| v.map(|v| v.min(self.largest_packed));
+                (d, cut(scales), dmin, cut(mins))
             }
         };
         let mut fit = KFit {

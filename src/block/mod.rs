@@ -205,9 +205,8 @@ impl TensorType {
     /// Bytes of a row of `row_length` weights, which must be whole blocks.
     pub fn row_bytes(self, row_length: usize) -> Result<usize, QuantError> {
         let block = self.block_weights();
-        if row_length == 0 || !row_length.is_multiple_of(block) {
-            return Err(QuantError::RowLength { row_length, block, name: self.name() });
-        }
-        Ok(row_length / block * self.block_bytes())
+        let whole = row_length > 0 && row_length.is_multiple_of(block);
+        let bytes = (row_length / block).checked_mul(self.block_bytes()).filter(|_| whole);
+        bytes.ok_or(QuantError::RowLength { row_length, block, name: self.name() })
     }
 }

@@ -22,7 +22,7 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K };
+const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K, largest_packed: 255 };
 
 impl BlockQ4K {
     /// Encodes a block with the plain fit, or with `importance`.

@@ -24,7 +24,7 @@ pub struct BlockQ5K {
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
-const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K };
+const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K, largest_packed: 63 };
 
 impl BlockQ5K {
     /// Encodes a block with the plain fit, or with `importance`.

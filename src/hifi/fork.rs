@@ -5,13 +5,16 @@
 //! branch's dot products *add* it to the base, so the base must be as near to zero there as it can:
 //! the numbers at these places are free, and are set so.
 
-use super::rows::{Outliers, OutliersMut, check_outliers, encode_row};
-use super::{MAX_OUTLIERS, check_index, decoded, saturating_f16};
+use super::rows::{Outliers, OutliersMut, check_outliers};
+use super::{HifiBlock, MAX_OUTLIERS, check_index, decoded};
 use crate::block::{Block, BlockQ4K, QK_K, TensorType, blocks, blocks_mut};
 use crate::error::QuantError;
-use crate::float::f16_to_f32;
+use crate::float::{f16_to_f32, f32_to_f16};
 use crate::rows::{ErrorSums, Source, check_importance, expect_length, per_row};
 use rayon::prelude::*;
+
+/// What rounds to an infinite f16.
+const F16_LIMIT: f32 = 65520.0;
 
 /// A Q4_HIFI block of the fork layout: 7.625 bits a weight, whatever the number of outliers.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +48,7 @@ impl BlockQ4Hifi {
         };
         block.index[..index.len()].copy_from_slice(index);
         for (value, &i) in block.value.iter_mut().zip(index) {
-            *value = saturating_f16(x[usize::from(i)]).to_le_bytes();
+            *value = f32_to_f16(x[usize::from(i)]).to_le_bytes();
         }
         block
     }
@@ -63,10 +66,15 @@ impl BlockQ4Hifi {
     fn decode(&self, number: usize, out: &mut [f32; QK_K]) -> Result<(), QuantError> {
         let index = self.index(number)?;
         self.base.dequantize(out);
-        for (&i, &value) in index.iter().zip(&self.value) {
-            out[usize::from(i)] = f16_to_f32(u16::from_le_bytes(value));
-        }
+        self.replace(index, out);
         Ok(())
+    }
+
+    /// Writes the outliers over the values of the base.
+    fn replace(&self, index: &[u8], values: &mut [f32; QK_K]) {
+        for (&i, &value) in index.iter().zip(&self.value) {
+            values[usize::from(i)] = f16_to_f32(u16::from_le_bytes(value));
+        }
     }
 }
 
@@ -91,10 +99,15 @@ pub fn quantize(
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length())?;
     per_row(source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
-        let places = blocks_mut::<BlockQ4Hifi>(out).iter_mut().zip(x.as_chunks().0);
-        encode_row(x, importance, outliers, decoded)
-            .zip(places)
-            .for_each(|(block, (out, x))| *out = BlockQ4Hifi::new(block.base, block.index(), x));
+        let out = blocks_mut::<BlockQ4Hifi>(out).iter_mut();
+        let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut().0).zip(out);
+        let weights = importance.map(|w| w.as_chunks().0);
+        for (i, ((x, decoded), out)) in blocks.enumerate() {
+            let block = HifiBlock::encode(x, weights.map(|w| &w[i]), outliers);
+            *out = BlockQ4Hifi::new(block.base, block.index(), x);
+            *decoded = block.decode();
+            out.replace(block.index(), decoded);
+        }
         ErrorSums::of_row(x, importance, decoded)
     })
 }
@@ -147,7 +160,7 @@ pub fn to_split(
         index[number * outliers..][..outliers].copy_from_slice(&places);
         let residual = residual[number * outliers * 2..][..outliers * 2].as_chunks_mut().0;
         for (bytes, &i) in residual.iter_mut().zip(&places) {
-            *bytes = saturating_f16(values[usize::from(i)] - from[usize::from(i)]).to_le_bytes();
+            *bytes = f32_to_f16(values[usize::from(i)] - from[usize::from(i)]).to_le_bytes();
         }
     }
     Ok(())
@@ -167,6 +180,10 @@ pub fn from_split(
     for (number, out) in blocks_mut::<BlockQ4Hifi>(out).iter_mut().enumerate() {
         let index = &outliers.index[number * outliers.outliers..][..outliers.outliers];
         *out = BlockQ4Hifi::new(base[number], index, &values[number]);
+        if index.iter().any(|&i| values[number][usize::from(i)].abs() >= F16_LIMIT) {
+            let what = "an outlier is too large for the fork layout's f16";
+            return Err(QuantError::BadBlock { block: number, what });
+        }
     }
     Ok(())
 }

@@ -10,7 +10,8 @@
 //!   a residual. So no block is worse than in Q4_K, beyond the rounding of a residual.
 //!
 //! The error is the squared error, weighted by importance where it is given. Ties go to the
-//! smaller index, and to the refit.
+//! smaller index, and to the refit. A residual too large for f16 saturates; a refit that needs one
+//! is not taken, because it would hide that the block is too large for Q4_K.
 
 pub mod fork;
 pub mod rows;
@@ -21,6 +22,8 @@ use crate::float::{f16_to_f32, f32_to_f16};
 
 /// The most outliers a block can hold.
 pub const MAX_OUTLIERS: usize = 32;
+
+const LARGEST_F16: f32 = 65504.0;
 
 /// One encoded block: the base and `N` outliers in parallel arrays.
 #[derive(Debug, Clone)]
@@ -49,7 +52,7 @@ impl HifiBlock {
         let worst = choose(outliers, |i| weight(i) * (x[i] - base[i]).powi(2));
         let plain = Self::with_residuals(plain, x, worst, outliers);
 
-        let refit_error = refit.error(x, weight);
+        let refit_error = if refit.is_saturated() { f64::NAN } else { refit.error(x, weight) };
         if plain.error(x, weight) < refit_error || refit_error.is_nan() { plain } else { refit }
     }
 
@@ -62,7 +65,8 @@ impl HifiBlock {
         let values = decoded(&base);
         let mut residual = [0u16; MAX_OUTLIERS];
         for (r, &i) in residual.iter_mut().zip(&index[..outliers]) {
-            *r = saturating_f16(x[usize::from(i)] - values[usize::from(i)]);
+            let difference = x[usize::from(i)] - values[usize::from(i)];
+            *r = f32_to_f16(difference.clamp(-LARGEST_F16, LARGEST_F16));
         }
         Self { base, outliers, index, residual }
     }
@@ -86,6 +90,10 @@ impl HifiBlock {
         values
     }
 
+    fn is_saturated(&self) -> bool {
+        self.residual().iter().any(|&r| f16_to_f32(r).abs() >= LARGEST_F16)
+    }
+
     fn error(&self, x: &[f32; QK_K], weight: impl Fn(usize) -> f32) -> f64 {
         let values = self.decode();
         (0..QK_K).map(|i| f64::from(weight(i)) * f64::from(x[i] - values[i]).powi(2)).sum()
@@ -102,11 +110,6 @@ fn check_index(index: &[u8], number: usize) -> Result<(), QuantError> {
             what: "the places of its outliers are not strictly increasing",
         })
     }
-}
-
-/// To f16; beyond its largest finite number, that number.
-fn saturating_f16(value: f32) -> u16 {
-    f32_to_f16(value.clamp(-65504.0, 65504.0))
 }
 
 fn decoded(base: &BlockQ4K) -> [f32; QK_K] {
@@ -200,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn zeros_and_giants_are_legal() {
+    fn zeros_are_legal_and_giants_take_the_plain_base() {
         let block = HifiBlock::encode(&[0.0; QK_K], None, 8);
         assert_eq!(block.decode(), [0.0; QK_K]);
-        let mut x = [0.0; QK_K];
-        x[3] = 1e30;
+        let mut x = [1.0; QK_K];
+        x[3] = 1e6; // too far from zero for a residual, but not for Q4_K
         let block = HifiBlock::encode(&x, None, 2);
-        assert!(block.residual().iter().all(|&r| f16_to_f32(r).is_finite()));
+        assert!((block.decode()[3] - 1e6).abs() < 1e3, "{}", block.decode()[3]);
     }
 
     /// In the fork layout the outlier replaces the base, and the base is near zero below it.

@@ -56,15 +56,19 @@ pub fn quantize(
         let base = blocks_mut::<BlockQ4K>(base).iter_mut();
         let index = index.chunks_exact_mut(outliers);
         let residual = residual.chunks_exact_mut(outliers * 2);
-        encode_row(x, importance, outliers, decoded).zip(base.zip(index).zip(residual)).for_each(
-            |(block, ((base, index), residual))| {
-                *base = block.base;
-                index.copy_from_slice(block.index());
-                for (bytes, r) in residual.as_chunks_mut().0.iter_mut().zip(block.residual()) {
-                    *bytes = r.to_le_bytes();
-                }
-            },
-        );
+        let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut().0);
+        let weights = importance.map(|w| w.as_chunks().0);
+        for (i, ((x, decoded), ((base, index), residual))) in
+            blocks.zip(base.zip(index).zip(residual)).enumerate()
+        {
+            let block = HifiBlock::encode(x, weights.map(|w| &w[i]), outliers);
+            *decoded = block.decode();
+            *base = block.base;
+            index.copy_from_slice(block.index());
+            for (bytes, r) in residual.as_chunks_mut().0.iter_mut().zip(block.residual()) {
+                *bytes = r.to_le_bytes();
+            }
+        }
         ErrorSums::of_row(x, importance, decoded)
     })
 }
@@ -99,22 +103,6 @@ pub fn dequantize(
         })
         .find_map_first(Result::err)
         .map_or(Ok(()), Err)
-}
-
-/// Encodes the blocks of a row one after another, and decodes each to its place in `decoded`.
-pub(super) fn encode_row<'a>(
-    x: &'a [f32],
-    importance: Option<&'a [f32]>,
-    outliers: usize,
-    decoded: &'a mut [f32],
-) -> impl Iterator<Item = HifiBlock> + 'a {
-    let importance = importance.map(|w| w.as_chunks::<QK_K>().0);
-    let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut::<QK_K>().0);
-    blocks.enumerate().map(move |(i, (x, decoded))| {
-        let block = HifiBlock::encode(x, importance.map(|w| &w[i]), outliers);
-        *decoded = block.decode();
-        block
-    })
 }
 
 pub(super) fn check_outliers(outliers: usize) -> Result<(), QuantError> {
