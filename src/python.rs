@@ -21,10 +21,20 @@ pyo3::create_exception!(
     "A weight is NaN or infinite; the second argument is its position in the input, in weights."
 );
 
+pyo3::create_exception!(
+    _core,
+    BadBlock,
+    PyValueError,
+    "A block contradicts its format; the second argument is its number in the input, the third why."
+);
+
 impl From<QuantError> for PyErr {
     fn from(error: QuantError) -> Self {
         match error {
             QuantError::NotFinite { position } => NotFinite::new_err((error.to_string(), position)),
+            QuantError::BadBlock { block, what } => {
+                BadBlock::new_err((error.to_string(), block, what))
+            }
             other => PyValueError::new_err(other.to_string()),
         }
     }
@@ -297,8 +307,8 @@ impl Parts {
 mod _core {
     #[pymodule_export]
     use super::{
-        NotFinite, check_finite, dequantize, dequantize_hifi, dequantize_hifi_fork, fork_to_split,
-        quantize, quantize_hifi, quantize_hifi_fork, split_to_fork, tensor_types,
+        BadBlock, NotFinite, check_finite, dequantize, dequantize_hifi, dequantize_hifi_fork,
+        fork_to_split, quantize, quantize_hifi, quantize_hifi_fork, split_to_fork, tensor_types,
     };
 
     #[pymodule_export]

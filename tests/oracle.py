@@ -208,7 +208,7 @@ def _text_of(vocabulary: int, tokens: list[int]) -> str:
     return text.raw[: _checked(n, n >= 0, "the tokens give no text")].decode(errors="replace")
 
 
-def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 2) -> str:
+def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 1) -> str:
     """The text of the ``n_tokens`` most probable tokens, one after another, that follow ``prompt``.
 
     Fewer where the model ends its text. Raises RuntimeError with the engine's words where it

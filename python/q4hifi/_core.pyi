@@ -17,6 +17,7 @@ _Floats = npt.NDArray[np.float32]
 _Sums = tuple[float, float]
 
 __all__ = [
+    "BadBlock",
     "NotFinite",
     "__version__",
     "check_finite",
@@ -33,6 +34,7 @@ __all__ = [
 
 __version__: Final[str]
 
+class BadBlock(ValueError): ...
 class NotFinite(ValueError): ...
 
 def tensor_types() -> list[tuple[str, int, int, int]]: ...

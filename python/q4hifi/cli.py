@@ -6,8 +6,10 @@ Exit status: 0, 1 where the work failed, 2 where an argument or option does not 
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +31,9 @@ from .overview import Overview
 from .plan import Plan
 from .quantize import plan_file, quantize_file
 from .recipes import RECIPES, find_recipe
-from .report import QuantizeReport, human_bytes, notes, tensor_table, type_table
+from .report import QuantizeReport, human_bytes, notes, paragraphs, printable, tensor_table, type_table
 from .rewrite import Progress as OnProgress
+from .rows import MAX_THREADS
 from .verify import verify_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,18 +47,29 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except Q4HifiError as error:
             kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
-            raise kind(str(error)) from error
+            raise kind(printable(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="q4hifi %(version)s")
 def main() -> None:
     """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and metadata may be in any script
+
+
+def _terminate(*_: object) -> None:
+    """End as after Ctrl-C, so that a half-written file is removed."""
+    raise click.Abort
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="Threads to compute with. [default: one a core]"
+    "-t",
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Threads to compute with. [default: one a core]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
@@ -234,14 +248,14 @@ def verify(file: str, threads: int | None, as_json: bool) -> None:
     if as_json:
         found = [{"tensor": f.tensor, "message": f.message} for f in findings]
         _print_json({"file": file, "sound": not findings, "findings": found})
-    for finding in () if as_json else findings:
-        click.echo(
-            finding.message if finding.tensor is None else f"{file}: {finding.tensor}: {finding.message}"
-        )
+    else:
+        for finding in findings:
+            place = "" if finding.tensor is None else f"{file}: {finding.tensor}: "
+            click.echo(printable(place + finding.message))
+        if not findings:
+            click.echo(printable(f"{file}: sound"))
     if findings:
         sys.exit(1)
-    if not as_json:
-        click.echo(f"{file}: sound")
 
 
 def _positional(src: str, rest: tuple[str, ...]) -> tuple[str, str, int | None]:
@@ -295,10 +309,10 @@ def _progress() -> Iterator[OnProgress]:
     """A bar on standard error with rate and remaining time; silent where that is no terminal."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<32.32}"),
+        TextColumn("{task.description:<28.28}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rate]:>8.1f} M weights/s"),
+        TextColumn("{task.fields[rate]:>6.1f} M weights/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -307,14 +321,14 @@ def _progress() -> Iterator[OnProgress]:
         def on_progress(done: int, total: int, name: str) -> None:
             elapsed = bar.tasks[task].elapsed or 0.0
             rate = done / elapsed / 1e6 if elapsed else 0.0
-            bar.update(task, completed=done, total=total, description=name, rate=rate)
+            bar.update(task, completed=done, total=total, description=printable(name), rate=rate)
 
         yield on_progress
 
 
 def _console() -> Console:
     """Standard output; lines are broken only where a person reads them."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
 
 
@@ -329,11 +343,9 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
         _print_json(plan.as_dict())
         return
-    console = _console()
-    if tensors:
-        console.print(tensor_table(plan))
-    console.print(type_table(plan), *notes(plan), sep="\n")
-    console.print(f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight")
+    size = f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight"
+    tables = [[tensor_table(plan)]] if tensors else []
+    _console().print(paragraphs(*tables, [type_table(plan)], notes(plan), [size]))
 
 
 def _print_json(value: Any) -> None:

@@ -12,10 +12,9 @@ from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
 from .layout import (
     FILE_TYPE,
-    KEY_COVERAGE,
     KEY_LAYOUT,
-    KEY_OUTLIERS,
     KEY_VERSION,
+    KEYS,
     LAYOUTS,
     SPLIT,
     VERSION,
@@ -111,7 +110,7 @@ def _metadata(source: Metadata, plan: Plan) -> Metadata:
     """The source's pairs, with the layout told or, where no Q4_HIFI tensor is left, without it."""
     pairs = source.with_value("general.file_type", plan.file_type, GGUFValueType.UINT32)
     if not any(t.type == Q4_HIFI for t in plan.tensors):
-        return pairs.without(KEY_VERSION, KEY_LAYOUT, KEY_OUTLIERS, KEY_COVERAGE)
+        return pairs.without(*KEYS)
     return pairs.with_value(KEY_VERSION, VERSION, GGUFValueType.UINT32).with_value(
         KEY_LAYOUT, plan.layout, GGUFValueType.STRING
     )

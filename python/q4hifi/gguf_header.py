@@ -252,8 +252,8 @@ def _read_metadata(cursor: _Cursor, n_pairs: int) -> Metadata:
         start = cursor.at
         key = cursor.text(f"key {i + 1}", MAX_KEY_BYTES)
         if not key or key in pairs:
-            cursor.fail(f"key {key!r} is there twice" if key else f"key {i + 1} is empty")
-        what = f"the value of {key!r}"
+            cursor.fail(f"key {key!r:.80} is there twice" if key else f"key {i + 1} is empty")
+        what = f"the value of {key!r:.80}"
         cursor.skip_value(cursor.value_type(what), what)
         pairs[key] = cursor.since(start, what)
     return Metadata(pairs)

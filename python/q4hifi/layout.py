@@ -34,6 +34,7 @@ KEY_VERSION = "q4_hifi.version"
 KEY_LAYOUT = "q4_hifi.layout"
 KEY_OUTLIERS = "q4_hifi.outliers"
 KEY_COVERAGE = "q4_hifi.ffn_down_coverage"
+KEYS = (KEY_VERSION, KEY_LAYOUT, KEY_OUTLIERS, KEY_COVERAGE)
 VERSION = 1
 
 FORK_COUNT_OFFSET = 240

@@ -146,8 +146,9 @@ class ModelFile(Mapping[str, QuantizedTensor]):
 
     def dequantize_rows(self, rows: RowRange, *, threads: int = 0) -> npt.NDArray[np.float32]:
         """Read and decode rows to float32 [rows, row_length]."""
-        with self.errors_at(rows.tensor.name):
-            return decode(self.read_rows(rows), rows.tensor.format, rows.tensor.row_length, threads=threads)
+        tensor, parts = rows.tensor, self.read_rows(rows)
+        with self.errors_at(tensor.name):
+            return decode(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
 
     def errors_at(self, name: str) -> _ErrorsAt:
         """Context in which q4hifi's errors get the file and the tensor's name in front."""

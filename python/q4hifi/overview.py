@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from gguf.constants import GGUFValueType, LlamaFileType
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +15,7 @@ from .gguf_metadata import Metadata
 from .layout import FILE_TYPE, FORK
 from .model_file import ModelFile, ModelTensor
 from .names import role_of
-from .report import human_bytes, new_table
+from .report import human_bytes, new_table, paragraphs, printable, unbroken
 
 SHOWN = 60
 """Characters of a metadata value that the table shows."""
@@ -81,22 +82,27 @@ class Overview:
 
     def tables(self, *, tensors: bool = False) -> RenderableType:
         """Return the tables that the command prints, with every tensor or the totals by type."""
-        keys = new_table("key", "value")
-        keys.columns[1].justify = "left"
-        for key in self.metadata:
-            text = " ".join(str(_value(self.metadata, key)).split())
-            keys.add_row(key, Text(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"))
-        return Group(
-            keys,
-            Text(),
-            self._tensor_table() if tensors else self._type_table(),
-            Text(),
-            Text(
-                f"{', '.join(self.paths)}: {self._file_type()}, {self.n_params:,} parameters in"
-                f" {len(self.tensors)} tensors, {human_bytes(self.file_bytes)},"
-                f" {self.bits_per_weight:.3f} bits a weight"
-            ),
+        return paragraphs(
+            [self._metadata_table()] if self.metadata else [],
+            [self._tensor_table() if tensors else self._type_table()],
+            [
+                *(unbroken(printable(path)) for path in self.paths),
+                Text(
+                    f"{self._file_type()}, {self.n_params:,} parameters in {len(self.tensors)} tensors,"
+                    f" {human_bytes(self.file_bytes)}, {self.bits_per_weight:.3f} bits a weight"
+                ),
+            ],
         )
+
+    def _metadata_table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("key", no_wrap=True)
+        table.add_column("value")
+        for key in self.metadata:
+            text = printable(" ".join(str(_value(self.metadata, key)).split()))
+            shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+            table.add_row(Text(printable(key)), Text(shown, no_wrap=True, overflow="ellipsis"))
+        return table
 
     def _file_type(self) -> str:
         number = self.metadata.get("general.file_type")
@@ -111,7 +117,7 @@ class Overview:
         table = new_table("tensor", "shape", "type", "outliers", "bytes")
         for t in self.tensors:
             shape = " x ".join(map(str, t.shape))
-            table.add_row(Text(t.name), shape, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
+            table.add_row(Text(printable(t.name)), shape, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
         return table
 
     def _type_table(self) -> Table:
@@ -124,9 +130,10 @@ class Overview:
 
 
 def _value(metadata: Metadata, key: str) -> Any:
-    """A value to show: an array by its kind and length, everything else as it is."""
+    """A value to show: an array by its kind and length, a float that JSON lacks as text."""
     length = metadata.array_length(key)
     if length is None:
-        return metadata[key]
+        value = metadata[key]
+        return str(value) if isinstance(value, float) and not isfinite(value) else value
     kind = metadata.element_type(key) or GGUFValueType.ARRAY
     return f"array of {length} {kind.name.lower()}"

@@ -104,7 +104,7 @@ class Plan:
     """What a file becomes; ``tensors`` stand in the order of writing.
 
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
-    None where no tensor becomes Q4_HIFI. ``file_bytes`` is known once the header is.
+    None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
     """
 
     recipe: str
@@ -208,7 +208,7 @@ def make_plan(
         recipe=recipe.name,
         layout=options.layout,
         file_type=file_type,
-        scale=options.scale(sum(t.n_elements for t in planned)) if hifi else None,
+        scale=options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None,
         tensors=planned,
     )
 

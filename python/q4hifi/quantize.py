@@ -13,7 +13,7 @@ from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Importance, load_importance
-from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, SPLIT, VERSION
+from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
 from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options
@@ -21,6 +21,7 @@ from .plan import Plan, make_plan
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
+from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
 
@@ -182,11 +183,8 @@ def _plan(
     model: ModelFile, options: Options, importance: Importance | None, output: Output
 ) -> tuple[Plan, Metadata]:
     """The plan, with the exact size of its files, and the metadata that it writes."""
-    if options.recipe.default is not None and model.layout not in (None, options.layout):
-        raise UnsupportedModelError(
-            f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
-            f" use export to bring it into the {options.layout} layout"
-        )
+    if options.recipe.default is None and model.layout is not None:
+        options = replace(options, layout=model.layout)
     plan = make_plan(
         model.tensors.values(),
         ModelShape.from_metadata(model.metadata),
@@ -194,6 +192,11 @@ def _plan(
         has_imatrix=importance is not None,
         keep_order=output.keep_split,
     )
+    if any(t.type == Q4_HIFI and t.target.layout != options.layout for t in plan.tensors):
+        raise UnsupportedModelError(
+            f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
+            f" use export to bring it into the {options.layout} layout"
+        )
     metadata = _metadata(model.gguf.metadata, plan, importance)
     sizes = file_sizes(
         metadata,
@@ -212,6 +215,8 @@ def _metadata(source: Metadata, plan: Plan, importance: Importance | None) -> Me
     if importance is not None:
         for key, value, kind in importance.metadata():
             pairs = pairs.with_value(key, value, kind)
+    if not any(t.type == Q4_HIFI for t in plan.tensors):
+        return pairs.without(*KEYS)
     if plan.scale is None:
         return pairs
     return (

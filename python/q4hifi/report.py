@@ -13,9 +13,10 @@ from rich.text import Text
 
 from .importance import Importance
 from .model_file import ModelFile
-from .plan import Plan
+from .plan import Plan, TypeTotal
 from .rewrite import Rewritten
 from .rows import ErrorSums
+from .types import Q4_HIFI, STORED_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +102,44 @@ class QuantizeReport:
 
     def __rich__(self) -> RenderableType:
         """Return the tables that the command prints."""
-        weighted = ", weighted by importance" if self.imatrix else ""
-        errors = new_table("role", "relative error", title=f"squared error over squared weight{weighted}")
-        for role, sums in self.error_by_role.items():
-            errors.add_row(role, f"{sums.relative:.2e}")
-        return Group(
-            type_table(self.plan),
-            errors,
-            *notes(self.plan),
-            *self._importance_notes(),
-            Text(
-                f"{human_bytes(self.source_bytes)} -> {human_bytes(self.file_bytes)}, "
-                f"{self.plan.bits_per_weight:.3f} bits a weight, {self.seconds:.1f} s, "
-                f"{self.weights_per_second / 1e6:.1f} million weights a second"
-            ),
-            Text("wrote " + ", ".join(str(path) for path in self.destination)),
+        return paragraphs(
+            [type_table(self.plan)],
+            self._errors() if self.errors else [],
+            [*notes(self.plan), *self._importance_notes()],
+            [
+                Text(
+                    f"{human_bytes(self.source_bytes)} -> {human_bytes(self.file_bytes)}, "
+                    f"{self.plan.bits_per_weight:.3f} bits a weight, {self.seconds:.1f} s, "
+                    f"{self.weights_per_second / 1e6:.1f} million weights a second"
+                ),
+                *(unbroken(f"wrote {printable(path)}") for path in self.destination),
+            ],
         )
+
+    def _errors(self) -> Iterable[RenderableType]:
+        weighted = ", weighted by importance" if self.imatrix else ""
+        yield Text(f"squared error over squared weight{weighted}", style="italic")
+        table = new_table("role", "relative error")
+        for role, sums in self.error_by_role.items():
+            table.add_row(role, f"{sums.relative:.2e}")
+        yield table
 
     def _importance_notes(self) -> Iterable[Text]:
         if self.without_importance:
-            yield Text(f"without importance: {_some(self.without_importance)}", style="yellow")
-        for name, numbers in self.inactive_experts.items():
-            yield Text(f"{name}: {len(numbers)} experts were never activated by the imatrix's text", "yellow")
+            yield _warning(f"without importance: {_some(self.without_importance)}")
+        if self.inactive_experts:
+            count = sum(map(len, self.inactive_experts.values()))
+            yield _warning(
+                f"experts that the imatrix's text never activated: {count}, of {_some(self.inactive_experts)}"
+            )
 
 
 def type_table(plan: Plan) -> Table:
     """Return a plan's totals by type."""
     table = new_table("type", "tensors", "weights", "bytes", "bits a weight", title=plan.recipe)
-    for name, total in plan.by_type.items():
-        bits = 8 * total.bytes / total.weights
+    whole = TypeTotal(len(plan.tensors), plan.n_params, plan.tensor_bytes)
+    for name, total in {**plan.by_type, "all": whole}.items():
+        bits = 8 * total.bytes / max(1, total.weights)
         table.add_row(name, f"{total.tensors}", f"{total.weights:,}", human_bytes(total.bytes), f"{bits:.3f}")
     return table
 
@@ -139,25 +149,30 @@ def tensor_table(plan: Plan) -> Table:
     table = new_table("tensor", "shape", "from", "to", "outliers", "bytes")
     for t in plan.tensors:
         shape = " x ".join(map(str, t.shape))
-        table.add_row(t.name, shape, t.source_type.name, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
+        name, outliers = Text(printable(t.name)), str(t.outliers or "")
+        table.add_row(name, shape, t.source_type.name, t.type.name, outliers, f"{t.nbytes:,}")
     return table
 
 
 def notes(plan: Plan) -> Iterable[Text]:
-    """Yield what a user should know of a plan: its scale, and the tensors that fell back."""
+    """Yield what a user should know of a plan: its scale and layout, and the tensors that fell back."""
     if plan.scale is not None:
         yield Text(
-            f"Q4_HIFI at {plan.n_params / 1e9:.3g} B parameters: {plan.scale.outliers} outliers a block, "
+            f"Q4_HIFI at {human_count(plan.n_params)} parameters: {plan.scale.outliers} outliers a block, "
             f"attn_v of {plan.scale.attn_v_coverage:.0%} and "
             f"ffn_down of {plan.scale.ffn_down_coverage:.0%} of the layers"
         )
+    if any(t.target.is_fork for t in plan.tensors):
+        yield _warning(
+            f"the fork layout is only for the llama.cpp branch where Q4_HIFI began: its type id {Q4_HIFI.id}"
+            f" means {STORED_TYPES[Q4_HIFI.id]} to all other programs"
+        )
     if plan.fallbacks:
         kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in plan.fallbacks})
-        names = _some([t.name for t in plan.fallbacks])
-        yield Text(
+        names = _some(t.name for t in plan.fallbacks)
+        yield _warning(
             f"{len(plan.fallbacks)} of {len(plan.tensors)} tensors have rows that do not fit their type"
-            f" and took another ({', '.join(kinds)}): {names}",
-            style="yellow",
+            f" and took another ({', '.join(kinds)}): {names}"
         )
 
 
@@ -170,16 +185,47 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
 
 
+def human_count(count: int) -> str:
+    """Return a number of weights as the field writes it: 5.77 M, 1.78 B."""
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def printable(text: object) -> str:
+    """``str(text)`` with what a terminal would obey or cannot show escaped: names come out of files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def paragraphs(*groups: Iterable[RenderableType]) -> Group:
+    """Return the groups that are not empty, one below the other, with an empty line between two."""
+    parts: list[RenderableType] = []
+    for group in groups:
+        lines = list(group)
+        parts += [Text(), *lines] if parts and lines else lines
+    return Group(*parts)
+
+
+def unbroken(text: str) -> Text:
+    """Return a line that only the terminal itself breaks, so that a path in it can be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
+
+
+def _warning(text: str) -> Text:
+    return Text(text, style="yellow")
+
+
 def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
+    names = [printable(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def new_table(first: str, *others: str, title: str | None = None) -> Table:
-    """Return an empty table, the first column to the left and the others to the right."""
+    """Return an empty table, the first column to the left and the others to the right.
+
+    Where the terminal is too narrow, the first column is shortened.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column(first)
+    table.add_column(first, overflow="ellipsis")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -162,9 +162,9 @@ def _convert(
         check_finite(parts, source, length, threads=threads, first_row=first)
         return parts, None
     if source.type == Q4_HIFI and target.type == Q4_HIFI and source.outliers == target.outliers:
-        return relayout(parts, source, target.layout, length), None
+        return relayout(parts, source, target.layout, length, first_row=first), None
     if source.type == Q4_HIFI and target.type == BASE and drop_outliers:
-        return (base_of(parts, source, length),), None
+        return (base_of(parts, source, length, first_row=first),), None
     return encode(parts, source, target, length, piece.importance, threads=threads, first_row=first)
 
 

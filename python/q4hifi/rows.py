@@ -35,12 +35,14 @@ class ErrorSums:
 
     @property
     def relative(self) -> float:
-        """Error over magnitude; 0 where there is no error."""
-        return self.error / self.reference if self.error else 0.0
+        """Error over magnitude; 0 where there is no magnitude, as all weights that count are zero."""
+        return self.error / self.reference if self.reference else 0.0
 
 
-def decode(parts: Parts, form: Format, row_length: int, *, threads: int = 0) -> npt.NDArray[np.float32]:
-    """Decode rows to float32 [rows, row_length].
+def decode(
+    parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
+) -> npt.NDArray[np.float32]:
+    """Decode rows to float32 [rows, row_length]; ``first_row`` is the number of the first, for errors.
 
     Raises :class:`BadFileError` where Q4_HIFI outliers are out of order and
     :class:`UnsupportedModelError` for a type that the codec does not know.
@@ -54,6 +56,8 @@ def decode(parts: Parts, form: Format, row_length: int, *, threads: int = 0) -> 
             flat = _core.dequantize_hifi(base, index, residual, row_length, form.outliers, threads)
         else:
             flat = _core.dequantize(parts[0], _codec_type(form).id, row_length, threads)
+    except _core.BadBlock as cause:
+        raise _bad_block(cause, row_length, first_row) from None
     except ValueError as cause:
         raise BadFileError(str(cause)) from cause
     return flat.reshape(-1, row_length)
@@ -76,7 +80,7 @@ def encode(
     that are too large for the target.
     """
     _require_codec(source.type)
-    parts, source = _flat(parts, source, row_length, threads)
+    parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
     out: Parts
     try:
@@ -107,29 +111,32 @@ def check_finite(
     """
     if not form.type.codec:
         return
-    parts, form = _flat(parts, form, row_length, threads)
+    parts, form = _flat(parts, form, row_length, threads, first_row)
     try:
         _core.check_finite(parts[0], _codec_type(form).id, row_length, threads)
     except _core.NotFinite as cause:
         raise _not_finite(cause, row_length, first_row) from None
 
 
-def base_of(parts: Parts, form: Format, row_length: int) -> Bytes:
+def base_of(parts: Parts, form: Format, row_length: int, *, first_row: int = 0) -> Bytes:
     """Return the Q4_K rows of Q4_HIFI rows: what is left when the outliers are dropped."""
     if not form.is_fork:
         return parts[0]
-    return relayout(parts, form, SPLIT, row_length)[0]
+    return relayout(parts, form, SPLIT, row_length, first_row=first_row)[0]
 
 
-def relayout(parts: Parts, source: Format, layout: str, row_length: int) -> Parts:
+def relayout(parts: Parts, source: Format, layout: str, row_length: int, *, first_row: int = 0) -> Parts:
     """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
     if source.layout == layout:
         return parts
     try:
         if source.is_fork:
-            return _core.fork_to_split(parts[0], row_length, source.outliers)
+            split = _core.fork_to_split(parts[0], row_length, source.outliers)
+            return split if source.outliers else split[:1]
         base, index, residual = parts if source.is_split else (parts[0], _NONE, _NONE)
         return (_core.split_to_fork(base, index, residual, row_length, source.outliers),)
+    except _core.BadBlock as cause:
+        raise _bad_block(cause, row_length, first_row) from None
     except ValueError as cause:
         raise BadFileError(str(cause)) from cause
 
@@ -137,11 +144,12 @@ def relayout(parts: Parts, source: Format, layout: str, row_length: int) -> Part
 _NONE = np.empty(0, np.uint8)
 
 
-def _flat(parts: Parts, form: Format, row_length: int, threads: int) -> tuple[Parts, Format]:
+def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: int) -> tuple[Parts, Format]:
     """Rows that the codec reads in one piece: Q4_HIFI ones decoded, others as they are."""
     if not (form.is_split or form.is_fork):
         return parts, form
-    return (decode(parts, form, row_length, threads=threads).reshape(-1).view(np.uint8),), Format(F32)
+    weights = decode(parts, form, row_length, threads=threads, first_row=first_row)
+    return (weights.reshape(-1).view(np.uint8),), Format(F32)
 
 
 def thread_count(threads: int | None) -> int:
@@ -167,6 +175,11 @@ def _codec_type(form: Format) -> TensorType:
 def _require_codec(kind: TensorType) -> None:
     if not kind.codec:
         raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
+
+
+def _bad_block(cause: _core.BadBlock, row_length: int, first_row: int) -> BadFileError:
+    _, number, what = cause.args
+    return BadFileError(f"block {first_row * (row_length // Q4_HIFI.block_size) + number}: {what}")
 
 
 def _not_finite(cause: _core.NotFinite, row_length: int, first_row: int) -> NotFiniteError:

@@ -1,0 +1,157 @@
+"""Small models and importance matrices made for tests by the gguf package, and model files taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, GGUFValueType
+
+from q4hifi.gguf_file import GgufFile, Metadata
+from q4hifi.gguf_header import data_offsets, header_bytes
+from q4hifi.layout import StoredTensor
+from q4hifi.types import TYPES
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "tiny-qwen3-f16.gguf"
+
+Floats = npt.NDArray[np.float32]
+Pair = tuple[str, Any, GGUFValueType]
+
+
+def random_weights(*shape: int, seed: int = 0) -> Floats:
+    """Return heavy-tailed float32 weights, as trained ones are; every one is exact in F16 and BF16."""
+    weights = np.random.default_rng(seed).standard_t(4, shape).astype(np.float32) * 0.05
+    return np.ldexp(np.round(np.ldexp(weights, 10)), -10).clip(-0.25, 0.25).astype(np.float32)
+
+
+def write_model(
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    *,
+    kind: str = "F16",
+    architecture: str = "llama",
+    n_layer: int = 1,
+    pairs: Iterable[Pair] = (),
+    **options: Any,
+) -> Path:
+    """Write a model: matrices as ``kind``, vectors as F32, or a uint8 array as (type, bytes)."""
+    writer = gguf.GGUFWriter(path, architecture, **options)
+    writer.add_block_count(n_layer)
+    for key, value, value_type in pairs:
+        writer.add_key_value(key, value, value_type)
+    for name, data in tensors.items():
+        stored = GGMLQuantizationType[kind] if data.ndim > 1 else GGMLQuantizationType.F32
+        encoded = gguf.quants.quantize(data.astype(np.float32), stored)
+        raw = None if encoded.dtype in (np.float32, np.float16) else stored
+        writer.add_tensor(name, encoded, raw_dtype=raw)
+    finish(writer)
+    return path
+
+
+def write_small_model(path: Path, **options: Any) -> Path:
+    """Write a model of two layers and 0.3 M weights, with tensors that differ in every recipe."""
+    shapes = {"attn_q": (64, 256), "attn_v": (64, 256), "ffn_down": (96, 512), "attn_norm": (256,)}
+    tensors = {"token_embd.weight": random_weights(300, 256, seed=9)}
+    for layer in range(2):
+        for part, shape in shapes.items():
+            tensors[f"blk.{layer}.{part}.weight"] = random_weights(*shape, seed=layer)
+    return write_model(path, tensors, n_layer=2, **options)
+
+
+def write_imatrix(
+    path: Path,
+    entries: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+    *,
+    dataset: str = "calibration.txt",
+    chunks: int = 7,
+) -> Path:
+    """Write an importance matrix: name -> sums [n_matrices, n_in], counts [n_matrices]."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", chunks)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, (sums, counts) in entries.items():
+        writer.add_tensor(f"{name}.in_sum2", np.atleast_2d(sums).astype(np.float32))
+        writer.add_tensor(f"{name}.counts", np.asarray(counts, np.float32).reshape(-1, 1))
+    finish(writer)
+    return path
+
+
+def write_stored(path: Path, stored: Mapping[str, tuple[str, tuple[int, ...]]]) -> Path:
+    """Write tensors, name -> type and shape with the row length last, of zeros.
+
+    Only places of outliers (I8) are not zero, but in order.
+    """
+    tensors = [StoredTensor(name, shape[::-1], TYPES[kind]) for name, (kind, shape) in stored.items()]
+    *offsets, size = data_offsets(tensors, 32)
+    data = bytearray(size)
+    for tensor, offset in zip(tensors, offsets, strict=True):
+        if tensor.type.name == "I8":
+            n = tensor.shape[0]
+            data[offset : offset + tensor.nbytes] = bytes(range(n)) * (tensor.nbytes // n)
+    path.write_bytes(header_bytes(Metadata(), tensors, 32) + data)
+    return path
+
+
+def random_sums(n_matrices: int, n_in: int, counts: Iterable[int], *, seed: int) -> Floats:
+    """Return sums of squares over ``counts`` tokens, a few columns much larger than the rest."""
+    means = np.random.default_rng(seed).lognormal(0, 2, (n_matrices, n_in))
+    return (means * np.array(list(counts))[:, np.newaxis]).astype(np.float32)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write the file of the gguf package's writer."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Stored(NamedTuple):
+    """A tensor as it stands in a file; ``shape`` has the row length first. Two are equal if all is."""
+
+    type_name: str
+    type_id: int
+    shape: tuple[int, ...]
+    data: bytes
+
+    def weights(self) -> Floats:
+        """Return its weights as the gguf package decodes them: float32, row length last."""
+        rows = np.frombuffer(self.data, np.uint8).reshape(*self.shape[:0:-1], -1)
+        return gguf.quants.dequantize(rows, GGMLQuantizationType(self.type_id)).astype(np.float32, copy=False)
+
+
+def read_tensors(path: Path) -> dict[str, Stored]:
+    """Return the stored tensors of one file, or of a model by one of its shards, in their order.
+
+    Read by q4hifi's own reader, which test_gguf_file.py holds against the gguf package's slower one.
+    """
+    with GgufFile.open(path) as model:
+        return {
+            name: Stored(t.type.name, t.type.id, t.shape, model.read(t).tobytes())
+            for name, t in model.tensors.items()
+        }
+
+
+def read_pairs(path: Path) -> dict[str, bytes]:
+    """Return the metadata of a model, key -> its pair as it stands in the file."""
+    with GgufFile.open(path) as model:
+        return {key: model.metadata.raw(key) for key in model.metadata}
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of all files in ``folder``."""
+    return {path.name for path in folder.iterdir()}
+
+
+def patch(path: Path, offset: int, data: bytes) -> None:
+    """Overwrite bytes of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
