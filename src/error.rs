@@ -27,7 +27,12 @@ pub enum QuantError {
         expected: usize,
     },
     /// More outliers a block than the format can hold.
-    TooManyOutliers(usize),
+    TooManyOutliers {
+        /// What was asked for.
+        asked: usize,
+        /// What the format holds.
+        most: usize,
+    },
     /// An input weight is NaN or infinite.
     NotFinite {
         /// Position in the input, in weights.
@@ -58,11 +63,9 @@ impl fmt::Display for QuantError {
             Self::BufferLength { what, got, expected } => {
                 write!(f, "{what} has {got} elements, expected {expected}")
             }
-            Self::TooManyOutliers(n) => write!(
-                f,
-                "{n} outliers a block asked for; the most is {}",
-                crate::hifi::MAX_OUTLIERS
-            ),
+            Self::TooManyOutliers { asked, most } => {
+                write!(f, "{asked} outliers a block asked for; the most is {most}")
+            }
             Self::NotFinite { position } => {
                 write!(f, "the weight at position {position} is NaN or infinite")
             }

@@ -81,6 +81,14 @@ fn slice<'a, T: numpy::Element>(
     array.as_slice().map_err(|_| PyValueError::new_err(format!("{what} is not contiguous")))
 }
 
+fn source_of<'a>(
+    data: &'a BytesArgument<'_>,
+    kind: u32,
+    row_length: usize,
+) -> PyResult<Source<'a>> {
+    Ok(Source::new(TensorType::from_id(kind)?, slice(data, "source")?, row_length)?)
+}
+
 fn importance_slice<'a>(importance: &'a Importance<'_>) -> PyResult<Option<&'a [f32]>> {
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
 }
@@ -106,8 +114,7 @@ fn quantize<'py>(
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
-    let source =
-        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
     let error = detached(py, threads, || rows::quantize(source, target, importance, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
@@ -126,8 +133,7 @@ fn quantize_hifi<'py>(
     threads: usize,
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
-    let source =
-        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
@@ -150,8 +156,7 @@ fn quantize_hifi_fork<'py>(
     threads: usize,
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
-    let source =
-        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
     let error = detached(py, threads, || fork::quantize(source, importance, outliers, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
@@ -167,8 +172,7 @@ fn dequantize<'py>(
     row_length: usize,
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let source =
-        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0f32; source.rows() * row_length];
     detached(py, threads, || rows::dequantize(source, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
@@ -260,8 +264,7 @@ fn check_finite(
     row_length: usize,
     threads: usize,
 ) -> PyResult<()> {
-    let source =
-        Source::new(TensorType::from_id(source_type)?, slice(&source, "source")?, row_length)?;
+    let source = source_of(&source, source_type, row_length)?;
     detached(py, threads, || rows::check_finite(source))
 }
 
@@ -276,7 +279,7 @@ struct Parts {
 impl Parts {
     fn new(rows: usize, row_length: usize, outliers: usize) -> Result<Self, QuantError> {
         if outliers > hifi::MAX_OUTLIERS {
-            return Err(QuantError::TooManyOutliers(outliers));
+            return Err(QuantError::TooManyOutliers { asked: outliers, most: hifi::MAX_OUTLIERS });
         }
         let base = rows * TensorType::Q4K.row_bytes(row_length)?;
         let index = rows * (row_length / QK_K) * outliers;

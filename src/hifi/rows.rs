@@ -106,5 +106,9 @@ pub fn dequantize(
 }
 
 pub(super) fn check_outliers(outliers: usize) -> Result<(), QuantError> {
-    if outliers > MAX_OUTLIERS { Err(QuantError::TooManyOutliers(outliers)) } else { Ok(()) }
+    if outliers > MAX_OUTLIERS {
+        Err(QuantError::TooManyOutliers { asked: outliers, most: MAX_OUTLIERS })
+    } else {
+        Ok(())
+    }
 }
