@@ -11,18 +11,21 @@
 use crate::float::nearest_int;
 
 /// Below this magnitude a group counts as all zero.
-const TINY: f32 = 1e-15;
+pub(crate) const TINY: f32 = 1e-15;
 
 /// The candidate grids of [`fit_affine`]: `(first + step · i + levels) / (max - min)` for
 /// i in 0..=`steps` are tried as inverse scales.
 #[derive(Debug, Clone, Copy)]
 pub struct Search {
-    first: f32,
-    step: f32,
-    steps: u32,
+    /// Of the first candidate.
+    pub(crate) first: f32,
+    /// Between candidates.
+    pub(crate) step: f32,
+    /// Candidates after the first.
+    pub(crate) steps: u32,
     /// Whether a number is clamped before it is rounded. It matters where the grid has shrunk so far
     /// that a weight lies millions of steps outside of it.
-    clamp_first: bool,
+    pub(crate) clamp_first: bool,
 }
 
 impl Search {

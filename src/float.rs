@@ -4,7 +4,7 @@
 //! all conversions to 16 bits round to nearest, ties to even.
 
 /// IEEE binary16 → binary32, exact for every input (NaN payloads kept).
-#[inline]
+#[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
@@ -22,7 +22,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 /// IEEE binary32 → binary16, to nearest with ties to even; too large becomes infinite.
 ///
 /// Every NaN becomes `0x7e00` with the input's sign, as in ggml's portable conversion.
-#[inline]
+#[inline(always)]
 pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = ((bits >> 16) & 0x8000) as u16;
@@ -44,13 +44,13 @@ pub fn f32_to_f16(value: f32) -> u16 {
 }
 
 /// bfloat16 → binary32, exact.
-#[inline]
+#[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// binary32 → bfloat16, to nearest with ties to even; a NaN stays one and becomes quiet.
-#[inline]
+#[inline(always)]
 pub fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if bits & 0x7fff_ffff > 0x7f80_0000 {
@@ -63,7 +63,7 @@ pub fn f32_to_bf16(value: f32) -> u16 {
 ///
 /// Meant for |value| < 2²². Beyond it the result is what the same bits give in ggml, which its
 /// quantizers then clamp; a NaN gives 0.
-#[inline]
+#[inline(always)]
 pub fn nearest_int(value: f32) -> i32 {
     let bits = (value + 12_582_912.0).to_bits() as i32;
     (bits & 0x007f_ffff) - 0x0040_0000
@@ -72,12 +72,12 @@ pub fn nearest_int(value: f32) -> i32 {
 /// `(int8_t)value` as x86-64 compiles it: towards zero, then the low byte; out of range gives 0.
 ///
 /// Such values arise in blocks so small that the inverse of their scale overflows.
-#[inline]
+#[inline(always)]
 pub fn truncate_to_i8(value: f32) -> i8 {
     truncate_to_i32(value) as i8
 }
 
-#[inline]
+#[inline(always)]
 fn truncate_to_i32(value: f32) -> i32 {
     let in_range = (-2_147_483_648.0..2_147_483_648.0).contains(&value);
     if in_range { value as i32 } else { i32::MIN }
@@ -85,7 +85,7 @@ fn truncate_to_i32(value: f32) -> i32 {
 
 /// `(int8_t)roundf(value)` as x86-64 compiles it: to nearest, ties away from zero, then the low
 /// byte; out of range gives 0.
-#[inline]
+#[inline(always)]
 pub fn round_to_i8(value: f32) -> i8 {
     let whole = truncate_to_i32(value);
     if whole == i32::MIN {

@@ -10,7 +10,9 @@
 //! | [`float`] | half precision and rounding, with their ties stated |
 //! | [`block`] | one file a format: layout, formula, encode, decode |
 //! | [`fit`] | the searches for scales and minima that the formats share |
+//! | [`error_sums`] | how far decoded weights are from their source |
 //! | [`hifi`] | Q4_HIFI: choose outliers, refit, encode, decode |
+//! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
 //! | [`rows`] | whole matrices, checked and in parallel: what callers use |
 //!
 //! ```
@@ -31,9 +33,11 @@
 
 pub mod block;
 pub mod error;
+pub mod error_sums;
 pub mod fit;
 pub mod float;
 pub mod hifi;
+pub mod kernel;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;

@@ -5,8 +5,10 @@
 
 use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
+use crate::error_sums::ErrorSums;
 use crate::hifi::{self, fork};
-use crate::rows::{self, ErrorSums, Source};
+use crate::kernel::Isa;
+use crate::rows::{self, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -35,6 +37,7 @@ impl From<QuantError> for PyErr {
             QuantError::BadBlock { block, what } => {
                 BadBlock::new_err((error.to_string(), block, what))
             }
+            QuantError::IsaNotAvailable(_) => PyRuntimeError::new_err(error.to_string()),
             other => PyValueError::new_err(other.to_string()),
         }
     }
@@ -98,6 +101,13 @@ fn importance_slice<'a>(importance: &'a Importance<'_>) -> PyResult<Option<&'a [
 fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
     let row = |t: TensorType| (t.name(), t.id(), t.block_weights(), t.block_bytes());
     TensorType::ALL.map(row).to_vec()
+}
+
+/// The name of the instruction set in use, and of all that this CPU has, slowest first.
+#[pyfunction]
+fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
+    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
 }
 
 /// Encodes rows of type `source_type` as `target_type`.
@@ -310,8 +320,9 @@ impl Parts {
 mod _core {
     #[pymodule_export]
     use super::{
-        BadBlock, NotFinite, check_finite, dequantize, dequantize_hifi, dequantize_hifi_fork,
-        fork_to_split, quantize, quantize_hifi, quantize_hifi_fork, split_to_fork, tensor_types,
+        BadBlock, NotFinite, check_finite, cpu_features, dequantize, dequantize_hifi,
+        dequantize_hifi_fork, fork_to_split, quantize, quantize_hifi, quantize_hifi_fork,
+        split_to_fork, tensor_types,
     };
 
     #[pymodule_export]

@@ -4,8 +4,10 @@
 //! Results do not depend on the number of threads: every row is computed alone, and sums over
 //! rows are added up in their order.
 
-use crate::block::{Block, TensorType, blocks, blocks_mut, with_block};
+use crate::block::TensorType;
 use crate::error::QuantError;
+use crate::error_sums::ErrorSums;
+use crate::kernel::{self, Isa};
 use rayon::prelude::*;
 
 /// Rows of one type, as they lie in a file.
@@ -50,51 +52,14 @@ impl<'a> Source<'a> {
     }
 
     /// Decodes row `row` into `out`; fails on NaN and infinity.
-    fn decode_finite(&self, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
-        dequantize_row(self.kind, &self.data[row * self.row_bytes..][..self.row_bytes], out);
-        match out.iter().position(|v| !v.is_finite()) {
-            None => Ok(()),
-            Some(column) => Err(QuantError::NotFinite { position: row * self.row_length + column }),
+    fn decode_finite(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
+        let data = &self.data[row * self.row_bytes..][..self.row_bytes];
+        kernel::dequantize_row(isa, self.kind, data, out);
+        if kernel::all_finite(isa, out) {
+            return Ok(());
         }
-    }
-}
-
-/// How far decoded rows are from their source.
-///
-/// Both sums run over all weights, each term multiplied by the importance of its column where
-/// there is one. A scale too large for f16 makes `error` infinite or NaN.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct ErrorSums {
-    /// `Σ w (decoded - x)²`
-    pub error: f64,
-    /// `Σ w x²`
-    pub reference: f64,
-}
-
-impl ErrorSums {
-    /// `error / reference`; 0 where both are 0.
-    pub fn relative(&self) -> f64 {
-        if self.error == 0.0 { 0.0 } else { self.error / self.reference }
-    }
-
-    pub(crate) fn of_row(x: &[f32], importance: Option<&[f32]>, decoded: &[f32]) -> Self {
-        let mut sums = Self::default();
-        for (i, (&x, &y)) in x.iter().zip(decoded).enumerate() {
-            let w = importance.map_or(1.0, |w| f64::from(w[i]));
-            let difference = f64::from(y) - f64::from(x);
-            sums.error += w * difference * difference;
-            sums.reference += w * f64::from(x) * f64::from(x);
-        }
-        sums
-    }
-}
-
-impl std::iter::Sum for ErrorSums {
-    fn sum<I: Iterator<Item = Self>>(rows: I) -> Self {
-        rows.fold(Self::default(), |a, b| Self {
-            error: a.error + b.error,
-            reference: a.reference + b.reference,
-        })
+        let column = out.iter().take_while(|v| v.is_finite()).count();
+        Err(QuantError::NotFinite { position: row * self.row_length + column })
     }
 }
 
@@ -108,27 +73,30 @@ pub fn quantize(
     let row_bytes = kind.row_bytes(source.row_length)?;
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length)?;
-    per_row(source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
-        quantize_row(kind, x, importance, out);
-        dequantize_row(kind, out, decoded);
-        ErrorSums::of_row(x, importance, decoded)
+    let isa = Isa::active()?;
+    per_row(isa, source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
+        kernel::quantize_row(isa, kind, x, importance, out);
+        kernel::dequantize_row(isa, kind, out, decoded);
+        kernel::error_sums(isa, x, importance, decoded)
     })
 }
 
 /// Decodes rows into `out`.
 pub fn dequantize(source: Source<'_>, out: &mut [f32]) -> Result<(), QuantError> {
     expect_length("output", out.len(), source.rows() * source.row_length)?;
+    let isa = Isa::active()?;
     out.par_chunks_exact_mut(source.row_length)
         .zip(source.data.par_chunks_exact(source.row_bytes))
-        .for_each(|(out, row)| dequantize_row(source.kind, row, out));
+        .for_each(|(out, row)| kernel::dequantize_row(isa, source.kind, row, out));
     Ok(())
 }
 
 /// Fails on the first weight that decodes to NaN or infinity.
 pub fn check_finite(source: Source<'_>) -> Result<(), QuantError> {
+    let isa = Isa::active()?;
     (0..source.rows())
         .into_par_iter()
-        .map_init(|| vec![0f32; source.row_length], |row, i| source.decode_finite(i, row))
+        .map_init(|| vec![0f32; source.row_length], |row, i| source.decode_finite(isa, i, row))
         .find_map_first(Result::err)
         .map_or(Ok(()), Err)
 }
@@ -136,6 +104,7 @@ pub fn check_finite(source: Source<'_>) -> Result<(), QuantError> {
 /// Decodes every row of `source`, gives it to `encode` with a scratch row and its place in `out`,
 /// and adds up what comes back. The error reported is that of the first row that has one.
 pub(crate) fn per_row<O: Send>(
+    isa: Isa,
     source: Source<'_>,
     out: impl IndexedParallelIterator<Item = O>,
     encode: impl Fn(&[f32], &mut [f32], O) -> ErrorSums + Sync,
@@ -144,7 +113,7 @@ pub(crate) fn per_row<O: Send>(
     let rows: Vec<Result<ErrorSums, QuantError>> = out
         .enumerate()
         .map_init(scratch, |(x, decoded), (row, out)| {
-            source.decode_finite(row, x)?;
+            source.decode_finite(isa, row, x)?;
             Ok(encode(x, decoded, out))
         })
         .collect();
@@ -169,18 +138,6 @@ pub(crate) fn check_importance(
         None => Ok(()),
         Some(position) => Err(QuantError::BadImportance { position }),
     }
-}
-
-fn quantize_row(kind: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
-}
-
-fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
-    with_block!(kind, B => {
-        for (block, out) in blocks::<B>(row).iter().zip(out.chunks_exact_mut(B::WEIGHTS)) {
-            block.dequantize(out);
-        }
-    });
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ Files
 Arrays
     :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
     the first returns.
+Machine
+    :func:`cpu_features` tells which instruction set the kernels use.
 Errors
     Everything raised on purpose is a :class:`Q4HifiError`.
 """
@@ -20,6 +22,7 @@ from .model_file import ModelFile, ModelTensor
 from .plan import Plan, PlannedTensor
 from .quantize import plan_file, quantize_file
 from .report import QuantizeReport
+from .rows import CpuFeatures, cpu_features
 from .tensor import QuantizedTensor, dequantize, quantize
 from .types import TensorType
 from .verify import Finding, verify_file
@@ -29,6 +32,7 @@ open = ModelFile.open
 __all__ = [
     "BadFileError",
     "BadOptionError",
+    "CpuFeatures",
     "Finding",
     "Format",
     "ModelFile",
@@ -42,6 +46,7 @@ __all__ = [
     "TensorType",
     "UnsupportedModelError",
     "__version__",
+    "cpu_features",
     "dequantize",
     "dequantize_file",
     "export_file",

@@ -21,6 +21,7 @@ __all__ = [
     "NotFinite",
     "__version__",
     "check_finite",
+    "cpu_features",
     "dequantize",
     "dequantize_hifi",
     "dequantize_hifi_fork",
@@ -37,6 +38,7 @@ __version__: Final[str]
 class BadBlock(ValueError): ...
 class NotFinite(ValueError): ...
 
+def cpu_features() -> tuple[str, list[str]]: ...
 def tensor_types() -> list[tuple[str, int, int, int]]: ...
 def quantize(
     source: _Bytes,

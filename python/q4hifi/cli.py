@@ -33,7 +33,7 @@ from .quantize import plan_file, quantize_file
 from .recipes import RECIPES, find_recipe
 from .report import QuantizeReport, human_bytes, notes, paragraphs, printable, tensor_table, type_table
 from .rewrite import Progress as OnProgress
-from .rows import MAX_THREADS
+from .rows import MAX_THREADS, cpu_features
 from .verify import verify_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,16 +42,47 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class _Group(click.Group):
     """Turns q4hifi's errors into messages and exit statuses."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _messages():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _messages():
             return super().invoke(ctx)
-        except Q4HifiError as error:
-            kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
-            raise kind(printable(error)) from error
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except Q4HifiError as error:
+        kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
+        raise kind(printable(error)) from error
+
+
+def _note_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    ctx.meta["verbose"] = wanted
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    click.echo(f"q4hifi {__version__}")
+    if ctx.meta["verbose"]:
+        cpu = cpu_features()
+        click.echo(f"kernels: {cpu.active} (this CPU has {', '.join(cpu.available)})")
+    ctx.exit()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="q4hifi %(version)s")
+@click.option(
+    "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_note_verbose,
+    help="With --version: the instruction sets that the kernels use, too.",
+)  # fmt: skip
+@click.option(
+    "--version", is_flag=True, expose_value=False, callback=_print_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 def main() -> None:
     """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
     signal.signal(signal.SIGTERM, _terminate)

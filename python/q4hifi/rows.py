@@ -6,13 +6,15 @@ parts, everything else has one. Each part is a one-dimensional uint8 array of wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
+from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
 from .layout import BASE, SPLIT, Format
 from .types import F32, Q4_HIFI, TensorType
 
@@ -48,7 +50,7 @@ def decode(
     :class:`UnsupportedModelError` for a type that the codec does not know.
     """
     _require_codec(form.type)
-    try:
+    with _core_errors(row_length, first_row):
         if form.is_fork:
             flat = _core.dequantize_hifi_fork(parts[0], row_length, threads)
         elif form.is_split:
@@ -56,10 +58,6 @@ def decode(
             flat = _core.dequantize_hifi(base, index, residual, row_length, form.outliers, threads)
         else:
             flat = _core.dequantize(parts[0], _codec_type(form).id, row_length, threads)
-    except _core.BadBlock as cause:
-        raise _bad_block(cause, row_length, first_row) from None
-    except ValueError as cause:
-        raise BadFileError(str(cause)) from cause
     return flat.reshape(-1, row_length)
 
 
@@ -83,7 +81,7 @@ def encode(
     parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
     out: Parts
-    try:
+    with _core_errors(row_length, first_row, BadOptionError):
         if target.is_fork:
             *out_, sums = _core.quantize_hifi_fork(
                 data, kind, row_length, target.outliers, importance, threads
@@ -92,10 +90,6 @@ def encode(
             *out_, sums = _core.quantize_hifi(data, kind, row_length, target.outliers, importance, threads)
         else:
             *out_, sums = _core.quantize(data, kind, row_length, _codec_type(target).id, importance, threads)
-    except _core.NotFinite as cause:
-        raise _not_finite(cause, row_length, first_row) from None
-    except ValueError as cause:
-        raise BadOptionError(str(cause)) from cause
     if not np.isfinite(sums[0]):
         raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
     out = tuple(out_)
@@ -112,10 +106,8 @@ def check_finite(
     if not form.type.codec:
         return
     parts, form = _flat(parts, form, row_length, threads, first_row)
-    try:
+    with _core_errors(row_length, first_row):
         _core.check_finite(parts[0], _codec_type(form).id, row_length, threads)
-    except _core.NotFinite as cause:
-        raise _not_finite(cause, row_length, first_row) from None
 
 
 def base_of(parts: Parts, form: Format, row_length: int, *, first_row: int = 0) -> Bytes:
@@ -129,16 +121,12 @@ def relayout(parts: Parts, source: Format, layout: str, row_length: int, *, firs
     """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
     if source.layout == layout:
         return parts
-    try:
+    with _core_errors(row_length, first_row):
         if source.is_fork:
             split = _core.fork_to_split(parts[0], row_length, source.outliers)
             return split if source.outliers else split[:1]
         base, index, residual = parts if source.is_split else (parts[0], _NONE, _NONE)
         return (_core.split_to_fork(base, index, residual, row_length, source.outliers),)
-    except _core.BadBlock as cause:
-        raise _bad_block(cause, row_length, first_row) from None
-    except ValueError as cause:
-        raise BadFileError(str(cause)) from cause
 
 
 _NONE = np.empty(0, np.uint8)
@@ -150,6 +138,28 @@ def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: 
         return parts, form
     weights = decode(parts, form, row_length, threads=threads, first_row=first_row)
     return (weights.reshape(-1).view(np.uint8),), Format(F32)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """The instruction sets that the Rust core is compiled for and this CPU has, slowest first.
+
+    ``active`` is the one in use: the last of them, or what the environment variable ``Q4HIFI_ISA``
+    names. The bytes that a quantization writes do not depend on it.
+    """
+
+    active: str
+    available: tuple[str, ...]
+
+
+def cpu_features() -> CpuFeatures:
+    """Return the instruction sets that the kernels use on this machine.
+
+    Raises :class:`BadOptionError` where ``Q4HIFI_ISA`` names one that is not available.
+    """
+    with _core_errors(1, 0):
+        active, available = _core.cpu_features()
+    return CpuFeatures(active, tuple(available))
 
 
 def thread_count(threads: int | None) -> int:
@@ -177,14 +187,25 @@ def _require_codec(kind: TensorType) -> None:
         raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
 
 
-def _bad_block(cause: _core.BadBlock, row_length: int, first_row: int) -> BadFileError:
-    _, number, what = cause.args
-    return BadFileError(f"block {first_row * (row_length // Q4_HIFI.block_size) + number}: {what}")
+@contextmanager
+def _core_errors(row_length: int, first_row: int, other: type[Q4HifiError] = BadFileError) -> Iterator[None]:
+    """Turn the core's errors into q4hifi's, with places counted from ``first_row``.
 
-
-def _not_finite(cause: _core.NotFinite, row_length: int, first_row: int) -> NotFiniteError:
-    row, column = divmod(int(cause.args[1]), row_length)
-    return NotFiniteError(
-        f"the weight in row {first_row + row}, column {column} is NaN or infinite;"
-        " a model with such weights cannot work, convert it again"
-    )
+    ``other`` is what lengths and values that do not fit mean to the caller.
+    """
+    try:
+        yield
+    except _core.NotFinite as cause:
+        row, column = divmod(int(cause.args[1]), row_length)
+        raise NotFiniteError(
+            f"the weight in row {first_row + row}, column {column} is NaN or infinite;"
+            " a model with such weights cannot work, convert it again"
+        ) from None
+    except _core.BadBlock as cause:
+        _, number, what = cause.args
+        first_block = first_row * (row_length // Q4_HIFI.block_size)
+        raise BadFileError(f"block {first_block + number}: {what}") from None
+    except ValueError as cause:
+        raise other(str(cause)) from cause
+    except RuntimeError as cause:  # what Q4HIFI_ISA asks for is not there, or threads cannot start
+        raise BadOptionError(str(cause)) from cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .errors import Q4HifiError
+from .errors import BadOptionError, Q4HifiError
 from .model_file import ModelFile, RowRange, row_ranges
 from .rewrite import Progress
 from .rows import check_finite, thread_count
@@ -54,6 +54,8 @@ def _check(model: ModelFile, rows: RowRange, threads: int) -> Finding | None:
     try:
         parts = model.read_rows(rows)
         check_finite(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
+    except BadOptionError:
+        raise  # the caller's fault, not the file's
     except Q4HifiError as error:
         return Finding(tensor.name, str(error))
     return None

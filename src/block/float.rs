@@ -16,11 +16,12 @@ macro_rules! number_block {
         impl Block for $name {
             const WEIGHTS: usize = 1;
 
-            #[inline]
+            #[inline(always)]
             fn dequantize(&self, out: &mut [f32]) {
                 out[0] = $decode(self.0);
             }
 
+            #[inline(always)]
             fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
                 for (number, &value) in out.iter_mut().zip(x) {
                     number.0 = $encode(value);

@@ -2,7 +2,8 @@
 //! rounded to six bits under a common factor, then the numbers.
 
 use super::QK_K;
-use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, pack, unpack};
+pub(crate) use super::k_scales::SUB_BLOCKS;
+use super::k_scales::{SCALES_BYTES, pack, unpack};
 use crate::fit::{Affine, Search, fit_affine, fit_positive};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
@@ -11,7 +12,7 @@ const SUB: usize = QK_K / SUB_BLOCKS;
 const MAX_SCALE: i32 = 63;
 
 /// What distinguishes the types.
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     /// Numbers are in 0..=levels.
     pub levels: i32,
     /// The candidate grids without importance.
@@ -22,13 +23,26 @@ pub(super) struct Recipe {
 }
 
 /// A fitted block, before its numbers are packed.
-pub(super) struct KFit {
+#[derive(Clone, Copy)]
+pub(crate) struct KFit {
     /// f16 bits.
     pub d: u16,
     /// f16 bits.
     pub dmin: u16,
     pub scales: [u8; SCALES_BYTES],
     pub numbers: [u8; QK_K],
+}
+
+impl KFit {
+    /// A block of zeros.
+    pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], numbers: [0; QK_K] };
+
+    /// Scale and minimum of sub-block `j` as stored, `d` and `dmin` being the block's.
+    #[inline]
+    pub fn scale_and_min(&self, d: f32, dmin: f32, j: usize) -> (f32, f32) {
+        let (scale, min) = unpack(&self.scales, j);
+        (d * f32::from(scale), dmin * f32::from(min))
+    }
 }
 
 /// The eight sub-blocks' fits and the sum of the weights of each.
@@ -76,28 +90,34 @@ impl Recipe {
         mask(&mut weights);
         let search = importance.map_or(self.search, |_| Search::FINE);
         let sub = self.fit_sub_blocks(x, &weights, search);
-        let (d, scales, dmin, mins) = match importance {
-            None => {
-                let (d, scales) = round_to_largest(&sub.scales);
-                let (dmin, mins) = round_to_largest(&sub.mins);
-                (d, scales, dmin, mins)
-            }
-            Some(_) => {
-                let (mut scales, mut mins) = ([0u8; SUB_BLOCKS], [0u8; SUB_BLOCKS]);
-                let d = fit_positive(&sub.scales, &sub.weights, MAX_SCALE, &mut scales);
-                let dmin = fit_positive(&sub.mins, &sub.weights, MAX_SCALE, &mut mins);
-                let cut = |v: [u8; SUB_BLOCKS]| v.map(|v| v.min(self.largest_packed));
-                (d, cut(scales), dmin, cut(mins))
-            }
-        };
-        let mut fit = KFit {
-            d: f32_to_f16(d),
-            dmin: f32_to_f16(dmin),
-            scales: pack(&scales, &mins),
-            numbers: sub.numbers,
-        };
+        let mut fit = KFit { numbers: sub.numbers, ..KFit::EMPTY };
+        let sums = importance.map(|_| &sub.weights);
+        self.store_scales(&sub.scales, &sub.mins, sums, &mut fit);
         self.round_numbers(x, &mut fit);
         fit
+    }
+
+    /// Rounds the scales and minima of the sub-blocks to six bits: with the sums of their weights
+    /// by a search, without to multiples of the largest.
+    pub fn store_scales(
+        &self,
+        scales: &[f32; SUB_BLOCKS],
+        mins: &[f32; SUB_BLOCKS],
+        weights: Option<&[f32; SUB_BLOCKS]>,
+        fit: &mut KFit,
+    ) {
+        let round = |values: &[f32; SUB_BLOCKS]| match weights {
+            None => round_to_largest(values),
+            Some(weights) => {
+                let mut rounded = [0u8; SUB_BLOCKS];
+                let factor = fit_positive(values, weights, MAX_SCALE, &mut rounded);
+                (factor, rounded.map(|v| v.min(self.largest_packed)))
+            }
+        };
+        let ((d, scales), (dmin, mins)) = (round(scales), round(mins));
+        fit.d = f32_to_f16(d);
+        fit.dmin = f32_to_f16(dmin);
+        fit.scales = pack(&scales, &mins);
     }
 
     fn fit_sub_blocks(&self, x: &[f32; QK_K], weights: &[f32; QK_K], search: Search) -> SubFits {
@@ -122,12 +142,10 @@ impl Recipe {
     fn round_numbers(&self, x: &[f32; QK_K], fit: &mut KFit) {
         let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
         for j in 0..SUB_BLOCKS {
-            let (scale, min) = unpack(&fit.scales, j);
-            let scale = d * f32::from(scale);
+            let (scale, min) = fit.scale_and_min(d, dmin, j);
             if scale == 0.0 {
                 continue;
             }
-            let min = dmin * f32::from(min);
             let place = j * SUB..(j + 1) * SUB;
             for (q, &v) in fit.numbers[place.clone()].iter_mut().zip(&x[place]) {
                 *q = nearest_int((v + min) / scale).clamp(0, self.levels) as u8;
@@ -167,7 +185,7 @@ fn round_to_largest(values: &[f32; SUB_BLOCKS]) -> (f32, [u8; SUB_BLOCKS]) {
 }
 
 /// Encodes a row of 256-weight blocks one by one.
-pub(super) fn for_each_block<B>(
+pub(crate) fn for_each_block<B>(
     x: &[f32],
     importance: Option<&[f32]>,
     out: &mut [B],

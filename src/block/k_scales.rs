@@ -5,12 +5,12 @@
 //! are the top bits of bytes j - 4 and j.
 
 /// Bytes of the packed scales.
-pub(super) const SCALES_BYTES: usize = 12;
+pub(crate) const SCALES_BYTES: usize = 12;
 /// Sub-blocks in a block.
-pub(super) const SUB_BLOCKS: usize = 8;
+pub(crate) const SUB_BLOCKS: usize = 8;
 
 /// Packs 6-bit scales and minima.
-#[inline]
+#[inline(always)]
 pub(super) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; SCALES_BYTES] {
     let mut packed = [0u8; SCALES_BYTES];
     for j in 0..4 {
@@ -23,7 +23,7 @@ pub(super) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; S
 }
 
 /// Scale and minimum of sub-block `j`.
-#[inline]
+#[inline(always)]
 pub(super) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)

@@ -7,13 +7,13 @@ use crate::fit::{self, Search};
 use crate::float::truncate_to_i8;
 
 /// Packs the low four bits of 32 numbers.
-#[inline]
+#[inline(always)]
 pub(super) fn pack_nibbles(numbers: &[u8; QK]) -> [u8; QK / 2] {
     std::array::from_fn(|j| (numbers[j] & 0x0f) | (numbers[j + QK / 2] << 4))
 }
 
 /// Packs the fifth bits of 32 numbers.
-#[inline]
+#[inline(always)]
 pub(super) fn pack_fifth_bits(numbers: &[u8; QK]) -> [u8; 4] {
     let mut qh = 0u32;
     for (j, &number) in numbers.iter().enumerate() {
@@ -23,13 +23,13 @@ pub(super) fn pack_fifth_bits(numbers: &[u8; QK]) -> [u8; 4] {
 }
 
 /// Number `j` (0..16) and number `j + 16`, four bits each.
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_nibbles(qs: &[u8; QK / 2], j: usize) -> (i32, i32) {
     (i32::from(qs[j] & 0x0f), i32::from(qs[j] >> 4))
 }
 
 /// Number `j` (0..16) and number `j + 16`, five bits each.
-#[inline]
+#[inline(always)]
 pub(super) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32, i32) {
     let (low, high) = unpack_nibbles(qs, j);
     let qh = u32::from_le_bytes(qh);
@@ -39,6 +39,7 @@ pub(super) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32
 
 /// Encodes a row as `d · (q - half)`: with importance by [`fit::fit_signed`], without by the weight
 /// of largest magnitude, which gets the number 0. `store` makes a block of `d` and the numbers.
+#[inline(always)]
 pub(super) fn quantize_symmetric<B>(
     x: &[f32],
     importance: Option<&[f32]>,
@@ -66,6 +67,7 @@ pub(super) fn quantize_symmetric<B>(
 
 /// Encodes a row as `d · q + m` with q in 0..=levels: with importance by [`fit::fit_affine`],
 /// without by the block's range. `store` makes a block of `d`, `m` and the numbers.
+#[inline(always)]
 pub(super) fn quantize_affine<B>(
     x: &[f32],
     importance: Option<&[f32]>,
@@ -93,49 +95,55 @@ pub(super) fn quantize_affine<B>(
     }
 }
 
-/// The weight of largest magnitude with its sign; the first of equals. 0 for a block of zeros.
-#[inline]
-fn signed_extreme(x: &[f32]) -> f32 {
-    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-    for &v in x {
-        if magnitude < v.abs() {
-            magnitude = v.abs();
-            extreme = v;
-        }
-    }
-    extreme
+/// The largest magnitude. In bits, whose order is that of magnitudes, so that the order in which
+/// weights are compared does not matter and vectors may do it.
+#[inline(always)]
+pub(super) fn largest_magnitude(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0))
 }
 
-/// Smallest and largest weight.
-#[inline]
+/// The weight of largest magnitude with its sign; the first of equals. 0 for a block of zeros.
+#[inline(always)]
+fn signed_extreme(x: &[f32]) -> f32 {
+    let magnitude = largest_magnitude(x);
+    x.iter().copied().find(|v| v.abs() == magnitude && magnitude > 0.0).unwrap_or(0.0)
+}
+
+/// Smallest and largest weight; of two zeros, the first.
+#[inline(always)]
 fn range(x: &[f32]) -> (f32, f32) {
-    let (mut min, mut max) = (f32::MAX, -f32::MAX);
-    for &v in x {
-        if v < min {
-            min = v;
-        }
-        if v > max {
-            max = v;
+    const LANES: usize = 8;
+    let (mut mins, mut maxs) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+    for x in x.as_chunks::<LANES>().0 {
+        for (lane, &v) in x.iter().enumerate() {
+            mins[lane] = if v < mins[lane] { v } else { mins[lane] };
+            maxs[lane] = if v > maxs[lane] { v } else { maxs[lane] };
         }
     }
-    (min, max)
+    let min = mins.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
+    let max = maxs.into_iter().fold(-f32::MAX, |a, b| if b > a { b } else { a });
+    let signed = |extreme: f32| match extreme {
+        0.0 => x.iter().copied().find(|&v| v == 0.0).unwrap_or(0.0),
+        other => other,
+    };
+    (signed(min), signed(max))
 }
 
 /// 1 / d, or 0 where d is 0.
-#[inline]
+#[inline(always)]
 pub(super) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
 /// The weights of a legacy block's fit: importance · √(mean square of the row + x²).
-#[inline]
+#[inline(always)]
 fn row_weights(x: &[f32], importance: &[f32], mean_square: f32) -> [f32; QK] {
     std::array::from_fn(|j| importance[j] * (mean_square + x[j] * x[j]).sqrt())
 }
 
 /// The mean square of a row, added up in order.
-#[inline]
-fn mean_square(row: &[f32]) -> f32 {
+#[inline(always)]
+pub(crate) fn mean_square(row: &[f32]) -> f32 {
     let mut sum = 0.0f32;
     for &v in row {
         sum += v * v;

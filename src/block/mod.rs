@@ -4,16 +4,16 @@
 //! are its blocks. The layouts are ggml's; multi-byte fields are little-endian.
 
 mod float;
-mod k_fit;
+pub(crate) mod k_fit;
 mod k_scales;
-mod legacy;
-mod q4_0;
-mod q4_1;
-mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
-mod q6_k;
+pub(crate) mod legacy;
+pub(crate) mod q4_0;
+pub(crate) mod q4_1;
+pub(crate) mod q4_k;
+pub(crate) mod q5_0;
+pub(crate) mod q5_1;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
 mod q8_0;
 
 pub use float::{BlockBF16, BlockF16, BlockF32};

@@ -15,13 +15,23 @@ pub struct BlockQ4_0 {
 }
 const _: () = assert!(size_of::<BlockQ4_0>() == 18);
 
+/// The number that stands for 0.
+pub(crate) const HALF: i8 = 8;
+
+impl BlockQ4_0 {
+    /// Packs 32 numbers under their scale.
+    pub(crate) fn new(d: f32, numbers: &[u8; QK]) -> Self {
+        Self { d: f32_to_f16(d).to_le_bytes(), qs: pack_nibbles(numbers) }
+    }
+}
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_0 {}
 
 impl Block for BlockQ4_0 {
     const WEIGHTS: usize = QK;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         for j in 0..QK / 2 {
@@ -31,10 +41,8 @@ impl Block for BlockQ4_0 {
         }
     }
 
+    #[inline(always)]
     fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_symmetric(x, importance, 8, out, |d, q| Self {
-            d: f32_to_f16(d).to_le_bytes(),
-            qs: pack_nibbles(q),
-        });
+        quantize_symmetric(x, importance, HALF, out, Self::new);
     }
 }

@@ -17,13 +17,27 @@ pub struct BlockQ4_1 {
 }
 const _: () = assert!(size_of::<BlockQ4_1>() == 20);
 
+/// The largest number.
+pub(crate) const LEVELS: i8 = 15;
+
+impl BlockQ4_1 {
+    /// Packs 32 numbers under their scale and minimum.
+    pub(crate) fn new(d: f32, m: f32, numbers: &[u8; QK]) -> Self {
+        Self {
+            d: f32_to_f16(d).to_le_bytes(),
+            m: f32_to_f16(m).to_le_bytes(),
+            qs: pack_nibbles(numbers),
+        }
+    }
+}
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_1 {}
 
 impl Block for BlockQ4_1 {
     const WEIGHTS: usize = QK;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let m = f16_to_f32(u16::from_le_bytes(self.m));
@@ -34,11 +48,8 @@ impl Block for BlockQ4_1 {
         }
     }
 
+    #[inline(always)]
     fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, 15, out, |d, m, q| Self {
-            d: f32_to_f16(d).to_le_bytes(),
-            m: f32_to_f16(m).to_le_bytes(),
-            qs: pack_nibbles(q),
-        });
+        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

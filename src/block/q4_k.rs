@@ -22,9 +22,14 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K, largest_packed: 255 };
+/// How the type is fitted.
+pub(crate) const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K, largest_packed: 255 };
 
 impl BlockQ4K {
+    /// A block of zeros.
+    pub(crate) const ZERO: Self =
+        Self { d: [0; 2], dmin: [0; 2], scales: [0; SCALES_BYTES], qs: [0; QK_K / 2] };
+
     /// Encodes a block with the plain fit, or with `importance`.
     pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
         Self::from_fit(&RECIPE.fit(x, importance))
@@ -52,7 +57,7 @@ impl BlockQ4K {
     }
 
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
-    #[inline]
+    #[inline(always)]
     fn scale_and_min(&self, j: usize) -> (f32, f32) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
@@ -60,7 +65,8 @@ impl BlockQ4K {
         (d * f32::from(scale), dmin * f32::from(min))
     }
 
-    fn from_fit(fit: &KFit) -> Self {
+    /// Packs a fitted block.
+    pub(crate) fn from_fit(fit: &KFit) -> Self {
         let mut qs = [0u8; QK_K / 2];
         for (qs, q) in qs.chunks_exact_mut(32).zip(fit.numbers.chunks_exact(64)) {
             for i in 0..32 {
@@ -77,7 +83,7 @@ unsafe impl Bytes for BlockQ4K {}
 impl Block for BlockQ4K {
     const WEIGHTS: usize = QK_K;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         for j in 0..SUB_BLOCKS {
             let (scale, min) = self.scale_and_min(j);

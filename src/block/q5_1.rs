@@ -19,13 +19,28 @@ pub struct BlockQ5_1 {
 }
 const _: () = assert!(size_of::<BlockQ5_1>() == 24);
 
+/// The largest number.
+pub(crate) const LEVELS: i8 = 31;
+
+impl BlockQ5_1 {
+    /// Packs 32 numbers under their scale and minimum.
+    pub(crate) fn new(d: f32, m: f32, numbers: &[u8; QK]) -> Self {
+        Self {
+            d: f32_to_f16(d).to_le_bytes(),
+            m: f32_to_f16(m).to_le_bytes(),
+            qh: pack_fifth_bits(numbers),
+            qs: pack_nibbles(numbers),
+        }
+    }
+}
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_1 {}
 
 impl Block for BlockQ5_1 {
     const WEIGHTS: usize = QK;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let m = f16_to_f32(u16::from_le_bytes(self.m));
@@ -36,12 +51,8 @@ impl Block for BlockQ5_1 {
         }
     }
 
+    #[inline(always)]
     fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, 31, out, |d, m, q| Self {
-            d: f32_to_f16(d).to_le_bytes(),
-            m: f32_to_f16(m).to_le_bytes(),
-            qh: pack_fifth_bits(q),
-            qs: pack_nibbles(q),
-        });
+        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

@@ -1,7 +1,7 @@
 //! Q5_K: as Q4_K with numbers of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
 //! 176 bytes for 256 weights, 5.5 bits a weight.
 
-use super::k_fit::Recipe;
+use super::k_fit::{KFit, Recipe};
 use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, unpack};
 use super::{Block, Bytes, QK_K};
 use crate::fit::Search;
@@ -24,12 +24,17 @@ pub struct BlockQ5K {
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
-const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K, largest_packed: 63 };
+/// How the type is fitted.
+pub(crate) const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K, largest_packed: 63 };
 
 impl BlockQ5K {
     /// Encodes a block with the plain fit, or with `importance`.
     pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let fit = RECIPE.fit(x, importance);
+        Self::from_fit(&RECIPE.fit(x, importance))
+    }
+
+    /// Packs a fitted block.
+    pub(crate) fn from_fit(fit: &KFit) -> Self {
         let (mut qh, mut qs) = ([0u8; QK_K / 8], [0u8; QK_K / 2]);
         for (j, q) in fit.numbers.chunks_exact(32).enumerate() {
             let qs = &mut qs[j / 2 * 32..][..32];
@@ -48,7 +53,7 @@ unsafe impl Bytes for BlockQ5K {}
 impl Block for BlockQ5K {
     const WEIGHTS: usize = QK_K;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));

@@ -3,13 +3,11 @@
 
 use super::k_fit::for_each_block;
 use super::{Block, Bytes, QK_K};
-use crate::fit::fit_signed;
+use crate::fit::{TINY, fit_signed};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
-const SUB_BLOCKS: usize = 16;
-const SUB: usize = QK_K / SUB_BLOCKS;
-/// Below this magnitude of every scale the block counts as all zero.
-const TINY: f32 = 1e-15;
+pub(crate) const SUB_BLOCKS: usize = 16;
+pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
 
 /// A Q6_K block.
 #[derive(Debug, Clone, Copy)]
@@ -27,34 +25,22 @@ pub struct BlockQ6K {
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
 impl BlockQ6K {
-    const ZERO: Self =
+    /// What a block of zeros is stored as.
+    pub(crate) const ZERO: Self =
         Self { ql: [0; QK_K / 2], qh: [0; QK_K / 4], scales: [0; SUB_BLOCKS], d: [0; 2] };
 
     /// Encodes a block, with importance or x² as the weights of the fit.
     pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
         let mut numbers = [0u8; QK_K];
         let mut fitted = [0f32; SUB_BLOCKS];
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
         for (j, scale) in fitted.iter_mut().enumerate() {
             let place = j * SUB..(j + 1) * SUB;
             let weights = importance.map(|w| &w[place.clone()]);
             *scale = fit_signed(&x[place.clone()], weights, 32, &mut numbers[place]);
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = *scale;
-            }
         }
-        if magnitude < TINY {
-            return Self::ZERO;
-        }
-
-        let inverse = -128.0 / extreme;
-        let mut block = Self { d: f32_to_f16(1.0 / inverse).to_le_bytes(), ..Self::ZERO };
-        let d = f16_to_f32(u16::from_le_bytes(block.d));
-        for (j, &fitted) in fitted.iter().enumerate() {
-            let stored = nearest_int(inverse * fitted).min(127) as i8;
-            block.scales[j] = stored as u8;
-            let scale = d * f32::from(stored);
+        let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
+        for j in 0..SUB_BLOCKS {
+            let scale = block.scale(j);
             if scale == 0.0 {
                 continue;
             }
@@ -63,8 +49,39 @@ impl BlockQ6K {
                 *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
             }
         }
+        block.pack(&numbers);
+        block
+    }
 
-        let halves = block.ql.chunks_exact_mut(64).zip(block.qh.chunks_exact_mut(32));
+    /// A block with the scales of its sub-blocks rounded to bytes; None if all are zero.
+    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> Option<Self> {
+        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
+        for &scale in fitted {
+            if scale.abs() > magnitude {
+                magnitude = scale.abs();
+                extreme = scale;
+            }
+        }
+        if magnitude < TINY {
+            return None;
+        }
+        let inverse = -128.0 / extreme;
+        Some(Self {
+            scales: fitted.map(|scale| nearest_int(inverse * scale).min(127) as u8),
+            d: f32_to_f16(1.0 / inverse).to_le_bytes(),
+            ..Self::ZERO
+        })
+    }
+
+    /// The scale of sub-block `j` as stored.
+    #[inline]
+    pub(crate) fn scale(&self, j: usize) -> f32 {
+        f16_to_f32(u16::from_le_bytes(self.d)) * f32::from(self.scales[j] as i8)
+    }
+
+    /// Stores the numbers, each 0 to 63.
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+        let halves = self.ql.chunks_exact_mut(64).zip(self.qh.chunks_exact_mut(32));
         for ((ql, qh), q) in halves.zip(numbers.chunks_exact(128)) {
             for i in 0..32 {
                 ql[i] = (q[i] & 0x0f) | (q[i + 64] << 4);
@@ -75,7 +92,6 @@ impl BlockQ6K {
                     | (q[i + 96] >> 4) << 6;
             }
         }
-        block
     }
 }
 
@@ -85,7 +101,7 @@ unsafe impl Bytes for BlockQ6K {}
 impl Block for BlockQ6K {
     const WEIGHTS: usize = QK_K;
 
-    #[inline]
+    #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));

@@ -9,8 +9,10 @@ use super::rows::{Outliers, OutliersMut, check_outliers};
 use super::{HifiBlock, MAX_OUTLIERS, check_index, decoded};
 use crate::block::{Block, BlockQ4K, QK_K, TensorType, blocks, blocks_mut};
 use crate::error::QuantError;
+use crate::error_sums::ErrorSums;
 use crate::float::{f16_to_f32, f32_to_f16};
-use crate::rows::{ErrorSums, Source, check_importance, expect_length, per_row};
+use crate::kernel::{self, Isa};
+use crate::rows::{Source, check_importance, expect_length, per_row};
 use rayon::prelude::*;
 
 /// What rounds to an infinite f16.
@@ -98,17 +100,18 @@ pub fn quantize(
     check_outliers(outliers)?;
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length())?;
-    per_row(source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
-        let out = blocks_mut::<BlockQ4Hifi>(out).iter_mut();
-        let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut().0).zip(out);
-        let weights = importance.map(|w| w.as_chunks().0);
-        for (i, ((x, decoded), out)) in blocks.enumerate() {
-            let block = HifiBlock::encode(x, weights.map(|w| &w[i]), outliers);
+    let isa = Isa::active()?;
+    per_row(isa, source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
+        let mut encoded = vec![HifiBlock::ZERO; x.len() / QK_K];
+        kernel::encode_hifi_row(isa, x, importance, outliers, &mut encoded);
+        let places = x.as_chunks().0.iter().zip(decoded.as_chunks_mut().0);
+        let places = places.zip(blocks_mut::<BlockQ4Hifi>(out));
+        for (block, ((x, decoded), out)) in encoded.iter().zip(places) {
             *out = BlockQ4Hifi::new(block.base, block.index(), x);
             *decoded = block.decode();
             out.replace(block.index(), decoded);
         }
-        ErrorSums::of_row(x, importance, decoded)
+        kernel::error_sums(isa, x, importance, decoded)
     })
 }
 

@@ -18,6 +18,7 @@ pub mod rows;
 
 use crate::block::{Block, BlockQ4K, QK_K};
 use crate::error::QuantError;
+use crate::error_sums::error_sums;
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// The most outliers a block can hold.
@@ -36,26 +37,46 @@ pub struct HifiBlock {
 }
 
 impl HifiBlock {
+    /// A block of zeros.
+    pub(crate) const ZERO: Self = Self {
+        base: BlockQ4K::ZERO,
+        outliers: 0,
+        index: [0; MAX_OUTLIERS],
+        residual: [0; MAX_OUTLIERS],
+    };
+
     /// Encodes 256 weights with `outliers` ≤ [`MAX_OUTLIERS`] of them kept in f16.
     pub fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, outliers: usize) -> Self {
         let plain = BlockQ4K::quantize(x, importance);
-        if outliers == 0 {
-            return Self { base: plain, outliers, index: [0; _], residual: [0; _] };
-        }
-        let weight = |i: usize| importance.map_or(1.0, |w| w[i]);
-
-        let largest = choose(outliers, |i| x[i].abs());
+        let largest = largest_places(x, outliers);
         let refit = BlockQ4K::quantize_without(x, importance, &largest[..outliers]);
-        let refit = Self::with_residuals(refit, x, largest, outliers);
-
-        let base = decoded(&plain);
-        let worst = choose(outliers, |i| weight(i) * (x[i] - base[i]).powi(2));
-        let plain = Self::with_residuals(plain, x, worst, outliers);
-
-        let refit_error = if refit.is_saturated() { f64::NAN } else { refit.error(x, weight) };
-        if plain.error(x, weight) < refit_error || refit_error.is_nan() { plain } else { refit }
+        Self::better(x, importance, outliers, [plain, refit], largest)
     }
 
+    /// The better encoding: on the plain base, or on the one refitted without the places `largest`.
+    #[inline(always)]
+    pub(crate) fn better(
+        x: &[f32; QK_K],
+        importance: Option<&[f32; QK_K]>,
+        outliers: usize,
+        [plain, refit]: [BlockQ4K; 2],
+        largest: [u8; MAX_OUTLIERS],
+    ) -> Self {
+        if outliers == 0 {
+            return Self { base: plain, ..Self::ZERO };
+        }
+        let refit = Self::with_residuals(refit, x, largest, outliers);
+        let worst = worst_places(x, importance, &decoded(&plain), outliers);
+        let plain = Self::with_residuals(plain, x, worst, outliers);
+
+        let error = |block: &Self| {
+            error_sums(x, importance.map(<[f32; QK_K]>::as_slice), &block.decode()).error
+        };
+        let refit_error = if refit.is_saturated() { f64::NAN } else { error(&refit) };
+        if error(&plain) < refit_error || refit_error.is_nan() { plain } else { refit }
+    }
+
+    #[inline(always)]
     fn with_residuals(
         base: BlockQ4K,
         x: &[f32; QK_K],
@@ -82,6 +103,7 @@ impl HifiBlock {
     }
 
     /// The 256 weights that the block stands for.
+    #[inline(always)]
     pub fn decode(&self) -> [f32; QK_K] {
         let mut values = decoded(&self.base);
         for (&i, &r) in self.index().iter().zip(self.residual()) {
@@ -92,11 +114,6 @@ impl HifiBlock {
 
     fn is_saturated(&self) -> bool {
         self.residual().iter().any(|&r| f16_to_f32(r).abs() >= LARGEST_F16)
-    }
-
-    fn error(&self, x: &[f32; QK_K], weight: impl Fn(usize) -> f32) -> f64 {
-        let values = self.decode();
-        (0..QK_K).map(|i| f64::from(weight(i)) * f64::from(x[i] - values[i]).powi(2)).sum()
     }
 }
 
@@ -112,24 +129,75 @@ fn check_index(index: &[u8], number: usize) -> Result<(), QuantError> {
     }
 }
 
+#[inline(always)]
 fn decoded(base: &BlockQ4K) -> [f32; QK_K] {
     let mut values = [0f32; QK_K];
     base.dequantize(&mut values);
     values
 }
 
-/// The places of the `count` largest scores, in increasing order; of equals the smaller place.
-fn choose(count: usize, score: impl Fn(usize) -> f32) -> [u8; MAX_OUTLIERS] {
-    let scores: [f32; QK_K] = std::array::from_fn(score);
-    let mut places: [u8; QK_K] = std::array::from_fn(|i| i as u8);
-    if count < QK_K {
-        places.select_nth_unstable_by(count, |&a, &b| {
-            scores[usize::from(b)].total_cmp(&scores[usize::from(a)]).then(a.cmp(&b))
-        });
+/// The places of the `count` weights of largest magnitude.
+#[inline(always)]
+pub(crate) fn largest_places(x: &[f32; QK_K], count: usize) -> [u8; MAX_OUTLIERS] {
+    choose(count, &x.map(f32::abs))
+}
+
+/// The places where `values` are worst: of largest squared error, weighted by importance.
+#[inline(always)]
+fn worst_places(
+    x: &[f32; QK_K],
+    importance: Option<&[f32; QK_K]>,
+    values: &[f32; QK_K],
+    count: usize,
+) -> [u8; MAX_OUTLIERS] {
+    let mut scores = [0f32; QK_K];
+    for i in 0..QK_K {
+        let difference = x[i] - values[i];
+        scores[i] = importance.map_or(1.0, |w| w[i]) * (difference * difference);
     }
+    choose(count, &scores)
+}
+
+/// `x` with zeros at `places`.
+#[inline(always)]
+pub(crate) fn without(x: &[f32; QK_K], places: &[u8]) -> [f32; QK_K] {
+    let mut rest = *x;
+    for &place in places {
+        rest[usize::from(place)] = 0.0;
+    }
+    rest
+}
+
+/// The places of the `count` largest of the non-negative `scores`, in increasing order; of equals
+/// the smaller place.
+///
+/// The bits of such numbers are in their order, so the smallest score chosen is found by halving
+/// the range of its bits, which vectors do fast.
+#[inline(always)]
+fn choose(count: usize, scores: &[f32; QK_K]) -> [u8; MAX_OUTLIERS] {
+    let bits = scores.map(f32::to_bits);
+    let above = |limit: u32| bits.iter().map(|&b| u32::from(b > limit)).sum::<u32>() as usize;
+    // the smallest limit that at most `count` scores are above
+    let (mut low, mut high) = (0u32, u32::MAX);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if above(middle) <= count {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    let mut ties = count - above(low);
     let mut chosen = [0u8; MAX_OUTLIERS];
-    chosen[..count].copy_from_slice(&places[..count]);
-    chosen[..count].sort_unstable();
+    let mut filled = 0;
+    for (i, &b) in bits.iter().enumerate() {
+        let is_tie = b == low && ties > 0;
+        if b > low || is_tie {
+            ties -= usize::from(is_tie);
+            chosen[filled] = i as u8;
+            filled += 1;
+        }
+    }
     chosen
 }
 
@@ -186,7 +254,7 @@ mod tests {
     #[test]
     fn the_refitted_base_does_not_see_the_outliers() {
         let x = blocks(10)[0];
-        let places = choose(8, |i| x[i].abs());
+        let places = largest_places(&x, 8);
         let mut larger = x;
         for &i in &places[..8] {
             larger[usize::from(i)] *= 50.0;
@@ -198,8 +266,10 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_smaller_place() {
-        assert_eq!(choose(3, |_| 1.0)[..3], [0, 1, 2]);
-        assert_eq!(choose(3, |i| if i % 100 == 7 { 2.0 } else { 0.0 })[..3], [7, 107, 207]);
+        assert_eq!(choose(3, &[1.0; QK_K])[..3], [0, 1, 2]);
+        let peaks = std::array::from_fn(|i| if i % 100 == 7 { 2.0 } else { 0.0 });
+        assert_eq!(choose(3, &peaks)[..3], [7, 107, 207]);
+        assert_eq!(choose(5, &peaks)[..5], [0, 1, 7, 107, 207]);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 use super::{HifiBlock, MAX_OUTLIERS, check_index};
 use crate::block::{BlockQ4K, QK_K, TensorType, blocks_mut};
 use crate::error::QuantError;
+use crate::error_sums::ErrorSums;
 use crate::float::f16_to_f32;
-use crate::rows::{self, ErrorSums, Source, check_importance, expect_length, per_row};
+use crate::kernel::{self, Isa};
+use crate::rows::{self, Source, check_importance, expect_length, per_row};
 use rayon::prelude::*;
 
 /// The outliers of rows, to be written. For each block `outliers` places and as many residuals.
@@ -52,16 +54,15 @@ pub fn quantize(
         .par_chunks_exact_mut(row_bytes)
         .zip(index.par_chunks_exact_mut(row_outliers))
         .zip(residual.par_chunks_exact_mut(row_outliers * 2));
-    per_row(source, out, |x, decoded, ((base, index), residual)| {
+    let isa = Isa::active()?;
+    per_row(isa, source, out, |x, decoded, ((base, index), residual)| {
         let base = blocks_mut::<BlockQ4K>(base).iter_mut();
         let index = index.chunks_exact_mut(outliers);
         let residual = residual.chunks_exact_mut(outliers * 2);
-        let blocks = x.as_chunks::<QK_K>().0.iter().zip(decoded.as_chunks_mut().0);
-        let weights = importance.map(|w| w.as_chunks().0);
-        for (i, ((x, decoded), ((base, index), residual))) in
-            blocks.zip(base.zip(index).zip(residual)).enumerate()
-        {
-            let block = HifiBlock::encode(x, weights.map(|w| &w[i]), outliers);
+        let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
+        kernel::encode_hifi_row(isa, x, importance, outliers, &mut blocks);
+        let places = decoded.as_chunks_mut().0.iter_mut().zip(base.zip(index).zip(residual));
+        for (block, (decoded, ((base, index), residual))) in blocks.iter().zip(places) {
             *decoded = block.decode();
             *base = block.base;
             index.copy_from_slice(block.index());
@@ -69,7 +70,7 @@ pub fn quantize(
                 *bytes = r.to_le_bytes();
             }
         }
-        ErrorSums::of_row(x, importance, decoded)
+        kernel::error_sums(isa, x, importance, decoded)
     })
 }
 

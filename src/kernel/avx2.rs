@@ -1,0 +1,143 @@
+//! AVX2 (with F16C): eight lanes.
+
+use super::vector::{Vector, forward_to_intrinsics};
+use crate::block::{QK_K, TensorType};
+use crate::error_sums::{self, ErrorSums};
+use crate::hifi::HifiBlock;
+use std::arch::x86_64::*;
+
+/// See [`super::quantize_row`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn quantize_row(
+    kind: TensorType,
+    x: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { super::quantize::quantize_row::<F32x8>(kind, x, importance, out) }
+}
+
+/// See [`super::encode_hifi_row`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn encode_hifi_blocks(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    outliers: usize,
+    out: &mut [HifiBlock],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { super::hifi::encode_blocks::<F32x8>(x, importance, outliers, out) }
+}
+
+/// See [`super::dequantize_row`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
+    super::dequantize::dequantize_row(kind, row, out);
+}
+
+/// See [`super::all_finite`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn all_finite(x: &[f32]) -> bool {
+    super::dequantize::all_finite(x)
+}
+
+/// See [`super::error_sums`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn error_sums(x: &[f32], importance: Option<&[f32]>, y: &[f32]) -> ErrorSums {
+    error_sums::error_sums(x, importance, y)
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct F32x8(__m256);
+
+impl Vector for F32x8 {
+    const LANES: usize = 8;
+    type Mask = __m256;
+
+    forward_to_intrinsics!(_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_sqrt_ps, {
+        add: _mm256_add_ps,
+        sub: _mm256_sub_ps,
+        mul: _mm256_mul_ps,
+        div: _mm256_div_ps,
+        min: _mm256_min_ps,
+        max: _mm256_max_ps
+    });
+
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn lt(self, other: Self) -> Self::Mask {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    unsafe fn le(self, other: Self) -> Self::Mask {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_cmp_ps::<_CMP_LE_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    unsafe fn select(mask: Self::Mask, this: Self, other: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_blendv_ps(other.0, this.0, mask)) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_and_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_or_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn all(mask: Self::Mask) -> bool {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_movemask_ps(mask) == 0xff }
+    }
+    #[inline(always)]
+    unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let bits = _mm256_castps_si256(_mm256_add_ps(self.0, _mm256_set1_ps(12_582_912.0)));
+            let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
+            let number = _mm256_sub_epi32(bits, _mm256_set1_epi32(0x0040_0000));
+            let number = _mm256_min_epi32(number, _mm256_set1_epi32(high));
+            Self(_mm256_cvtepi32_ps(_mm256_max_epi32(number, _mm256_set1_epi32(low))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let numbers = _mm256_cvttps_epi32(self.0);
+            let halves = (_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers));
+            let words = _mm_packs_epi32(halves.0, halves.1);
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
+        }
+    }
+}

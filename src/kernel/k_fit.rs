@@ -1,0 +1,224 @@
+//! Q4_K's and Q5_K's fit, several blocks at a time: every lane is one of their sub-blocks.
+//!
+//! The vector version of [`crate::block::k_fit::Recipe`], which stays its oracle: the same numbers
+//! from the same operations in the same order.
+
+use super::fit_affine::{GROUP, fit_affine};
+use super::twice::Twice;
+use super::vector::{MOST_LANES as MOST, Vector};
+use crate::block::QK_K;
+use crate::block::k_fit::{KFit, Recipe, SUB_BLOCKS};
+use crate::fit::Search;
+use crate::float::f16_to_f32;
+
+/// The most blocks that are fitted together.
+pub(crate) const MOST_BLOCKS: usize = MOST / SUB_BLOCKS;
+
+/// Fits blocks `x`; the places in `left_out` (a list for each block, or none at all) hold zero in
+/// `x` already and carry no weight.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn fit_blocks<V: Vector>(
+    recipe: &Recipe,
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    left_out: &[&[u8]],
+    fits: &mut [KFit],
+) {
+    let per_vector = V::LANES / SUB_BLOCKS;
+    let mut start = 0;
+    while start < x.len() {
+        let rest = x.len() - start;
+        let count = rest.min(if rest > per_vector { 2 * per_vector } else { per_vector });
+        let range = start..start + count;
+        let group = Group {
+            x: &x[range.clone()],
+            importance: importance.map(|w| &w[range.clone()]),
+            left_out: if left_out.is_empty() { left_out } else { &left_out[range.clone()] },
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if count > per_vector {
+                group.fit::<Twice<V>>(recipe, &mut fits[range]);
+            } else {
+                group.fit::<V>(recipe, &mut fits[range]);
+            }
+        }
+        start += count;
+    }
+}
+
+/// Blocks that fit into a vector.
+struct Group<'a> {
+    x: &'a [[f32; QK_K]],
+    importance: Option<&'a [[f32; QK_K]]>,
+    left_out: &'a [&'a [u8]],
+}
+
+impl Group<'_> {
+    /// Fits the blocks; those too extreme for the vector version by the scalar one.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA.
+    #[inline(always)]
+    unsafe fn fit<V: Vector>(&self, recipe: &Recipe, fits: &mut [KFit]) {
+        // a vector is always full: the last block fills what is left of it
+        let mut x = [[0f32; QK_K]; MOST_BLOCKS];
+        let mut weights = [[0f32; QK_K]; MOST_BLOCKS];
+        for l in 0..V::LANES / SUB_BLOCKS {
+            let from = l.min(self.x.len() - 1);
+            x[l] = self.x[from];
+            if let Some(importance) = self.importance {
+                weights[l] = importance[from];
+            }
+        }
+        let importance = self.importance.map(|_| &weights);
+        // SAFETY: the caller's promise.
+        if unsafe { fit_group::<V>(recipe, &x, importance, self.left_out, fits) } {
+            return;
+        }
+        for (l, fit) in fits.iter_mut().enumerate() {
+            let places = self.left_out.get(l).copied().unwrap_or_default();
+            *fit = recipe.fit_without(&x[l], importance.map(|w| &w[l]), places);
+        }
+    }
+}
+
+/// Fits as many blocks as `fits` has; false if they are too extreme for the vector version.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+unsafe fn fit_group<V: Vector>(
+    recipe: &Recipe,
+    x: &[[f32; QK_K]; MOST_BLOCKS],
+    importance: Option<&[[f32; QK_K]; MOST_BLOCKS]>,
+    left_out: &[&[u8]],
+    fits: &mut [KFit],
+) -> bool {
+    let mut xt = [0f32; GROUP * MOST];
+    let mut wt = [0f32; GROUP * MOST];
+    // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
+    unsafe {
+        for i in 0..GROUP {
+            let v = V::load_strided(x.as_ptr().cast::<f32>().add(i), GROUP);
+            v.store(xt.as_mut_ptr().add(i * V::LANES));
+        }
+        match importance {
+            None => plain_weights::<V>(&xt, &mut wt),
+            Some(importance) => importance_weights::<V>(x, &xt, importance, &mut wt),
+        }
+    }
+    for (l, places) in left_out.iter().enumerate() {
+        for &place in *places {
+            let (sub, i) = (usize::from(place) / GROUP, usize::from(place) % GROUP);
+            wt[i * V::LANES + l * SUB_BLOCKS + sub] = 0.0;
+        }
+    }
+
+    let search = importance.map_or(recipe.search, |_| Search::FINE);
+    // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
+    let sub = unsafe { fit_affine::<V>(xt.as_ptr(), wt.as_ptr(), recipe.levels, search) };
+    let Some(sub) = sub else { return false };
+    let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
+    let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
+    // SAFETY: the arrays have room for the most lanes.
+    unsafe {
+        sub.scale.store(scales.as_mut_ptr());
+        sub.min.store(mins.as_mut_ptr());
+        sub.sum_w.store(sums.as_mut_ptr());
+        sub.grid_inverse.store(grid_inverses.as_mut_ptr());
+        sub.grid_min.store(grid_mins.as_mut_ptr());
+    }
+    let (scales, mins) = (scales.as_chunks().0, mins.as_chunks().0);
+    for (l, fit) in fits.iter_mut().enumerate() {
+        let sums = &sums.as_chunks().0[l];
+        recipe.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
+        let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
+        // SAFETY: the caller's promise.
+        unsafe { round_numbers::<V>(recipe, &x[l], grid, fit) };
+    }
+    true
+}
+
+/// Root mean square of the sub-block + |x|.
+#[inline(always)]
+unsafe fn plain_weights<V: Vector>(xt: &[f32; GROUP * MOST], wt: &mut [f32; GROUP * MOST]) {
+    // SAFETY: the caller's promise; i * LANES stays in the arrays.
+    unsafe {
+        let mut sum = V::splat(0.0);
+        for i in 0..GROUP {
+            let v = V::load(xt.as_ptr().add(i * V::LANES));
+            sum = sum.add(v.mul(v));
+        }
+        let root_mean_square = sum.div(V::splat(GROUP as f32)).sqrt();
+        for i in 0..GROUP {
+            let v = V::load(xt.as_ptr().add(i * V::LANES));
+            root_mean_square.add(v.abs()).store(wt.as_mut_ptr().add(i * V::LANES));
+        }
+    }
+}
+
+/// Importance · √(twice the mean square of the block + x²).
+#[inline(always)]
+unsafe fn importance_weights<V: Vector>(
+    x: &[[f32; QK_K]; MOST_BLOCKS],
+    xt: &[f32; GROUP * MOST],
+    importance: &[[f32; QK_K]; MOST_BLOCKS],
+    wt: &mut [f32; GROUP * MOST],
+) {
+    let mut sums = [0f32; MOST_BLOCKS];
+    for i in 0..QK_K {
+        // side by side, so that one sum's addition hides behind the other's
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x[i] * x[i];
+        }
+    }
+    let mut sigma2 = [0f32; MOST];
+    for (l, sigma2) in sigma2.iter_mut().enumerate() {
+        *sigma2 = 2.0 * sums[l / SUB_BLOCKS] / QK_K as f32;
+    }
+    // SAFETY: the caller's promise; as in `fit_group`.
+    unsafe {
+        let sigma2 = V::load(sigma2.as_ptr());
+        for i in 0..GROUP {
+            let v = V::load(xt.as_ptr().add(i * V::LANES));
+            let w = V::load_strided(importance.as_ptr().cast::<f32>().add(i), GROUP);
+            w.mul(sigma2.add(v.mul(v)).sqrt()).store(wt.as_mut_ptr().add(i * V::LANES));
+        }
+    }
+}
+
+/// The numbers under the scales as stored; where a scale is 0, those of the sub-block's own fit,
+/// which has these inverse scales and minima.
+#[inline(always)]
+unsafe fn round_numbers<V: Vector>(
+    recipe: &Recipe,
+    x: &[f32; QK_K],
+    (inverses, mins): (&[f32; SUB_BLOCKS], &[f32; SUB_BLOCKS]),
+    fit: &mut KFit,
+) {
+    let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
+    for (j, (&inverse, &grid_min)) in inverses.iter().zip(mins).enumerate() {
+        let (scale, min) = fit.scale_and_min(d, dmin, j);
+        for i in (j * GROUP..(j + 1) * GROUP).step_by(V::LANES) {
+            // SAFETY: the caller's promise; LANES divides 32.
+            unsafe {
+                let v = V::load(x.as_ptr().add(i));
+                let q = if scale == 0.0 {
+                    let position = V::splat(inverse).mul(v.sub(V::splat(grid_min)));
+                    position.nearest_in(0, recipe.levels)
+                } else {
+                    let position = v.add(V::splat(min)).div(V::splat(scale));
+                    position.nearest_int_clamped(0, recipe.levels)
+                };
+                q.store_bytes(fit.numbers.as_mut_ptr().add(i));
+            }
+        }
+    }
+}
