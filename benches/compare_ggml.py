@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--row-length", type=int, default=2048)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     x, importance = inputs(args.rows, args.row_length)
     flat = x.reshape(-1).view(np.uint8)

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("types", nargs="*", metavar="TYPE", help=f"default: {' '.join(TYPES)}")
     parser.add_argument("--imatrix")
     parser.add_argument("--threads", default=str(os.cpu_count()))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     imatrix = ["--imatrix", args.imatrix] if args.imatrix else []
     q4hifi = shutil.which("q4hifi") or sys.exit("q4hifi is not installed")
