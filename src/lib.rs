@@ -12,6 +12,7 @@
 //! | [`fit`] | the searches for scales and minima that the formats share |
 //! | [`error_sums`] | how far decoded weights are from their source |
 //! | [`hifi`] | Q4_HIFI: choose outliers, refit, encode, decode |
+//! | [`dot`] | dot products with quantized activations, and the activations |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
 //! | [`rows`] | whole matrices, checked and in parallel: what callers use |
 //!
@@ -32,6 +33,7 @@
 //! ```
 
 pub mod block;
+pub mod dot;
 pub mod error;
 pub mod error_sums;
 pub mod fit;

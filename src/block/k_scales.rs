@@ -24,7 +24,7 @@ pub(super) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; S
 
 /// Scale and minimum of sub-block `j`.
 #[inline(always)]
-pub(super) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
+pub(crate) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {

@@ -24,13 +24,13 @@ pub(super) fn pack_fifth_bits(numbers: &[u8; QK]) -> [u8; 4] {
 
 /// Number `j` (0..16) and number `j + 16`, four bits each.
 #[inline(always)]
-pub(super) fn unpack_nibbles(qs: &[u8; QK / 2], j: usize) -> (i32, i32) {
+pub(crate) fn unpack_nibbles(qs: &[u8; QK / 2], j: usize) -> (i32, i32) {
     (i32::from(qs[j] & 0x0f), i32::from(qs[j] >> 4))
 }
 
 /// Number `j` (0..16) and number `j + 16`, five bits each.
 #[inline(always)]
-pub(super) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32, i32) {
+pub(crate) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32, i32) {
     let (low, high) = unpack_nibbles(qs, j);
     let qh = u32::from_le_bytes(qh);
     let fifth = |bit: usize| ((qh >> bit) & 1) as i32 * 16;

@@ -5,7 +5,7 @@
 
 mod float;
 pub(crate) mod k_fit;
-mod k_scales;
+pub(crate) mod k_scales;
 pub(crate) mod legacy;
 pub(crate) mod q4_0;
 pub(crate) mod q4_1;

@@ -9,6 +9,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dequantize;
+#[cfg(target_arch = "x86_64")]
+mod dot;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx2;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx512;
+#[cfg(target_arch = "x86_64")]
+mod dot_plain;
 mod fit_affine;
 mod fit_signed;
 mod hifi;
@@ -20,6 +28,8 @@ mod twice;
 mod vector;
 
 use crate::block::{Block, TensorType, blocks_mut, with_block};
+use crate::dot::activations::Quantize;
+use crate::dot::{Activations, Rows, scalar};
 use crate::error::QuantError;
 use crate::error_sums::{self, ErrorSums};
 use crate::hifi::HifiBlock;
@@ -181,6 +191,81 @@ pub(crate) fn error_sums(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::error_sums(x, importance, decoded) },
         _ => error_sums::error_sums(x, importance, decoded),
+    }
+}
+
+/// Multiplies `out.len()` rows by a column of activations.
+///
+/// A row's product depends on the row, the activations and the ISA alone. Panics where the lengths
+/// or the activations' form do not fit the rows.
+pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
+    debug_assert!(isa.is_available());
+    rows.check(activations, out.len());
+    if out.is_empty() {
+        return;
+    }
+    match isa {
+        // SAFETY: the CPU has the ISA, and VNNI.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if dot_avx512::has_vnni() => unsafe {
+            dot_avx512::dot_rows_vnni(rows, activations, out);
+        },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { dot_avx512::dot_rows(rows, activations, out) },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { dot_avx2::dot_rows(rows, activations, out) },
+        _ => scalar::dot_rows(rows, activations, out),
+    }
+}
+
+/// Multiplies one row by a column of activations; see [`dot_rows`].
+pub fn dot_row(isa: Isa, row: Rows<'_>, activations: &Activations) -> f32 {
+    let mut out = [0f32];
+    dot_rows(isa, row, activations, &mut out);
+    out[0]
+}
+
+/// Encodes activations: the same bytes on every ISA.
+pub fn quantize_activations<B: Quantize>(isa: Isa, x: &[f32], out: &mut [B]) {
+    debug_assert!(isa.is_available());
+    match isa {
+        // SAFETY: the CPU has the ISA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { dot_avx512::quantize_activations(x, out) },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { dot_avx2::quantize_activations(x, out) },
+        _ => B::encode(x, out),
+    }
+}
+
+/// The integers of a K-quant block's dot product, by every kernel that there is for the ISA.
+#[cfg(test)]
+pub(crate) fn block_sums(
+    isa: Isa,
+    kind: TensorType,
+    block: &[u8],
+    y: &crate::dot::BlockQ8K,
+) -> Vec<scalar::KSums> {
+    match isa {
+        // SAFETY: the CPU has the ISA, and VNNI where that is used.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe {
+            let mut sums = vec![dot_avx512::block_sums(kind, block, y)];
+            if dot_avx512::has_vnni() {
+                sums.push(dot_avx512::block_sums_vnni(kind, block, y));
+            }
+            sums
+        },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { vec![dot_avx2::block_sums(kind, block, y)] },
+        _ => {
+            let _ = (kind, block, y); // used by no portable kernel
+            Vec::new()
+        }
     }
 }
 

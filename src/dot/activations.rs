@@ -1,0 +1,253 @@
+//! Activations, quantized to eight bits as ggml does it for its dot products on x86-64.
+//!
+//! One loop for every ISA, which the compiler makes vectors of; so the bytes are the same on all.
+//! Activations are finite; a NaN or an infinity makes its block's scale NaN or 0 times infinity,
+//! and so the dot products NaN, which is what they would be in f32.
+
+use crate::block::{BlockQ8_0, Bytes, QK, QK_K, TensorType};
+use crate::error::QuantError;
+use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::hifi::MAX_OUTLIERS;
+use crate::kernel::{self, Isa};
+
+/// Numbers that one of Q8_K's sums covers.
+pub const SUM: usize = 16;
+
+/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the numbers by sixteens.
+/// 292 bytes for 256 activations.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ8K {
+    /// Scale, f32.
+    pub d: [u8; 4],
+    /// Numbers, signed.
+    pub qs: [u8; QK_K],
+    /// Sums of sixteen numbers each, i16.
+    pub bsums: [[u8; 2]; QK_K / SUM],
+}
+const _: () = assert!(size_of::<BlockQ8K>() == 292);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ8K {}
+
+impl BlockQ8K {
+    /// The scale.
+    #[inline(always)]
+    pub fn scale(&self) -> f32 {
+        f32::from_le_bytes(self.d)
+    }
+}
+
+/// A Q8_1 block: `x = d · q`, q in -127..=127, and their sum. 36 bytes for 32 activations.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ8_1 {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Scale times the sum of the numbers, f16.
+    pub s: [u8; 2],
+    /// Numbers, signed.
+    pub qs: [u8; QK],
+}
+const _: () = assert!(size_of::<BlockQ8_1>() == 36);
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ8_1 {}
+
+/// A block of quantized activations.
+pub trait Quantize: Bytes {
+    /// Activations in a block.
+    const NUMBERS: usize;
+    /// What a block of zeros is stored as.
+    const ZERO: Self;
+
+    /// Encodes `x`, which has `out.len()` blocks of activations.
+    fn encode(x: &[f32], out: &mut [Self]);
+}
+
+impl Quantize for BlockQ8K {
+    const NUMBERS: usize = QK_K;
+    const ZERO: Self = Self { d: [0; 4], qs: [0; QK_K], bsums: [[0; 2]; QK_K / SUM] };
+
+    /// The activation of largest magnitude, the first of equals, becomes -127.
+    #[inline(always)]
+    fn encode(x: &[f32], out: &mut [Self]) {
+        for (block, x) in out.iter_mut().zip(x.as_chunks::<QK_K>().0) {
+            let magnitude = largest_magnitude(x);
+            if magnitude == 0.0 {
+                *block = Self::ZERO;
+                continue;
+            }
+            let inverse = -127.0 / first_of_magnitude(x, magnitude);
+            for (q, &v) in block.qs.iter_mut().zip(x) {
+                *q = nearest_int(inverse * v).min(127) as u8;
+            }
+            for (sum, qs) in block.bsums.iter_mut().zip(block.qs.as_chunks::<SUM>().0) {
+                *sum = qs.iter().map(|&q| i16::from(q as i8)).sum::<i16>().to_le_bytes();
+            }
+            block.d = (1.0 / inverse).to_le_bytes();
+        }
+    }
+}
+
+impl Quantize for BlockQ8_0 {
+    const NUMBERS: usize = QK;
+    const ZERO: Self = Self { d: [0; 2], qs: [0; QK] };
+
+    /// To the nearest number, ties to even: not quite what the type's quantizer does for weights.
+    #[inline(always)]
+    fn encode(x: &[f32], out: &mut [Self]) {
+        for (block, x) in out.iter_mut().zip(x.as_chunks::<QK>().0) {
+            let d = quantize_32(x, &mut block.qs);
+            block.d = f32_to_f16(d).to_le_bytes();
+        }
+    }
+}
+
+impl Quantize for BlockQ8_1 {
+    const NUMBERS: usize = QK;
+    const ZERO: Self = Self { d: [0; 2], s: [0; 2], qs: [0; QK] };
+
+    #[inline(always)]
+    fn encode(x: &[f32], out: &mut [Self]) {
+        for (block, x) in out.iter_mut().zip(x.as_chunks::<QK>().0) {
+            let d = quantize_32(x, &mut block.qs);
+            let sum: i32 = block.qs.iter().map(|&q| i32::from(q as i8)).sum();
+            block.d = f32_to_f16(d).to_le_bytes();
+            block.s = f32_to_f16(d * sum as f32).to_le_bytes();
+        }
+    }
+}
+
+/// Writes the numbers and returns the scale.
+#[inline(always)]
+fn quantize_32(x: &[f32; QK], qs: &mut [u8; QK]) -> f32 {
+    let magnitude = largest_magnitude(x);
+    let inverse = if magnitude == 0.0 { 0.0 } else { 127.0 / magnitude };
+    for (q, &v) in qs.iter_mut().zip(x) {
+        *q = nearest_int(v * inverse) as u8;
+    }
+    magnitude / 127.0
+}
+
+/// Compared as integers, which order as the numbers do and need no order of comparison.
+#[inline(always)]
+fn largest_magnitude(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |m, v| m.max(v.abs().to_bits())))
+}
+
+/// The first of `x` whose magnitude is `magnitude`, with its sign.
+#[inline(always)]
+fn first_of_magnitude(x: &[f32; QK_K], magnitude: f32) -> f32 {
+    let has = |part: &&[f32; 32]| part.iter().fold(false, |any, v| any | (v.abs() == magnitude));
+    let part = x.as_chunks::<32>().0.iter().find(has);
+    let found = part.and_then(|part| part.iter().find(|v| v.abs() == magnitude));
+    found.copied().unwrap_or(f32::NAN)
+}
+
+/// A column of activations, in the form that rows of a type are multiplied by.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    len: usize,
+    pub(crate) column: Column,
+    pub(crate) sparse: Option<Sparse>,
+    /// Scale and sum of each block of Q8_0 and Q8_1, as f32.
+    pub(crate) factors: Vec<[f32; 2]>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Column {
+    F32(Vec<f32>),
+    Q8_0(Vec<BlockQ8_0>),
+    Q8_1(Vec<BlockQ8_1>),
+    Q8K(Vec<BlockQ8K>),
+}
+
+/// What the outliers of Q4_HIFI are multiplied by.
+#[derive(Debug, Clone)]
+pub(crate) struct Sparse {
+    pub outliers: usize,
+    /// The activations as the blocks stand for them, `d · q`.
+    pub values: Vec<f32>,
+}
+
+impl Activations {
+    /// Activations for rows of type `kind`; their number is whole blocks of it.
+    pub fn new(isa: Isa, kind: TensorType, x: &[f32]) -> Result<Self, QuantError> {
+        kind.row_bytes(x.len())?;
+        let column = match kind {
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => Column::F32(x.to_vec()),
+            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => Column::Q8_0(encode(isa, x)),
+            TensorType::Q4_1 | TensorType::Q5_1 => Column::Q8_1(encode(isa, x)),
+            TensorType::Q4K | TensorType::Q5K | TensorType::Q6K => Column::Q8K(encode(isa, x)),
+        };
+        let half = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
+        let factors = match &column {
+            Column::Q8_0(blocks) => blocks.iter().map(|b| [half(b.d), 0.0]).collect(),
+            Column::Q8_1(blocks) => blocks.iter().map(|b| [half(b.d), half(b.s)]).collect(),
+            Column::F32(_) | Column::Q8K(_) => Vec::new(),
+        };
+        Ok(Self { len: x.len(), column, sparse: None, factors })
+    }
+
+    /// Activations for rows of Q4_HIFI with so many outliers a block, and for all K-quants.
+    pub fn for_hifi(isa: Isa, x: &[f32], outliers: usize) -> Result<Self, QuantError> {
+        if outliers > MAX_OUTLIERS {
+            return Err(QuantError::TooManyOutliers { asked: outliers, most: MAX_OUTLIERS });
+        }
+        let mut activations = Self::new(isa, TensorType::Q4K, x)?;
+        let Column::Q8K(blocks) = &activations.column else { unreachable!("Q4_K takes Q8_K") };
+        let values = |b: &BlockQ8K| b.qs.map(|q| b.scale() * f32::from(q as i8));
+        let values = blocks.iter().flat_map(values).collect();
+        activations.sparse = Some(Sparse { outliers, values });
+        Ok(activations)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none; never so.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Outliers a block of the Q4_HIFI rows that these are for.
+    pub fn outliers(&self) -> Option<usize> {
+        self.sparse.as_ref().map(|sparse| sparse.outliers)
+    }
+
+    /// Whether they are in the form that rows of `kind` take.
+    pub fn suit(&self, kind: TensorType) -> bool {
+        let whole = self.len.is_multiple_of(kind.block_weights());
+        whole
+            && match self.column {
+                Column::F32(_) => kind.block_weights() == 1,
+                Column::Q8_0(_) => {
+                    matches!(kind, TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0)
+                }
+                Column::Q8_1(_) => matches!(kind, TensorType::Q4_1 | TensorType::Q5_1),
+                Column::Q8K(_) => kind.block_weights() == QK_K,
+            }
+    }
+
+    /// The activations as the dot products take them.
+    pub fn values(&self) -> Vec<f32> {
+        let times = |d: f32, qs: &[u8]| qs.iter().map(|&q| d * f32::from(q as i8)).collect();
+        let half = |d: [u8; 2]| f16_to_f32(u16::from_le_bytes(d));
+        let parts: Vec<Vec<f32>> = match &self.column {
+            Column::F32(x) => return x.clone(),
+            Column::Q8_0(blocks) => blocks.iter().map(|b| times(half(b.d), &b.qs)).collect(),
+            Column::Q8_1(blocks) => blocks.iter().map(|b| times(half(b.d), &b.qs)).collect(),
+            Column::Q8K(blocks) => blocks.iter().map(|b| times(b.scale(), &b.qs)).collect(),
+        };
+        parts.concat()
+    }
+}
+
+fn encode<B: Quantize>(isa: Isa, x: &[f32]) -> Vec<B> {
+    let mut out = vec![B::ZERO; x.len() / B::NUMBERS];
+    kernel::quantize_activations(isa, x, &mut out);
+    out
+}

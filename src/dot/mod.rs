@@ -1,0 +1,64 @@
+//! Dot products of quantized rows with a column of activations.
+//!
+//! The activations are quantized too, to eight bits, as in ggml: K-quants are multiplied by Q8_K,
+//! legacy types by Q8_0 or, where the type has a minimum, Q8_1, numbers by f32. So a block's dot
+//! product is a sum of small integers, exact on every ISA, times a few scales.
+//!
+//! | rows | activations | a block's dot product |
+//! |---|---|---|
+//! | Q4_K, Q5_K | Q8_K | `d·d8 · Σ scale·(Σ q·q8) - dmin·d8 · Σ min·(Σ q8)` |
+//! | Q6_K | Q8_K | `d·d8 · Σ scale·(Σ (q - 32)·q8)` |
+//! | Q4_0, Q5_0, Q8_0 | Q8_0 | `d·d8 · Σ (q - half)·q8` |
+//! | Q4_1, Q5_1 | Q8_1 | `d·d8 · Σ q·q8 + m·s8`, `s8 = d8 · Σ q8` |
+//! | Q4_HIFI | Q8_K | that of Q4_K `+ Σ residual · (d8·q8[index])` |
+//! | F32, F16, BF16 | F32 | `w·x` |
+//!
+//! [`scalar`] is the oracle: integers, then f64. The kernels add up in f32, lane by lane: lane l of
+//! an accumulator takes its part of every block in turn, and the lanes are added as a tree at the
+//! end. The order depends on the ISA alone, never on the threads or on the other rows.
+
+pub mod activations;
+pub mod scalar;
+#[cfg(test)]
+mod tests;
+
+pub use activations::{Activations, BlockQ8_1, BlockQ8K};
+
+use crate::block::{QK_K, TensorType};
+
+/// Rows of weights, one after another, to be multiplied.
+#[derive(Debug, Clone, Copy)]
+pub enum Rows<'a> {
+    /// Rows of one type.
+    Plain(TensorType, &'a [u8]),
+    /// Rows of Q4_HIFI in the split layout, their outliers a block given by the activations.
+    Hifi {
+        /// Q4_K rows.
+        base: &'a [u8],
+        /// Places of the outliers in their blocks.
+        index: &'a [u8],
+        /// As many f16 residuals, two bytes each.
+        residual: &'a [u8],
+    },
+}
+
+impl Rows<'_> {
+    /// Panics where the parts are not exactly `rows` rows that fit the activations.
+    pub(crate) fn check(&self, activations: &Activations, rows: usize) {
+        let n = activations.len();
+        match *self {
+            Self::Plain(kind, data) => {
+                assert!(activations.suit(kind), "activations for another type than {kind:?}");
+                let bytes = n / kind.block_weights() * kind.block_bytes();
+                assert_eq!(data.len(), rows * bytes, "bytes of {rows} rows of {n} weights");
+            }
+            Self::Hifi { base, index, residual } => {
+                let outliers = activations.outliers().expect("activations for Q4_HIFI");
+                let count = n / QK_K * outliers;
+                Rows::Plain(TensorType::Q4K, base).check(activations, rows);
+                assert_eq!(index.len(), rows * count, "places of {rows} rows");
+                assert_eq!(residual.len(), rows * count * 2, "bytes of residuals of {rows} rows");
+            }
+        }
+    }
+}

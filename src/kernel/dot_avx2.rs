@@ -1,0 +1,284 @@
+//! Dot products with AVX2: 64 numbers are two vectors.
+
+use super::dot::{DotVector, total_eight_floats};
+use crate::dot::Rows;
+use crate::dot::activations::{Activations, Quantize};
+use std::arch::x86_64::*;
+
+/// See [`super::dot_rows`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { super::dot::dot_rows::<Avx2>(rows, activations, out) }
+}
+
+/// See [`super::block_sums`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[cfg(test)]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn block_sums(
+    kind: crate::block::TensorType,
+    block: &[u8],
+    y: &crate::dot::BlockQ8K,
+) -> crate::dot::scalar::KSums {
+    // SAFETY: the caller's promise.
+    unsafe { super::dot::block_sums::<Avx2>(kind, block, y) }
+}
+
+/// See [`super::quantize_activations`].
+///
+/// # Safety
+///
+/// The CPU has the ISA.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn quantize_activations<B: Quantize>(x: &[f32], out: &mut [B]) {
+    B::encode(x, out);
+}
+
+struct Avx2;
+
+/// Word `first` in the low half of the vector and `second` in the high one, as a byte shuffle.
+const fn spread(first: u8, second: u8) -> [u8; 32] {
+    let mut shuffle = [0u8; 32];
+    let mut i = 0;
+    while i < 32 {
+        let word = if i < 16 { first } else { second };
+        shuffle[i] = 2 * word + i as u8 % 2;
+        i += 1;
+    }
+    shuffle
+}
+
+/// Shuffle k gives all words scale k.
+const SAME: [[u8; 32]; 8] = [
+    spread(0, 0),
+    spread(1, 1),
+    spread(2, 2),
+    spread(3, 3),
+    spread(4, 4),
+    spread(5, 5),
+    spread(6, 6),
+    spread(7, 7),
+];
+/// Shuffle k gives the low half scale 2 k and the high half scale 2 k + 1.
+const PAIRS: [[u8; 32]; 4] = [spread(0, 1), spread(2, 3), spread(4, 5), spread(6, 7)];
+
+impl Avx2 {
+    /// Bit `bit` of every byte as its bit 4, and nothing else.
+    #[inline(always)]
+    unsafe fn bit_to_fifth(bits: __m256i, bit: i32) -> __m256i {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let moved = if bit < 4 {
+                _mm256_sllv_epi32(bits, _mm256_set1_epi32(4 - bit))
+            } else {
+                _mm256_srlv_epi32(bits, _mm256_set1_epi32(bit - 4))
+            };
+            _mm256_and_si256(moved, _mm256_set1_epi8(16))
+        }
+    }
+
+    /// Sums of the products of 128 numbers and activations, 32 at once, each times its scales.
+    #[inline(always)]
+    unsafe fn scaled(
+        numbers: [[__m256i; 2]; 2],
+        y: *const u8,
+        scales: __m256i,
+        shuffles: &[[u8; 32]],
+    ) -> __m256i {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let mut sums = _mm256_setzero_si256();
+            for i in 0..4 {
+                let y = _mm256_loadu_si256(y.add(32 * i).cast());
+                let products = _mm256_maddubs_epi16(numbers[i / 2][i % 2], y);
+                let shuffle = _mm256_loadu_si256(shuffles[i].as_ptr().cast());
+                let scale = _mm256_shuffle_epi8(scales, shuffle);
+                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(scale, products));
+            }
+            sums
+        }
+    }
+}
+
+impl DotVector for Avx2 {
+    type Numbers = [__m256i; 2];
+    type Sums = __m256i;
+    type Floats = __m256;
+    /// Eight words, in both halves; the other eight.
+    type Scales = [__m256i; 2];
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> Self::Numbers {
+        // SAFETY: the trait's contract; so below.
+        unsafe {
+            let bytes = _mm256_loadu_si256(from.cast());
+            let mask = _mm256_set1_epi8(0x0f);
+            [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_fifth_bits<const K: i32>(low: Self::Numbers, bits: __m256i) -> Self::Numbers {
+        // SAFETY: as above.
+        unsafe {
+            let fifth = [Self::bit_to_fifth(bits, 2 * K), Self::bit_to_fifth(bits, 2 * K + 1)];
+            [_mm256_or_si256(low[0], fifth[0]), _mm256_or_si256(low[1], fifth[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let high = _mm256_loadu_si256(high.cast());
+            let mask = _mm256_set1_epi8(0x30);
+            let (first, second) = (Self::nibbles(low), Self::nibbles(low.add(32)));
+            let top = [
+                _mm256_slli_epi16::<4>(high),
+                _mm256_slli_epi16::<2>(high),
+                high,
+                _mm256_srli_epi16::<2>(high),
+            ];
+            let low = [first[0], second[0], first[1], second[1]];
+            let mut six = low;
+            for i in 0..4 {
+                six[i] = _mm256_or_si256(low[i], _mm256_and_si256(top[i], mask));
+            }
+            [[six[0], six[1]], [six[2], six[3]]]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of_32(bytes: __m128i) -> Self::Scales {
+        // SAFETY: as above.
+        unsafe {
+            let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(bytes));
+            [scales, scales]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales {
+        // SAFETY: as above.
+        unsafe {
+            let words = _mm256_cvtepi8_epi16(bytes);
+            let halves = (_mm256_castsi256_si128(words), _mm256_permute4x64_epi64::<0xee>(words));
+            [_mm256_broadcastsi128_si256(halves.0), halves.1]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mins_dot(bytes: __m128i, sums: *const u8) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            // each minimum twice, then as words
+            let twice = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(bytes, bytes));
+            _mm256_madd_epi16(twice, _mm256_loadu_si256(sums.cast()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_eight(this: Self::Sums, eight: __m256i) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { _mm256_sub_epi32(this, eight) }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled_of_32<const SECOND: bool>(
+        numbers: [Self::Numbers; 2],
+        y: *const u8,
+        scales: Self::Scales,
+    ) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { Self::scaled(numbers, y, scales[0], &SAME[4 * SECOND as usize..]) }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled_of_16<const SECOND: bool>(
+        numbers: [Self::Numbers; 2],
+        y: *const u8,
+        scales: Self::Scales,
+    ) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { Self::scaled(numbers, y, scales[SECOND as usize], &PAIRS) }
+    }
+
+    #[cfg(test)]
+    #[inline(always)]
+    unsafe fn total(sums: Self::Sums) -> i32 {
+        // SAFETY: as above.
+        unsafe { super::dot::total_eight(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn zero_floats() -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn add_times(acc: Self::Floats, sums: Self::Sums, factor: __m128) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(factor), acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(from: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_ps(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_floats(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn total_floats(acc: Self::Floats) -> f32 {
+        // SAFETY: as above.
+        unsafe { total_eight_floats(acc) }
+    }
+}

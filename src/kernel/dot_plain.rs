@@ -1,0 +1,186 @@
+//! Dot products of the legacy types, 32 weights at a time, and of plain numbers.
+
+use super::dot::{DotVector, total_eight_floats};
+use crate::block::{
+    BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Bytes,
+    QK, blocks,
+};
+use crate::dot::scalar::Activation32;
+use std::arch::x86_64::*;
+
+/// A legacy type's numbers. Its first field is the scale, the second the minimum if it has one, both
+/// f16; it is longer than eight bytes.
+pub(super) trait LegacyDot: Bytes {
+    /// Whether there is a minimum.
+    const MIN: bool;
+
+    /// Eight sums of the products of the numbers, their offset taken off, and `y`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA.
+    unsafe fn sums<V: DotVector>(&self, y: __m256i) -> __m256i;
+}
+
+/// 32 numbers of four bits.
+#[inline(always)]
+unsafe fn nibbles_32(qs: &[u8; QK / 2]) -> __m256i {
+    // SAFETY: AVX2; the callers' ISAs have it.
+    unsafe {
+        let qs = _mm_loadu_si128(qs.as_ptr().cast());
+        let both = _mm256_set_m128i(_mm_srli_epi16::<4>(qs), qs);
+        _mm256_and_si256(both, _mm256_set1_epi8(0x0f))
+    }
+}
+
+/// 32 numbers of five bits, the fifth of number j being bit j of `bits`.
+#[inline(always)]
+unsafe fn five_bits_32(qs: &[u8; QK / 2], bits: [u8; 4]) -> __m256i {
+    // SAFETY: AVX2; the callers' ISAs have it.
+    unsafe {
+        let bits = _mm256_set1_epi32(i32::from_le_bytes(bits));
+        let byte = _mm256_setr_epi64x(
+            0,
+            0x0101_0101_0101_0101,
+            0x0202_0202_0202_0202,
+            0x0303_0303_0303_0303,
+        );
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, byte), bit), bit);
+        _mm256_or_si256(nibbles_32(qs), _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
+    }
+}
+
+/// `Σ (u - offset)·y`
+#[inline(always)]
+unsafe fn dot_offset<V: DotVector>(unsigned: __m256i, offset: i8, y: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let excess = V::dot_32(_mm256_set1_epi8(offset), y);
+        _mm256_sub_epi32(V::dot_32(unsigned, y), excess)
+    }
+}
+
+macro_rules! legacy_dot {
+    ($block:ident, $min:expr, |$b:ident, $y:ident| $sums:expr) => {
+        impl LegacyDot for $block {
+            const MIN: bool = $min;
+
+            #[inline(always)]
+            unsafe fn sums<V: DotVector>(&self, $y: __m256i) -> __m256i {
+                let $b = self;
+                // SAFETY: the caller's promise.
+                unsafe { $sums }
+            }
+        }
+    };
+}
+
+legacy_dot!(BlockQ4_0, false, |b, y| dot_offset::<V>(nibbles_32(&b.qs), 8, y));
+legacy_dot!(BlockQ4_1, true, |b, y| V::dot_32(nibbles_32(&b.qs), y));
+legacy_dot!(BlockQ5_0, false, |b, y| dot_offset::<V>(five_bits_32(&b.qs, b.qh), 16, y));
+legacy_dot!(BlockQ5_1, true, |b, y| V::dot_32(five_bits_32(&b.qs, b.qh), y));
+legacy_dot!(BlockQ8_0, false, |b, y| {
+    let x = _mm256_loadu_si256(b.qs.as_ptr().cast());
+    V::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x))
+});
+
+/// `factors` are the activations' scales and sums.
+#[inline(always)]
+unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
+    row: &[B],
+    y: &[A],
+    factors: &[[f32; 2]],
+) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
+        for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
+            let sums = block.sums::<V>(_mm256_loadu_si256(y.numbers().as_ptr().cast()));
+            // scale times scale, minimum times sum
+            let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
+            // in every type the scale is first, and the minimum second if there is one
+            let own = _mm_cvtph_ps(_mm_loadl_epi64(std::ptr::from_ref(block).cast()));
+            let products = _mm_mul_ps(own, factors);
+            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(products), acc);
+            if B::MIN {
+                mins = _mm_add_ps(mins, products);
+            }
+        }
+        total_eight_floats(acc) + _mm_cvtss_f32(_mm_movehdup_ps(mins))
+    }
+}
+
+/// Numbers of 16 or 32 bits.
+pub(super) trait NumberDot: Bytes {
+    unsafe fn load<V: DotVector>(from: *const u8) -> V::Floats;
+}
+
+macro_rules! number_dot {
+    ($block:ident, $load:ident) => {
+        impl NumberDot for $block {
+            #[inline(always)]
+            unsafe fn load<V: DotVector>(from: *const u8) -> V::Floats {
+                // SAFETY: the caller's promise.
+                unsafe { V::$load(from) }
+            }
+        }
+    };
+}
+
+number_dot!(BlockF32, load_f32);
+number_dot!(BlockF16, load_f16);
+number_dot!(BlockBF16, load_bf16);
+
+/// Four accumulators take turns; a rest shorter than a vector is padded with zeros.
+#[inline(always)]
+unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
+    // SAFETY: the caller's promise; every load lies in the slices, or in the padded copies.
+    unsafe {
+        let at = |i: usize| row.as_ptr().add(i).cast::<u8>();
+        let mut acc = [V::zero_floats(); 4];
+        let mut i = 0;
+        while i + 4 * V::LANES <= x.len() {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                let i = i + k * V::LANES;
+                *acc = V::fma(B::load::<V>(at(i)), V::load_f32(x.as_ptr().add(i).cast()), *acc);
+            }
+            i += 4 * V::LANES;
+        }
+        while i < x.len() {
+            let n = V::LANES.min(x.len() - i);
+            let (mut w, mut y) = ([0u8; 64], [0f32; 16]);
+            std::ptr::copy_nonoverlapping(at(i), w.as_mut_ptr(), n * size_of::<B>());
+            y[..n].copy_from_slice(&x[i..i + n]);
+            acc[0] = V::fma(B::load::<V>(w.as_ptr()), V::load_f32(y.as_ptr().cast()), acc[0]);
+            i += n;
+        }
+        let pairs = (V::add_floats(acc[0], acc[1]), V::add_floats(acc[2], acc[3]));
+        V::total_floats(V::add_floats(pairs.0, pairs.1))
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn legacy_rows<V: DotVector, B: LegacyDot, A: Activation32>(
+    data: &[u8],
+    y: &[A],
+    factors: &[[f32; 2]],
+    out: &mut [f32],
+) {
+    for (row, out) in blocks::<B>(data).chunks_exact(y.len()).zip(out) {
+        // SAFETY: the caller's promise.
+        *out = unsafe { dot_legacy::<V, B, A>(row, y, factors) };
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn number_rows<V: DotVector, B: NumberDot>(
+    data: &[u8],
+    x: &[f32],
+    out: &mut [f32],
+) {
+    for (row, out) in blocks::<B>(data).chunks_exact(x.len()).zip(out) {
+        // SAFETY: the caller's promise.
+        *out = unsafe { dot_numbers::<V, B>(row, x) };
+    }
+}
