@@ -1,7 +1,7 @@
 //! The codec's fast paths: the same bytes as the scalar versions in [`crate::block`], for the ISA
 //! that the CPU has.
 //!
-//! The algorithms are written once over [`vector::Vector`]; a file an ISA holds its intrinsics, and
+//! The algorithms are written once over `vector::Vector`; a file an ISA holds its intrinsics, and
 //! the entry points that compile the algorithms for it.
 
 #[cfg(target_arch = "x86_64")]
