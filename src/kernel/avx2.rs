@@ -1,72 +1,9 @@
 //! AVX2 (with F16C): eight lanes.
 
 use super::vector::{Vector, forward_to_intrinsics};
-use crate::block::{QK_K, TensorType};
-use crate::error_sums::{self, ErrorSums};
-use crate::hifi::HifiBlock;
 use std::arch::x86_64::*;
 
-/// See [`super::quantize_row`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn quantize_row(
-    kind: TensorType,
-    x: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { super::quantize::quantize_row::<F32x8>(kind, x, importance, out) }
-}
-
-/// See [`super::encode_hifi_row`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn encode_hifi_blocks(
-    x: &[[f32; QK_K]],
-    importance: Option<&[[f32; QK_K]]>,
-    outliers: usize,
-    out: &mut [HifiBlock],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { super::hifi::encode_blocks::<F32x8>(x, importance, outliers, out) }
-}
-
-/// See [`super::dequantize_row`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
-    super::dequantize::dequantize_row(kind, row, out);
-}
-
-/// See [`super::all_finite`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn all_finite(x: &[f32]) -> bool {
-    super::dequantize::all_finite(x)
-}
-
-/// See [`super::error_sums`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn error_sums(x: &[f32], importance: Option<&[f32]>, y: &[f32]) -> ErrorSums {
-    error_sums::error_sums(x, importance, y)
-}
+super::entry_points!("avx2,fma,f16c", F32x8);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);

@@ -17,15 +17,29 @@ mod dot_avx2;
 mod dot_avx512;
 #[cfg(target_arch = "x86_64")]
 mod dot_plain;
+#[cfg(target_arch = "x86_64")]
+mod entry_points;
+#[cfg(target_arch = "x86_64")]
 mod fit_affine;
+#[cfg(target_arch = "x86_64")]
 mod fit_signed;
+#[cfg(target_arch = "x86_64")]
 mod hifi;
+#[cfg(target_arch = "x86_64")]
 mod k_fit;
+#[cfg(target_arch = "x86_64")]
 mod legacy;
+#[cfg(target_arch = "x86_64")]
 mod q6_k;
+#[cfg(target_arch = "x86_64")]
 mod quantize;
+#[cfg(target_arch = "x86_64")]
 mod twice;
+#[cfg(target_arch = "x86_64")]
 mod vector;
+
+#[cfg(target_arch = "x86_64")]
+use entry_points::entry_points;
 
 use crate::block::{Block, TensorType, blocks_mut, with_block};
 use crate::dot::activations::Quantize;

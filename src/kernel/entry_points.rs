@@ -1,0 +1,63 @@
+//! The functions that compile the algorithms for an ISA.
+
+/// One function for each entry of [`super`], for the CPU features `$features` and the vector `$vector`.
+///
+/// Everything that they call is `#[inline(always)]`, so that it is compiled with the features too.
+macro_rules! entry_points {
+    ($features:literal, $vector:ident) => {
+        use crate::block::{QK_K, TensorType};
+        use crate::error_sums::ErrorSums;
+        use crate::hifi::HifiBlock;
+
+        /// See [`super::quantize_row`].
+        ///
+        /// # Safety
+        ///
+        /// The CPU has the ISA; so below.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn quantize_row(
+            kind: TensorType,
+            x: &[f32],
+            importance: Option<&[f32]>,
+            out: &mut [u8],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { super::quantize::quantize_row::<$vector>(kind, x, importance, out) }
+        }
+
+        /// See [`super::encode_hifi_row`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn encode_hifi_blocks(
+            x: &[[f32; QK_K]],
+            importance: Option<&[[f32; QK_K]]>,
+            outliers: usize,
+            out: &mut [HifiBlock],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { super::hifi::encode_blocks::<$vector>(x, importance, outliers, out) }
+        }
+
+        /// See [`super::dequantize_row`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
+            super::dequantize::dequantize_row(kind, row, out);
+        }
+
+        /// See [`super::all_finite`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn all_finite(x: &[f32]) -> bool {
+            super::dequantize::all_finite(x)
+        }
+
+        /// See [`super::error_sums`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn error_sums(
+            x: &[f32],
+            importance: Option<&[f32]>,
+            decoded: &[f32],
+        ) -> ErrorSums {
+            crate::error_sums::error_sums(x, importance, decoded)
+        }
+    };
+}
+pub(crate) use entry_points;
