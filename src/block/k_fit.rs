@@ -65,15 +65,8 @@ impl Recipe {
         importance: Option<&[f32; QK_K]>,
         left_out: &[u8],
     ) -> KFit {
-        let mut rest = *x;
-        for &place in left_out {
-            rest[usize::from(place)] = 0.0;
-        }
-        self.fit_masked(&rest, importance, |weights| {
-            for &place in left_out {
-                weights[usize::from(place)] = 0.0;
-            }
-        })
+        let mask = |weights: &mut [f32; QK_K]| *weights = without(weights, left_out);
+        self.fit_masked(&without(x, left_out), importance, mask)
     }
 
     #[inline]
@@ -152,6 +145,16 @@ impl Recipe {
             }
         }
     }
+}
+
+/// `x` with zeros at `places`.
+#[inline(always)]
+pub(crate) fn without(x: &[f32; QK_K], places: &[u8]) -> [f32; QK_K] {
+    let mut rest = *x;
+    for &place in places {
+        rest[usize::from(place)] = 0.0;
+    }
+    rest
 }
 
 /// Without importance: root mean square of the sub-block + |x|.

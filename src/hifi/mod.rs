@@ -158,16 +158,6 @@ fn worst_places(
     choose(count, &scores)
 }
 
-/// `x` with zeros at `places`.
-#[inline(always)]
-pub(crate) fn without(x: &[f32; QK_K], places: &[u8]) -> [f32; QK_K] {
-    let mut rest = *x;
-    for &place in places {
-        rest[usize::from(place)] = 0.0;
-    }
-    rest
-}
-
 /// The places of the `count` largest of the non-negative `scores`, in increasing order; of equals
 /// the smaller place.
 ///

@@ -2,10 +2,10 @@
 
 use super::k_fit::{MOST_BLOCKS as BLOCKS, fit_blocks};
 use super::vector::Vector;
-use crate::block::k_fit::KFit;
+use crate::block::k_fit::{KFit, without};
 use crate::block::q4_k::RECIPE;
 use crate::block::{BlockQ4K, QK_K};
-use crate::hifi::{HifiBlock, largest_places, without};
+use crate::hifi::{HifiBlock, largest_places};
 
 /// See [`super::encode_hifi_row`].
 ///
