@@ -30,6 +30,13 @@ pyo3::create_exception!(
     "A block contradicts its format; the second argument is its number in the input, the third why."
 );
 
+pyo3::create_exception!(
+    _core,
+    Unavailable,
+    PyRuntimeError,
+    "The machine cannot do what was asked: no such instruction set, or no more threads."
+);
+
 impl From<QuantError> for PyErr {
     fn from(error: QuantError) -> Self {
         match error {
@@ -37,7 +44,7 @@ impl From<QuantError> for PyErr {
             QuantError::BadBlock { block, what } => {
                 BadBlock::new_err((error.to_string(), block, what))
             }
-            QuantError::IsaNotAvailable(_) => PyRuntimeError::new_err(error.to_string()),
+            QuantError::IsaNotAvailable(_) => Unavailable::new_err(error.to_string()),
             other => PyValueError::new_err(other.to_string()),
         }
     }
@@ -68,7 +75,7 @@ fn detached<T: Send>(
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                let pool = pool.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+                let pool = pool.map_err(|error| Unavailable::new_err(error.to_string()))?;
                 Arc::clone(entry.insert(Arc::new(pool)))
             }
         };
@@ -320,7 +327,7 @@ impl Parts {
 mod _core {
     #[pymodule_export]
     use super::{
-        BadBlock, NotFinite, check_finite, cpu_features, dequantize, dequantize_hifi,
+        BadBlock, NotFinite, Unavailable, check_finite, cpu_features, dequantize, dequantize_hifi,
         dequantize_hifi_fork, fork_to_split, quantize, quantize_hifi, quantize_hifi_fork,
         split_to_fork, tensor_types,
     };

@@ -92,7 +92,7 @@ def main() -> None:
 
 def _terminate(*_: object) -> None:
     """End as after Ctrl-C, so that a half-written file is removed."""
-    raise click.Abort
+    raise KeyboardInterrupt
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

@@ -207,5 +207,5 @@ def _core_errors(row_length: int, first_row: int, other: type[Q4HifiError] = Bad
         raise BadFileError(f"block {first_block + number}: {what}") from None
     except ValueError as cause:
         raise other(str(cause)) from cause
-    except RuntimeError as cause:  # what Q4HIFI_ISA asks for is not there, or threads cannot start
+    except _core.Unavailable as cause:
         raise BadOptionError(str(cause)) from cause
