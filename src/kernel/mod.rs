@@ -2,120 +2,36 @@
 //! that the CPU has.
 //!
 //! The algorithms are written once over `vector::Vector`; a file an ISA holds its intrinsics, and
-//! the entry points that compile the algorithms for it.
+//! the entry points that compile the algorithms for it. Elsewhere than on x86-64, and where the crate
+//! is compiled with `--cfg portable`, there is the scalar path alone.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod dequantize;
-#[cfg(target_arch = "x86_64")]
-mod dot;
-#[cfg(target_arch = "x86_64")]
-mod dot_avx2;
-#[cfg(target_arch = "x86_64")]
-mod dot_avx512;
-#[cfg(target_arch = "x86_64")]
-mod dot_plain;
-#[cfg(target_arch = "x86_64")]
-mod entry_points;
-#[cfg(target_arch = "x86_64")]
-mod fit_affine;
-#[cfg(target_arch = "x86_64")]
-mod fit_signed;
-#[cfg(target_arch = "x86_64")]
-mod hifi;
-#[cfg(target_arch = "x86_64")]
-mod k_fit;
-#[cfg(target_arch = "x86_64")]
-mod legacy;
-#[cfg(target_arch = "x86_64")]
-mod q6_k;
-#[cfg(target_arch = "x86_64")]
-mod quantize;
-#[cfg(target_arch = "x86_64")]
-mod twice;
-#[cfg(target_arch = "x86_64")]
-mod vector;
+mod isa;
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+mod x86;
 
-#[cfg(target_arch = "x86_64")]
-use entry_points::entry_points;
+pub use isa::Isa;
 
 use crate::block::{Block, TensorType, blocks_mut, with_block};
 use crate::dot::activations::Quantize;
 use crate::dot::{Activations, Rows, scalar};
-use crate::error::QuantError;
 use crate::error_sums::{self, ErrorSums};
 use crate::hifi::HifiBlock;
-use std::sync::OnceLock;
 
-/// An instruction set that the kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// Plain Rust, on every CPU: the oracle of the others.
-    Scalar,
-    /// AVX2, FMA and F16C.
-    Avx2,
-    /// AVX-512 F, BW, VL and DQ.
-    Avx512,
-}
-
-impl Isa {
-    /// Every one, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
-
-    /// The name that `Q4HIFI_ISA` takes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Scalar => "scalar",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
+/// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
+macro_rules! dispatch {
+    ($isa:expr, $kernel:ident($($argument:expr),*), $portable:expr) => {{
+        debug_assert!($isa.is_available());
+        match $isa {
+            // SAFETY: the CPU has the ISA.
+            #[cfg(all(target_arch = "x86_64", not(portable)))]
+            Isa::Avx512 => unsafe { x86::avx512::$kernel($($argument),*) },
+            // SAFETY: the CPU has the ISA.
+            #[cfg(all(target_arch = "x86_64", not(portable)))]
+            Isa::Avx2 => unsafe { x86::avx2::$kernel($($argument),*) },
+            _ => $portable,
         }
-    }
-
-    /// Whether this CPU has it.
-    pub fn is_available(self) -> bool {
-        match self {
-            Self::Scalar => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("f16c")
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                Self::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
-        }
-    }
-
-    /// The fastest that this CPU has.
-    pub fn best() -> Self {
-        Self::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Self::Scalar)
-    }
-
-    /// The one in use: what the environment variable `Q4HIFI_ISA` names, by default [`Self::best`].
-    ///
-    /// Read once a process. Fails where the variable names none, or one that this CPU lacks.
-    pub fn active() -> Result<Self, QuantError> {
-        static ACTIVE: OnceLock<Result<Isa, QuantError>> = OnceLock::new();
-        ACTIVE.get_or_init(|| Self::wanted(std::env::var("Q4HIFI_ISA").ok().as_deref())).clone()
-    }
-
-    fn wanted(name: Option<&str>) -> Result<Self, QuantError> {
-        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(Self::best()) };
-        let found = Self::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name));
-        found
-            .filter(|isa| isa.is_available())
-            .ok_or_else(|| QuantError::IsaNotAvailable(name.to_owned()))
-    }
+    }};
 }
 
 /// Encodes a row as `kind`, as [`Block::quantize_row`] does.
@@ -126,30 +42,16 @@ pub fn quantize_row(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    debug_assert!(isa.is_available());
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::quantize_row(kind, x, importance, out) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::quantize_row(kind, x, importance, out) },
-        _ => with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out))),
-    }
+    dispatch!(
+        isa,
+        quantize_row(kind, x, importance, out),
+        with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)))
+    )
 }
 
 /// Decodes a row of `kind`.
 pub fn dequantize_row(isa: Isa, kind: TensorType, row: &[u8], out: &mut [f32]) {
-    debug_assert!(isa.is_available());
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::dequantize_row(kind, row, out) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::dequantize_row(kind, row, out) },
-        _ => dequantize::dequantize_row(kind, row, out),
-    }
+    dispatch!(isa, dequantize_row(kind, row, out), dequantize::dequantize_row(kind, row, out))
 }
 
 /// Encodes the blocks of a row as Q4_HIFI, as [`HifiBlock::encode`] does.
@@ -162,32 +64,16 @@ pub(crate) fn encode_hifi_row(
 ) {
     let x = x.as_chunks().0;
     let importance = importance.map(|w| w.as_chunks().0);
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::encode_hifi_blocks(x, importance, outliers, out) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::encode_hifi_blocks(x, importance, outliers, out) },
-        _ => {
-            for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
-                *out = HifiBlock::encode(x, importance.map(|w| &w[i]), outliers);
-            }
+    dispatch!(isa, encode_hifi_blocks(x, importance, outliers, out), {
+        for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+            *out = HifiBlock::encode(x, importance.map(|w| &w[i]), outliers);
         }
-    }
+    })
 }
 
 /// Whether no number is NaN or infinite.
 pub(crate) fn all_finite(isa: Isa, x: &[f32]) -> bool {
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::all_finite(x) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::all_finite(x) },
-        _ => dequantize::all_finite(x),
-    }
+    dispatch!(isa, all_finite(x), dequantize::all_finite(x))
 }
 
 /// How far a decoded row is from `x`.
@@ -197,15 +83,11 @@ pub(crate) fn error_sums(
     importance: Option<&[f32]>,
     decoded: &[f32],
 ) -> ErrorSums {
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::error_sums(x, importance, decoded) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::error_sums(x, importance, decoded) },
-        _ => error_sums::error_sums(x, importance, decoded),
-    }
+    dispatch!(
+        isa,
+        error_sums(x, importance, decoded),
+        error_sums::error_sums(x, importance, decoded)
+    )
 }
 
 /// Multiplies `out.len()` rows by a column of activations.
@@ -220,16 +102,16 @@ pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [
     }
     match isa {
         // SAFETY: the CPU has the ISA, and VNNI.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if dot_avx512::has_vnni() => unsafe {
-            dot_avx512::dot_rows_vnni(rows, activations, out);
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 if x86::dot::avx512::has_vnni() => unsafe {
+            x86::dot::avx512::dot_rows_vnni(rows, activations, out);
         },
         // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { dot_avx512::dot_rows(rows, activations, out) },
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 => unsafe { x86::dot::avx512::dot_rows(rows, activations, out) },
         // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { dot_avx2::dot_rows(rows, activations, out) },
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx2 => unsafe { x86::dot::avx2::dot_rows(rows, activations, out) },
         _ => scalar::dot_rows(rows, activations, out),
     }
 }
@@ -243,16 +125,7 @@ pub fn dot_row(isa: Isa, row: Rows<'_>, activations: &Activations) -> f32 {
 
 /// Encodes activations: the same bytes on every ISA.
 pub fn quantize_activations<B: Quantize>(isa: Isa, x: &[f32], out: &mut [B]) {
-    debug_assert!(isa.is_available());
-    match isa {
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { dot_avx512::quantize_activations(x, out) },
-        // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { dot_avx2::quantize_activations(x, out) },
-        _ => B::encode(x, out),
-    }
+    dispatch!(isa, quantize_activations(x, out), B::encode(x, out))
 }
 
 /// The integers of a K-quant block's dot product, by every kernel that there is for the ISA.
@@ -265,17 +138,17 @@ pub(crate) fn block_sums(
 ) -> Vec<scalar::KSums> {
     match isa {
         // SAFETY: the CPU has the ISA, and VNNI where that is used.
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx512 => unsafe {
-            let mut sums = vec![dot_avx512::block_sums(kind, block, y)];
-            if dot_avx512::has_vnni() {
-                sums.push(dot_avx512::block_sums_vnni(kind, block, y));
+            let mut sums = vec![x86::dot::avx512::block_sums(kind, block, y)];
+            if x86::dot::avx512::has_vnni() {
+                sums.push(x86::dot::avx512::block_sums_vnni(kind, block, y));
             }
             sums
         },
         // SAFETY: the CPU has the ISA.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { vec![dot_avx2::block_sums(kind, block, y)] },
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx2 => unsafe { vec![x86::dot::avx2::block_sums(kind, block, y)] },
         _ => {
             let _ = (kind, block, y); // used by no portable kernel
             Vec::new()
@@ -287,15 +160,6 @@ pub(crate) fn block_sums(
 mod tests {
     use super::*;
     use crate::testing::{importance, weights};
-
-    #[test]
-    fn the_environment_may_choose_what_there_is() {
-        assert_eq!(Isa::wanted(None), Ok(Isa::best()));
-        assert_eq!(Isa::wanted(Some("")), Ok(Isa::best()));
-        assert_eq!(Isa::wanted(Some("Scalar")), Ok(Isa::Scalar));
-        let error = Isa::wanted(Some("neon9")).unwrap_err();
-        assert_eq!(error, QuantError::IsaNotAvailable("neon9".into()));
-    }
 
     /// Rows that reach every path: ordinary, flat, sparse, tiny, and too large for the fast rounding.
     fn rows() -> Vec<Vec<f32>> {

@@ -1,9 +1,9 @@
 //! Dot products with AVX-512: 64 numbers are one vector. With VNNI a multiply-add and its sum are
 //! one instruction; without, they are AVX-512 BW's two or three.
 
-use super::dot::{DotVector, total_eight_floats};
+use super::{DotVector, total_eight_floats};
 use crate::dot::Rows;
-use crate::dot::activations::{Activations, Quantize};
+use crate::dot::activations::Activations;
 use std::arch::x86_64::*;
 
 /// Whether the CPU has VNNI.
@@ -11,7 +11,7 @@ pub(crate) fn has_vnni() -> bool {
     is_x86_feature_detected!("avx512vnni")
 }
 
-/// See [`super::dot_rows`].
+/// See [`crate::kernel::dot_rows`].
 ///
 /// # Safety
 ///
@@ -19,7 +19,7 @@ pub(crate) fn has_vnni() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(crate) unsafe fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::dot_rows::<Avx512<false>>(rows, activations, out) }
+    unsafe { super::dot_rows::<Avx512<false>>(rows, activations, out) }
 }
 
 /// As above.
@@ -30,10 +30,10 @@ pub(crate) unsafe fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &m
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(crate) unsafe fn dot_rows_vnni(rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::dot_rows::<Avx512<true>>(rows, activations, out) }
+    unsafe { super::dot_rows::<Avx512<true>>(rows, activations, out) }
 }
 
-/// See [`super::block_sums`].
+/// See [`crate::kernel::block_sums`].
 ///
 /// # Safety
 ///
@@ -46,7 +46,7 @@ pub(crate) unsafe fn block_sums(
     y: &crate::dot::BlockQ8K,
 ) -> crate::dot::scalar::KSums {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::block_sums::<Avx512<false>>(kind, block, y) }
+    unsafe { super::block_sums::<Avx512<false>>(kind, block, y) }
 }
 
 /// As above.
@@ -62,17 +62,7 @@ pub(crate) unsafe fn block_sums_vnni(
     y: &crate::dot::BlockQ8K,
 ) -> crate::dot::scalar::KSums {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::block_sums::<Avx512<true>>(kind, block, y) }
-}
-
-/// See [`super::quantize_activations`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-pub(crate) unsafe fn quantize_activations<B: Quantize>(x: &[f32], out: &mut [B]) {
-    B::encode(x, out);
+    unsafe { super::block_sums::<Avx512<true>>(kind, block, y) }
 }
 
 struct Avx512<const VNNI: bool>;
@@ -251,7 +241,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         // SAFETY: as above.
         unsafe {
             let halves = (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
-            super::dot::total_eight(_mm256_add_epi32(halves.0, halves.1))
+            super::total_eight(_mm256_add_epi32(halves.0, halves.1))
         }
     }
 

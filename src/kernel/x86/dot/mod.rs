@@ -10,7 +10,10 @@
 //! activations' values, which are f32 already; one fused multiply-add with the widened residuals.
 //! That goes to the accumulator of the minima, which has eight lanes on every ISA.
 
-use super::dot_plain::{legacy_rows, number_rows};
+pub(in crate::kernel) mod avx2;
+pub(in crate::kernel) mod avx512;
+mod plain;
+
 use crate::block::{
     BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
     BlockQ6K, BlockQ8_0, Bytes, QK_K, TensorType, blocks,
@@ -19,6 +22,7 @@ use crate::dot::Rows;
 use crate::dot::activations::{Activations, BlockQ8K, Column, Sparse};
 #[cfg(test)]
 use crate::dot::scalar::KSums;
+use plain::{legacy_rows, number_rows};
 use std::arch::x86_64::*;
 
 /// What an ISA has to offer. `Numbers` are 64 unsigned bytes.
@@ -402,7 +406,7 @@ pub(super) unsafe fn f16_to_f32(bits: u16) -> f32 {
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
 }
 
-/// See [`super::dot_rows`]; the lengths have been checked.
+/// See [`crate::kernel::dot_rows`]; the lengths have been checked.
 ///
 /// # Safety
 ///

@@ -1,11 +1,11 @@
 //! Dot products with AVX2: 64 numbers are two vectors.
 
-use super::dot::{DotVector, total_eight_floats};
+use super::{DotVector, total_eight_floats};
 use crate::dot::Rows;
-use crate::dot::activations::{Activations, Quantize};
+use crate::dot::activations::Activations;
 use std::arch::x86_64::*;
 
-/// See [`super::dot_rows`].
+/// See [`crate::kernel::dot_rows`].
 ///
 /// # Safety
 ///
@@ -13,10 +13,10 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::dot_rows::<Avx2>(rows, activations, out) }
+    unsafe { super::dot_rows::<Avx2>(rows, activations, out) }
 }
 
-/// See [`super::block_sums`].
+/// See [`crate::kernel::block_sums`].
 ///
 /// # Safety
 ///
@@ -29,17 +29,7 @@ pub(crate) unsafe fn block_sums(
     y: &crate::dot::BlockQ8K,
 ) -> crate::dot::scalar::KSums {
     // SAFETY: the caller's promise.
-    unsafe { super::dot::block_sums::<Avx2>(kind, block, y) }
-}
-
-/// See [`super::quantize_activations`].
-///
-/// # Safety
-///
-/// The CPU has the ISA.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn quantize_activations<B: Quantize>(x: &[f32], out: &mut [B]) {
-    B::encode(x, out);
+    unsafe { super::block_sums::<Avx2>(kind, block, y) }
 }
 
 struct Avx2;
@@ -222,7 +212,7 @@ impl DotVector for Avx2 {
     #[inline(always)]
     unsafe fn total(sums: Self::Sums) -> i32 {
         // SAFETY: as above.
-        unsafe { super::dot::total_eight(sums) }
+        unsafe { super::total_eight(sums) }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Dot products of the legacy types, 32 weights at a time, and of plain numbers.
 
-use super::dot::{DotVector, total_eight_floats};
+use super::{DotVector, total_eight_floats};
 use crate::block::{
     BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Bytes,
     QK, blocks,

@@ -10,7 +10,7 @@ use crate::block::{
     TensorType, blocks_mut, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, with_block,
 };
 
-/// See [`super::quantize_row`].
+/// See [`crate::kernel::quantize_row`].
 ///
 /// # Safety
 ///

@@ -6,10 +6,11 @@
 macro_rules! entry_points {
     ($features:literal, $vector:ident) => {
         use crate::block::{QK_K, TensorType};
+        use crate::dot::activations::Quantize;
         use crate::error_sums::ErrorSums;
         use crate::hifi::HifiBlock;
 
-        /// See [`super::quantize_row`].
+        /// See [`crate::kernel::quantize_row`].
         ///
         /// # Safety
         ///
@@ -25,7 +26,7 @@ macro_rules! entry_points {
             unsafe { super::quantize::quantize_row::<$vector>(kind, x, importance, out) }
         }
 
-        /// See [`super::encode_hifi_row`].
+        /// See [`crate::kernel::encode_hifi_row`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn encode_hifi_blocks(
             x: &[[f32; QK_K]],
@@ -37,19 +38,19 @@ macro_rules! entry_points {
             unsafe { super::hifi::encode_blocks::<$vector>(x, importance, outliers, out) }
         }
 
-        /// See [`super::dequantize_row`].
+        /// See [`crate::kernel::dequantize_row`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
-            super::dequantize::dequantize_row(kind, row, out);
+            crate::kernel::dequantize::dequantize_row(kind, row, out);
         }
 
-        /// See [`super::all_finite`].
+        /// See [`crate::kernel::all_finite`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn all_finite(x: &[f32]) -> bool {
-            super::dequantize::all_finite(x)
+            crate::kernel::dequantize::all_finite(x)
         }
 
-        /// See [`super::error_sums`].
+        /// See [`crate::kernel::error_sums`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn error_sums(
             x: &[f32],
@@ -57,6 +58,12 @@ macro_rules! entry_points {
             decoded: &[f32],
         ) -> ErrorSums {
             crate::error_sums::error_sums(x, importance, decoded)
+        }
+
+        /// See [`crate::kernel::quantize_activations`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn quantize_activations<B: Quantize>(x: &[f32], out: &mut [B]) {
+            B::encode(x, out);
         }
     };
 }

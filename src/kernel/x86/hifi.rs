@@ -7,7 +7,7 @@ use crate::block::q4_k::RECIPE;
 use crate::block::{BlockQ4K, QK_K};
 use crate::hifi::{HifiBlock, largest_places};
 
-/// See [`super::encode_hifi_row`].
+/// See [`crate::kernel::encode_hifi_row`].
 ///
 /// # Safety
 ///

@@ -1,0 +1,18 @@
+//! The kernels for x86-64: the algorithms once over small vector traits, and a thin file an ISA
+//! with its intrinsics and entry points.
+
+pub(super) mod avx2;
+pub(super) mod avx512;
+pub(super) mod dot;
+mod entry_points;
+mod fit_affine;
+mod fit_signed;
+mod hifi;
+mod k_fit;
+mod legacy;
+mod q6_k;
+mod quantize;
+mod twice;
+mod vector;
+
+use entry_points::entry_points;
