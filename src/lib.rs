@@ -40,6 +40,7 @@ pub mod fit;
 pub mod float;
 pub mod hifi;
 pub mod kernel;
+pub mod matmul;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;

@@ -47,6 +47,14 @@ impl<'a> Source<'a> {
         self.row_length
     }
 
+    pub(crate) fn kind(&self) -> TensorType {
+        self.kind
+    }
+
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     pub(crate) fn data(&self) -> &'a [u8] {
         self.data
     }

@@ -1,5 +1,7 @@
 //! What the benches share: inputs of a real matrix's kind, and the row length.
 
+#![allow(dead_code)] // no bench uses everything
+
 /// Weights in a row: the width of a 1.5 B model.
 pub const ROW: usize = 1536;
 /// Rows in a matrix, small enough to stay in a core's cache.

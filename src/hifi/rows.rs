@@ -80,11 +80,8 @@ pub fn dequantize(
     outliers: Outliers<'_>,
     out: &mut [f32],
 ) -> Result<(), QuantError> {
+    check_parts(base, outliers)?;
     let Outliers { outliers, index, residual } = outliers;
-    check_outliers(outliers)?;
-    let n_blocks = base.rows() * (base.row_length() / QK_K);
-    expect_length("index", index.len(), n_blocks * outliers)?;
-    expect_length("residual", residual.len(), n_blocks * outliers * 2)?;
     rows::dequantize(base, out)?;
     if outliers == 0 {
         return Ok(());
@@ -104,6 +101,15 @@ pub fn dequantize(
         })
         .find_map_first(Result::err)
         .map_or(Ok(()), Err)
+}
+
+/// Fails where there are not as many outliers as the base's blocks have.
+pub(crate) fn check_parts(base: Source<'_>, outliers: Outliers<'_>) -> Result<(), QuantError> {
+    let Outliers { outliers, index, residual } = outliers;
+    check_outliers(outliers)?;
+    let n_blocks = base.rows() * (base.row_length() / QK_K);
+    expect_length("index", index.len(), n_blocks * outliers)?;
+    expect_length("residual", residual.len(), n_blocks * outliers * 2)
 }
 
 pub(super) fn check_outliers(outliers: usize) -> Result<(), QuantError> {

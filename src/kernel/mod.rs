@@ -17,6 +17,9 @@ use crate::dot::activations::Quantize;
 use crate::dot::{Activations, Rows, scalar};
 use crate::error_sums::{self, ErrorSums};
 use crate::hifi::HifiBlock;
+use crate::matmul::columns::ColumnMut;
+use crate::matmul::outliers::{self, BATCH};
+use crate::matmul::{PANEL, PanelColumns};
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
 macro_rules! dispatch {
@@ -103,7 +106,7 @@ pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [
     match isa {
         // SAFETY: the CPU has the ISA, and VNNI.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
-        Isa::Avx512 if x86::dot::avx512::has_vnni() => unsafe {
+        Isa::Avx512 if x86::has_vnni() => unsafe {
             x86::dot::avx512::dot_rows_vnni(rows, activations, out);
         },
         // SAFETY: the CPU has the ISA.
@@ -128,6 +131,69 @@ pub fn quantize_activations<B: Quantize>(isa: Isa, x: &[f32], out: &mut [B]) {
     dispatch!(isa, quantize_activations(x, out), B::encode(x, out))
 }
 
+/// The most columns that a panel's tile has, and a multiple of the others' number.
+pub(crate) const MOST_COLUMNS: usize = 12;
+
+/// Whether the ISA has panels.
+pub(crate) fn has_panels(isa: Isa) -> bool {
+    isa != Isa::Scalar
+}
+
+/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, [`PANEL`] sums
+/// a column; their number is that of the columns, rounded up to a multiple of [`MOST_COLUMNS`].
+pub(crate) fn multiply_panel(
+    isa: Isa,
+    kind: TensorType,
+    rows: &[u8],
+    columns: PanelColumns<'_>,
+    acc: &mut [[f32; PANEL]],
+) {
+    debug_assert!(isa.is_available() && has_panels(isa));
+    match isa {
+        // SAFETY: the CPU has the ISA, and VNNI.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 if x86::has_vnni() => unsafe {
+            x86::panel::avx512::multiply_vnni(kind, rows, columns, acc);
+        },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 => unsafe { x86::panel::avx512::multiply(kind, rows, columns, acc) },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx2 => unsafe { x86::panel::avx2::multiply(kind, rows, columns, acc) },
+        _ => unreachable!("the scalar path has no panels"),
+    }
+}
+
+/// Quantizes a column for panels.
+pub(crate) fn quantize_column(isa: Isa, x: &[f32], out: ColumnMut<'_>) {
+    debug_assert!(isa.is_available() && has_panels(isa));
+    match isa {
+        // SAFETY: the CPU has the ISA.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 => unsafe { x86::panel::avx512::quantize_column(x, out) },
+        // SAFETY: the CPU has the ISA.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx2 => unsafe { x86::panel::avx2::quantize_column(x, out) },
+        _ => unreachable!("the scalar path has no panels"),
+    }
+}
+
+/// See [`outliers::add_outlier_products`].
+pub(crate) fn add_outlier_products(
+    isa: Isa,
+    index: &[u8],
+    residual: &[f32],
+    x: &[[f32; BATCH]],
+    sums: &mut [[f32; BATCH]],
+) {
+    dispatch!(
+        isa,
+        add_outlier_products(index, residual, x, sums),
+        outliers::add_outlier_products(index, residual, x, sums)
+    )
+}
+
 /// The integers of a K-quant block's dot product, by every kernel that there is for the ISA.
 #[cfg(test)]
 pub(crate) fn block_sums(
@@ -141,7 +207,7 @@ pub(crate) fn block_sums(
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx512 => unsafe {
             let mut sums = vec![x86::dot::avx512::block_sums(kind, block, y)];
-            if x86::dot::avx512::has_vnni() {
+            if x86::has_vnni() {
                 sums.push(x86::dot::avx512::block_sums_vnni(kind, block, y));
             }
             sums

@@ -9,6 +9,7 @@ macro_rules! entry_points {
         use crate::dot::activations::Quantize;
         use crate::error_sums::ErrorSums;
         use crate::hifi::HifiBlock;
+        use crate::matmul::outliers::BATCH;
 
         /// See [`crate::kernel::quantize_row`].
         ///
@@ -64,6 +65,17 @@ macro_rules! entry_points {
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn quantize_activations<B: Quantize>(x: &[f32], out: &mut [B]) {
             B::encode(x, out);
+        }
+
+        /// See [`crate::kernel::add_outlier_products`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn add_outlier_products(
+            index: &[u8],
+            residual: &[f32],
+            x: &[[f32; BATCH]],
+            sums: &mut [[f32; BATCH]],
+        ) {
+            crate::matmul::outliers::add_outlier_products(index, residual, x, sums);
         }
     };
 }

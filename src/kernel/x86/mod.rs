@@ -10,9 +10,15 @@ mod fit_signed;
 mod hifi;
 mod k_fit;
 mod legacy;
+pub(super) mod panel;
 mod q6_k;
 mod quantize;
 mod twice;
 mod vector;
 
 use entry_points::entry_points;
+
+/// Whether the CPU has AVX-512 VNNI, which a part of the AVX-512 kernels come with and without.
+pub(super) fn has_vnni() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+}

@@ -6,11 +6,6 @@ use crate::dot::Rows;
 use crate::dot::activations::Activations;
 use std::arch::x86_64::*;
 
-/// Whether the CPU has VNNI.
-pub(crate) fn has_vnni() -> bool {
-    is_x86_feature_detected!("avx512vnni")
-}
-
 /// See [`crate::kernel::dot_rows`].
 ///
 /// # Safety

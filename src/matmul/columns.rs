@@ -1,0 +1,62 @@
+//! Columns of activations as the panels take them: signed bytes, a scale for every 32, and sums.
+
+use crate::kernel::{self, Isa};
+use rayon::prelude::*;
+
+/// Activations that share a scale.
+pub(crate) const GROUP: usize = 32;
+/// Activations that a sum covers.
+pub(crate) const SUM: usize = 16;
+
+/// Columns of equal length, quantized: `x ≈ scale · q`, q in -127..=127.
+///
+/// Finer than Q8_K, whose scale is shared by 256; it makes no difference to a panel's speed.
+#[derive(Debug)]
+pub(crate) struct Columns {
+    /// Activations in a column, a multiple of [`GROUP`].
+    pub length: usize,
+    /// The numbers, as bytes, column by column.
+    pub numbers: Vec<u8>,
+    /// A scale for every [`GROUP`] numbers.
+    pub scales: Vec<f32>,
+    /// Sums of [`SUM`] numbers each.
+    pub sums: Vec<i32>,
+    /// Scale times sum of every [`GROUP`] numbers.
+    pub scaled_sums: Vec<f32>,
+}
+
+impl Columns {
+    /// Quantizes columns of `length` activations, which is a multiple of [`GROUP`].
+    pub fn new(isa: Isa, x: &[f32], length: usize) -> Self {
+        let mut columns = Self {
+            length,
+            numbers: vec![0; x.len()],
+            scales: vec![0.0; x.len() / GROUP],
+            sums: vec![0; x.len() / SUM],
+            scaled_sums: vec![0.0; x.len() / GROUP],
+        };
+        x.par_chunks_exact(length)
+            .zip(columns.numbers.par_chunks_exact_mut(length))
+            .zip(columns.scales.par_chunks_exact_mut(length / GROUP))
+            .zip(columns.sums.par_chunks_exact_mut(length / SUM))
+            .zip(columns.scaled_sums.par_chunks_exact_mut(length / GROUP))
+            .for_each(|((((x, numbers), scales), sums), scaled_sums)| {
+                let column = ColumnMut { numbers, scales, sums, scaled_sums };
+                kernel::quantize_column(isa, x, column);
+            });
+        columns
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.numbers.len() / self.length
+    }
+}
+
+/// One of [`Columns`], to be written.
+pub(crate) struct ColumnMut<'a> {
+    pub numbers: &'a mut [u8],
+    pub scales: &'a mut [f32],
+    pub sums: &'a mut [i32],
+    pub scaled_sums: &'a mut [f32],
+}

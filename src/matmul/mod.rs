@@ -1,0 +1,212 @@
+//! Matrices times activations: `y = W x` for one column of activations, as in decoding, and for
+//! many, as in reading a prompt.
+//!
+//! The rows of a matrix are multiplied in panels, which the threads share out. A panel meets few
+//! columns by dot products in the file's layout ([`crate::dot`]): then the weights' way from memory
+//! is the limit. It meets many in an interleaved layout that it is brought into on the way: then
+//! taking blocks apart is shared by all columns, and no second copy of the model is kept.
+//!
+//! A row's product with a column depends on both, the ISA, and whether there are few or many
+//! columns; never on the threads.
+
+pub(crate) mod columns;
+pub(crate) mod numbers;
+pub(crate) mod outliers;
+#[cfg(test)]
+mod tests;
+
+use crate::block::{QK_K, TensorType};
+use crate::dot::{Activations, Rows};
+use crate::error::QuantError;
+use crate::hifi::rows::{Outliers, check_parts};
+use crate::kernel::{self, Isa};
+use crate::rows::{Source, expect_length};
+use columns::Columns;
+use outliers::{Batches, add_outliers};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows of a panel.
+pub(crate) const PANEL: usize = 64;
+/// From so many columns on, panels are brought into the interleaved layout.
+const MANY: usize = 8;
+/// Tasks a thread: enough that threads which are held up lose little.
+const TASKS: usize = 4;
+
+/// A matrix in the file's layout.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    rows: Source<'a>,
+    outliers: Option<Outliers<'a>>,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of one type.
+    pub fn new(rows: Source<'a>) -> Self {
+        Self { rows, outliers: None }
+    }
+
+    /// Rows of Q4_HIFI in the split layout: Q4_K rows of `row_length` weights and their outliers.
+    pub fn hifi(
+        base: &'a [u8],
+        row_length: usize,
+        outliers: Outliers<'a>,
+    ) -> Result<Self, QuantError> {
+        let rows = Source::new(TensorType::Q4K, base, row_length)?;
+        check_parts(rows, outliers)?;
+        Ok(Self { rows, outliers: Some(outliers).filter(|outliers| outliers.outliers > 0) })
+    }
+
+    /// Number of rows: the length of a column of the product.
+    pub fn rows(&self) -> usize {
+        self.rows.rows()
+    }
+
+    /// Weights in a row: the length of a column of activations.
+    pub fn row_length(&self) -> usize {
+        self.rows.row_length()
+    }
+
+    /// Multiplies columns: `out[c][r] = Σ w[r][k] · x[c][k]`.
+    ///
+    /// `x` is columns of [`Self::row_length`] activations one after another, `out` as many of
+    /// [`Self::rows`] products. Activations are quantized to eight bits unless the rows are floats.
+    pub fn matmul(&self, x: &[f32], out: &mut [f32]) -> Result<(), QuantError> {
+        self.matmul_with(Isa::active()?, x, out)
+    }
+
+    /// As [`Self::matmul`], on an ISA that the CPU has.
+    pub fn matmul_with(&self, isa: Isa, x: &[f32], out: &mut [f32]) -> Result<(), QuantError> {
+        let n = self.row_length();
+        let columns = x.len() / n;
+        expect_length("activations", x.len(), columns * n)?;
+        expect_length("output", out.len(), columns * self.rows())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        if columns >= MANY && kernel::has_panels(isa) {
+            self.multiply_panels(isa, x, out);
+            return Ok(());
+        }
+        let activations: Result<Vec<_>, _> =
+            x.chunks_exact(n).map(|x| self.activations(isa, x)).collect();
+        self.multiply_columns(isa, &activations?, out);
+        Ok(())
+    }
+
+    /// Rows of a part, a multiple of `unit`, for as many parts as there should be tasks.
+    fn part_length(&self, unit: usize) -> usize {
+        self.rows().div_ceil(TASKS * rayon::current_num_threads()).next_multiple_of(unit)
+    }
+
+    fn activations(&self, isa: Isa, x: &[f32]) -> Result<Activations, QuantError> {
+        match self.outliers {
+            Some(outliers) => Activations::for_hifi(isa, x, outliers.outliers),
+            None => Activations::new(isa, self.rows.kind(), x),
+        }
+    }
+
+    /// Some of the rows, as the dot products take them.
+    fn part(&self, rows: Range<usize>) -> Rows<'a> {
+        let data = &self.rows.data()[bytes(&rows, self.rows.row_bytes())];
+        match self.outliers_of(&rows) {
+            None => Rows::Plain(self.rows.kind(), data),
+            Some(Outliers { index, residual, .. }) => Rows::Hifi { base: data, index, residual },
+        }
+    }
+
+    fn outliers_of(&self, rows: &Range<usize>) -> Option<Outliers<'a>> {
+        let outliers = self.outliers?;
+        let count = self.row_length() / QK_K * outliers.outliers;
+        let index = &outliers.index[bytes(rows, count)];
+        Some(Outliers { index, residual: &outliers.residual[bytes(rows, 2 * count)], ..outliers })
+    }
+
+    /// Few columns: dot products, part by part of the rows, so that a part's weights are read once.
+    fn multiply_columns(&self, isa: Isa, columns: &[Activations], out: &mut [f32]) {
+        let part = self.part_length(8);
+        let products = |number: usize, out: &mut [f32], column: &Activations| {
+            let first = number * part;
+            kernel::dot_rows(isa, self.part(first..first + out.len()), column, out);
+        };
+        if let [column] = columns {
+            let parts = out.par_chunks_mut(part).enumerate();
+            parts.for_each(|(number, out)| products(number, out, column));
+            return;
+        }
+        for_each_part(out, self.rows(), part, |number, mut parts| {
+            for (out, column) in parts.iter_mut().zip(columns) {
+                products(number, out, column);
+            }
+        });
+    }
+
+    /// Many columns: panels.
+    fn multiply_panels(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        let length = self.row_length();
+        let kind = self.rows.kind();
+        let quantized = (kind.block_weights() > 1).then(|| Columns::new(isa, x, length));
+        let columns = match &quantized {
+            Some(columns) => PanelColumns::Bytes(columns),
+            None => PanelColumns::Floats(Floats { x, length }),
+        };
+        for_each_part(out, self.rows(), PANEL, |number, parts| {
+            let rows = number * PANEL..number * PANEL + parts[0].len();
+            let mut acc = vec![[0f32; PANEL]; parts.len().next_multiple_of(kernel::MOST_COLUMNS)];
+            let data = &self.rows.data()[bytes(&rows, self.rows.row_bytes())];
+            kernel::multiply_panel(isa, kind, data, columns, &mut acc);
+            for (out, acc) in parts.into_iter().zip(&acc) {
+                out.copy_from_slice(&acc[..out.len()]);
+            }
+        });
+        if self.outliers.is_some() {
+            let x = Batches::new(x, length);
+            let part = self.part_length(PANEL);
+            for_each_part(out, self.rows(), part, |number, parts| {
+                let rows = number * part..number * part + parts[0].len();
+                if let Some(outliers) = self.outliers_of(&rows) {
+                    add_outliers(isa, outliers, &x, parts);
+                }
+            });
+        }
+    }
+}
+
+/// Columns as panels take them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PanelColumns<'a> {
+    /// For rows of quantized weights.
+    Bytes(&'a Columns),
+    /// For rows of floats.
+    Floats(Floats<'a>),
+}
+
+/// Columns of `length` floats, one after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floats<'a> {
+    pub x: &'a [f32],
+    pub length: usize,
+}
+
+/// Where `rows` lie, each of `size` bytes.
+fn bytes(rows: &Range<usize>, size: usize) -> Range<usize> {
+    rows.start * size..rows.end * size
+}
+
+/// Calls `work` in parallel for every part of `part` rows of `out`, which has columns of `rows`
+/// numbers, with the part's number and its piece of each column.
+fn for_each_part(
+    out: &mut [f32],
+    rows: usize,
+    part: usize,
+    work: impl Fn(usize, Vec<&mut [f32]>) + Sync,
+) {
+    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+    parts.resize_with(rows.div_ceil(part), || Vec::with_capacity(out.len() / rows));
+    for column in out.chunks_exact_mut(rows) {
+        for (piece, parts) in column.chunks_mut(part).zip(&mut parts) {
+            parts.push(piece);
+        }
+    }
+    parts.into_par_iter().enumerate().for_each(|(number, pieces)| work(number, pieces));
+}
