@@ -8,6 +8,7 @@ use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::hifi::{self, fork};
 use crate::kernel::Isa;
+use crate::matmul::Matrix;
 use crate::rows::{self, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -285,6 +286,53 @@ fn check_finite(
     detached(py, threads, || rows::check_finite(source))
 }
 
+/// Multiplies rows of a type of the codec by columns of activations, one after another.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, activations, threads))]
+fn matmul<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    activations: PyReadonlyArray1<'py, f32>,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let matrix = Matrix::new(source_of(&source, source_type, row_length)?);
+    products(py, matrix, &activations, threads)
+}
+
+/// Multiplies Q4_HIFI rows of the split layout by columns of activations, one after another.
+#[pyfunction]
+#[pyo3(signature = (base, index, residual, row_length, outliers, activations, threads))]
+#[allow(clippy::too_many_arguments)] // one a part; Python's caller names them
+fn matmul_hifi<'py>(
+    py: Python<'py>,
+    base: BytesArgument<'py>,
+    index: BytesArgument<'py>,
+    residual: BytesArgument<'py>,
+    row_length: usize,
+    outliers: usize,
+    activations: PyReadonlyArray1<'py, f32>,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let (index, residual) = (slice(&index, "index")?, slice(&residual, "residual")?);
+    let outliers = hifi::rows::Outliers { outliers, index, residual };
+    let matrix = Matrix::hifi(slice(&base, "base")?, row_length, outliers)?;
+    products(py, matrix, &activations, threads)
+}
+
+fn products<'py>(
+    py: Python<'py>,
+    matrix: Matrix<'_>,
+    activations: &PyReadonlyArray1<'py, f32>,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let x = slice(activations, "activations")?;
+    let mut out = vec![0f32; x.len() / matrix.row_length() * matrix.rows()];
+    detached(py, threads, || matrix.matmul(x, &mut out))?;
+    Ok(PyArray1::from_vec(py, out))
+}
+
 /// The buffers of rows in the split layout.
 struct Parts {
     outliers: usize,
@@ -328,7 +376,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         BadBlock, NotFinite, Unavailable, check_finite, cpu_features, dequantize, dequantize_hifi,
-        dequantize_hifi_fork, fork_to_split, quantize, quantize_hifi, quantize_hifi_fork,
+        dequantize_hifi_fork, fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi, quantize_hifi_fork,
         split_to_fork, tensor_types,
     };
 

@@ -27,6 +27,8 @@ __all__ = [
     "dequantize_hifi",
     "dequantize_hifi_fork",
     "fork_to_split",
+    "matmul",
+    "matmul_hifi",
     "quantize",
     "quantize_hifi",
     "quantize_hifi_fork",
@@ -76,3 +78,15 @@ def split_to_fork(
     base: _Bytes, index: _Bytes, residual: _Bytes, row_length: int, outliers: int
 ) -> _Bytes: ...
 def check_finite(source: _Bytes, source_type: int, row_length: int, threads: int) -> None: ...
+def matmul(
+    source: _Bytes, source_type: int, row_length: int, activations: _Floats, threads: int
+) -> _Floats: ...
+def matmul_hifi(
+    base: _Bytes,
+    index: _Bytes,
+    residual: _Bytes,
+    row_length: int,
+    outliers: int,
+    activations: _Floats,
+    threads: int,
+) -> _Floats: ...

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from . import _core
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
-from .layout import BASE, SPLIT, Format
-from .types import F32, Q4_HIFI, TensorType
+from .layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
+from .types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
 
 MAX_THREADS = 1024
 """More than any machine needs, and few enough to start."""
@@ -94,6 +94,34 @@ def encode(
         raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
     out = tuple(out_)
     return out, ErrorSums(*sums)
+
+
+def multiply(
+    parts: Parts,
+    form: Format,
+    row_length: int,
+    activations: npt.NDArray[np.float32],
+    *,
+    threads: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Multiply rows by columns of activations, float32 [columns, row_length]: float32 [columns, rows].
+
+    Activations are quantized to eight bits, unless the rows are floats. Raises
+    :class:`UnsupportedModelError` for a type that the codec does not know.
+    """
+    _require_codec(form.type)
+    flat = np.ascontiguousarray(activations, np.float32).reshape(-1)
+    if form.is_fork:
+        counts = parts[0].reshape(-1, Q4_HIFI.block_bytes)[:, FORK_COUNT_OFFSET]
+        form = Format(form.type, min(int(counts.max()), MAX_OUTLIERS))
+        parts = relayout(parts, Format(form.type, form.outliers, FORK), SPLIT, row_length)
+    with _core_errors(row_length, 0):
+        if form.is_split:
+            base, index, residual = parts
+            out = _core.matmul_hifi(base, index, residual, row_length, form.outliers, flat, threads)
+        else:
+            out = _core.matmul(parts[0], _codec_type(form).id, row_length, flat, threads)
+    return out.reshape(len(activations), -1)
 
 
 def check_finite(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .errors import BadOptionError
 from .layout import FORK, SPLIT, Format
-from .rows import Bytes, Parts, check_block_fit, decode, encode, thread_count
+from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply, thread_count
 from .types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 
 
@@ -77,6 +77,32 @@ class QuantizedTensor:
         return decode(self.parts, self.format, self.shape[-1], threads=thread_count(threads)).reshape(
             self.shape
         )
+
+    def matmul(self, x: npt.NDArray[np.floating], *, threads: int | None = None) -> npt.NDArray[np.float32]:
+        """Multiply activations by the matrix: ``x @ dequantize().T`` without decoding it.
+
+        The tensor is a matrix [n_out, n_in]; ``x`` is a float array [..., n_in], and the result
+        float32 [..., n_out]. Activations are quantized to eight bits on the way, as in ggml, unless the
+        weights are floats. The result depends on the instruction set, and on whether there are few
+        columns or many, in its last digits; never on ``threads`` (None is one a core).
+
+        Raises :class:`BadOptionError` for shapes and dtypes that do not fit, and
+        :class:`UnsupportedModelError` for a type without codec.
+        """
+        if len(self.shape) != 2:
+            raise BadOptionError(
+                f"a tensor of shape {self.shape} is no matrix; multiply its matrices one by one"
+            )
+        if x.dtype.kind != "f":
+            raise BadOptionError(f"activations of {x.dtype} cannot be multiplied; make them float32")
+        n_out, n_in = self.shape
+        if x.ndim == 0 or x.shape[-1] != n_in:
+            raise BadOptionError(f"activations of shape {x.shape} do not fit rows of {n_in} weights")
+        columns = x.astype(np.float32, copy=False).reshape(-1, n_in)
+        if not columns.size or not n_out:
+            return np.zeros((*x.shape[:-1], n_out), np.float32)
+        out = multiply(self.parts, self.format, n_in, columns, threads=thread_count(threads))
+        return out.reshape(*x.shape[:-1], n_out)
 
 
 def quantize(
