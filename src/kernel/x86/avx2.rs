@@ -57,6 +57,11 @@ impl Vector for F32x8 {
         unsafe { _mm256_movemask_ps(mask) == 0xff }
     }
     #[inline(always)]
+    unsafe fn any(mask: Self::Mask) -> bool {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_movemask_ps(mask) != 0 }
+    }
+    #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
         // SAFETY: the trait's contract.
         unsafe {
@@ -75,6 +80,28 @@ impl Vector for F32x8 {
             let halves = (_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers));
             let words = _mm_packs_epi32(halves.0, halves.1);
             _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let low = _mm256_castps128_ps256(_mm_loadu_ps(from));
+            Self(_mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(stride))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let ab = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let cd = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+            [
+                Self(_mm256_shuffle_ps::<0b01_00_01_00>(ab.0, cd.0)),
+                Self(_mm256_shuffle_ps::<0b11_10_11_10>(ab.0, cd.0)),
+                Self(_mm256_shuffle_ps::<0b01_00_01_00>(ab.1, cd.1)),
+                Self(_mm256_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
+            ]
         }
     }
 }

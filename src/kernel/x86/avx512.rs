@@ -54,6 +54,10 @@ impl Vector for F32x16 {
         mask == 0xffff
     }
     #[inline(always)]
+    unsafe fn any(mask: Self::Mask) -> bool {
+        mask != 0
+    }
+    #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
         // SAFETY: the trait's contract.
         unsafe {
@@ -70,12 +74,27 @@ impl Vector for F32x16 {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(self.0))) }
     }
     #[inline(always)]
-    unsafe fn load_strided(from: *const f32, stride: usize) -> Self {
+    unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         // SAFETY: the trait's contract.
         unsafe {
-            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            let index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32));
-            Self(_mm512_i32gather_ps::<4>(index, from))
+            let all = _mm512_castps128_ps512(_mm_loadu_ps(from));
+            let all = _mm512_insertf32x4::<1>(all, _mm_loadu_ps(from.add(stride)));
+            let all = _mm512_insertf32x4::<2>(all, _mm_loadu_ps(from.add(2 * stride)));
+            Self(_mm512_insertf32x4::<3>(all, _mm_loadu_ps(from.add(3 * stride))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let ab = (_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
+            let cd = (_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
+            [
+                Self(_mm512_shuffle_ps::<0b01_00_01_00>(ab.0, cd.0)),
+                Self(_mm512_shuffle_ps::<0b11_10_11_10>(ab.0, cd.0)),
+                Self(_mm512_shuffle_ps::<0b01_00_01_00>(ab.1, cd.1)),
+                Self(_mm512_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
+            ]
         }
     }
 }

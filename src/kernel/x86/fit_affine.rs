@@ -4,7 +4,7 @@
 //! is the scalar one bit for bit, and all lanes do useful work. The numbers themselves are not
 //! returned, but the grid that they were rounded on is.
 
-use super::vector::{MOST_LANES, Vector};
+use super::vector::{InLanes, Vector};
 use crate::fit::Search;
 
 /// Weights in a group.
@@ -38,15 +38,12 @@ pub(crate) unsafe fn fit_affine<V: Vector>(
     // SAFETY: the caller's promises are the trait's contract.
     unsafe {
         let zero = V::splat(0.0);
-        let top = V::splat(levels as f32);
-        let element = |i: usize| (V::load(x.add(i * V::LANES)), V::load(w.add(i * V::LANES)));
-
-        let (first, first_w) = element(0);
-        let (mut low, mut max) = (first, first);
-        let mut sum_w = first_w;
-        let mut sum_x = first_w.mul(first);
+        let (mut low, mut max) = (V::load(x), V::load(x));
+        let mut sum_w = V::load(w);
+        let mut sum_x = sum_w.mul(low);
         for i in 1..GROUP {
-            let (v, w) = element(i);
+            let v = V::load(x.add(i * V::LANES));
+            let w = V::load(w.add(i * V::LANES));
             low = v.min(low);
             max = v.max(max);
             sum_w = sum_w.add(w);
@@ -55,65 +52,44 @@ pub(crate) unsafe fn fit_affine<V: Vector>(
         let mut min = zero.min(low);
         let flat = max.le(min);
 
-        // Clamping before rounding is the same as after it where the sum with 1.5·2²³ is exact.
-        // Rounding is monotonous, so the extremes tell whether every value stays in that range.
-        let limit = V::splat(4_000_000.0);
-        let in_range = |inverse: V, min: V| {
-            let ends = (inverse.mul(low.sub(min)).abs(), inverse.mul(max.sub(min)).abs());
-            V::all(V::or(flat, V::and(ends.0.lt(limit), ends.1.lt(limit))))
-        };
-        let round = |inverse: V, v: V, min: V| inverse.mul(v.sub(min)).nearest_in(0, levels);
-
-        let inverse = top.div(max.sub(min));
-        if !in_range(inverse, min) {
+        let mut numbers = InLanes::<GROUP>::ZERO;
+        let mut groups = Groups { x, w, numbers: numbers.as_mut_ptr(), levels };
+        let mut inverse = V::splat(levels as f32).div(max.sub(min));
+        let ends = Ends::of(inverse, min, low, max);
+        if !ends.in_range(flat) {
             return None;
         }
         let (mut grid_inverse, mut grid_min) = (inverse, min);
         let mut scale = V::splat(1.0).div(inverse);
-        let mut best = zero;
-        for i in 0..GROUP {
-            let (v, w) = element(i);
-            let difference = scale.mul(round(inverse, v, min)).add(min).sub(v);
-            best = best.add(w.mul(difference.mul(difference)));
-        }
+        groups.sums(inverse, min, ends.outside(levels));
+        let mut best = groups.error(scale, min);
 
-        let mut numbers = [0f32; GROUP * MOST_LANES];
-        let numbers = numbers.as_mut_ptr();
+        inverse = numerator::<V>(search, levels, 0).div(max.sub(min));
         for step in 0..=search.steps {
-            let numerator = search.first + search.step * step as f32 + levels as f32;
-            let inverse = V::splat(numerator).div(max.sub(min));
-            if !search.clamp_first && !in_range(inverse, min) {
+            let ends = Ends::of(inverse, min, low, max);
+            if !search.clamp_first && !ends.in_range(flat) {
                 return None;
             }
-            let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-            for i in 0..GROUP {
-                let (v, w) = element(i);
-                let l = round(inverse, v, min);
-                l.store(numbers.add(i * V::LANES));
-                let wl = w.mul(l);
-                sum_l = sum_l.add(wl);
-                sum_l2 = sum_l2.add(wl.mul(l));
-                sum_xl = sum_xl.add(wl.mul(v));
-            }
+            let (sum_l, sum_l2, sum_xl) = groups.sums(inverse, min, ends.outside(levels));
             let determinant = sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
-            let this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
-            let this_min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
-            let positive = zero.lt(this_min);
-            let this_min = V::select(positive, zero, this_min);
-            let this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
-            let mut error = zero;
-            for i in 0..GROUP {
-                let (v, w) = element(i);
-                let l = V::load(numbers.add(i * V::LANES));
-                let difference = this_scale.mul(l).add(this_min).sub(v);
-                error = error.add(w.mul(difference.mul(difference)));
+            let mut this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
+            let mut this_min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
+            if !V::all(this_min.le(zero)) {
+                let positive = zero.lt(this_min);
+                this_min = V::select(positive, zero, this_min);
+                this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
             }
+            // both ways the next step can begin, divided while the error is added up
+            let next = numerator::<V>(search, levels, step + 1);
+            let next = (next.div(max.sub(this_min)), next.div(max.sub(min)));
+            let error = groups.error(this_scale, this_min);
             let better = V::and(zero.lt(determinant), error.lt(best));
             best = V::select(better, error, best);
             scale = V::select(better, this_scale, scale);
             grid_inverse = V::select(better, inverse, grid_inverse);
             grid_min = V::select(better, min, grid_min);
             min = V::select(better, this_min, min);
+            inverse = V::select(better, next.0, next.1);
         }
         Some(Fits {
             scale: V::select(flat, zero, scale),
@@ -122,5 +98,129 @@ pub(crate) unsafe fn fit_affine<V: Vector>(
             grid_inverse: V::select(flat, zero, grid_inverse),
             grid_min,
         })
+    }
+}
+
+/// What a candidate's inverse scale is made of, the range of the group being the rest.
+#[inline(always)]
+unsafe fn numerator<V: Vector>(search: Search, levels: i32, step: u32) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { V::splat(search.first + search.step * step as f32 + levels as f32) }
+}
+
+/// Where a group's least and greatest weight lie on a grid, in its steps. Rounding is monotonous, so
+/// all its weights lie between them.
+struct Ends<V>(V, V);
+
+impl<V: Vector> Ends<V> {
+    /// # Safety
+    ///
+    /// The CPU has V's ISA; so below.
+    #[inline(always)]
+    unsafe fn of(inverse: V, min: V, low: V, max: V) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(inverse.mul(low.sub(min)), inverse.mul(max.sub(min))) }
+    }
+
+    /// Whether clamping before rounding is the same as after it: where the sum with 1.5·2²³ is exact.
+    /// `flat` groups do not matter.
+    #[inline(always)]
+    unsafe fn in_range(&self, flat: V::Mask) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let limit = V::splat(4_000_000.0);
+            V::all(V::or(flat, V::and(self.0.abs().lt(limit), self.1.abs().lt(limit))))
+        }
+    }
+
+    /// Whether some number would be below 0, and above `levels`, without clamping. What rounds to NaN
+    /// does not count: that is flat groups.
+    #[inline(always)]
+    unsafe fn outside(&self, levels: i32) -> (bool, bool) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (below, above) = (V::splat(-0.5), V::splat(levels as f32 + 0.5));
+            (
+                V::any(V::or(self.0.lt(below), self.1.lt(below))),
+                V::any(V::or(above.le(self.0), above.le(self.1))),
+            )
+        }
+    }
+}
+
+/// The groups under a fit, and their numbers on the grid last tried.
+struct Groups {
+    x: *const f32,
+    w: *const f32,
+    numbers: *mut f32,
+    levels: i32,
+}
+
+impl Groups {
+    /// Rounds to numbers l on a grid, clamped if they are `outside` of it, and adds up `Σ w l`,
+    /// `Σ w l²` and `Σ w l x`.
+    ///
+    /// # Safety
+    ///
+    /// As [`fit_affine`]; so below.
+    #[inline(always)]
+    unsafe fn sums<V: Vector>(&mut self, inverse: V, min: V, outside: (bool, bool)) -> (V, V, V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match outside {
+                (false, false) => self.clamped_sums::<V, false, false>(inverse, min),
+                (true, false) => self.clamped_sums::<V, true, false>(inverse, min),
+                (false, true) => self.clamped_sums::<V, false, true>(inverse, min),
+                (true, true) => self.clamped_sums::<V, true, true>(inverse, min),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn clamped_sums<V: Vector, const BELOW: bool, const ABOVE: bool>(
+        &mut self,
+        inverse: V,
+        min: V,
+    ) -> (V, V, V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (zero, top) = (V::splat(0.0), V::splat(self.levels as f32));
+            let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+            for i in 0..GROUP {
+                let v = V::load(self.x.add(i * V::LANES));
+                let w = V::load(self.w.add(i * V::LANES));
+                let mut position = inverse.mul(v.sub(min));
+                if BELOW {
+                    position = position.max(zero);
+                }
+                if ABOVE {
+                    position = position.min(top);
+                }
+                let l = position.nearest();
+                l.store(self.numbers.add(i * V::LANES));
+                let wl = w.mul(l);
+                sum_l = sum_l.add(wl);
+                sum_l2 = sum_l2.add(wl.mul(l));
+                sum_xl = sum_xl.add(wl.mul(v));
+            }
+            (sum_l, sum_l2, sum_xl)
+        }
+    }
+
+    /// `Σ w (scale · l + min - x)²`.
+    #[inline(always)]
+    unsafe fn error<V: Vector>(&self, scale: V, min: V) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut error = V::splat(0.0);
+            for i in 0..GROUP {
+                let v = V::load(self.x.add(i * V::LANES));
+                let w = V::load(self.w.add(i * V::LANES));
+                let l = V::load(self.numbers.add(i * V::LANES));
+                let difference = scale.mul(l).add(min).sub(v);
+                error = error.add(w.mul(difference.mul(difference)));
+            }
+            error
+        }
     }
 }

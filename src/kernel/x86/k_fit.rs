@@ -5,7 +5,7 @@
 
 use super::fit_affine::{GROUP, fit_affine};
 use super::twice::Twice;
-use super::vector::{MOST_LANES as MOST, Vector};
+use super::vector::{InLanes, MOST_LANES as MOST, Vector};
 use crate::block::QK_K;
 use crate::block::k_fit::{KFit, Recipe, SUB_BLOCKS};
 use crate::fit::Search;
@@ -67,18 +67,13 @@ impl Group<'_> {
     #[inline(always)]
     unsafe fn fit<V: Vector>(&self, recipe: &Recipe, fits: &mut [KFit]) {
         // a vector is always full: the last block fills what is left of it
-        let mut x = [[0f32; QK_K]; MOST_BLOCKS];
-        let mut weights = [[0f32; QK_K]; MOST_BLOCKS];
-        for l in 0..V::LANES / SUB_BLOCKS {
-            let from = l.min(self.x.len() - 1);
-            x[l] = self.x[from];
-            if let Some(importance) = self.importance {
-                weights[l] = importance[from];
-            }
-        }
-        let importance = self.importance.map(|_| &weights);
-        // SAFETY: the caller's promise.
-        if unsafe { fit_group::<V>(recipe, &x, importance, self.left_out, fits) } {
+        let mut copies = [[[0f32; QK_K]; MOST_BLOCKS]; 2];
+        let [x_copy, importance_copy] = &mut copies;
+        let blocks = V::LANES / SUB_BLOCKS;
+        let x = filled(self.x, &mut x_copy[..blocks]);
+        let importance = self.importance.map(|w| filled(w, &mut importance_copy[..blocks]));
+        // SAFETY: the caller's promise; there are as many blocks as the vector holds.
+        if unsafe { fit_group::<V>(recipe, x, importance, self.left_out, fits) } {
             return;
         }
         for (l, fit) in fits.iter_mut().enumerate() {
@@ -88,27 +83,36 @@ impl Group<'_> {
     }
 }
 
+/// `blocks`, or where they are too few a copy that repeats the last.
+#[inline(always)]
+fn filled<'a>(blocks: &'a [[f32; QK_K]], copy: &'a mut [[f32; QK_K]]) -> &'a [[f32; QK_K]] {
+    if blocks.len() == copy.len() {
+        return blocks;
+    }
+    for (l, block) in copy.iter_mut().enumerate() {
+        *block = blocks[l.min(blocks.len() - 1)];
+    }
+    copy
+}
+
 /// Fits as many blocks as `fits` has; false if they are too extreme for the vector version.
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA.
+/// The CPU has V's ISA; `x` and `importance` have LANES / 8 blocks.
 #[inline(always)]
 unsafe fn fit_group<V: Vector>(
     recipe: &Recipe,
-    x: &[[f32; QK_K]; MOST_BLOCKS],
-    importance: Option<&[[f32; QK_K]; MOST_BLOCKS]>,
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
     left_out: &[&[u8]],
     fits: &mut [KFit],
 ) -> bool {
-    let mut xt = [0f32; GROUP * MOST];
-    let mut wt = [0f32; GROUP * MOST];
+    let mut xt = InLanes::<GROUP>::ZERO;
+    let mut wt = InLanes::<GROUP>::ZERO;
     // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
     unsafe {
-        for i in 0..GROUP {
-            let v = V::load_strided(x.as_ptr().cast::<f32>().add(i), GROUP);
-            v.store(xt.as_mut_ptr().add(i * V::LANES));
-        }
+        V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
         match importance {
             None => plain_weights::<V>(&xt, &mut wt),
             Some(importance) => importance_weights::<V>(x, &xt, importance, &mut wt),
@@ -117,7 +121,7 @@ unsafe fn fit_group<V: Vector>(
     for (l, places) in left_out.iter().enumerate() {
         for &place in *places {
             let (sub, i) = (usize::from(place) / GROUP, usize::from(place) % GROUP);
-            wt[i * V::LANES + l * SUB_BLOCKS + sub] = 0.0;
+            wt.0.as_flattened_mut()[i * V::LANES + l * SUB_BLOCKS + sub] = 0.0;
         }
     }
 
@@ -148,7 +152,7 @@ unsafe fn fit_group<V: Vector>(
 
 /// Root mean square of the sub-block + |x|.
 #[inline(always)]
-unsafe fn plain_weights<V: Vector>(xt: &[f32; GROUP * MOST], wt: &mut [f32; GROUP * MOST]) {
+unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>) {
     // SAFETY: the caller's promise; i * LANES stays in the arrays.
     unsafe {
         let mut sum = V::splat(0.0);
@@ -167,10 +171,10 @@ unsafe fn plain_weights<V: Vector>(xt: &[f32; GROUP * MOST], wt: &mut [f32; GROU
 /// Importance · √(twice the mean square of the block + x²).
 #[inline(always)]
 unsafe fn importance_weights<V: Vector>(
-    x: &[[f32; QK_K]; MOST_BLOCKS],
-    xt: &[f32; GROUP * MOST],
-    importance: &[[f32; QK_K]; MOST_BLOCKS],
-    wt: &mut [f32; GROUP * MOST],
+    x: &[[f32; QK_K]],
+    xt: &InLanes<GROUP>,
+    importance: &[[f32; QK_K]],
+    wt: &mut InLanes<GROUP>,
 ) {
     let mut sums = [0f32; MOST_BLOCKS];
     for i in 0..QK_K {
@@ -185,10 +189,11 @@ unsafe fn importance_weights<V: Vector>(
     }
     // SAFETY: the caller's promise; as in `fit_group`.
     unsafe {
+        V::transpose(importance.as_ptr().cast(), GROUP, wt.as_mut_ptr());
         let sigma2 = V::load(sigma2.as_ptr());
         for i in 0..GROUP {
             let v = V::load(xt.as_ptr().add(i * V::LANES));
-            let w = V::load_strided(importance.as_ptr().cast::<f32>().add(i), GROUP);
+            let w = V::load(wt.as_ptr().add(i * V::LANES));
             w.mul(sigma2.add(v.mul(v)).sqrt()).store(wt.as_mut_ptr().add(i * V::LANES));
         }
     }

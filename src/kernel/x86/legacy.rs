@@ -2,21 +2,20 @@
 
 use super::fit_affine::{GROUP, fit_affine};
 use super::fit_signed::fit_signed;
-use super::vector::{MOST_LANES as MOST, Vector};
+use super::vector::{InLanes, MOST_LANES as MOST, Vector};
 use crate::block::QK;
 use crate::block::legacy::mean_square;
 use crate::fit::{self, Search};
 
 /// Blocks of a row side by side: element i of lane l's block is `x[i * LANES + l]`.
 struct Lanes {
-    x: [f32; GROUP * MOST],
-    w: [f32; GROUP * MOST],
+    x: InLanes<GROUP>,
+    w: InLanes<GROUP>,
     numbers: [[u8; QK]; MOST],
 }
 
 impl Lanes {
-    const EMPTY: Self =
-        Self { x: [0.0; GROUP * MOST], w: [0.0; GROUP * MOST], numbers: [[0; QK]; MOST] };
+    const EMPTY: Self = Self { x: InLanes::ZERO, w: InLanes::ZERO, numbers: [[0; QK]; MOST] };
 
     /// Loads up to LANES blocks, with the weights importance · √(mean square of the row + x²).
     ///
@@ -28,14 +27,15 @@ impl Lanes {
         let mut whole = [[0f32; GROUP * MOST]; 2]; // the row's last vector may not be full
         whole[0][..x.len()].copy_from_slice(x);
         whole[1][..x.len()].copy_from_slice(importance);
-        // SAFETY: the caller's promise; a lane's block lies in the array.
+        // SAFETY: the caller's promise; the arrays have room for the most lanes.
         unsafe {
+            V::transpose(whole[0].as_ptr(), GROUP, self.x.as_mut_ptr());
+            V::transpose(whole[1].as_ptr(), GROUP, self.w.as_mut_ptr());
             let mean_square = V::splat(mean_square);
             for i in 0..GROUP {
-                let v = V::load_strided(whole[0].as_ptr().add(i), GROUP);
-                let w = V::load_strided(whole[1].as_ptr().add(i), GROUP);
+                let v = V::load(self.x.as_ptr().add(i * V::LANES));
+                let w = V::load(self.w.as_ptr().add(i * V::LANES));
                 let w = w.mul(mean_square.add(v.mul(v)).sqrt());
-                v.store(self.x.as_mut_ptr().add(i * V::LANES));
                 w.store(self.w.as_mut_ptr().add(i * V::LANES));
             }
         }
@@ -128,7 +128,9 @@ pub(crate) unsafe fn quantize_affine<V: Vector, B>(
         };
         if done.is_none() {
             for l in 0..out.len() {
-                let column = |a: &[f32]| std::array::from_fn::<f32, QK, _>(|i| a[i * V::LANES + l]);
+                let column = |a: &InLanes<GROUP>| {
+                    std::array::from_fn::<f32, QK, _>(|i| a.0.as_flattened()[i * V::LANES + l])
+                };
                 let (x, w) = (column(&lanes.x), column(&lanes.w));
                 let fit = fit::fit_affine(&x, &w, levels, Search::FINE, &mut lanes.numbers[l]);
                 (scales[l], mins[l]) = (fit.scale, fit.min);

@@ -1,7 +1,7 @@
 //! Q6_K's fit, every lane a sub-block.
 
 use super::fit_signed::{Fits, fit_signed};
-use super::vector::Vector;
+use super::vector::{InLanes, Vector};
 use crate::block::q6_k::{SUB, SUB_BLOCKS};
 use crate::block::{BlockQ6K, QK_K};
 
@@ -17,17 +17,18 @@ pub(crate) unsafe fn quantize<V: Vector>(
 ) -> BlockQ6K {
     let (mut fitted, mut inverses) = ([0f32; SUB_BLOCKS], [0f32; SUB_BLOCKS]);
     for first in (0..SUB_BLOCKS).step_by(V::LANES) {
-        let (mut xt, mut wt) = ([0f32; QK_K], [0f32; QK_K]);
+        let (mut xt, mut wt) = (InLanes::<SUB>::ZERO, InLanes::<SUB>::ZERO);
         // SAFETY: the caller's promise; a lane's sub-block lies in the block, LANES divides 16.
         unsafe {
-            for i in 0..SUB {
-                let v = V::load_strided(x.as_ptr().add(first * SUB + i), SUB);
-                v.store(xt.as_mut_ptr().add(i * V::LANES));
-                let w = match importance {
-                    None => v.mul(v),
-                    Some(w) => V::load_strided(w.as_ptr().add(first * SUB + i), SUB),
-                };
-                w.store(wt.as_mut_ptr().add(i * V::LANES));
+            V::transpose(x.as_ptr().add(first * SUB), SUB, xt.as_mut_ptr());
+            match importance {
+                None => {
+                    for i in (0..SUB * V::LANES).step_by(V::LANES) {
+                        let v = V::load(xt.as_ptr().add(i));
+                        v.mul(v).store(wt.as_mut_ptr().add(i));
+                    }
+                }
+                Some(w) => V::transpose(w.as_ptr().add(first * SUB), SUB, wt.as_mut_ptr()),
             }
             let Fits { scale, inverse, .. } = fit_signed::<V>(xt.as_ptr(), wt.as_ptr(), SUB, 32);
             scale.store(fitted.as_mut_ptr().add(first));

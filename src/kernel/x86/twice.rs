@@ -36,11 +36,25 @@ impl<V: Vector> Vector for Twice<V> {
         unsafe { Self(V::load(from), V::load(from.add(V::LANES))) }
     }
     #[inline(always)]
-    unsafe fn load_strided(from: *const f32, stride: usize) -> Self {
+    unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         // SAFETY: as above.
         unsafe {
-            let second = from.add(V::LANES * stride);
-            Self(V::load_strided(from, stride), V::load_strided(second, stride))
+            let second = from.add(V::LANES / 4 * stride);
+            Self(V::load_fours(from, stride), V::load_fours(second, stride))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        // SAFETY: as above.
+        unsafe {
+            let first = V::transpose_fours([a.0, b.0, c.0, d.0]);
+            let second = V::transpose_fours([a.1, b.1, c.1, d.1]);
+            [
+                Self(first[0], second[0]),
+                Self(first[1], second[1]),
+                Self(first[2], second[2]),
+                Self(first[3], second[3]),
+            ]
         }
     }
     #[inline(always)]
@@ -89,7 +103,12 @@ impl<V: Vector> Vector for Twice<V> {
     #[inline(always)]
     unsafe fn all(mask: Self::Mask) -> bool {
         // SAFETY: as above.
-        unsafe { V::all(mask.0) && V::all(mask.1) }
+        unsafe { V::all(V::and(mask.0, mask.1)) }
+    }
+    #[inline(always)]
+    unsafe fn any(mask: Self::Mask) -> bool {
+        // SAFETY: as above.
+        unsafe { V::any(V::or(mask.0, mask.1)) }
     }
     #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {

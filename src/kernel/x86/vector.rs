@@ -7,6 +7,26 @@
 /// The most lanes that a vector has.
 pub(crate) const MOST_LANES: usize = 32;
 
+/// Numbers in vectors one after the other: element `i` of lane `l` is number `i * LANES + l`. Aligned
+/// so that no vector straddles cache lines, which would cost a second access.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct InLanes<const N: usize>(pub [[f32; MOST_LANES]; N]);
+
+impl<const N: usize> InLanes<N> {
+    pub const ZERO: Self = Self([[0.0; MOST_LANES]; N]);
+
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *const f32 {
+        self.0.as_ptr().cast()
+    }
+
+    #[inline(always)]
+    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
 /// f32 lanes.
 ///
 /// # Safety
@@ -47,22 +67,38 @@ pub(crate) trait Vector: Copy {
     unsafe fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// Whether every lane is set.
     unsafe fn all(mask: Self::Mask) -> bool;
+    /// Whether some lane is set.
+    unsafe fn any(mask: Self::Mask) -> bool;
 
     /// [`crate::float::nearest_int`], then clamped, as numbers.
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self;
     /// Writes the lanes, which are whole numbers 0 to 255, as bytes.
     unsafe fn store_bytes(self, to: *mut u8);
 
-    /// Reads lane `l` from `from + l * stride`.
+    /// Reads four numbers from each of `from`, `from + stride`, …: four lanes each.
+    unsafe fn load_fours(from: *const f32, stride: usize) -> Self;
+    /// Lane `4 k + j` of vector `i` of the result is lane `4 k + i` of vector `j`.
+    unsafe fn transpose_fours(vectors: [Self; 4]) -> [Self; 4];
+
+    /// Turns groups into lanes: `to[i * LANES + l] = from[l * length + i]`, where `length`, a multiple
+    /// of 4, is that of a group.
     #[inline(always)]
-    unsafe fn load_strided(from: *const f32, stride: usize) -> Self {
-        let mut lanes = [0f32; MOST_LANES];
-        for (l, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
-            // SAFETY: the caller gives room for every lane.
-            *lane = unsafe { *from.add(l * stride) };
+    unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
+        for i in (0..length).step_by(4) {
+            // SAFETY: the caller gives room for LANES groups, here and there.
+            unsafe {
+                let [a, b, c, d] = Self::transpose_fours([
+                    Self::load_fours(from.add(i), 4 * length),
+                    Self::load_fours(from.add(length + i), 4 * length),
+                    Self::load_fours(from.add(2 * length + i), 4 * length),
+                    Self::load_fours(from.add(3 * length + i), 4 * length),
+                ]);
+                a.store(to.add(i * Self::LANES));
+                b.store(to.add((i + 1) * Self::LANES));
+                c.store(to.add((i + 2) * Self::LANES));
+                d.store(to.add((i + 3) * Self::LANES));
+            }
         }
-        // SAFETY: `lanes` has room for the most lanes.
-        unsafe { Self::load(lanes.as_ptr()) }
     }
 
     /// Clamped to `low..=high`, which is within ±2²², then to the nearest whole number, ties to even.
@@ -70,10 +106,16 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn nearest_in(self, low: i32, high: i32) -> Self {
         // SAFETY: as the caller's.
+        unsafe { self.max(Self::splat(low as f32)).min(Self::splat(high as f32)).nearest() }
+    }
+
+    /// The nearest whole number, ties to even, of a number within ±2²².
+    #[inline(always)]
+    unsafe fn nearest(self) -> Self {
+        // SAFETY: as the caller's.
         unsafe {
             let magic = Self::splat(12_582_912.0);
-            let clamped = self.max(Self::splat(low as f32)).min(Self::splat(high as f32));
-            clamped.add(magic).sub(magic)
+            self.add(magic).sub(magic)
         }
     }
 }
