@@ -59,15 +59,41 @@ impl<'a> Source<'a> {
         self.data
     }
 
-    /// Decodes row `row` into `out`; fails on NaN and infinity.
-    fn decode_finite(&self, isa: Isa, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
-        let data = &self.data[row * self.row_bytes..][..self.row_bytes];
-        kernel::dequantize_row(isa, self.kind, data, out);
-        if kernel::all_finite(isa, out) {
-            return Ok(());
+    /// Row `row` and those after it in numbers, `scratch` holding as many as are wanted: there, or where
+    /// they lie already. Fails on NaN and infinity.
+    fn finite<'s>(
+        &self,
+        isa: Isa,
+        row: usize,
+        scratch: &'s mut [f32],
+    ) -> Result<&'s [f32], QuantError>
+    where
+        'a: 's,
+    {
+        let bytes = scratch.len() / self.row_length * self.row_bytes;
+        let data = &self.data[row * self.row_bytes..][..bytes];
+        let x = match self.numbers(data) {
+            Some(x) => x,
+            None => {
+                kernel::dequantize_row(isa, self.kind, data, scratch);
+                scratch
+            }
+        };
+        if kernel::all_finite(isa, x) {
+            return Ok(x);
         }
-        let column = out.iter().take_while(|v| v.is_finite()).count();
-        Err(QuantError::NotFinite { position: row * self.row_length + column })
+        let finite = x.iter().take_while(|v| v.is_finite()).count();
+        Err(QuantError::NotFinite { position: row * self.row_length + finite })
+    }
+
+    /// `data` as the numbers that it is, if it is f32 as this machine has it.
+    fn numbers<'d>(&self, data: &'d [u8]) -> Option<&'d [f32]> {
+        if self.kind != TensorType::F32 || cfg!(target_endian = "big") {
+            return None;
+        }
+        // SAFETY: every four bytes are an f32.
+        let (before, x, after) = unsafe { data.align_to() };
+        (before.is_empty() && after.is_empty()).then_some(x)
     }
 }
 
@@ -82,10 +108,16 @@ pub fn quantize(
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length)?;
     let isa = Isa::active()?;
-    per_row(isa, source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
-        kernel::quantize_row(isa, kind, x, importance, out);
-        kernel::dequantize_row(isa, kind, out, decoded);
-        kernel::error_sums(isa, x, importance, decoded)
+    let row_length = source.row_length;
+    let at_once = kernel::rows_at_once(kind, importance);
+    let out = out.par_chunks_mut(at_once * row_bytes);
+    per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
+        kernel::quantize_rows(isa, kind, x, row_length, importance, out);
+        let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
+        for ((x, out), sums) in rows.zip(sums) {
+            kernel::dequantize_row(isa, kind, out, decoded);
+            *sums = kernel::error_sums(isa, x, importance, decoded);
+        }
     })
 }
 
@@ -104,28 +136,43 @@ pub fn check_finite(source: Source<'_>) -> Result<(), QuantError> {
     let isa = Isa::active()?;
     (0..source.rows())
         .into_par_iter()
-        .map_init(|| vec![0f32; source.row_length], |row, i| source.decode_finite(isa, i, row))
+        .map_init(|| vec![0f32; source.row_length], |row, i| source.finite(isa, i, row).map(|_| ()))
         .find_map_first(Result::err)
         .map_or(Ok(()), Err)
 }
 
-/// Decodes every row of `source`, gives it to `encode` with a scratch row and its place in `out`,
-/// and adds up what comes back. The error reported is that of the first row that has one.
+/// Gives every row of `source` to `encode` with a scratch row and its place in `out`, and adds up what
+/// comes back. The error reported is that of the first row that has one.
 pub(crate) fn per_row<O: Send>(
     isa: Isa,
     source: Source<'_>,
     out: impl IndexedParallelIterator<Item = O>,
     encode: impl Fn(&[f32], &mut [f32], O) -> ErrorSums + Sync,
 ) -> Result<ErrorSums, QuantError> {
-    let scratch = || (vec![0f32; source.row_length], vec![0f32; source.row_length]);
-    let rows: Vec<Result<ErrorSums, QuantError>> = out
+    per_rows(isa, source, 1, out, |x, decoded, out, sums| sums[0] = encode(x, decoded, out))
+}
+
+/// As [`per_row`], `at_once` rows at a time, fewer at the end; the scratch row is still one, and
+/// `encode` writes the sums of each row.
+fn per_rows<O: Send>(
+    isa: Isa,
+    source: Source<'_>,
+    at_once: usize,
+    out: impl IndexedParallelIterator<Item = O>,
+    encode: impl Fn(&[f32], &mut [f32], O, &mut [ErrorSums]) + Sync,
+) -> Result<ErrorSums, QuantError> {
+    let mut sums = vec![ErrorSums::default(); source.rows()];
+    let scratch = || (vec![0f32; at_once * source.row_length], vec![0f32; source.row_length]);
+    out.zip(sums.par_chunks_mut(at_once))
         .enumerate()
-        .map_init(scratch, |(x, decoded), (row, out)| {
-            source.decode_finite(isa, row, x)?;
-            Ok(encode(x, decoded, out))
+        .map_init(scratch, |(x, decoded), (i, (out, sums))| {
+            let x = &mut x[..sums.len() * source.row_length];
+            encode(source.finite(isa, i * at_once, x)?, decoded, out, sums);
+            Ok(())
         })
-        .collect();
-    rows.into_iter().sum()
+        .find_map_first(Result::err)
+        .map_or(Ok(()), Err)?;
+    Ok(sums.into_iter().sum())
 }
 
 pub(crate) fn expect_length(

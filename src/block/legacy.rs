@@ -15,11 +15,12 @@ pub(super) fn pack_nibbles(numbers: &[u8; QK]) -> [u8; QK / 2] {
 /// Packs the fifth bits of 32 numbers.
 #[inline(always)]
 pub(super) fn pack_fifth_bits(numbers: &[u8; QK]) -> [u8; 4] {
-    let mut qh = 0u32;
-    for (j, &number) in numbers.iter().enumerate() {
-        qh |= u32::from((number >> 4) & 1) << j;
-    }
-    qh.to_le_bytes()
+    let (eights, _) = numbers.as_chunks::<8>();
+    std::array::from_fn(|k| {
+        // the product moves bit 8 j to bit 56 + j
+        let fifth = (u64::from_le_bytes(eights[k]) >> 4) & 0x0101_0101_0101_0101;
+        (fifth.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+    })
 }
 
 /// Number `j` (0..16) and number `j + 16`, four bits each.
@@ -122,16 +123,21 @@ fn range(x: &[f32]) -> (f32, f32) {
     }
     let min = mins.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
     let max = maxs.into_iter().fold(-f32::MAX, |a, b| if b > a { b } else { a });
-    let signed = |extreme: f32| match extreme {
+    (signed_zero(min, x), signed_zero(max, x))
+}
+
+/// `extreme`, or where it is a zero the first of `x`, which has its sign.
+#[inline(always)]
+pub(crate) fn signed_zero(extreme: f32, x: &[f32]) -> f32 {
+    match extreme {
         0.0 => x.iter().copied().find(|&v| v == 0.0).unwrap_or(0.0),
         other => other,
-    };
-    (signed(min), signed(max))
+    }
 }
 
 /// 1 / d, or 0 where d is 0.
 #[inline(always)]
-pub(super) fn inverse(d: f32) -> f32 {
+pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 

@@ -20,6 +20,7 @@ pub(crate) const HALF: i8 = 8;
 
 impl BlockQ4_0 {
     /// Packs 32 numbers under their scale.
+    #[inline(always)]
     pub(crate) fn new(d: f32, numbers: &[u8; QK]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs: pack_nibbles(numbers) }
     }

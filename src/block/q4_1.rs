@@ -22,6 +22,7 @@ pub(crate) const LEVELS: i8 = 15;
 
 impl BlockQ4_1 {
     /// Packs 32 numbers under their scale and minimum.
+    #[inline(always)]
     pub(crate) fn new(d: f32, m: f32, numbers: &[u8; QK]) -> Self {
         Self {
             d: f32_to_f16(d).to_le_bytes(),

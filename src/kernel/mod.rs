@@ -37,7 +37,39 @@ macro_rules! dispatch {
     }};
 }
 
-/// Encodes a row as `kind`, as [`Block::quantize_row`] does.
+/// How many rows [`quantize_rows`] is best given together.
+pub(crate) fn rows_at_once(kind: TensorType, importance: Option<&[f32]>) -> usize {
+    if weighs_by_row(kind, importance) { MOST_ROWS_AT_ONCE } else { 1 }
+}
+
+/// The most rows whose mean squares are added up together.
+const MOST_ROWS_AT_ONCE: usize = 16;
+
+/// Whether a fit's weights depend on the mean square of the row. That is a sum whose additions wait for
+/// each other, so the sums of several rows are best made side by side.
+fn weighs_by_row(kind: TensorType, importance: Option<&[f32]>) -> bool {
+    use TensorType::{Q4_0, Q4_1, Q5_0, Q5_1};
+    importance.is_some() && matches!(kind, Q4_0 | Q4_1 | Q5_0 | Q5_1)
+}
+
+/// Encodes rows of `row_length` weights as `kind`, each as [`Block::quantize_row`] does.
+pub fn quantize_rows(
+    isa: Isa,
+    kind: TensorType,
+    x: &[f32],
+    row_length: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    dispatch!(isa, quantize_rows(kind, x, row_length, importance, out), {
+        let row_bytes = out.len() / (x.len() / row_length);
+        for (x, out) in x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_bytes)) {
+            with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
+        }
+    })
+}
+
+/// Encodes a row; see [`quantize_rows`].
 pub fn quantize_row(
     isa: Isa,
     kind: TensorType,
@@ -45,11 +77,7 @@ pub fn quantize_row(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    dispatch!(
-        isa,
-        quantize_row(kind, x, importance, out),
-        with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)))
-    )
+    quantize_rows(isa, kind, x, x.len(), importance, out);
 }
 
 /// Decodes a row of `kind`.
@@ -272,6 +300,28 @@ mod tests {
                     let case = format!("{kind:?} {isa:?} row {number} {}", w.is_some());
                     assert!(encode(isa) == expected, "{case}");
                     assert!(decode(isa) == decode(Isa::Scalar), "decoding {case}");
+                }
+            }
+        }
+    }
+
+    /// Rows given together are encoded as each alone, whether or not they fill vectors.
+    #[test]
+    fn rows_do_not_depend_on_their_neighbours() {
+        let x = rows().concat();
+        for kind in TensorType::ALL {
+            let row_length = kind.block_weights().max(32) * 3;
+            let w = importance(row_length, 27);
+            let row_bytes = kind.row_bytes(row_length).unwrap();
+            for w in [None, Some(&w[..])] {
+                let mut expected = vec![0u8; x.len() / row_length * row_bytes];
+                for (x, out) in x.chunks(row_length).zip(expected.chunks_mut(row_bytes)) {
+                    quantize_row(Isa::Scalar, kind, x, w, out);
+                }
+                for isa in available() {
+                    let mut out = vec![0u8; expected.len()];
+                    quantize_rows(isa, kind, &x, row_length, w, &mut out);
+                    assert!(out == expected, "{kind:?} {isa:?} {}", w.is_some());
                 }
             }
         }

@@ -27,6 +27,31 @@ impl Vector for F32x8 {
         unsafe { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
     }
     #[inline(always)]
+    unsafe fn with_sign_of(self, sign: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_or_ps(self.0, _mm256_and_ps(_mm256_set1_ps(-0.0), sign.0))) }
+    }
+    #[inline(always)]
+    unsafe fn smallest(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let four =
+                _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let four =
+                _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: the trait's contract.
         unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
@@ -62,6 +87,11 @@ impl Vector for F32x8 {
         unsafe { _mm256_movemask_ps(mask) != 0 }
     }
     #[inline(always)]
+    unsafe fn bits(mask: Self::Mask) -> u64 {
+        // SAFETY: the trait's contract.
+        unsafe { u64::from(_mm256_movemask_ps(mask) as u32) }
+    }
+    #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
         // SAFETY: the trait's contract.
         unsafe {
@@ -73,13 +103,14 @@ impl Vector for F32x8 {
         }
     }
     #[inline(always)]
-    unsafe fn store_bytes(self, to: *mut u8) {
+    unsafe fn store_bytes(self, most: i32, to: *mut u8) {
         // SAFETY: the trait's contract.
         unsafe {
-            let numbers = _mm256_cvttps_epi32(self.0);
-            let halves = (_mm256_castsi256_si128(numbers), _mm256_extracti128_si256::<1>(numbers));
-            let words = _mm_packs_epi32(halves.0, halves.1);
-            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
+            let numbers = _mm256_min_epi32(_mm256_cvttps_epi32(self.0), _mm256_set1_epi32(most));
+            let low_bytes = _mm256_set1_epi32(0x0c08_0400);
+            let fours = _mm256_shuffle_epi8(numbers, low_bytes);
+            let halves = (_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+            _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(halves.0, halves.1));
         }
     }
     #[inline(always)]

@@ -27,6 +27,21 @@ impl Vector for F32x16 {
         unsafe { Self(_mm512_abs_ps(self.0)) }
     }
     #[inline(always)]
+    unsafe fn with_sign_of(self, sign: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm512_or_ps(self.0, _mm512_and_ps(_mm512_set1_ps(-0.0), sign.0))) }
+    }
+    #[inline(always)]
+    unsafe fn smallest(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_reduce_min_ps(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
     unsafe fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: the trait's contract.
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) }
@@ -58,6 +73,10 @@ impl Vector for F32x16 {
         mask != 0
     }
     #[inline(always)]
+    unsafe fn bits(mask: Self::Mask) -> u64 {
+        u64::from(mask)
+    }
+    #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
         // SAFETY: the trait's contract.
         unsafe {
@@ -69,9 +88,12 @@ impl Vector for F32x16 {
         }
     }
     #[inline(always)]
-    unsafe fn store_bytes(self, to: *mut u8) {
+    unsafe fn store_bytes(self, most: i32, to: *mut u8) {
         // SAFETY: the trait's contract.
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(self.0))) }
+        unsafe {
+            let numbers = _mm512_min_epi32(_mm512_cvttps_epi32(self.0), _mm512_set1_epi32(most));
+            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(numbers));
+        }
     }
     #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {

@@ -11,20 +11,23 @@ macro_rules! entry_points {
         use crate::hifi::HifiBlock;
         use crate::matmul::outliers::BATCH;
 
-        /// See [`crate::kernel::quantize_row`].
+        /// See [`crate::kernel::quantize_rows`].
         ///
         /// # Safety
         ///
         /// The CPU has the ISA; so below.
         #[target_feature(enable = $features)]
-        pub(crate) unsafe fn quantize_row(
+        pub(crate) unsafe fn quantize_rows(
             kind: TensorType,
             x: &[f32],
+            row_length: usize,
             importance: Option<&[f32]>,
             out: &mut [u8],
         ) {
             // SAFETY: the caller's promise.
-            unsafe { super::quantize::quantize_row::<$vector>(kind, x, importance, out) }
+            unsafe {
+                super::quantize::quantize_rows::<$vector>(kind, x, row_length, importance, out);
+            }
         }
 
         /// See [`crate::kernel::encode_hifi_row`].

@@ -222,7 +222,7 @@ unsafe fn round_numbers<V: Vector>(
                     let position = v.add(V::splat(min)).div(V::splat(scale));
                     position.nearest_int_clamped(0, recipe.levels)
                 };
-                q.store_bytes(fit.numbers.as_mut_ptr().add(i));
+                q.store_bytes(i32::MAX, fit.numbers.as_mut_ptr().add(i));
             }
         }
     }

@@ -10,6 +10,7 @@ mod fit_signed;
 mod hifi;
 mod k_fit;
 mod legacy;
+mod legacy_plain;
 pub(super) mod panel;
 mod q6_k;
 mod quantize;

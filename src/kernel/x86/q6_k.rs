@@ -48,7 +48,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
                     if scale == 0.0 { v.mul(V::splat(inverse)) } else { v.div(V::splat(scale)) };
                 let offset = if scale == 0.0 && inverse == 0.0 { 0.0 } else { 32.0 };
                 let q = q.nearest_int_clamped(-32, 31).add(V::splat(offset));
-                q.store_bytes(numbers.as_mut_ptr().add(i));
+                q.store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
             }
         }
     }

@@ -23,7 +23,7 @@ impl<V: Vector> Vector for Twice<V> {
     const LANES: usize = 2 * V::LANES;
     type Mask = (V::Mask, V::Mask);
 
-    both!(add, sub, mul, div, min, max);
+    both!(add, sub, mul, div, min, max, with_sign_of);
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -76,6 +76,16 @@ impl<V: Vector> Vector for Twice<V> {
         unsafe { Self(self.0.abs(), self.1.abs()) }
     }
     #[inline(always)]
+    unsafe fn smallest(self) -> f32 {
+        // SAFETY: as above.
+        unsafe { self.0.min(self.1).smallest() }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: as above.
+        unsafe { self.0.max(self.1).largest() }
+    }
+    #[inline(always)]
     unsafe fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: as above.
         unsafe { (self.0.lt(other.0), self.1.lt(other.1)) }
@@ -111,6 +121,11 @@ impl<V: Vector> Vector for Twice<V> {
         unsafe { V::any(V::or(mask.0, mask.1)) }
     }
     #[inline(always)]
+    unsafe fn bits(mask: Self::Mask) -> u64 {
+        // SAFETY: as above.
+        unsafe { V::bits(mask.0) | V::bits(mask.1) << V::LANES }
+    }
+    #[inline(always)]
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
         // SAFETY: as above.
         unsafe {
@@ -118,11 +133,11 @@ impl<V: Vector> Vector for Twice<V> {
         }
     }
     #[inline(always)]
-    unsafe fn store_bytes(self, to: *mut u8) {
+    unsafe fn store_bytes(self, most: i32, to: *mut u8) {
         // SAFETY: as above.
         unsafe {
-            self.0.store_bytes(to);
-            self.1.store_bytes(to.add(V::LANES));
+            self.0.store_bytes(most, to);
+            self.1.store_bytes(most, to.add(V::LANES));
         }
     }
 }

@@ -50,6 +50,12 @@ pub(crate) trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     unsafe fn sqrt(self) -> Self;
     unsafe fn abs(self) -> Self;
+    /// Of a vector that is not negative: its magnitude with the sign of `sign`.
+    unsafe fn with_sign_of(self, sign: Self) -> Self;
+    /// The least lane.
+    unsafe fn smallest(self) -> f32;
+    /// The greatest lane.
+    unsafe fn largest(self) -> f32;
 
     /// `if self < other { self } else { other }`
     unsafe fn min(self, other: Self) -> Self;
@@ -69,16 +75,33 @@ pub(crate) trait Vector: Copy {
     unsafe fn all(mask: Self::Mask) -> bool;
     /// Whether some lane is set.
     unsafe fn any(mask: Self::Mask) -> bool;
+    /// Bit `l` is that of lane `l`.
+    unsafe fn bits(mask: Self::Mask) -> u64;
 
     /// [`crate::float::nearest_int`], then clamped, as numbers.
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self;
-    /// Writes the lanes, which are whole numbers 0 to 255, as bytes.
-    unsafe fn store_bytes(self, to: *mut u8);
+    /// Writes the low bytes of the lanes, cut off towards zero and at most `most`; what no i32 can hold
+    /// becomes 0.
+    unsafe fn store_bytes(self, most: i32, to: *mut u8);
 
     /// Reads four numbers from each of `from`, `from + stride`, …: four lanes each.
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self;
     /// Lane `4 k + j` of vector `i` of the result is lane `4 k + i` of vector `j`.
     unsafe fn transpose_fours(vectors: [Self; 4]) -> [Self; 4];
+
+    /// Four numbers from each of `from`, `from + stride`, …, a lane each: vector `i` has those at `i`.
+    #[inline(always)]
+    unsafe fn load_transposed(from: *const f32, stride: usize) -> [Self; 4] {
+        // SAFETY: the caller gives room for four numbers a lane.
+        unsafe {
+            Self::transpose_fours([
+                Self::load_fours(from, 4 * stride),
+                Self::load_fours(from.add(stride), 4 * stride),
+                Self::load_fours(from.add(2 * stride), 4 * stride),
+                Self::load_fours(from.add(3 * stride), 4 * stride),
+            ])
+        }
+    }
 
     /// Turns groups into lanes: `to[i * LANES + l] = from[l * length + i]`, where `length`, a multiple
     /// of 4, is that of a group.
@@ -87,12 +110,7 @@ pub(crate) trait Vector: Copy {
         for i in (0..length).step_by(4) {
             // SAFETY: the caller gives room for LANES groups, here and there.
             unsafe {
-                let [a, b, c, d] = Self::transpose_fours([
-                    Self::load_fours(from.add(i), 4 * length),
-                    Self::load_fours(from.add(length + i), 4 * length),
-                    Self::load_fours(from.add(2 * length + i), 4 * length),
-                    Self::load_fours(from.add(3 * length + i), 4 * length),
-                ]);
+                let [a, b, c, d] = Self::load_transposed(from.add(i), length);
                 a.store(to.add(i * Self::LANES));
                 b.store(to.add((i + 1) * Self::LANES));
                 c.store(to.add((i + 2) * Self::LANES));
