@@ -35,10 +35,14 @@ impl Block for BlockQ4_0 {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let mut numbers = [0i8; QK]; // apart from the products, so that both loops become vectors
         for j in 0..QK / 2 {
             let (low, high) = unpack_nibbles(&self.qs, j);
-            out[j] = (low - 8) as f32 * d;
-            out[j + QK / 2] = (high - 8) as f32 * d;
+            numbers[j] = (low - 8) as i8;
+            numbers[j + QK / 2] = (high - 8) as i8;
+        }
+        for (y, q) in out.iter_mut().zip(numbers) {
+            *y = f32::from(q) * d;
         }
     }
 

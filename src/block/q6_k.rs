@@ -104,18 +104,22 @@ impl Block for BlockQ6K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let mut numbers = [0i8; QK_K]; // apart from the products, so that both loops become vectors
         let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
-        let outputs = out.chunks_exact_mut(128).zip(self.scales.chunks_exact(8));
-        for ((ql, qh), (out, scales)) in halves.zip(outputs) {
+        for ((ql, qh), numbers) in halves.zip(numbers.chunks_exact_mut(128)) {
             for quarter in 0..4 {
-                let out = &mut out[quarter * 32..][..32];
-                for (i, y) in out.iter_mut().enumerate() {
+                for (i, q) in numbers[quarter * 32..][..32].iter_mut().enumerate() {
                     let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
                     let high = (qh[i] >> (quarter * 2)) & 3;
-                    let number = i32::from(low | (high << 4)) - 32;
-                    let scale = scales[quarter * 2 + i / 16] as i8;
-                    *y = d * f32::from(scale) * number as f32;
+                    *q = (low | (high << 4)) as i8 - 32;
                 }
+            }
+        }
+        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB)).zip(&self.scales);
+        for ((out, numbers), &scale) in subs {
+            let scale = d * f32::from(scale as i8);
+            for (y, &q) in out.iter_mut().zip(numbers) {
+                *y = scale * f32::from(q);
             }
         }
     }

@@ -52,7 +52,7 @@ pub(crate) unsafe fn fit_affine<V: Vector>(
         let mut min = zero.min(low);
         let flat = max.le(min);
 
-        let mut numbers = InLanes::<GROUP>::ZERO;
+        let mut numbers = InLanes::<GROUP>::new();
         let mut groups = Groups { x, w, numbers: numbers.as_mut_ptr(), levels };
         let mut inverse = V::splat(levels as f32).div(max.sub(min));
         let ends = Ends::of(inverse, min, low, max);

@@ -30,7 +30,7 @@ pub(crate) unsafe fn fit_signed<V: Vector>(
     unsafe {
         let zero = V::splat(0.0);
         let (mut magnitude, mut extreme) = (zero, zero);
-        let mut wx = InLanes::<MOST_ELEMENTS>::ZERO;
+        let mut wx = InLanes::<MOST_ELEMENTS>::new();
         for i in (0..group * V::LANES).step_by(V::LANES) {
             let v = V::load(x.add(i));
             let larger = magnitude.lt(v.abs());

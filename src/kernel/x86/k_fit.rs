@@ -108,8 +108,8 @@ unsafe fn fit_group<V: Vector>(
     left_out: &[&[u8]],
     fits: &mut [KFit],
 ) -> bool {
-    let mut xt = InLanes::<GROUP>::ZERO;
-    let mut wt = InLanes::<GROUP>::ZERO;
+    let mut xt = InLanes::<GROUP>::new();
+    let mut wt = InLanes::<GROUP>::new();
     // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
     unsafe {
         V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
@@ -121,7 +121,8 @@ unsafe fn fit_group<V: Vector>(
     for (l, places) in left_out.iter().enumerate() {
         for &place in *places {
             let (sub, i) = (usize::from(place) / GROUP, usize::from(place) % GROUP);
-            wt.0.as_flattened_mut()[i * V::LANES + l * SUB_BLOCKS + sub] = 0.0;
+            // SAFETY: a lane of the vector and an element of its sub-block.
+            unsafe { *wt.as_mut_ptr().add(i * V::LANES + l * SUB_BLOCKS + sub) = 0.0 };
         }
     }
 
@@ -219,8 +220,7 @@ unsafe fn round_numbers<V: Vector>(
                     let position = V::splat(inverse).mul(v.sub(V::splat(grid_min)));
                     position.nearest_in(0, recipe.levels)
                 } else {
-                    let position = v.add(V::splat(min)).div(V::splat(scale));
-                    position.nearest_int_clamped(0, recipe.levels)
+                    v.add(V::splat(min)).nearest_quotient(scale, 0, recipe.levels)
                 };
                 q.store_bytes(i32::MAX, fit.numbers.as_mut_ptr().add(i));
             }

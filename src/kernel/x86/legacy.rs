@@ -24,7 +24,7 @@ impl Blocks<'_> {
     /// The CPU has V's ISA, and V has a lane for every block.
     #[inline(always)]
     unsafe fn in_lanes<V: Vector>(&self) -> (InLanes<GROUP>, InLanes<GROUP>) {
-        let (mut xt, mut wt) = (InLanes::ZERO, InLanes::ZERO);
+        let (mut xt, mut wt) = (InLanes::new(), InLanes::new());
         let mut copy = [[0f32; QK]; MOST];
         // SAFETY: the caller's promise; the arrays have room for the most lanes.
         unsafe {
@@ -182,7 +182,9 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
     let fits = unsafe { fit_affine::<W>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE) };
     let Some(fits) = fits else {
         for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-            let w = std::array::from_fn::<f32, QK, _>(|i| wt.0.as_flattened()[i * W::LANES + l]);
+            // SAFETY: `in_lanes` has written every element of every lane.
+            let weight = |i| unsafe { *wt.as_ptr().add(i * W::LANES + l) };
+            let w = std::array::from_fn::<f32, QK, _>(weight);
             let mut numbers = [0u8; QK];
             let fit = fit::fit_affine(x, &w, levels, Search::FINE, &mut numbers);
             *out = store(fit.scale, -fit.min, &numbers);

@@ -2,12 +2,12 @@
 
 use super::k_fit::{MOST_BLOCKS, fit_blocks};
 use super::vector::Vector;
-use super::{legacy, legacy_plain};
+use super::{legacy, legacy_plain, q6_k};
 use crate::block::k_fit::{KFit, Recipe};
 use crate::block::legacy::mean_square;
 use crate::block::{
-    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, Bytes, QK_K,
-    TensorType, blocks_mut, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, with_block,
+    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, Bytes, QK_K, TensorType,
+    blocks_mut, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, with_block,
 };
 use crate::kernel::{MOST_ROWS_AT_ONCE, weighs_by_row};
 
@@ -107,7 +107,10 @@ unsafe fn quantize_row<V: Vector>(
             TensorType::Q5K => {
                 quantize_k_row::<V, _>(&q5_k::RECIPE, x, importance, out, BlockQ5K::from_fit);
             }
-            TensorType::Q6K => quantize_q6_k_row::<V>(x, importance, blocks_mut(out)),
+            TensorType::Q6K => {
+                let importance = importance.map(|w| w.as_chunks().0);
+                q6_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
+            }
             TensorType::Q4_0 => legacy!(quantize_symmetric, BlockQ4_0, q4_0::HALF),
             TensorType::Q5_0 => legacy!(quantize_symmetric, BlockQ5_0, q5_0::HALF),
             TensorType::Q4_1 => legacy!(quantize_affine, BlockQ4_1, q4_1::LEVELS),
@@ -140,18 +143,5 @@ unsafe fn quantize_k_row<V: Vector, B: Bytes>(
         for (out, fit) in out.iter_mut().zip(&fits) {
             *out = pack(fit);
         }
-    }
-}
-
-#[inline(always)]
-unsafe fn quantize_q6_k_row<V: Vector>(
-    x: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut [BlockQ6K],
-) {
-    for (i, (x, out)) in x.as_chunks::<QK_K>().0.iter().zip(out).enumerate() {
-        let importance = importance.map(|w| &w.as_chunks::<QK_K>().0[i]);
-        // SAFETY: the caller's promise.
-        *out = unsafe { super::q6_k::quantize::<V>(x, importance) };
     }
 }

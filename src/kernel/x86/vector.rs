@@ -4,17 +4,23 @@
 //! carries `target_feature`, so everything is compiled for that ISA there. No operation fuses or
 //! reorders: lane by lane each is the scalar one, bit for bit.
 
+use std::mem::MaybeUninit;
+
 /// The most lanes that a vector has.
 pub(crate) const MOST_LANES: usize = 32;
 
-/// Numbers in vectors one after the other: element `i` of lane `l` is number `i * LANES + l`. Aligned
-/// so that no vector straddles cache lines, which would cost a second access.
-#[derive(Clone, Copy)]
+/// Room for `N` vectors one after the other: element `i` of lane `l` is number `i * LANES + l`.
+///
+/// Aligned so that no vector straddles cache lines, which would cost a second access; not filled,
+/// because zeros that are overwritten cost as much as some of the kernels' passes.
 #[repr(C, align(64))]
-pub(crate) struct InLanes<const N: usize>(pub [[f32; MOST_LANES]; N]);
+pub(crate) struct InLanes<const N: usize>(MaybeUninit<[[f32; MOST_LANES]; N]>);
 
 impl<const N: usize> InLanes<N> {
-    pub const ZERO: Self = Self([[0.0; MOST_LANES]; N]);
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
 
     #[inline(always)]
     pub fn as_ptr(&self) -> *const f32 {
@@ -125,6 +131,26 @@ pub(crate) trait Vector: Copy {
     unsafe fn nearest_in(self, low: i32, high: i32) -> Self {
         // SAFETY: as the caller's.
         unsafe { self.max(Self::splat(low as f32)).min(Self::splat(high as f32)).nearest() }
+    }
+
+    /// `self / divisor` as [`Self::nearest_int_clamped`] has it.
+    ///
+    /// A product with the inverse is within 2⁻²¹ of the quotient, relatively. Where it is small and
+    /// farther from a tie than that, both round to the same number, and dividing takes far longer.
+    #[inline(always)]
+    unsafe fn nearest_quotient(self, divisor: f32, low: i32, high: i32) -> Self {
+        // SAFETY: as the caller's.
+        unsafe {
+            let product = self.mul(Self::splat(1.0 / divisor));
+            let nearest = product.nearest();
+            let clear = product.sub(nearest).abs().lt(Self::splat(0.499));
+            let small = product.abs().lt(Self::splat(1000.0));
+            if Self::all(Self::and(clear, small)) {
+                nearest.max(Self::splat(low as f32)).min(Self::splat(high as f32))
+            } else {
+                self.div(Self::splat(divisor)).nearest_int_clamped(low, high)
+            }
+        }
     }
 
     /// The nearest whole number, ties to even, of a number within ±2²².
