@@ -376,8 +376,8 @@ mod _core {
     #[pymodule_export]
     use super::{
         BadBlock, NotFinite, Unavailable, check_finite, cpu_features, dequantize, dequantize_hifi,
-        dequantize_hifi_fork, fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi, quantize_hifi_fork,
-        split_to_fork, tensor_types,
+        dequantize_hifi_fork, fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi,
+        quantize_hifi_fork, split_to_fork, tensor_types,
     };
 
     #[pymodule_export]

@@ -17,9 +17,9 @@ use crate::dot::activations::Quantize;
 use crate::dot::{Activations, Rows, scalar};
 use crate::error_sums::{self, ErrorSums};
 use crate::hifi::HifiBlock;
-use crate::matmul::columns::ColumnMut;
+use crate::matmul::PANEL;
+use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
-use crate::matmul::{PANEL, PanelColumns};
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
 macro_rules! dispatch {
@@ -189,7 +189,7 @@ pub(crate) fn multiply_panel(
         // SAFETY: the CPU has the ISA.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { x86::panel::avx2::multiply(kind, rows, columns, acc) },
-        _ => unreachable!("the scalar path has no panels"),
+        _ => unreachable!("no panels of {kind:?}: {} {columns:?} {}", rows.len(), acc.len()),
     }
 }
 
@@ -203,7 +203,7 @@ pub(crate) fn quantize_column(isa: Isa, x: &[f32], out: ColumnMut<'_>) {
         // SAFETY: the CPU has the ISA.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { x86::panel::avx2::quantize_column(x, out) },
-        _ => unreachable!("the scalar path has no panels"),
+        _ => unreachable!("no panels for {} activations {out:?}", x.len()),
     }
 }
 

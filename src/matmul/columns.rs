@@ -8,6 +8,22 @@ pub(crate) const GROUP: usize = 32;
 /// Activations that a sum covers.
 pub(crate) const SUM: usize = 16;
 
+/// Columns as panels take them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PanelColumns<'a> {
+    /// For rows of quantized weights.
+    Bytes(&'a Columns),
+    /// For rows of floats.
+    Floats(Floats<'a>),
+}
+
+/// Columns of `length` floats, one after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floats<'a> {
+    pub x: &'a [f32],
+    pub length: usize,
+}
+
 /// Columns of equal length, quantized: `x ≈ scale · q`, q in -127..=127.
 ///
 /// Finer than Q8_K, whose scale is shared by 256; it makes no difference to a panel's speed.
@@ -54,6 +70,7 @@ impl Columns {
 }
 
 /// One of [`Columns`], to be written.
+#[derive(Debug)]
 pub(crate) struct ColumnMut<'a> {
     pub numbers: &'a mut [u8],
     pub scales: &'a mut [f32],

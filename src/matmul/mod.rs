@@ -9,8 +9,9 @@
 //! A row's product with a column depends on both, the ISA, and whether there are few or many
 //! columns; never on the threads.
 
+// read by the kernels alone
+#[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
 pub(crate) mod columns;
-pub(crate) mod numbers;
 pub(crate) mod outliers;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ use crate::error::QuantError;
 use crate::hifi::rows::{Outliers, check_parts};
 use crate::kernel::{self, Isa};
 use crate::rows::{Source, expect_length};
-use columns::Columns;
+use columns::{Columns, Floats, PanelColumns};
 use outliers::{Batches, add_outliers};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -170,22 +171,6 @@ impl<'a> Matrix<'a> {
             });
         }
     }
-}
-
-/// Columns as panels take them.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum PanelColumns<'a> {
-    /// For rows of quantized weights.
-    Bytes(&'a Columns),
-    /// For rows of floats.
-    Floats(Floats<'a>),
-}
-
-/// Columns of `length` floats, one after another.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Floats<'a> {
-    pub x: &'a [f32],
-    pub length: usize,
 }
 
 /// Where `rows` lie, each of `size` bytes.

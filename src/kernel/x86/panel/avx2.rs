@@ -2,8 +2,8 @@
 
 use super::PanelVector;
 use crate::block::TensorType;
-use crate::matmul::columns::ColumnMut;
-use crate::matmul::{PANEL, PanelColumns};
+use crate::matmul::PANEL;
+use crate::matmul::columns::{ColumnMut, PanelColumns};
 use std::arch::x86_64::*;
 
 /// See [`crate::kernel::multiply_panel`].

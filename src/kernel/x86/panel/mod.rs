@@ -10,14 +10,15 @@
 
 pub(in crate::kernel) mod avx2;
 pub(in crate::kernel) mod avx512;
+mod numbers;
 
 use crate::block::{
     Block, BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
     BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks,
 };
-use crate::matmul::columns::{ColumnMut, Columns, GROUP, SUM};
-use crate::matmul::numbers::Numbers;
-use crate::matmul::{Floats, PANEL, PanelColumns};
+use crate::matmul::PANEL;
+use crate::matmul::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
+use numbers::Numbers;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
