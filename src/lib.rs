@@ -15,6 +15,8 @@
 //! | [`dot`] | dot products with quantized activations, and the activations |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
 //! | [`rows`] | whole matrices, checked and in parallel: what callers use |
+//! | [`matmul`] | matrices times activations |
+//! | [`model`] | the runtime: a transformer's weights, its cache, its logits, sampling |
 //!
 //! ```
 //! use q4hifi::block::TensorType;
@@ -41,6 +43,7 @@ pub mod float;
 pub mod hifi;
 pub mod kernel;
 pub mod matmul;
+pub mod model;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;

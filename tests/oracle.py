@@ -2,7 +2,7 @@
 
 The wheel's one shared object exports ggml's C functions and llama.cpp's C API. Its structs change
 from version to version, so none is declared here: a parameter struct comes from the library's own
-``..._default_params`` into a :class:`_Blob` that is larger than any version of it, and goes back by
+``..._default_params`` into a :class:`Blob` that is larger than any version of it, and goes back by
 value; only ``n_ctx``, the first field of the context's, is set. Both the x86-64 and the AArch64
 calling conventions allow this for a struct of more than 16 bytes, because only its address, or its
 first bytes on the stack, matter to the callee.
@@ -38,7 +38,7 @@ _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 _ToFloat = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)
 
 
-class _Blob(ctypes.Structure):
+class Blob(ctypes.Structure):
     """Room for a struct of any version, with the defaults that the library put there."""
 
     _fields_ = [("first", c_uint32), ("rest", c_uint32 * 255)]
@@ -67,8 +67,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_log_set": (None, [_LogCallback, c_void_p]),
     "ggml_log_set": (None, [_LogCallback, c_void_p]),
     "llama_backend_init": (None, []),
-    "llama_model_default_params": (_Blob, []),
-    "llama_model_load_from_file": (c_void_p, [c_char_p, _Blob]),
+    "llama_model_default_params": (Blob, []),
+    "llama_model_load_from_file": (c_void_p, [c_char_p, Blob]),
     "llama_model_free": (None, [c_void_p]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
@@ -81,12 +81,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int32,
         [c_void_p, _TokenBuffer, c_int32, c_void_p, c_int32, c_bool, c_bool],
     ),
-    "llama_context_default_params": (_Blob, []),
-    "llama_init_from_model": (c_void_p, [c_void_p, _Blob]),
+    "llama_context_default_params": (Blob, []),
+    "llama_init_from_model": (c_void_p, [c_void_p, Blob]),
     "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_free": (None, [c_void_p]),
-    "llama_batch_get_one": (_Blob, [_TokenBuffer, c_int32]),
-    "llama_decode": (c_int32, [c_void_p, _Blob]),
+    "llama_batch_get_one": (Blob, [_TokenBuffer, c_int32]),
+    "llama_decode": (c_int32, [c_void_p, Blob]),
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
 }
 
@@ -155,7 +155,7 @@ def ggml_dequantize(type_id: int, data: Bytes, n: int) -> Floats:
     return out
 
 
-def _checked(result: Any, ok: bool, what: str) -> Any:
+def checked(result: Any, ok: bool, what: str) -> Any:
     """Return ``result`` if ``ok``, else raise RuntimeError with what the engine logged as errors."""
     if ok:
         return result
@@ -167,11 +167,11 @@ def _checked(result: Any, ok: bool, what: str) -> Any:
 
 
 @contextmanager
-def _loaded(path: str | Path) -> Iterator[int]:
+def loaded(path: str | Path) -> Iterator[int]:
     _log.clear()
     lib = library()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
-    _checked(model, bool(model), f"{path} does not load")
+    checked(model, bool(model), f"{path} does not load")
     try:
         yield model
     finally:
@@ -184,7 +184,7 @@ def _context(model: int, threads: int) -> Iterator[int]:
     params = lib.llama_context_default_params()
     params.first = _CONTEXT
     context = lib.llama_init_from_model(model, params)
-    _checked(context, bool(context), "no context for the model")
+    checked(context, bool(context), "no context for the model")
     try:
         lib.llama_set_n_threads(context, threads, threads)
         yield context
@@ -197,7 +197,7 @@ def _tokens_of(vocabulary: int, text: str) -> list[int]:
     room = len(raw) + 8  # a token is at least one byte, and a few are added at the ends
     tokens = (c_int32 * room)()
     n = library().llama_tokenize(vocabulary, raw, len(raw), tokens, room, True, False)
-    return list(tokens[: _checked(n, n > 0, f"{text!r} gives no tokens")])
+    return list(tokens[: checked(n, n > 0, f"{text!r} gives no tokens")])
 
 
 def _text_of(vocabulary: int, tokens: list[int]) -> str:
@@ -205,7 +205,7 @@ def _text_of(vocabulary: int, tokens: list[int]) -> str:
     room = 256 * (len(tokens) + 1)
     text = ctypes.create_string_buffer(room)
     n = library().llama_detokenize(vocabulary, array, len(tokens), text, room, False, True)
-    return text.raw[: _checked(n, n >= 0, "the tokens give no text")].decode(errors="replace")
+    return text.raw[: checked(n, n >= 0, "the tokens give no text")].decode(errors="replace")
 
 
 def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 1) -> str:
@@ -215,7 +215,7 @@ def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 
     refuses the file.
     """
     lib = library()
-    with _loaded(path) as model, _context(model, threads) as context:
+    with loaded(path) as model, _context(model, threads) as context:
         vocabulary = lib.llama_model_get_vocab(model)
         n_vocabulary = lib.llama_vocab_n_tokens(vocabulary)
         tokens, generated = _tokens_of(vocabulary, prompt), list[int]()
@@ -223,7 +223,7 @@ def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 
         for _ in range(n_tokens):
             array = (c_int32 * len(tokens))(*tokens)
             status = lib.llama_decode(context, lib.llama_batch_get_one(array, len(tokens)))
-            _checked(status, status == 0, f"{path} does not run (status {status})")
+            checked(status, status == 0, f"{path} does not run (status {status})")
             logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (n_vocabulary,))
             assert np.isfinite(logits).all(), f"{path} gives logits that are not finite"
             tokens = [int(logits.argmax())]
@@ -241,7 +241,7 @@ def llama_loads(path: str | Path) -> bool:
 def llama_load_error(path: str | Path) -> str | None:
     """None where the engine loads the file, else what it says against it."""
     try:
-        with _loaded(path):
+        with loaded(path):
             return None
     except RuntimeError as error:
         return str(error)

@@ -155,3 +155,76 @@ def patch(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def write_runnable(
+    path: Path,
+    architecture: str,
+    *,
+    n_layer: int = 3,
+    n_embd: int = 256,
+    n_ff: int = 512,
+    heads: tuple[int, int] = (8, 2),
+    head_size: int = 32,
+    n_vocab: int = 320,
+    n_ctx: int = 512,
+    kind: str = "F32",
+    biases: Iterable[str] = (),
+    norms: Iterable[str] = (),
+    factors: npt.NDArray[np.float32] | None = None,
+    tied: bool = False,
+    pairs: Mapping[str, tuple[Any, GGUFValueType]] | None = None,
+) -> Path:
+    """Write a model of random weights that llama.cpp runs too; it has no vocabulary but its size.
+
+    ``biases`` and ``norms`` name the optional tensors of a layer, ``pairs`` keys of the architecture.
+    """
+    n_head, n_kv = heads
+    rng = np.random.default_rng(len(architecture))
+
+    def matrix(rows: int, columns: int) -> Floats:
+        return (rng.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
+
+    def vector(n: int, around: float = 1.0) -> Floats:
+        return (around + 0.2 * rng.standard_normal(n)).astype(np.float32)
+
+    shapes = {
+        "attn_q": (n_head * head_size, n_embd),
+        "attn_k": (n_kv * head_size, n_embd),
+        "attn_v": (n_kv * head_size, n_embd),
+        "attn_output": (n_embd, n_head * head_size),
+        "ffn_gate": (n_ff, n_embd),
+        "ffn_up": (n_ff, n_embd),
+        "ffn_down": (n_embd, n_ff),
+    }
+    tensors = {"token_embd.weight": matrix(n_vocab, n_embd), "output_norm.weight": vector(n_embd)}
+    if not tied:
+        tensors["output.weight"] = 4 * matrix(n_vocab, n_embd)
+    if factors is not None:
+        tensors["rope_freqs.weight"] = factors
+    for layer in range(n_layer):
+        for norm in ("attn_norm", "ffn_norm", *norms):
+            size = head_size if norm in ("attn_q_norm", "attn_k_norm") else n_embd
+            tensors[f"blk.{layer}.{norm}.weight"] = vector(size)
+        for name, shape in shapes.items():
+            tensors[f"blk.{layer}.{name}.weight"] = matrix(*shape)
+        for name in biases:
+            tensors[f"blk.{layer}.{name}.bias"] = vector(shapes[name][0], 0.0)
+    u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+    keys = {
+        "context_length": (n_ctx, u32),
+        "embedding_length": (n_embd, u32),
+        "feed_forward_length": (n_ff, u32),
+        "attention.head_count": (n_head, u32),
+        "attention.head_count_kv": (n_kv, u32),
+        "attention.key_length": (head_size, u32),
+        "attention.value_length": (head_size, u32),
+        "rope.dimension_count": (head_size, u32),
+        "attention.layer_norm_rms_epsilon": (1e-5, f32),
+        "vocab_size": (n_vocab, u32),
+    } | dict(pairs or {})
+    own = [(f"{architecture}.{key}", value, value_type) for key, (value, value_type) in keys.items()]
+    none = ("tokenizer.ggml.model", "none", GGUFValueType.STRING)
+    return write_model(
+        path, tensors, kind=kind, architecture=architecture, n_layer=n_layer, pairs=[*own, none]
+    )

@@ -8,6 +8,8 @@ Files
 Arrays
     :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
     the first returns.
+Running
+    :class:`Model` loads a model and evaluates it: logits, and tokens chosen by them.
 Machine
     :func:`cpu_features` tells which instruction set the kernels use.
 Errors
@@ -18,6 +20,7 @@ from ._core import __version__
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
 from .export import dequantize_file, export_file
 from .layout import Format
+from .model import InputSums, Model, Sampler, Sequence
 from .model_file import ModelFile, ModelTensor
 from .plan import Plan, PlannedTensor
 from .quantize import plan_file, quantize_file
@@ -35,6 +38,8 @@ __all__ = [
     "CpuFeatures",
     "Finding",
     "Format",
+    "InputSums",
+    "Model",
     "ModelFile",
     "ModelTensor",
     "NotFiniteError",
@@ -43,6 +48,8 @@ __all__ = [
     "Q4HifiError",
     "QuantizeReport",
     "QuantizedTensor",
+    "Sampler",
+    "Sequence",
     "TensorType",
     "UnsupportedModelError",
     "__version__",

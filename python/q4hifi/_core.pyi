@@ -1,4 +1,4 @@
-"""The Rust codec. Private: use the functions of :mod:`q4hifi`.
+"""The Rust core. Private: use the functions and classes of :mod:`q4hifi`.
 
 Types are named by their GGUF ids. Data are contiguous one-dimensional arrays of bytes that hold
 whole rows. ``threads`` = 0 uses one thread a core. Every function raises ValueError for lengths
@@ -7,7 +7,8 @@ encoders return is the squared error and the squared magnitude of the input, bot
 importance where there is one.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,12 @@ _Sums = tuple[float, float]
 
 __all__ = [
     "BadBlock",
+    "BadModel",
+    "Collector",
+    "Model",
     "NotFinite",
+    "Sampler",
+    "Sequence",
     "Unavailable",
     "__version__",
     "check_finite",
@@ -39,6 +45,7 @@ __all__ = [
 __version__: Final[str]
 
 class BadBlock(ValueError): ...
+class BadModel(ValueError): ...
 class NotFinite(ValueError): ...
 class Unavailable(RuntimeError): ...
 
@@ -90,3 +97,45 @@ def matmul_hifi(
     activations: _Floats,
     threads: int,
 ) -> _Floats: ...
+
+_Tensor = tuple[str, int | None, int, int, int, list[_Bytes]]
+"""Role, layer, type, row length, outliers a block, and its parts, which must be read-only."""
+
+@final
+class Model:
+    """A transformer on its weights. ``config`` has the attributes of ``architecture.Config``.
+
+    The tensors' arrays are kept, and used as they lie.
+    """
+
+    def __new__(cls, config: object, tensors: Iterable[_Tensor], threads: int) -> Model: ...
+    def sequence(self) -> Sequence: ...
+    def collector(self) -> Collector: ...
+
+@final
+class Sequence:
+    """Evaluates tokens: returns the logits of those from ``first`` to ``last``, [n, n_vocab]."""
+
+    @property
+    def length(self) -> int: ...
+    def evaluate(
+        self,
+        tokens: npt.NDArray[np.uint32],
+        first: int,
+        last: int,
+        collector: Collector | None,
+    ) -> _Floats: ...
+    def reset(self) -> None: ...
+
+@final
+class Collector:
+    """Sums of squared inputs, and the number of rows, of a matrix by its role and layer."""
+
+    def sums(self, role: str, layer: int | None) -> tuple[npt.NDArray[np.float64], int] | None: ...
+
+@final
+class Sampler:
+    """Chooses tokens; None where a logit is NaN."""
+
+    def __new__(cls, temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> Sampler: ...
+    def sample(self, logits: _Floats) -> int | None: ...

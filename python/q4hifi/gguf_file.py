@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .errors import BadFileError, BadOptionError
 from .gguf_header import FILE_TYPE_KEY, Header, TensorInfo, read_header, tensors_of
-from .gguf_io import PositionedFile, byte_view, os_errors
+from .gguf_io import FileMapping, PositionedFile, byte_view, os_errors
 from .gguf_metadata import Metadata
 from .gguf_split import COUNT, NO, TENSORS, shard_name, shard_paths
 
@@ -95,6 +95,22 @@ class GgufFile:
         if rows.size:
             self.read_into(tensor, first_row * tensor.row_bytes, rows)
         return rows
+
+    def map(self) -> list[FileMapping]:
+        """Map the files into memory, a mapping for each shard; they outlive :meth:`close`.
+
+        Raises :class:`BadFileError` where a file cannot be mapped or has become shorter.
+        """
+        needed = [0] * len(self._files)
+        for tensor in self.tensors.values():
+            needed[tensor.shard] = max(needed[tensor.shard], tensor.offset + tensor.nbytes)
+        mappings = []
+        for file, size in zip(self._files, needed, strict=True):
+            with os_errors(file.path, "be mapped", BadFileError):
+                mappings.append(file.map())
+            if file.size() < size:
+                raise BadFileError(f"{file.path}: has become shorter since it was opened")
+        return mappings
 
     def close(self) -> None:
         """Close the files; tensors cannot be read any more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -85,6 +86,10 @@ class PositionedFile:
         """Return when all that was written is on the disk."""
         os.fsync(self._file.fileno())
 
+    def map(self) -> FileMapping:
+        """Map the whole file into memory, read-only; the mapping outlives :meth:`close`."""
+        return FileMapping(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -102,3 +107,27 @@ class PositionedFile:
         with self._lock:
             self._file.seek(offset)
             return self._file.write(data)
+
+
+class FileMapping:
+    """A file's bytes as memory, for as long as it or an array of :meth:`view` lives.
+
+    If the file becomes shorter meanwhile, reading what is gone ends the process, as it would for
+    every program that maps files.
+    """
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        """Use :meth:`PositionedFile.map`."""
+        self._mapping = mapping
+
+    def view(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        """Return ``size`` bytes from ``offset`` on, uint8 [size], not to be written to."""
+        return np.frombuffer(self._mapping, np.uint8, size, offset)
+
+    def forget(self, offset: int, size: int) -> None:
+        """Give the memory of these bytes back; they are read from the file again when next looked at."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+            if length > 0:
+                self._mapping.madvise(mmap.MADV_DONTNEED, start, length)

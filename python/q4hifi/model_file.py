@@ -150,9 +150,9 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         with self.errors_at(tensor.name):
             return decode(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
 
-    def errors_at(self, name: str) -> _ErrorsAt:
+    def errors_at(self, name: str) -> ErrorsAt:
         """Context in which q4hifi's errors get the file and the tensor's name in front."""
-        return _ErrorsAt(f"{self.paths[0]}: tensor {name}: ")
+        return ErrorsAt(f"{self.paths[0]}: tensor {name}: ")
 
     def close(self) -> None:
         """Close the files."""
@@ -177,7 +177,9 @@ def row_ranges(tensor: ModelTensor, weights: int = CHUNK_WEIGHTS) -> Iterator[Ro
 
 
 @dataclass(frozen=True, slots=True)
-class _ErrorsAt:
+class ErrorsAt:
+    """Context in which q4hifi's errors get ``prefix`` in front."""
+
     prefix: str
 
     def __enter__(self) -> None:

@@ -7,6 +7,7 @@
 
 mod dequantize;
 mod isa;
+pub(crate) mod multiply_half;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 mod x86;
 
@@ -20,6 +21,7 @@ use crate::hifi::HifiBlock;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
+use multiply_half::Product;
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
 macro_rules! dispatch {
@@ -222,6 +224,26 @@ pub(crate) fn add_outlier_products(
     )
 }
 
+/// A loop over numbers, simple enough for the compiler to make vectors of, for every ISA its own.
+pub(crate) trait Loop {
+    /// What comes out of it.
+    type Output;
+
+    /// Implementations are `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs a loop, compiled for the ISA.
+pub(crate) fn run<T: Loop>(isa: Isa, work: T) -> T::Output {
+    dispatch!(isa, run(work), work.run())
+}
+
+/// Multiplies by numbers of half precision.
+pub(crate) fn multiply_half(isa: Isa, product: Product<'_>) {
+    product.check();
+    dispatch!(isa, multiply_half(product), multiply_half::multiply_half(product))
+}
+
 /// The integers of a K-quant block's dot product, by every kernel that there is for the ISA.
 #[cfg(test)]
 pub(crate) fn block_sums(
@@ -340,6 +362,28 @@ mod tests {
                 for isa in available() {
                     assert_eq!(encode(isa), encode(Isa::Scalar), "{isa:?} {outliers}");
                 }
+            }
+        }
+    }
+
+    /// Shapes that reach full tiles, narrow ones and rows that are left over.
+    #[test]
+    fn every_isa_multiplies_by_halves() {
+        for (rows, stride, k, n) in
+            [(1, 64, 64, 64), (6, 128, 128, 64), (9, 64, 37, 80), (14, 16, 16, 48)]
+        {
+            let a = weights(rows * stride, 31);
+            let b: Vec<u16> =
+                weights(k * n, 32).into_iter().map(crate::float::f32_to_f16).collect();
+            let product = |isa| {
+                let mut c = weights(rows * n, 33);
+                multiply_half(isa, Product { a: &a, stride, k, b: &b, n, c: &mut c });
+                c
+            };
+            let expected = product(Isa::Scalar);
+            for isa in available() {
+                let near = |(x, y): (&f32, &f32)| (x - y).abs() < 1e-6;
+                assert!(product(isa).iter().zip(&expected).all(near), "{isa:?} {rows} {k} {n}");
             }
         }
     }

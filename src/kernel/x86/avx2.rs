@@ -1,9 +1,10 @@
 //! AVX2 (with F16C): eight lanes.
 
+use super::multiply_half::Fused;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx2,fma,f16c", F32x8);
+super::entry_points!("avx2,fma,f16c", F32x8, 2);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);
@@ -134,5 +135,18 @@ impl Vector for F32x8 {
                 Self(_mm256_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
             ]
         }
+    }
+}
+
+impl Fused for F32x8 {
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, other: Self, acc: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_fmadd_ps(self.0, other.0, acc.0)) }
     }
 }

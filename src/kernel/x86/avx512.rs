@@ -1,9 +1,10 @@
 //! AVX-512: sixteen lanes.
 
+use super::multiply_half::Fused;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", F32x16);
+super::entry_points!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", F32x16, 4);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x16(__m512);
@@ -118,5 +119,18 @@ impl Vector for F32x16 {
                 Self(_mm512_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
             ]
         }
+    }
+}
+
+impl Fused for F32x16 {
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, other: Self, acc: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm512_fmadd_ps(self.0, other.0, acc.0)) }
     }
 }

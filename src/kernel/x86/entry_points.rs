@@ -1,14 +1,17 @@
 //! The functions that compile the algorithms for an ISA.
 
-/// One function for each entry of [`super`], for the CPU features `$features` and the vector `$vector`.
+/// One function for each entry of [`super`], for the CPU features `$features` and the vector `$vector`,
+/// `$width` of which are a tile of [`super::multiply_half`].
 ///
 /// Everything that they call is `#[inline(always)]`, so that it is compiled with the features too.
 macro_rules! entry_points {
-    ($features:literal, $vector:ident) => {
+    ($features:literal, $vector:ident, $width:literal) => {
         use crate::block::{QK_K, TensorType};
         use crate::dot::activations::Quantize;
         use crate::error_sums::ErrorSums;
         use crate::hifi::HifiBlock;
+        use crate::kernel::Loop;
+        use crate::kernel::multiply_half::Product;
         use crate::matmul::outliers::BATCH;
 
         /// See [`crate::kernel::quantize_rows`].
@@ -79,6 +82,19 @@ macro_rules! entry_points {
             sums: &mut [[f32; BATCH]],
         ) {
             crate::matmul::outliers::add_outlier_products(index, residual, x, sums);
+        }
+
+        /// See [`crate::kernel::multiply_half`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn multiply_half(product: Product<'_>) {
+            // SAFETY: the caller's promise.
+            unsafe { super::multiply_half::multiply_half::<$vector, $width>(product) }
+        }
+
+        /// See [`crate::kernel::run`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn run<T: Loop>(work: T) -> T::Output {
+            work.run()
         }
     };
 }

@@ -11,6 +11,7 @@ mod hifi;
 mod k_fit;
 mod legacy;
 mod legacy_plain;
+mod multiply_half;
 pub(super) mod panel;
 mod q6_k;
 mod quantize;

@@ -1,8 +1,9 @@
-//! The Python module `q4hifi._core`: extract, release the interpreter lock, call, wrap.
+//! The codec: quantize and dequantize rows.
 //!
 //! Types are named by their GGUF ids. Data crosses as contiguous one-dimensional arrays of bytes
 //! that hold whole rows; nothing is copied on the way in.
 
+use super::{detached, slice};
 use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
@@ -11,45 +12,7 @@ use crate::kernel::Isa;
 use crate::matmul::Matrix;
 use crate::rows::{self, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, OnceLock};
-
-pyo3::create_exception!(
-    _core,
-    NotFinite,
-    PyValueError,
-    "A weight is NaN or infinite; the second argument is its position in the input, in weights."
-);
-
-pyo3::create_exception!(
-    _core,
-    BadBlock,
-    PyValueError,
-    "A block contradicts its format; the second argument is its number in the input, the third why."
-);
-
-pyo3::create_exception!(
-    _core,
-    Unavailable,
-    PyRuntimeError,
-    "The machine cannot do what was asked: no such instruction set, or no more threads."
-);
-
-impl From<QuantError> for PyErr {
-    fn from(error: QuantError) -> Self {
-        match error {
-            QuantError::NotFinite { position } => NotFinite::new_err((error.to_string(), position)),
-            QuantError::BadBlock { block, what } => {
-                BadBlock::new_err((error.to_string(), block, what))
-            }
-            QuantError::IsaNotAvailable(_) => Unavailable::new_err(error.to_string()),
-            other => PyValueError::new_err(other.to_string()),
-        }
-    }
-}
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
@@ -58,38 +21,6 @@ type Sums = (f64, f64);
 
 fn sums(sums: ErrorSums) -> Sums {
     (sums.error, sums.reference)
-}
-
-/// Runs `work` without the interpreter lock on `threads` threads; 0 is one a core.
-fn detached<T: Send>(
-    py: Python<'_>,
-    threads: usize,
-    work: impl FnOnce() -> Result<T, QuantError> + Send,
-) -> PyResult<T> {
-    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
-    py.detach(|| {
-        if threads == 0 {
-            return Ok(work()?);
-        }
-        let mut pools = POOLS.get_or_init(Mutex::default).lock().expect("no panic holds the lock");
-        let pool = match pools.entry(threads) {
-            Entry::Occupied(entry) => Arc::clone(entry.get()),
-            Entry::Vacant(entry) => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                let pool = pool.map_err(|error| Unavailable::new_err(error.to_string()))?;
-                Arc::clone(entry.insert(Arc::new(pool)))
-            }
-        };
-        drop(pools);
-        Ok(pool.install(work)?)
-    })
-}
-
-fn slice<'a, T: numpy::Element>(
-    array: &'a PyReadonlyArray1<'_, T>,
-    what: &str,
-) -> PyResult<&'a [T]> {
-    array.as_slice().map_err(|_| PyValueError::new_err(format!("{what} is not contiguous")))
 }
 
 fn source_of<'a>(
@@ -106,14 +37,14 @@ fn importance_slice<'a>(importance: &'a Importance<'_>) -> PyResult<Option<&'a [
 
 /// `(name, id, weights a block, bytes a block)` of every type of the codec.
 #[pyfunction]
-fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
+pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
     let row = |t: TensorType| (t.name(), t.id(), t.block_weights(), t.block_bytes());
     TensorType::ALL.map(row).to_vec()
 }
 
 /// The name of the instruction set in use, and of all that this CPU has, slowest first.
 #[pyfunction]
-fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
+pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
 }
@@ -121,7 +52,7 @@ fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
 /// Encodes rows of type `source_type` as `target_type`.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads))]
-fn quantize<'py>(
+pub(super) fn quantize<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     source_type: u32,
@@ -141,7 +72,7 @@ fn quantize<'py>(
 /// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
-fn quantize_hifi<'py>(
+pub(super) fn quantize_hifi<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     source_type: u32,
@@ -164,7 +95,7 @@ fn quantize_hifi<'py>(
 /// Encodes rows as Q4_HIFI, in the fork layout.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
-fn quantize_hifi_fork<'py>(
+pub(super) fn quantize_hifi_fork<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     source_type: u32,
@@ -183,7 +114,7 @@ fn quantize_hifi_fork<'py>(
 /// Decodes rows of a type of the codec.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, threads))]
-fn dequantize<'py>(
+pub(super) fn dequantize<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     source_type: u32,
@@ -199,7 +130,7 @@ fn dequantize<'py>(
 /// Decodes Q4_HIFI rows of the split layout.
 #[pyfunction]
 #[pyo3(signature = (base, index, residual, row_length, outliers, threads))]
-fn dequantize_hifi<'py>(
+pub(super) fn dequantize_hifi<'py>(
     py: Python<'py>,
     base: BytesArgument<'py>,
     index: BytesArgument<'py>,
@@ -222,7 +153,7 @@ fn dequantize_hifi<'py>(
 /// Decodes Q4_HIFI rows of the fork layout.
 #[pyfunction]
 #[pyo3(signature = (source, row_length, threads))]
-fn dequantize_hifi_fork<'py>(
+pub(super) fn dequantize_hifi_fork<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     row_length: usize,
@@ -236,7 +167,7 @@ fn dequantize_hifi_fork<'py>(
 
 /// Takes Q4_HIFI rows of the fork layout apart: base, places, residuals.
 #[pyfunction]
-fn fork_to_split<'py>(
+pub(super) fn fork_to_split<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     row_length: usize,
@@ -253,7 +184,7 @@ fn fork_to_split<'py>(
 
 /// Puts Q4_HIFI rows of the split layout together into the fork layout.
 #[pyfunction]
-fn split_to_fork<'py>(
+pub(super) fn split_to_fork<'py>(
     py: Python<'py>,
     base: BytesArgument<'py>,
     index: BytesArgument<'py>,
@@ -275,7 +206,7 @@ fn split_to_fork<'py>(
 /// Fails with [`NotFinite`] where a weight decodes to NaN or infinity.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, threads))]
-fn check_finite(
+pub(super) fn check_finite(
     py: Python<'_>,
     source: BytesArgument<'_>,
     source_type: u32,
@@ -289,7 +220,7 @@ fn check_finite(
 /// Multiplies rows of a type of the codec by columns of activations, one after another.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, activations, threads))]
-fn matmul<'py>(
+pub(super) fn matmul<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
     source_type: u32,
@@ -305,7 +236,7 @@ fn matmul<'py>(
 #[pyfunction]
 #[pyo3(signature = (base, index, residual, row_length, outliers, activations, threads))]
 #[allow(clippy::too_many_arguments)] // one a part; Python's caller names them
-fn matmul_hifi<'py>(
+pub(super) fn matmul_hifi<'py>(
     py: Python<'py>,
     base: BytesArgument<'py>,
     index: BytesArgument<'py>,
@@ -368,19 +299,4 @@ impl Parts {
             PyArray1::from_vec(py, self.residual),
         )
     }
-}
-
-/// The codec of q4hifi. Private: use the functions of the package.
-#[pymodule]
-mod _core {
-    #[pymodule_export]
-    use super::{
-        BadBlock, NotFinite, Unavailable, check_finite, cpu_features, dequantize, dequantize_hifi,
-        dequantize_hifi_fork, fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi,
-        quantize_hifi_fork, split_to_fork, tensor_types,
-    };
-
-    #[pymodule_export]
-    #[allow(non_upper_case_globals)]
-    const __version__: &str = env!("CARGO_PKG_VERSION");
 }

@@ -1,0 +1,312 @@
+"""Running models: :class:`Model` and its :class:`Sequence`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .architecture import FACTORS, SUPPORTED, config_of, name_of, place_of
+from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
+from .gguf_io import FileMapping
+from .layout import SPLIT
+from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
+from .rows import Parts, relayout, thread_count
+from .types import Q4_HIFI, TYPES
+
+Floats = npt.NDArray[np.float32]
+Tokens = npt.ArrayLike
+"""Numbers of tokens: a list, or a one-dimensional array of integers."""
+
+Wanted = Literal["last", "all", "none"] | range
+
+
+class Model:
+    """A language model that can be run.
+
+    Attributes: ``path``, ``metadata`` of the file, ``n_vocab`` tokens of its vocabulary, ``n_ctx`` tokens
+    that a sequence may have. May be used from several threads at the same time.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        n_ctx: int | None = None,
+    ) -> None:
+        """Load a GGUF model by its file or by any of its shards.
+
+        ``threads`` None is one a core; ``n_ctx`` None is what the model was trained with. Weights are
+        not copied, but mapped from the file, which must not be changed meanwhile.
+
+        Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
+        :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.
+        """
+        if n_ctx is not None and n_ctx < 1:
+            raise BadOptionError(f"n_ctx is {n_ctx}; it is a number of tokens, at least 1")
+        with ModelFile.open(path) as file:
+            self.path: Path = file.paths[0]
+            self.metadata: Mapping[str, Any] = file.metadata
+            with file.errors_at("token_embd.weight"):
+                embeddings = file.tensors.get("token_embd.weight")
+                if embeddings is None or len(embeddings.shape) != 2:
+                    raise UnsupportedModelError(f"it is not there, or is no matrix; {SUPPORTED}")
+            with ErrorsAt(f"{self.path}: "):
+                config = config_of(file.metadata, embeddings.n_rows, _factors(file))
+            self._core = _load(file, config, thread_count(threads))
+            self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
+        self.n_vocab: int = config.n_vocab
+        self.n_ctx: int = n_ctx or config.n_context
+
+    def sequence(self) -> Sequence:
+        """Return an empty sequence."""
+        return Sequence(self, self._core.sequence())
+
+    def logits(self, tokens: Tokens) -> Floats:
+        """Return the logits after each token, float32 [n_tokens, n_vocab], of a text on its own."""
+        logits = self.sequence().evaluate(tokens, "all")
+        assert logits is not None
+        return logits
+
+    def generate_tokens(
+        self,
+        tokens: Tokens,
+        *,
+        n: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Yield the tokens that follow ``tokens``, one after another, as they are chosen.
+
+        Ends after ``n`` tokens, before a token of ``stop``, and where the context is full. Options are
+        llama.cpp's, with the same tokens for the same seed: ``temperature`` 0 takes the best token
+        always, ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 cut nothing off, ``seed`` None is a random one.
+        """
+        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        sequence = self.sequence()
+        logits = sequence.evaluate(tokens)
+        return self._continue(sequence, logits, sampler, n, frozenset(stop))
+
+    def _continue(
+        self,
+        sequence: Sequence,
+        logits: Floats | None,
+        sampler: Sampler,
+        n: int | None,
+        stop: frozenset[int],
+    ) -> Iterator[int]:
+        done = 0
+        while logits is not None and (n is None or done < n):
+            token = sampler.sample(logits)
+            if token in stop:
+                return
+            yield token
+            done += 1
+            room = sequence.length < self.n_ctx and (n is None or done < n)
+            logits = sequence.evaluate([token]) if room else None
+
+    def input_sums(self) -> InputSums:
+        """Return a collector of the matrices' inputs, to be given to :meth:`Sequence.evaluate`."""
+        return InputSums(self._core.collector(), self._matrices)
+
+
+class Sequence:
+    """A text that a model reads, and what it remembers of it. ``length`` is in tokens."""
+
+    def __init__(self, model: Model, core: _core.Sequence) -> None:
+        """Use :meth:`Model.sequence`."""
+        self._model = model
+        self._core = core
+
+    @property
+    def length(self) -> int:
+        """Tokens that were evaluated."""
+        return self._core.length
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._core.reset()
+
+    def evaluate(
+        self, tokens: Tokens, logits: Wanted = "last", *, sums: InputSums | None = None
+    ) -> Floats | None:
+        """Read ``tokens`` after those that are there; return the logits that were asked for.
+
+        "last" is float32 [n_vocab], "all" is [n_tokens, n_vocab], "none" is None, and a range of
+        ``tokens``, its step 1, is [its length, n_vocab]. ``sums`` sees the inputs of all matrices.
+        Raises :class:`BadOptionError` for tokens that are not in the vocabulary, or too many for the
+        context. Ctrl-C ends it within a layer's time; the tokens of whole batches of 512 then remain.
+        """
+        array = _token_array(tokens, self._model.n_vocab)
+        n = len(array)
+        if self.length + n > self._model.n_ctx:
+            raise BadOptionError(
+                f"{self.length} tokens and {n} more are too many for a context of {self._model.n_ctx}"
+            )
+        wanted = _range_of(logits, n)
+        core = None if sums is None else sums.core
+        out = self._core.evaluate(array, wanted.start, wanted.stop, core)
+        if logits == "none":
+            return None
+        return out[0] if logits == "last" else out
+
+
+class Sampler:
+    """Chooses tokens by their logits; see :meth:`Model.generate_tokens`."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+    ) -> None:
+        """Begin with ``seed``, 0 to 2³² - 1; None is a random one. Raises :class:`BadOptionError`."""
+        seed = secrets.randbits(32) if seed is None else seed
+        for name, value, least, most in (
+            ("temperature", temperature, 0, float("inf")),
+            ("top_k", top_k, 0, 1 << 31),
+            ("top_p", top_p, 0, 1),
+            ("min_p", min_p, 0, 1),
+            ("seed", seed, 0, (1 << 32) - 1),
+        ):
+            if not least <= value <= most:
+                raise BadOptionError(f"{name} is {value}; choose {least} to {most}")
+        self.seed = seed
+        self._core = _core.Sampler(temperature, top_k, top_p, min_p, seed)
+
+    def sample(self, logits: Floats) -> int:
+        """Return the next token; ``logits`` is float32 [n_vocab]."""
+        token = self._core.sample(np.ascontiguousarray(logits, np.float32))
+        if token is None:
+            raise NotFiniteError("the model gives logits that are NaN; its weights may be damaged")
+        return token
+
+
+class InputSums:
+    """Sums of the squared inputs of every matrix, over all tokens that were evaluated with it."""
+
+    def __init__(self, core: _core.Collector, places: Mapping[str, tuple[str, int | None]]) -> None:
+        """Use :meth:`Model.input_sums`."""
+        self.core = core
+        self._places = dict(places)
+        if not any(role == "output" for role, _ in places.values()):
+            self._places["token_embd.weight"] = ("output", None)  # which serve as output
+
+    def of(self, name: str) -> tuple[npt.NDArray[np.float64], int] | None:
+        """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""
+        place = self._places.get(name)
+        return self.core.sums(*place) if place else None
+
+    def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
+        """Return :meth:`of` for all matrices of the model, by name."""
+        return {name: found for name in self._places if (found := self.of(name)) is not None}
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def _factors(file: ModelFile) -> list[float]:
+    tensor = file.tensors.get(FACTORS)
+    if tensor is None:
+        return []
+    factors: list[float] = file.dequantize_rows(RowRange(tensor, 0, 0, tensor.n_rows)).reshape(-1).tolist()
+    if not all(0 < factor < float("inf") for factor in factors):
+        raise BadFileError(f"tensor {FACTORS} has numbers that are not positive")
+    return factors
+
+
+_CoreTensor = tuple[str, int | None, int, int, int, list[npt.NDArray[np.uint8]]]
+
+
+def _load(file: ModelFile, config: object, threads: int) -> _core.Model:
+    """Hand the tensors to the core, one after another."""
+    current = ""
+
+    def tensors() -> Iterator[_CoreTensor]:
+        nonlocal current
+        mappings = file.gguf.map()
+        for current, tensor in file.tensors.items():
+            if current == FACTORS:
+                continue
+            place = place_of(current)
+            if place is None:
+                raise UnsupportedModelError(f"a tensor that the runtime has no use for; {SUPPORTED}")
+            if not tensor.type.codec:
+                raise UnsupportedModelError(f"{tensor.type} is a type that q4hifi cannot decode")
+            parts = _mapped(tensor, mappings)
+            kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
+            yield (*place, kind.id, tensor.row_length, tensor.outliers, list(parts))
+            if tensor.format.is_fork:  # was copied
+                for part in tensor.parts:
+                    mappings[part.shard].forget(part.offset, part.nbytes)
+
+    path = file.paths[0]
+    try:
+        return _core.Model(config, tensors(), threads)
+    except _core.BadModel as cause:
+        message, what, role, layer = cause.args
+        if what == "missing":
+            raise BadFileError(
+                f"{path}: there is no tensor {name_of(role, layer)}; the file is not complete,"
+                f" or not of the architecture that it names; {SUPPORTED}"
+            ) from None
+        if what == "unknown":
+            message = f"a tensor that a model of this architecture does not have; {SUPPORTED}"
+            raise UnsupportedModelError(f"{path}: tensor {current}: {message}") from None
+        raise BadFileError(f"{path}: {f'tensor {current}: ' * bool(current)}{message}") from None
+    except Q4HifiError as cause:
+        raise type(cause)(f"{path}: tensor {current}: {cause}") from cause
+    except ValueError as cause:
+        raise BadFileError(f"{path}: tensor {current}: {cause}") from cause
+    except _core.Unavailable as cause:
+        raise BadOptionError(str(cause)) from cause
+
+
+def _mapped(tensor: ModelTensor, mappings: list[FileMapping]) -> Parts:
+    """The tensor's parts as they lie in the file, and those of the fork layout taken apart."""
+    parts = tuple(mappings[part.shard].view(part.offset, part.nbytes) for part in tensor.parts)
+    if tensor.format.is_fork:
+        parts = relayout(parts, tensor.format, SPLIT, tensor.row_length)
+        for part in parts:
+            part.flags.writeable = False
+    return parts
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+def _token_array(tokens: Tokens, n_vocab: int) -> npt.NDArray[np.uint32]:
+    array = np.asarray(tokens)
+    if array.ndim != 1 or not array.size:
+        raise BadOptionError(f"tokens are a list of numbers, at least one, not {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise BadOptionError(f"tokens are integers, not {array.dtype}")
+    if array.min() < 0 or array.max() >= n_vocab:
+        wrong = array[(array < 0) | (array >= n_vocab)][0]
+        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {n_vocab}")
+    return np.ascontiguousarray(array, np.uint32)
+
+
+def _range_of(wanted: Wanted, n: int) -> range:
+    if isinstance(wanted, range):
+        if wanted.step != 1 or not 0 <= wanted.start <= wanted.stop <= n:
+            raise BadOptionError(f"logits of {wanted}, but there are {n} tokens")
+        return wanted
+    ranges = {"last": range(n - 1, n), "all": range(n), "none": range(n, n)}
+    if wanted not in ranges:
+        raise BadOptionError(f"logits is {wanted!r}; choose one of {', '.join(ranges)}, or a range")
+    return ranges[wanted]

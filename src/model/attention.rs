@@ -1,0 +1,141 @@
+//! Attention: every query's mean of the values it sees, weighted by the softmax of its products with
+//! their keys.
+//!
+//! Done block by block of the cache, for the queries of several tokens and all heads that share keys
+//! at once: a product with the keys, a step of the softmax, a product with the values. So the cache
+//! is read once for all of them, and no score outlives its block.
+
+use super::config::Config;
+use super::kv_cache::{BLOCK, LayerCache};
+use super::ops::SoftmaxStep;
+use crate::kernel::multiply_half::Product;
+use crate::kernel::{self, Isa};
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+/// Queries, rows of the products, that are worked on at once.
+const ROWS: usize = 48;
+
+/// Less than any score.
+const LEAST: f32 = -1e30;
+
+/// Attends from the tokens whose queries these are, the first of which stands at `first`; queries and
+/// `out` have a row a token. The cache holds these tokens too.
+pub(super) fn attend(
+    isa: Isa,
+    config: &Config,
+    cache: &LayerCache,
+    window: Option<usize>,
+    first: usize,
+    queries: &[f32],
+    out: &mut [f32],
+) {
+    let width = config.n_query();
+    let head_width = config.group() * config.head_size;
+    let heads = Heads { isa, config, cache, window };
+    let tokens = out.len() / width;
+    if tokens == 1 {
+        let parts = out.par_chunks_exact_mut(head_width).zip(queries.par_chunks_exact(head_width));
+        parts.enumerate().for_each(|(head, (out, queries))| {
+            heads.attend(head, first, (0, head_width), queries, out);
+        });
+        return;
+    }
+    let most = (ROWS / config.group()).max(1);
+    let step = tokens.div_ceil(4 * rayon::current_num_threads()).min(most);
+    let parts = out.par_chunks_mut(step * width).zip(queries.par_chunks(step * width));
+    parts.enumerate().for_each(|(i, (out, queries))| {
+        for head in 0..config.n_head_kv {
+            heads.attend(head, first + i * step, (head * head_width, width), queries, out);
+        }
+    });
+}
+
+struct Heads<'a> {
+    isa: Isa,
+    config: &'a Config,
+    cache: &'a LayerCache,
+    window: Option<usize>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    weighted: Vec<f32>,
+    /// Greatest score and sum of the weights, a pair a row.
+    state: Vec<(f32, f32)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Heads<'_> {
+    /// Attends for the heads that share key head `head`; they stand at an offset in each row of so
+    /// many numbers.
+    fn attend(
+        &self,
+        head: usize,
+        first: usize,
+        (offset, width): (usize, usize),
+        queries: &[f32],
+        out: &mut [f32],
+    ) {
+        let size = self.config.head_size;
+        let group = self.config.group();
+        let head_width = group * size;
+        let tokens = out.len() / width;
+        SCRATCH.with_borrow_mut(|scratch| {
+            let rows = tokens * group;
+            let Scratch { queries: q, scores, weighted, state } = scratch;
+            q.clear();
+            for row in queries.chunks_exact(width) {
+                let heads = &row[offset..][..head_width];
+                q.extend(heads.iter().map(|q| q * self.config.attention_scale));
+            }
+            scores.resize(rows * BLOCK, 0.0);
+            weighted.clear();
+            weighted.resize(rows * size, 0.0);
+            state.clear();
+            state.resize(rows, (LEAST, 0.0));
+
+            let seen_from =
+                |position: usize| self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+            let last = first + tokens - 1;
+            for block in seen_from(first) / BLOCK..=last / BLOCK {
+                let start = block * BLOCK;
+                let filled = BLOCK.min(last + 1 - start);
+                scores.fill(0.0);
+                let b = self.cache.keys(block, head);
+                let product = Product { a: q, stride: size, k: size, b, n: BLOCK, c: scores };
+                kernel::multiply_half(self.isa, product);
+                let rows = scores.chunks_exact_mut(BLOCK).zip(weighted.chunks_exact_mut(size));
+                for (row, ((scores, weighted), (greatest, sum))) in
+                    rows.zip(state.iter_mut()).enumerate()
+                {
+                    let position = first + row / group;
+                    let from = seen_from(position).saturating_sub(start).min(BLOCK);
+                    let to = (position + 1).saturating_sub(start).clamp(from, BLOCK);
+                    let visible = from..to;
+                    kernel::run(self.isa, SoftmaxStep { scores, visible, greatest, sum, weighted });
+                }
+                let b = self.cache.values(block, head);
+                let product =
+                    Product { a: scores, stride: BLOCK, k: filled, b, n: size, c: weighted };
+                kernel::multiply_half(self.isa, product);
+            }
+            let weighted = weighted.chunks_exact(head_width).zip(state.chunks_exact(group));
+            for (out, (weighted, state)) in out.chunks_exact_mut(width).zip(weighted) {
+                let heads = out[offset..][..head_width].chunks_exact_mut(size);
+                for ((out, weighted), (_, sum)) in heads.zip(weighted.chunks_exact(size)).zip(state)
+                {
+                    let scale = 1.0 / sum;
+                    for (out, x) in out.iter_mut().zip(weighted) {
+                        *out = x * scale;
+                    }
+                }
+            }
+        });
+    }
+}

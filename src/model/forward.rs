@@ -1,0 +1,333 @@
+//! The forward pass: tokens in, logits out.
+
+use super::attention;
+use super::collector::{Collector, Site};
+use super::config::{Activation, Config, Pairs};
+use super::error::ModelError;
+use super::kv_cache::Sequence;
+use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
+use super::rope::Rope;
+use super::weights::{Builder, Layer, Linear, Tensors};
+use crate::kernel::{self, Isa};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Tokens that go through the layers together.
+const BATCH: usize = 512;
+
+/// Numbers from which on a loop is spread over the threads.
+const PARALLEL: usize = 1 << 16;
+
+/// A transformer's weights, ready to run. Any number of sequences may use it at the same time.
+#[derive(Debug)]
+pub struct Model<'a> {
+    config: Config,
+    tensors: Tensors<'a>,
+    rope: Rope,
+    local_rope: Option<Rope>,
+    isa: Isa,
+    /// Kept from one evaluation to the next, one for each that runs at the same time.
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+/// What to evaluate.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The tokens, which follow those that the sequence has.
+    pub tokens: &'a [u32],
+    /// Those of them whose logits are wanted.
+    pub wanted: Range<usize>,
+    /// Takes the logits, a row of the vocabulary for each token that is wanted.
+    pub logits: &'a mut [f32],
+    /// Sees the inputs of all matrices.
+    pub collector: Option<&'a mut Collector>,
+    /// Looked at before every layer; the work is given up once it is set.
+    pub cancelled: &'a AtomicBool,
+}
+
+/// Rows of numbers, one a token.
+#[derive(Debug, Default)]
+struct Buffers {
+    state: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// Cosines and sines of all positions, and those of the local layers.
+    angles: [[Vec<f32>; 2]; 2],
+}
+
+impl<'a> Model<'a> {
+    /// A model of tensors that are all there.
+    pub fn new(builder: Builder<'a>) -> Result<Self, ModelError> {
+        let (config, tensors) = builder.finish()?;
+        let rope = Rope::new(&config.rope);
+        let local_rope = config.local.as_ref().map(|local| Rope::new(&local.rope));
+        let isa = Isa::active()?;
+        Ok(Self { config, tensors, rope, local_rope, isa, buffers: Mutex::default() })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// An empty sequence.
+    pub fn sequence(&self) -> Sequence {
+        Sequence::new(&self.config)
+    }
+
+    /// A collector of what its matrices are multiplied by.
+    pub fn collector(&self) -> Collector {
+        Collector::new(&self.config)
+    }
+
+    /// Evaluates tokens, after which the sequence holds them, on the threads of the current pool.
+    ///
+    /// After an error the sequence holds what it held before, or whole batches more.
+    pub fn evaluate(
+        &self,
+        sequence: &mut Sequence,
+        request: Request<'_>,
+    ) -> Result<(), ModelError> {
+        let Request { tokens, wanted, logits, mut collector, cancelled } = request;
+        let n_vocab = self.config.n_vocab;
+        assert!(wanted.start <= wanted.end && wanted.end <= tokens.len());
+        assert_eq!(logits.len(), wanted.len() * n_vocab);
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            return Err(ModelError::Token { token, n_vocab });
+        }
+        let kept = self.buffers.lock().expect("no panic holds the lock").pop();
+        let mut buffers = kept.unwrap_or_default();
+        let mut done = 0;
+        for (i, tokens) in tokens.chunks(BATCH).enumerate() {
+            let start = i * BATCH;
+            let within = |at: usize| at.clamp(start, start + tokens.len()) - start;
+            let wanted = within(wanted.start)..within(wanted.end);
+            let out = &mut logits[done * n_vocab..][..wanted.len() * n_vocab];
+            done += wanted.len();
+            let collector = collector.as_deref_mut();
+            let mut pass = Pass { model: self, sequence, buffers: &mut buffers, collector };
+            pass.run(tokens, wanted, out, cancelled)?;
+            sequence.advance(tokens.len());
+        }
+        self.buffers.lock().expect("no panic holds the lock").push(buffers);
+        Ok(())
+    }
+}
+
+/// One batch on its way through the layers.
+struct Pass<'p, 'a> {
+    model: &'p Model<'a>,
+    sequence: &'p mut Sequence,
+    buffers: &'p mut Buffers,
+    collector: Option<&'p mut Collector>,
+}
+
+impl Pass<'_, '_> {
+    fn run(
+        &mut self,
+        tokens: &[u32],
+        wanted: Range<usize>,
+        logits: &mut [f32],
+        cancelled: &AtomicBool,
+    ) -> Result<(), ModelError> {
+        let Model { config, tensors, isa, .. } = self.model;
+        self.buffers.resize(config, tokens.len());
+        self.embed(tokens);
+        self.turn(tokens.len());
+        let all = 0..tokens.len();
+        for (i, layer) in tensors.layers.iter().enumerate() {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(ModelError::Cancelled);
+            }
+            // past the last layer's keys only what is wanted is needed
+            let last = i + 1 == tensors.layers.len() && self.collector.is_none();
+            self.layer(i, layer, if last { wanted.clone() } else { all.clone() })?;
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let n = config.n_embd;
+        let Buffers { state, normed, .. } = self.buffers;
+        let normed = &mut normed[..wanted.len() * n];
+        norm(*isa, config, &state[wanted.start * n..], &tensors.output_norm, normed);
+        if let Some(collector) = self.collector.as_deref_mut() {
+            collector.add(Site::Output, 0, normed);
+        }
+        apply(*isa, &tensors.output, normed, logits)?;
+        if let Some(cap) = config.logit_softcap {
+            each_row(logits, config.n_vocab, |_, row| {
+                row.iter_mut().for_each(|logit| *logit = (*logit / cap).tanh() * cap);
+            });
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, tokens: &[u32]) {
+        let Model { config, tensors, isa, .. } = self.model;
+        each_row(&mut self.buffers.state, config.n_embd, |i, row| {
+            tensors.token_embd.row(*isa, tokens[i] as usize, row);
+            if config.embedding_scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= config.embedding_scale);
+            }
+        });
+    }
+
+    /// The angles of the batch's positions, for all layers.
+    fn turn(&mut self, tokens: usize) {
+        let first = self.sequence.length();
+        let ropes = [Some(&self.model.rope), self.model.local_rope.as_ref()];
+        for (rope, angles) in ropes.into_iter().zip(&mut self.buffers.angles) {
+            let Some(rope) = rope else { continue };
+            let [cos, sin] = angles;
+            cos.resize(tokens * rope.pairs(), 0.0);
+            sin.resize(tokens * rope.pairs(), 0.0);
+            rope.angles(first, cos, sin);
+        }
+    }
+
+    /// Runs a layer; only the states of the tokens `active` are brought up to date.
+    fn layer(
+        &mut self,
+        number: usize,
+        layer: &Layer<'_>,
+        active: Range<usize>,
+    ) -> Result<(), ModelError> {
+        let Model { config, isa, .. } = self.model;
+        let isa = *isa;
+        let n = config.n_embd;
+        let first = self.sequence.length();
+        let cache = &mut self.sequence.layers[number];
+        let window = config.window(number);
+        let Buffers { state, normed, query, key, value, attended, gate, up, angles } = self.buffers;
+        let mut collect = |site, rows: &[f32]| {
+            if let Some(collector) = self.collector.as_deref_mut() {
+                collector.add(site, number, rows);
+            }
+        };
+        let [cos, sin] = &angles[usize::from(window.is_some())];
+        let heads = |rows: &mut [f32], width, first_row: usize, weight: Option<&[f32]>| {
+            let pairs = cos.len() / (state.len() / n);
+            each_row(rows, width, |i, row| {
+                if let Some(weight) = weight {
+                    kernel::run(isa, NormHeads { row, weight, eps: config.norm_eps });
+                }
+                let at = (first_row + i) * pairs;
+                rotate(isa, config, row, &cos[at..][..pairs], &sin[at..][..pairs]);
+            });
+        };
+
+        norm(isa, config, state, &layer.attn_norm, normed);
+        collect(Site::Attention, normed);
+        apply(isa, &layer.key, normed, key)?;
+        apply(isa, &layer.value, normed, value)?;
+        heads(key, config.n_key(), 0, layer.key_norm.as_deref());
+        cache.write(first, key, value);
+        if active.is_empty() {
+            return Ok(());
+        }
+
+        let query = &mut query[..active.len() * config.n_query()];
+        let attended = &mut attended[..active.len() * config.n_query()];
+        apply(isa, &layer.query, &normed[active.start * n..active.end * n], query)?;
+        heads(query, config.n_query(), active.start, layer.query_norm.as_deref());
+        let first = first + active.start;
+        if let Some(temperature) = config.temperature {
+            each_row(query, config.n_query(), |i, row| {
+                let steps = ((first + i) / temperature.interval + 1) as f32;
+                let factor = 1.0 + temperature.scale * steps.ln();
+                row.iter_mut().for_each(|x| *x *= factor);
+            });
+        }
+        attention::attend(isa, config, cache, window, first, query, attended);
+        collect(Site::AttnOutput, attended);
+
+        let state = &mut state[active.start * n..active.end * n];
+        let normed = &mut normed[..state.len()];
+        apply(isa, &layer.attn_output, attended, normed)?;
+        add(isa, config, state, normed, layer.attn_post_norm.as_deref());
+
+        norm(isa, config, state, &layer.ffn_norm, normed);
+        collect(Site::Ffn, normed);
+        let gate = &mut gate[..active.len() * config.n_ff];
+        let up = &mut up[..active.len() * config.n_ff];
+        apply(isa, &layer.gate, normed, gate)?;
+        apply(isa, &layer.up, normed, up)?;
+        each_row(gate, config.n_ff, |i, gate| {
+            let up = &up[i * config.n_ff..][..config.n_ff];
+            match config.activation {
+                Activation::Silu => kernel::run(isa, Silu { gate, up }),
+                Activation::Gelu => kernel::run(isa, Gelu { gate, up }),
+            }
+        });
+        collect(Site::FfnDown, gate);
+        apply(isa, &layer.down, gate, normed)?;
+        add(isa, config, state, normed, layer.ffn_post_norm.as_deref());
+        Ok(())
+    }
+}
+
+impl Buffers {
+    fn resize(&mut self, config: &Config, tokens: usize) {
+        for (buffer, width) in [
+            (&mut self.state, config.n_embd),
+            (&mut self.normed, config.n_embd),
+            (&mut self.query, config.n_query()),
+            (&mut self.key, config.n_key()),
+            (&mut self.value, config.n_key()),
+            (&mut self.attended, config.n_query()),
+            (&mut self.gate, config.n_ff),
+            (&mut self.up, config.n_ff),
+        ] {
+            buffer.resize(tokens * width, 0.0);
+        }
+    }
+}
+
+/// Works on rows of `width` numbers, spread over the threads where there are many.
+fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    if rows.len() < PARALLEL {
+        rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
+    } else {
+        rows.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
+    }
+}
+
+fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
+    let n = config.n_embd;
+    each_row(out, n, |i, out| {
+        kernel::run(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
+    });
+}
+
+/// Adds `part` to the state, normed first where there is a weight for that.
+fn add(isa: Isa, config: &Config, state: &mut [f32], part: &mut [f32], weight: Option<&[f32]>) {
+    let n = config.n_embd;
+    if let Some(weight) = weight {
+        let eps = config.norm_eps;
+        each_row(part, n, |_, row| kernel::run(isa, NormHeads { row, weight, eps }));
+    }
+    each_row(state, n, |i, x| kernel::run(isa, Add { x, y: &part[i * n..][..n] }));
+}
+
+fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let head_size = config.head_size;
+    match config.pairs {
+        Pairs::Neighbours => kernel::run(isa, Rotate::<false> { row, head_size, cos, sin }),
+        Pairs::Halves => kernel::run(isa, Rotate::<true> { row, head_size, cos, sin }),
+    }
+}
+
+fn apply(isa: Isa, linear: &Linear<'_>, x: &[f32], out: &mut [f32]) -> Result<(), ModelError> {
+    linear.matrix.matmul(x, out)?;
+    if let Some(bias) = &linear.bias {
+        each_row(out, bias.len(), |_, x| kernel::run(isa, Add { x, y: bias }));
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The runtime: a dense transformer on quantized weights, evaluated in batches or token by token.
+//!
+//! It knows no file format and no architecture by name: a [`Config`] says what the model does, a
+//! [`Builder`] takes its tensors by role, and a [`Model`] of them evaluates the tokens of any number
+//! of [`Sequence`]s. States are f32, weights stay as they are stored, keys and values are f16.
+
+mod attention;
+mod collector;
+mod config;
+mod error;
+mod forward;
+mod kv_cache;
+mod ops;
+mod rope;
+mod sampling;
+mod weights;
+
+pub use collector::{Collector, Sums};
+pub use config::{Activation, Config, Local, Pairs, Temperature};
+pub use error::ModelError;
+pub use forward::{Model, Request};
+pub use kv_cache::Sequence;
+pub use rope::{RopeConfig, Yarn};
+pub use sampling::{Sampler, Sampling};
+pub use weights::{Builder, Role, Table};

@@ -1,0 +1,260 @@
+//! The small loops of a transformer, over one row each: compiled for every ISA, see
+//! [`crate::kernel::run`].
+
+use crate::kernel::Loop;
+
+const LANES: usize = 16;
+
+/// `e^x` to about two units in the last place; 0 below -87.3, the largest power of two above 88.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest whole number
+    const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6]; // the first has trailing zeros: n · it is exact
+    let bounded = if x > 88.0 { 88.0 } else { x };
+    let bounded = if bounded < -87.3 { -87.3 } else { bounded };
+    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (bounded - n * LN2[0]) - n * LN2[1];
+    // the series of e^r to r⁷/7!, |r| <= ln 2 / 2
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.3 { 0.0 } else { p * scale }
+}
+
+/// The lanes' sum, added as a tree, which takes vectors fewer steps than one after another.
+#[inline(always)]
+fn total(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+/// The greatest lane.
+#[inline(always)]
+fn greatest_of(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+    }
+    lanes[0]
+}
+
+/// In lanes, whose order is the same on every ISA.
+#[inline(always)]
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane += x * x;
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += x * x;
+    }
+    total(lanes)
+}
+
+/// `out = x / sqrt(mean(x²) + eps) · weight`
+pub(super) struct RmsNorm<'a> {
+    pub x: &'a [f32],
+    pub weight: &'a [f32],
+    pub eps: f32,
+    pub out: &'a mut [f32],
+}
+
+impl Loop for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mean = sum_of_squares(self.x) / self.x.len() as f32;
+        let scale = 1.0 / (mean + self.eps).sqrt();
+        for ((out, &x), &weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
+            *out = x * scale * weight;
+        }
+    }
+}
+
+/// The same within every head of `row`, in place.
+pub(super) struct NormHeads<'a> {
+    pub row: &'a mut [f32],
+    pub weight: &'a [f32],
+    pub eps: f32,
+}
+
+impl Loop for NormHeads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for head in self.row.chunks_exact_mut(self.weight.len()) {
+            let mean = sum_of_squares(head) / head.len() as f32;
+            let scale = 1.0 / (mean + self.eps).sqrt();
+            for (x, &weight) in head.iter_mut().zip(self.weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    }
+}
+
+/// `x += y`
+pub(super) struct Add<'a> {
+    pub x: &'a mut [f32],
+    pub y: &'a [f32],
+}
+
+impl Loop for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (x, &y) in self.x.iter_mut().zip(self.y) {
+            *x += y;
+        }
+    }
+}
+
+/// `gate = silu(gate) · up`, `silu(x) = x / (1 + e^-x)`
+pub(super) struct Silu<'a> {
+    pub gate: &'a mut [f32],
+    pub up: &'a [f32],
+}
+
+impl Loop for Silu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (gate, &up) in self.gate.iter_mut().zip(self.up) {
+            *gate = *gate / (1.0 + exp(-*gate)) * up;
+        }
+    }
+}
+
+/// `gate = gelu(gate) · up`, by the hyperbolic tangent as Gemma has it.
+pub(super) struct Gelu<'a> {
+    pub gate: &'a mut [f32],
+    pub up: &'a [f32],
+}
+
+impl Loop for Gelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        for (gate, &up) in self.gate.iter_mut().zip(self.up) {
+            let x = *gate;
+            let u = SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x);
+            // x/2 · (1 + tanh u) is x / (1 + e^-2u)
+            *gate = x / (1.0 + exp(-2.0 * u)) * up;
+        }
+    }
+}
+
+/// Turns pairs of every head of `row` by the angles whose cosines and sines these are: neighbours,
+/// or where `HALVES`, each number of the first half with its counterpart in the second.
+pub(super) struct Rotate<'a, const HALVES: bool> {
+    pub row: &'a mut [f32],
+    pub head_size: usize,
+    pub cos: &'a [f32],
+    pub sin: &'a [f32],
+}
+
+impl<const HALVES: bool> Loop for Rotate<'_, HALVES> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let half = self.cos.len();
+        let angles = self.cos.iter().zip(self.sin);
+        for head in self.row.chunks_exact_mut(self.head_size) {
+            let turned = &mut head[..2 * half];
+            if HALVES {
+                let (a, b) = turned.split_at_mut(half);
+                for ((a, b), (&cos, &sin)) in a.iter_mut().zip(b).zip(angles.clone()) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            } else {
+                for ([a, b], (&cos, &sin)) in
+                    turned.as_chunks_mut().0.iter_mut().zip(angles.clone())
+                {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+/// One step of a softmax that sees its numbers a block at a time: masks a row of scores but for
+/// `visible`, makes them `e^(score - greatest)`, and where the greatest so far grows, scales what was
+/// summed up before it.
+pub(super) struct SoftmaxStep<'a> {
+    pub scores: &'a mut [f32],
+    pub visible: std::ops::Range<usize>,
+    pub greatest: &'a mut f32,
+    pub sum: &'a mut f32,
+    pub weighted: &'a mut [f32],
+}
+
+impl Loop for SoftmaxStep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.scores[..self.visible.start].fill(f32::NEG_INFINITY);
+        self.scores[self.visible.end..].fill(f32::NEG_INFINITY);
+        let mut lanes = [*self.greatest; LANES];
+        for scores in self.scores.as_chunks::<LANES>().0 {
+            for (lane, &score) in lanes.iter_mut().zip(scores) {
+                *lane = if score > *lane { score } else { *lane };
+            }
+        }
+        let greatest = greatest_of(lanes);
+        if greatest > *self.greatest {
+            let scale = exp(*self.greatest - greatest);
+            *self.greatest = greatest;
+            *self.sum *= scale;
+            for x in self.weighted.iter_mut() {
+                *x *= scale;
+            }
+        }
+        let mut sums = [0f32; LANES];
+        for scores in self.scores.as_chunks_mut::<LANES>().0 {
+            for (sum, score) in sums.iter_mut().zip(scores) {
+                *score = exp(*score - greatest);
+                *sum += *score;
+            }
+        }
+        *self.sum += total(sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_that_of_the_library() {
+        for i in -8800..8800 {
+            let x = i as f32 * 0.01;
+            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            if x < -87.3 {
+                assert_eq!(got, 0.0);
+            } else {
+                assert!((got / expected - 1.0).abs() < 3e-7, "e^{x} is {expected}, not {got}");
+            }
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,129 @@
+//! Rotary positions: pair i of a head is turned by `position · frequency[i]`.
+//!
+//! Whatever stretches a model's context, a frequency a pair and one magnitude for all is what comes
+//! of it: linear scaling divides the frequencies, Llama 3 divides each by a factor of its own, and
+//! YaRN divides those whose waves are too long to have been seen whole in training, with a ramp
+//! between.
+
+/// How positions are encoded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Wave lengths go from 2π to 2π times this.
+    pub base: f32,
+    /// Numbers of a head that are turned; even.
+    pub dimensions: usize,
+    /// By how much the context is stretched; 1 is not at all.
+    pub stretch: f32,
+    /// YaRN's ramp; without it the scaling is linear.
+    pub yarn: Option<Yarn>,
+    /// What cosines and sines are multiplied by.
+    pub magnitude: f32,
+    /// What each frequency is divided by; empty is 1.
+    pub factors: Vec<f32>,
+}
+
+/// The ramp of YaRN: pairs that turn more than `fast` times in `context` keep their frequency, those
+/// that turn less than `slow` times are stretched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// Tokens of context that the model was trained with before it was stretched.
+    pub context: f32,
+    /// Turns.
+    pub fast: f32,
+    /// Turns.
+    pub slow: f32,
+}
+
+/// The frequencies of the pairs.
+#[derive(Debug, Clone)]
+pub(super) struct Rope {
+    frequencies: Vec<f64>,
+    magnitude: f32,
+}
+
+impl Rope {
+    pub fn new(config: &RopeConfig) -> Self {
+        let dimensions = config.dimensions as f64;
+        let base = f64::from(config.base);
+        let stretched = 1.0 / f64::from(config.stretch);
+        // the pair that turns so many times in the context
+        let pair = |turns: f32, context: f32| {
+            let wave = f64::from(context) / (f64::from(turns) * std::f64::consts::TAU);
+            dimensions * wave.ln() / (2.0 * base.ln())
+        };
+        let ramp = config.yarn.map(|yarn| {
+            let low = pair(yarn.fast, yarn.context).floor().max(0.0);
+            let high = pair(yarn.slow, yarn.context).ceil().min(dimensions - 1.0);
+            (low, (high - low).max(0.001))
+        });
+        let frequency = |i: usize| {
+            let kept =
+                ramp.map_or(0.0, |(low, width)| 1.0 - ((i as f64 - low) / width).clamp(0.0, 1.0));
+            let factor = config.factors.get(i).map_or(1.0, |&factor| f64::from(factor));
+            base.powf(-2.0 * i as f64 / dimensions) / factor * (stretched * (1.0 - kept) + kept)
+        };
+        let frequencies = (0..config.dimensions / 2).map(frequency).collect();
+        Self { frequencies, magnitude: config.magnitude }
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.frequencies.len()
+    }
+
+    /// Cosines and sines for positions from `first` on, a row of pairs each.
+    pub fn angles(&self, first: usize, cos: &mut [f32], sin: &mut [f32]) {
+        let rows = cos.chunks_exact_mut(self.pairs()).zip(sin.chunks_exact_mut(self.pairs()));
+        for (i, (cos, sin)) in rows.enumerate() {
+            let position = (first + i) as f64;
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
+                // in one turn, where f32 is exact enough
+                let angle = ((position * frequency) % std::f64::consts::TAU) as f32;
+                *cos = angle.cos() * self.magnitude;
+                *sin = angle.sin() * self.magnitude;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> RopeConfig {
+        let (base, dimensions) = (10_000.0, 8);
+        RopeConfig { base, dimensions, stretch: 1.0, yarn: None, magnitude: 1.0, factors: vec![] }
+    }
+
+    #[test]
+    fn frequencies_fall_from_one() {
+        let rope = Rope::new(&plain());
+        for (got, expected) in rope.frequencies.iter().zip([1.0, 0.1, 0.01, 0.001]) {
+            assert!((got - expected).abs() < 1e-12);
+        }
+        let (mut cos, mut sin) = ([0.0; 8], [0.0; 8]);
+        rope.angles(7, &mut cos, &mut sin);
+        assert!((cos[0] - 7f32.cos()).abs() < 1e-7 && (sin[5] - 0.8f32.sin()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn factors_and_stretch_divide() {
+        let factors = vec![1.0, 2.0, 4.0, 8.0];
+        let rope = Rope::new(&RopeConfig { stretch: 2.0, factors, ..plain() });
+        for (got, expected) in rope.frequencies.iter().zip([0.5, 0.025, 0.00125, 0.000_062_5]) {
+            assert!((got - expected).abs() < 1e-12);
+        }
+    }
+
+    /// 64 pairs, base 10000, 4096 tokens of context: the published ramp is from pair 20 to 46.
+    #[test]
+    fn yarn_keeps_short_waves_and_stretches_long_ones() {
+        let yarn = Some(Yarn { context: 4096.0, fast: 32.0, slow: 1.0 });
+        let config = RopeConfig { dimensions: 128, stretch: 4.0, yarn, ..plain() };
+        let stretched = Rope::new(&config);
+        let plain = Rope::new(&RopeConfig { dimensions: 128, ..plain() });
+        let ratio = |i: usize| stretched.frequencies[i] / plain.frequencies[i];
+        assert_eq!((ratio(0), ratio(20)), (1.0, 1.0));
+        assert!((ratio(33) - (0.25 * 0.5 + 0.5)).abs() < 1e-9);
+        assert!((ratio(46) - 0.25).abs() < 1e-12 && (ratio(63) - 0.25).abs() < 1e-12);
+    }
+}

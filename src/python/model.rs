@@ -1,0 +1,299 @@
+//! The runtime: models, sequences, samplers.
+
+use super::{pool, slice};
+use crate::block::TensorType;
+use crate::hifi::rows::Outliers;
+use crate::model::{self, Activation, Builder, Config, Local, ModelError, Pairs, Role, Sampling};
+use crate::model::{Request, RopeConfig, Table, Temperature, Yarn};
+use crate::rows::Source;
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How often a signal, as Ctrl-C's, is looked for.
+const SIGNALS: Duration = Duration::from_millis(50);
+
+/// Runs `work` without the interpreter lock on the threads of `pool`. A signal whose handler raises
+/// sets `cancelled`, and its exception is returned when the work has ended.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    pool: &rayon::ThreadPool,
+    cancelled: &AtomicBool,
+    work: impl FnOnce() -> Result<T, ModelError> + Send,
+) -> PyResult<T> {
+    py.detach(|| {
+        let mut result = None;
+        let mut signal = None;
+        pool.in_place_scope(|scope| {
+            let (sender, receiver) = mpsc::channel();
+            let result = &mut result;
+            scope.spawn(move |_| {
+                *result = Some(work());
+                let _ = sender.send(()); // the receiver waits for it
+            });
+            while receiver.recv_timeout(SIGNALS) == Err(RecvTimeoutError::Timeout) {
+                if signal.is_none()
+                    && let Err(error) = Python::attach(|py| py.check_signals())
+                {
+                    signal = Some(error);
+                    cancelled.store(true, Ordering::Relaxed);
+                }
+            }
+        });
+        match signal {
+            Some(error) => Err(error),
+            None => Ok(result.expect("the scope ends after its work")?),
+        }
+    })
+}
+
+/// Waits for the lock without the interpreter's.
+fn lock<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+    mutex.lock_py_attached(py).expect("no panic holds the lock")
+}
+
+/// A model and what its weights lie in.
+struct Loaded {
+    model: model::Model<'static>,
+    pool: Arc<rayon::ThreadPool>,
+    /// Borrowed by `model`, which goes first.
+    _arrays: Vec<Py<PyArray1<u8>>>,
+}
+
+/// A tensor: role, layer, type, row length, outliers a block, the parts of its rows.
+type Tensor<'py> = (String, Option<usize>, u32, usize, usize, Vec<Bound<'py, PyArray1<u8>>>);
+
+/// Reads the attribute that has the variable's name.
+macro_rules! get {
+    ($object:expr, $name:ident) => {
+        $object.getattr(stringify!($name))?.extract()?
+    };
+}
+
+type Any<'py> = Bound<'py, PyAny>;
+
+fn config_of(object: &Any<'_>) -> PyResult<Config> {
+    let activation: String = get!(object, activation);
+    let pairs: String = get!(object, pairs);
+    let local: Option<Any<'_>> = get!(object, local);
+    let temperature: Option<Any<'_>> = get!(object, temperature);
+    let unknown = |what: &str| PyValueError::new_err(format!("unknown: {what}"));
+    Ok(Config {
+        n_vocab: get!(object, n_vocab),
+        n_layer: get!(object, n_layer),
+        n_embd: get!(object, n_embd),
+        n_ff: get!(object, n_ff),
+        n_head: get!(object, n_head),
+        n_head_kv: get!(object, n_head_kv),
+        head_size: get!(object, head_size),
+        norm_eps: get!(object, norm_eps),
+        embedding_scale: get!(object, embedding_scale),
+        attention_scale: get!(object, attention_scale),
+        norm_heads: get!(object, norm_heads),
+        post_norms: get!(object, post_norms),
+        activation: match activation.as_str() {
+            "silu" => Activation::Silu,
+            "gelu" => Activation::Gelu,
+            other => return Err(unknown(other)),
+        },
+        logit_softcap: get!(object, logit_softcap),
+        pairs: match pairs.as_str() {
+            "neighbours" => Pairs::Neighbours,
+            "halves" => Pairs::Halves,
+            other => return Err(unknown(other)),
+        },
+        rope: rope_of(&object.getattr("rope")?)?,
+        local: local.map(|local| local_of(&local)).transpose()?,
+        temperature: temperature.map(|t| temperature_of(&t)).transpose()?,
+    })
+}
+
+fn rope_of(object: &Any<'_>) -> PyResult<RopeConfig> {
+    let yarn: Option<Any<'_>> = get!(object, yarn);
+    Ok(RopeConfig {
+        base: get!(object, base),
+        dimensions: get!(object, dimensions),
+        stretch: get!(object, stretch),
+        yarn: yarn.map(|yarn| yarn_of(&yarn)).transpose()?,
+        magnitude: get!(object, magnitude),
+        factors: get!(object, factors),
+    })
+}
+
+fn yarn_of(object: &Any<'_>) -> PyResult<Yarn> {
+    Ok(Yarn { context: get!(object, context), fast: get!(object, fast), slow: get!(object, slow) })
+}
+
+fn local_of(object: &Any<'_>) -> PyResult<Local> {
+    let rope = rope_of(&object.getattr("rope")?)?;
+    Ok(Local { window: get!(object, window), rope, layers: get!(object, layers) })
+}
+
+fn temperature_of(object: &Any<'_>) -> PyResult<Temperature> {
+    Ok(Temperature { scale: get!(object, scale), interval: get!(object, interval) })
+}
+
+/// The bytes of an array that nobody can write to, for as long as the array lives.
+fn frozen(array: &Bound<'_, PyArray1<u8>>) -> PyResult<&'static [u8]> {
+    let writeable: bool = array.getattr("flags")?.getattr("writeable")?.extract()?;
+    if writeable || !array.is_contiguous() {
+        return Err(PyValueError::new_err("weights are not contiguous, or can be written to"));
+    }
+    // SAFETY: contiguous, and not written to through this array. The caller keeps the array, which
+    // keeps its memory, for as long as it uses the slice. A file that is mapped may be changed by
+    // others; that it is not is what every reader of a mapped file relies on.
+    Ok(unsafe { std::slice::from_raw_parts(array.data(), array.len()) })
+}
+
+fn table_of(
+    kind: u32,
+    row_length: usize,
+    outliers: usize,
+    parts: &[Bound<'_, PyArray1<u8>>],
+) -> PyResult<Table<'static>> {
+    let kind = TensorType::from_id(kind)?;
+    match parts {
+        [rows] => Ok(Table::new(Source::new(kind, frozen(rows)?, row_length)?)),
+        [base, index, residual] => {
+            let base = Source::new(kind, frozen(base)?, row_length)?;
+            let (index, residual) = (frozen(index)?, frozen(residual)?);
+            Ok(Table::hifi(base, Outliers { outliers, index, residual })?)
+        }
+        _ => Err(PyValueError::new_err("a tensor has one part, or three")),
+    }
+}
+
+/// A transformer, ready to run.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Model {
+    loaded: Arc<Loaded>,
+}
+
+#[pymethods]
+impl Model {
+    /// Keeps the tensors' arrays, and uses them as they lie.
+    #[new]
+    fn new(config: &Any<'_>, tensors: &Any<'_>, threads: usize) -> PyResult<Self> {
+        let mut builder = Builder::new(config_of(config)?)?;
+        let mut arrays = Vec::new();
+        for tensor in tensors.try_iter()? {
+            let (role, layer, kind, row_length, outliers, parts): Tensor<'_> = tensor?.extract()?;
+            builder.add(&role, layer, table_of(kind, row_length, outliers, &parts)?)?;
+            arrays.extend(parts.into_iter().map(Bound::unbind));
+        }
+        let (model, pool) = (model::Model::new(builder)?, pool(threads)?);
+        Ok(Self { loaded: Arc::new(Loaded { model, pool, _arrays: arrays }) })
+    }
+
+    /// An empty sequence.
+    fn sequence(&self) -> Sequence {
+        let state = Mutex::new(self.loaded.model.sequence());
+        Sequence { loaded: Arc::clone(&self.loaded), state }
+    }
+
+    /// A collector that saw nothing yet.
+    fn collector(&self) -> Collector {
+        Collector { state: Mutex::new(self.loaded.model.collector()) }
+    }
+}
+
+/// A text that is read.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Sequence {
+    loaded: Arc<Loaded>,
+    state: Mutex<model::Sequence>,
+}
+
+#[pymethods]
+impl Sequence {
+    /// Evaluates tokens; returns the logits of those from `first` to `last`, a row each.
+    #[pyo3(signature = (tokens, first, last, collector))]
+    fn evaluate<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: PyReadonlyArray1<'py, u32>,
+        first: usize,
+        last: usize,
+        collector: Option<&Collector>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let tokens = slice(&tokens, "tokens")?;
+        if first > last || last > tokens.len() {
+            let n = tokens.len();
+            return Err(PyValueError::new_err(format!("logits {first}..{last} of {n} tokens")));
+        }
+        let Loaded { model, pool, .. } = &*self.loaded;
+        let n_vocab = model.config().n_vocab;
+        let cancelled = AtomicBool::new(false);
+        let mut logits = vec![0f32; (last - first) * n_vocab];
+        // taken here and not by a thread of the pool, which might wait for another's work meanwhile
+        let mut collector = collector.map(|collector| lock(py, &collector.state));
+        let mut state = lock(py, &self.state);
+        let request = Request {
+            tokens,
+            wanted: first..last,
+            logits: &mut logits,
+            collector: collector.as_deref_mut(),
+            cancelled: &cancelled,
+        };
+        let state = &mut *state;
+        interruptible(py, pool, &cancelled, || model.evaluate(state, request))?;
+        PyArray1::from_vec(py, logits).reshape([last - first, n_vocab])
+    }
+
+    /// Forgets all.
+    fn reset(&self, py: Python<'_>) {
+        lock(py, &self.state).reset();
+    }
+
+    /// Tokens that were evaluated.
+    #[getter]
+    fn length(&self, py: Python<'_>) -> usize {
+        lock(py, &self.state).length()
+    }
+}
+
+/// Sums of the squared inputs of every matrix.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Collector {
+    state: Mutex<model::Collector>,
+}
+
+#[pymethods]
+impl Collector {
+    /// The sums of a matrix, a column each, and the number of rows; None where there is no matrix.
+    fn sums<'py>(
+        &self,
+        py: Python<'py>,
+        role: &str,
+        layer: Option<usize>,
+    ) -> Option<(Bound<'py, PyArray1<f64>>, u64)> {
+        let state = lock(py, &self.state);
+        let sums = state.sums(Role::from_name(role)?, layer)?;
+        Some((PyArray1::from_slice(py, &sums.squares), sums.count))
+    }
+}
+
+/// Chooses tokens.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Sampler {
+    state: Mutex<model::Sampler>,
+}
+
+#[pymethods]
+impl Sampler {
+    #[new]
+    fn new(temperature: f32, top_k: usize, top_p: f32, min_p: f32, seed: u32) -> Self {
+        let sampling = Sampling { temperature, top_k, top_p, min_p, seed };
+        Self { state: Mutex::new(model::Sampler::new(sampling)) }
+    }
+
+    /// The next token; None where a logit is NaN.
+    fn sample(&self, py: Python<'_>, logits: PyReadonlyArray1<'_, f32>) -> PyResult<Option<u32>> {
+        Ok(lock(py, &self.state).sample(slice(&logits, "logits")?))
+    }
+}

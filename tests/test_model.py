@@ -1,0 +1,426 @@
+"""Models run: their logits against llama.cpp's, sequences, sampling, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFValueType
+
+import q4hifi
+from llama_oracle import Floats, llama_logits, llama_samples
+from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
+from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_header import header_bytes
+from synthetic import EXAMPLE, random_weights, write_model, write_runnable
+
+U32, F32, BOOL, STRING = (
+    GGUFValueType.UINT32,
+    GGUFValueType.FLOAT32,
+    GGUFValueType.BOOL,
+    GGUFValueType.STRING,
+)
+
+TEXT = np.random.default_rng(5).integers(0, 320, 200)
+"""Tokens for models of 320, more than three blocks of the cache and no whole number of them."""
+
+NEAR = 1e-3
+"""Of the logits' range: what the engines may differ by on weights that are not quantized."""
+
+
+def distance(ours: Floats, theirs: Floats) -> float:
+    """The largest difference as a share of the range."""
+    return float(np.abs(ours - theirs).max() / (theirs.max() - theirs.min()))
+
+
+def divergence(reference: Floats, other: Floats) -> float:
+    """Mean Kullback-Leibler divergence of the distributions that the logits stand for."""
+
+    def log_softmax(logits: Floats) -> np.ndarray:
+        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    p, q = log_softmax(reference), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+# ---- against llama.cpp ---------------------------------------------------------------------------
+
+QUERY_NORMS = ("attn_q_norm", "attn_k_norm")
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+YARN: Mapping[str, tuple[Any, GGUFValueType]] = {
+    "rope.scaling.type": ("yarn", STRING),
+    "rope.scaling.factor": (4.0, F32),
+    "rope.scaling.original_context_length": (32, U32),
+}
+VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tied": True, "heads": (8, 8)}),
+    "llama 3": ("llama", {"factors": np.geomspace(1, 8, 16).astype(np.float32)}),
+    "llama, linear": ("llama", {"pairs": {"rope.scaling.factor": (2.0, F32)}}),
+    "llama, yarn": ("llama", {"pairs": YARN}),
+    "llama, biases": ("llama", {"biases": ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}),
+    "mistral3": (
+        "mistral3",
+        {
+            "pairs": {
+                **YARN,
+                "rope.scaling.yarn_log_multiplier": (1.0, F32),
+                "rope.scaling.yarn_beta_fast": (8.0, F32),
+                "attention.temperature_scale": (0.1, F32),
+            }
+        },
+    ),
+    "qwen2": ("qwen2", {"biases": ("attn_q", "attn_k", "attn_v"), "pairs": {"rope.freq_base": (1e6, F32)}}),
+    "qwen3": ("qwen3", {"norms": QUERY_NORMS, "head_size": 64}),
+    "gemma3": (
+        "gemma3",
+        {
+            "n_layer": 7,
+            "tied": True,
+            "norms": (*QUERY_NORMS, *POST_NORMS),
+            "pairs": {"attention.sliding_window": (70, U32), "rope.freq_base": (1e6, F32)},
+        },
+    ),
+    "gemma3, other windows": (
+        "gemma3",
+        {
+            "heads": (4, 1),
+            "head_size": 80,
+            "norms": (*QUERY_NORMS, *POST_NORMS),
+            "pairs": {
+                "attention.sliding_window": (32, U32),
+                "attention.sliding_window_pattern": (2, U32),
+                "rope.freq_base_swa": (5000.0, F32),
+                "rope.scaling.factor": (8.0, F32),
+                "final_logit_softcapping": (8.0, F32),
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_architectures_give_llama_cpps_logits(variant: str, tmp_path: Path) -> None:
+    architecture, options = VARIANTS[variant]
+    path = write_runnable(tmp_path / "model.gguf", architecture, **options)
+    ours = q4hifi.Model(path).logits(TEXT)
+    assert distance(ours, llama_logits(path, TEXT.tolist())) < NEAR
+
+
+@pytest.fixture(scope="module")
+def text() -> list[int]:
+    """Tokens of the example model that follow each other as in a text: what it writes itself."""
+    model = q4hifi.Model(EXAMPLE)
+    return [5, *model.generate_tokens([5], n=200, seed=1)]
+
+
+@pytest.mark.parametrize("kind", ["F16", "F32", "BF16"])
+def test_numbers_give_llama_cpps_logits(kind: str, text: list[int], tmp_path: Path) -> None:
+    path = EXAMPLE
+    if kind != "F16":
+        path = tmp_path / "model.gguf"
+        q4hifi.dequantize_file(EXAMPLE, path, kind)
+    ours = q4hifi.Model(path).logits(text)
+    # llama.cpp rounds activations to bfloat16 where the weights are
+    assert distance(ours, llama_logits(path, text)) < (NEAR if kind != "BF16" else 10 * NEAR)
+
+
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K"]
+
+
+@pytest.mark.parametrize("recipe", QUANTIZED)
+def test_quantized_models_diverge_little_from_llama_cpps(
+    recipe: str, text: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    q4hifi.quantize_file(EXAMPLE, path, recipe)
+    ours = q4hifi.Model(path).logits(text)
+    assert divergence(llama_logits(path, text), ours) < 0.002
+
+
+@pytest.mark.parametrize("layout", ["split", "fork"])
+def test_q4_hifi_runs_as_llama_cpp_runs_its_export(layout: str, text: list[int], tmp_path: Path) -> None:
+    path, exported = tmp_path / "hifi.gguf", tmp_path / "f16.gguf"
+    q4hifi.quantize_file(EXAMPLE, path, "Q4_HIFI", layout=layout)
+    q4hifi.export_file(path, exported, as_="f16")
+    ours = q4hifi.Model(path).logits(text)
+    assert divergence(llama_logits(exported, text), ours) < 0.002
+
+
+def test_q4_hifi_embeddings_are_looked_up_with_their_outliers(text: list[int], tmp_path: Path) -> None:
+    path, exported = tmp_path / "hifi.gguf", tmp_path / "f16.gguf"
+    types = [("token_embd", "Q4_HIFI")]
+    q4hifi.quantize_file(EXAMPLE, path, "Q4_HIFI", tensor_types=types)
+    with q4hifi.open(path) as model:
+        assert model.tensors["token_embd.weight"].type.name == "Q4_HIFI"
+    q4hifi.export_file(path, exported, as_="f16")
+    assert divergence(llama_logits(exported, text), q4hifi.Model(path).logits(text)) < 0.002
+
+
+# ---- sequences -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> q4hifi.Model:
+    return q4hifi.Model(EXAMPLE, threads=2)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> q4hifi.Model:
+    """A model whose local layers forget what their window of 20 has left."""
+    pairs = {"attention.sliding_window": (20, U32), "attention.sliding_window_pattern": (2, U32)}
+    path = tmp_path_factory.mktemp("windowed") / "model.gguf"
+    write_runnable(path, "gemma3", norms=(*QUERY_NORMS, *POST_NORMS), pairs=pairs)
+    return q4hifi.Model(path)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 200, [64, 64, 72], [63, 1, 1, 135], [150, 50]])
+@pytest.mark.parametrize("name", ["model", "windowed"])
+def test_pieces_of_a_text_give_the_logits_of_the_whole(
+    pieces: list[int], name: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(name)
+    whole = model.logits(TEXT)
+    sequence = model.sequence()
+    parts = [sequence.evaluate(part, "all") for part in np.split(TEXT, np.cumsum(pieces)[:-1])]
+    assert sequence.length == 200
+    assert distance(np.concatenate(parts), whole) < 1e-4
+
+
+def test_only_the_logits_asked_for_are_returned(model: q4hifi.Model) -> None:
+    whole = model.logits(TEXT)
+    for wanted, rows in (("last", whole[-1]), (range(3, 90), whole[3:90]), (range(5, 5), whole[5:5])):
+        got = model.sequence().evaluate(TEXT, wanted)  # type: ignore[arg-type]
+        assert got is not None and got.dtype == np.float32 and got.shape == rows.shape
+        assert np.allclose(got, rows, atol=1e-4)
+    sequence = model.sequence()
+    assert sequence.evaluate(TEXT[:150], "none") is None
+    assert np.allclose(sequence.evaluate(TEXT[150:]), whole[-1], atol=1e-3)
+
+
+def test_sequences_do_not_disturb_each_other(model: q4hifi.Model) -> None:
+    one, other = model.sequence(), model.sequence()
+    for token in TEXT[:20]:
+        one.evaluate([token])
+        other.evaluate([token + 1])
+    assert np.array_equal(one.evaluate(TEXT[20:40], "all"), _fresh(model, TEXT[:20], TEXT[20:40]))
+    one.reset()
+    assert one.length == 0
+    assert np.array_equal(one.evaluate(TEXT, "all"), model.logits(TEXT))
+
+
+def _fresh(model: q4hifi.Model, before: np.ndarray, after: np.ndarray) -> Floats:
+    sequence = model.sequence()
+    for token in before:
+        sequence.evaluate([token])
+    logits = sequence.evaluate(after, "all")
+    assert logits is not None
+    return logits
+
+
+def test_logits_do_not_depend_on_threads(text: list[int]) -> None:
+    one, three = (q4hifi.Model(EXAMPLE, threads=n).logits(text) for n in (1, 3))
+    assert np.array_equal(one, three)
+
+
+def test_several_threads_may_use_a_model(model: q4hifi.Model) -> None:
+    texts = [np.roll(TEXT, i) for i in range(6)]
+    expected = [model.logits(t) for t in texts]
+    got: list[Floats | None] = [None] * len(texts)
+    shared = model.sequence()
+
+    def work(i: int) -> None:
+        got[i] = model.logits(texts[i])
+        for token in texts[i][:10]:
+            shared.evaluate([token], "none")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shared.length == 60
+    assert all(g is not None and np.array_equal(g, e) for g, e in zip(got, expected, strict=True))
+
+
+def test_ctrl_c_ends_an_evaluation(tmp_path: Path) -> None:
+    """Whole batches remain, and the sequence can go on."""
+    path = write_runnable(tmp_path / "model.gguf", "llama", n_ctx=1 << 20)
+    model = q4hifi.Model(path, threads=1)
+    sequence = model.sequence()
+    killer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    killer.start()
+    with pytest.raises(KeyboardInterrupt):
+        sequence.evaluate(np.resize(TEXT, 1 << 20), "none")
+    assert sequence.length % 512 == 0 and sequence.length < 1 << 19
+    sequence.evaluate(TEXT)
+    sequence.reset()
+    assert np.array_equal(sequence.evaluate(TEXT, "all"), model.logits(TEXT))
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 1.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"top_k": 7},
+        {"top_k": 0, "top_p": 0.6},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.2},
+        {"temperature": 0.0},
+    ],
+)
+def test_the_sampler_chooses_as_llama_cpps(options: dict[str, Any]) -> None:
+    options = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 4711} | options
+    logits = 3 * np.random.default_rng(8).standard_normal(2000).astype(np.float32)
+    sampler = q4hifi.Sampler(**options)
+    assert [sampler.sample(logits) for _ in range(50)] == llama_samples(logits, 50, **options)
+
+
+def test_generation_is_the_same_for_the_same_seed(model: q4hifi.Model) -> None:
+    def tokens(**options: Any) -> list[int]:
+        return list(model.generate_tokens([1, 2, 3], n=20, **options))
+
+    assert tokens(seed=1) == tokens(seed=1) != tokens(seed=2)
+    greedy = tokens(temperature=0)
+    assert len(greedy) == 20
+    text = [1, 2, 3]
+    for token in greedy:
+        assert token == model.logits(text)[-1].argmax()
+        text.append(token)
+    assert tokens(temperature=0, stop={greedy[5]}) == greedy[: greedy.index(greedy[5])]
+    assert len(list(model.generate_tokens(TEXT, seed=1))) == model.n_ctx - 200 + 1
+
+
+# ---- sums of inputs ------------------------------------------------------------------------------
+
+
+def test_sums_are_those_of_the_matrices_inputs(model: q4hifi.Model) -> None:
+    """Of the first layer's attention the input is known: the normed embeddings."""
+    sums = model.input_sums()
+    for part in np.split(TEXT, 4):
+        model.sequence().evaluate(part, "none", sums=sums)
+    with q4hifi.open(EXAMPLE) as file:
+        embeddings = file["token_embd.weight"].dequantize()[TEXT]
+        norm = file["blk.0.attn_norm.weight"].dequantize()
+        matrices = {n: t.row_length for n, t in file.tensors.items() if len(t.shape) > 1}
+    rows = embeddings / np.sqrt((embeddings**2).mean(-1, keepdims=True) + 1e-6) * norm
+    for name in ("attn_q", "attn_k", "attn_v"):
+        squares, count = sums.all()[f"blk.0.{name}.weight"]
+        assert count == 200
+        assert np.allclose(squares, (rows.astype(float) ** 2).sum(0), rtol=1e-4)
+    every = sums.all()
+    assert {name: len(squares) for name, (squares, _) in every.items()} == matrices
+    # the embeddings serve as output, whose input is computed only for the logits asked for
+    assert {n for n, (_, count) in every.items() if count != 200} == {"token_embd.weight"}
+    assert all((squares > 0).any() for n, (squares, _) in every.items() if n != "token_embd.weight")
+    assert sums.of("blk.0.attn_norm.weight") is None and sums.of("nothing") is None
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def test_options_that_do_not_fit_are_refused(model: q4hifi.Model) -> None:
+    for tokens in ([], [[1, 2]], [1.5], [-1], [model.n_vocab], ["a"]):
+        with pytest.raises(BadOptionError, match="token"):
+            model.logits(tokens)
+    for wanted in ("first", range(0, 9), range(0, 3, 2)):
+        with pytest.raises(BadOptionError, match="logits"):
+            model.sequence().evaluate([1, 2, 3], wanted)  # type: ignore[arg-type]
+    for option in ({"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}, {"seed": 1 << 32}):
+        with pytest.raises(BadOptionError, match=next(iter(option))):
+            q4hifi.Sampler(**option)  # type: ignore[arg-type]
+    with pytest.raises(BadOptionError, match="n_ctx is 0"):
+        q4hifi.Model(EXAMPLE, n_ctx=0)
+    with pytest.raises(BadOptionError, match="threads is 0"):
+        q4hifi.Model(EXAMPLE, threads=0)
+
+
+def test_the_context_has_an_end(model: q4hifi.Model) -> None:
+    small = q4hifi.Model(EXAMPLE, n_ctx=10)
+    sequence = small.sequence()
+    sequence.evaluate(range(10))
+    with pytest.raises(BadOptionError, match="10 tokens and 1 more are too many for a context of 10"):
+        sequence.evaluate([1])
+    assert model.n_ctx == 256
+
+
+def test_an_unknown_architecture_is_refused_with_what_is_supported(tmp_path: Path) -> None:
+    path = write_runnable(tmp_path / "model.gguf", "falcon")
+    with pytest.raises(UnsupportedModelError, match=r"model\.gguf: the architecture is 'falcon'.*llama, mis"):
+        q4hifi.Model(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"pairs": {"expert_count": (4, U32)}}, "mixture of experts"),
+        ({"pairs": {"rope.scaling.type": ("longrope", STRING)}}, "scaled by 'longrope'; supported are none"),
+        ({"pairs": {"attention.head_count": ([8, 8, 4], GGUFValueType.ARRAY)}}, r"head_count is \[8, 8, 4\]"),
+        ({"pairs": {"attention.value_length": (64, U32)}}, "differ in length"),
+        ({"pairs": {"attention.layer_norm_rms_epsilon": ("1", STRING)}}, "epsilon is '1'"),
+        ({"norms": QUERY_NORMS}, r"tensor blk\.0\.attn_q_norm\.weight: .*does not have"),
+        ({"norms": ("attn_extra",)}, r"tensor blk\.0\.attn_extra\.weight: .*no use"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(options: dict[str, Any], match: str, tmp_path: Path) -> None:
+    path = write_runnable(tmp_path / "model.gguf", "llama", **options)
+    with pytest.raises(UnsupportedModelError, match=match) as raised:
+        q4hifi.Model(path)
+    assert "model.gguf: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "match"),
+    [
+        ({"embedding_length": (512, U32)}, r"tensor .*: it has \d+ rows of 256, and not"),
+        ({"block_count": (4, U32)}, r"there is no tensor blk\.3\.attn_norm\.weight.*supported are"),
+        ({"block_count": (2, U32)}, r"tensor blk\.2\.attn_norm\.weight"),
+        ({"attention.head_count_kv": (3, U32)}, "8 heads cannot share 3"),
+        ({"rope.dimension_count": (7, U32)}, "7 numbers to be turned"),
+        ({"attention.head_count": (0, U32)}, "n_head is 0"),
+        ({"embedding_length": (1 << 31, U32)}, "n_embd is"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(
+    pairs: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    path = write_runnable(tmp_path / "model.gguf", "llama", pairs=pairs)
+    with pytest.raises((BadFileError, UnsupportedModelError), match=match):
+        q4hifi.Model(path)
+
+
+@pytest.mark.parametrize("gone", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])
+def test_a_missing_tensor_is_named(gone: str, tmp_path: Path) -> None:
+    with GgufFile.open(write_runnable(tmp_path / "whole.gguf", "llama")) as model:
+        tensors = [tensor for name, tensor in model.tensors.items() if name != gone]
+        data = b"".join(model.read(tensor).tobytes() for tensor in tensors)
+        path = tmp_path / "part.gguf"
+        path.write_bytes(header_bytes(model.metadata, tensors, 32) + data)
+    with pytest.raises((BadFileError, UnsupportedModelError), match=gone.replace(".", r"\.")):
+        q4hifi.Model(path)
+
+
+def test_a_file_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "other.gguf", {"w": random_weights(4, 256)})
+    with pytest.raises(UnsupportedModelError, match=r"other\.gguf: tensor token_embd\.weight: .*supported"):
+        q4hifi.Model(path)
+    with pytest.raises(BadFileError, match="No such file"):
+        q4hifi.Model(tmp_path / "absent.gguf")
+
+
+def test_the_file_may_be_closed_and_gone(model: q4hifi.Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(EXAMPLE.read_bytes())
+    short = q4hifi.Model(path)
+    path.unlink()
+    assert np.array_equal(short.logits(TEXT), model.logits(TEXT))
