@@ -15,6 +15,7 @@
 //! | [`dot`] | dot products with quantized activations, and the activations |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
 //! | [`rows`] | whole matrices, checked and in parallel: what callers use |
+//! | [`team`] | threads for work in many short pieces |
 //! | [`matmul`] | matrices times activations |
 //! | [`model`] | the runtime: a transformer's weights, its cache, its logits, sampling |
 //!
@@ -47,5 +48,6 @@ pub mod model;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;
+pub mod team;
 #[cfg(test)]
 mod testing;

@@ -22,6 +22,7 @@ use crate::error::QuantError;
 use crate::hifi::rows::{Outliers, check_parts};
 use crate::kernel::{self, Isa};
 use crate::rows::{Source, expect_length};
+use crate::team;
 use columns::{Columns, Floats, PanelColumns};
 use outliers::{Batches, add_outliers};
 use rayon::prelude::*;
@@ -97,7 +98,7 @@ impl<'a> Matrix<'a> {
 
     /// Rows of a part, a multiple of `unit`, for as many parts as there should be tasks.
     fn part_length(&self, unit: usize) -> usize {
-        self.rows().div_ceil(TASKS * rayon::current_num_threads()).next_multiple_of(unit)
+        self.rows().div_ceil(TASKS * team::count()).next_multiple_of(unit)
     }
 
     fn activations(&self, isa: Isa, x: &[f32]) -> Result<Activations, QuantError> {
@@ -131,8 +132,7 @@ impl<'a> Matrix<'a> {
             kernel::dot_rows(isa, self.part(first..first + out.len()), column, out);
         };
         if let [column] = columns {
-            let parts = out.par_chunks_mut(part).enumerate();
-            parts.for_each(|(number, out)| products(number, out, column));
+            team::for_each_chunk(out, part, |number, out| products(number, out, column));
             return;
         }
         for_each_part(out, self.rows(), part, |number, mut parts| {

@@ -10,7 +10,7 @@ use super::kv_cache::{BLOCK, LayerCache};
 use super::ops::SoftmaxStep;
 use crate::kernel::multiply_half::Product;
 use crate::kernel::{self, Isa};
-use rayon::prelude::*;
+use crate::team;
 use std::cell::RefCell;
 
 /// Queries, rows of the products, that are worked on at once.
@@ -35,16 +35,16 @@ pub(super) fn attend(
     let heads = Heads { isa, config, cache, window };
     let tokens = out.len() / width;
     if tokens == 1 {
-        let parts = out.par_chunks_exact_mut(head_width).zip(queries.par_chunks_exact(head_width));
-        parts.enumerate().for_each(|(head, (out, queries))| {
+        team::for_each_chunk(out, head_width, |head, out| {
+            let queries = &queries[head * head_width..][..head_width];
             heads.attend(head, first, (0, head_width), queries, out);
         });
         return;
     }
     let most = (ROWS / config.group()).max(1);
-    let step = tokens.div_ceil(4 * rayon::current_num_threads()).min(most);
-    let parts = out.par_chunks_mut(step * width).zip(queries.par_chunks(step * width));
-    parts.enumerate().for_each(|(i, (out, queries))| {
+    let step = tokens.div_ceil(4 * team::count()).min(most);
+    team::for_each_chunk(out, step * width, |i, out| {
+        let queries = &queries[i * step * width..][..out.len()];
         for head in 0..config.n_head_kv {
             heads.attend(head, first + i * step, (head * head_width, width), queries, out);
         }

@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use super::weights::Role;
-use rayon::prelude::*;
+use crate::team;
 
 /// A place in a model where rows enter matrices; several matrices may share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Collector {
         let sums = &mut self.sites[place];
         let width = sums.squares.len();
         sums.count += (rows.len() / width) as u64;
-        sums.squares.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, squares)| {
+        team::for_each_chunk(&mut sums.squares, COLUMNS, |i, squares| {
             for row in rows.chunks_exact(width) {
                 for (sum, &x) in squares.iter_mut().zip(&row[i * COLUMNS..]) {
                     *sum += f64::from(x) * f64::from(x);

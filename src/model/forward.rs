@@ -9,7 +9,7 @@ use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
 use super::rope::Rope;
 use super::weights::{Builder, Layer, Linear, Tensors};
 use crate::kernel::{self, Isa};
-use rayon::prelude::*;
+use crate::team;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +87,8 @@ impl<'a> Model<'a> {
         Collector::new(&self.config)
     }
 
-    /// Evaluates tokens, after which the sequence holds them, on the threads of the current pool.
+    /// Evaluates tokens, after which the sequence holds them, on the threads of the current
+    /// [`Team`](crate::team::Team), which suits single tokens, or of the current rayon pool.
     ///
     /// After an error the sequence holds what it held before, or whole batches more.
     pub fn evaluate(
@@ -295,7 +296,7 @@ fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + S
     if rows.len() < PARALLEL {
         rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
     } else {
-        rows.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
+        team::for_each_chunk(rows, width, work);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The runtime: models, sequences, samplers.
 
-use super::{pool, slice};
+use super::{Unavailable, pool, slice};
 use crate::block::TensorType;
 use crate::hifi::rows::Outliers;
 use crate::model::{self, Activation, Builder, Config, Local, ModelError, Pairs, Role, Sampling};
 use crate::model::{Request, RopeConfig, Table, Temperature, Yarn};
 use crate::rows::Source;
+use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -60,7 +61,10 @@ fn lock<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
 /// A model and what its weights lie in.
 struct Loaded {
     model: model::Model<'static>,
+    /// For many tokens at once.
     pool: Arc<rayon::ThreadPool>,
+    /// For single tokens, of one sequence at a time.
+    team: Mutex<Team>,
     /// Borrowed by `model`, which goes first.
     _arrays: Vec<Py<PyArray1<u8>>>,
 }
@@ -187,7 +191,9 @@ impl Model {
             arrays.extend(parts.into_iter().map(Bound::unbind));
         }
         let (model, pool) = (model::Model::new(builder)?, pool(threads)?);
-        Ok(Self { loaded: Arc::new(Loaded { model, pool, _arrays: arrays }) })
+        let team = Team::new(pool.current_num_threads());
+        let team = Mutex::new(team.map_err(|error| Unavailable::new_err(error.to_string()))?);
+        Ok(Self { loaded: Arc::new(Loaded { model, pool, team, _arrays: arrays }) })
     }
 
     /// An empty sequence.
@@ -226,7 +232,7 @@ impl Sequence {
             let n = tokens.len();
             return Err(PyValueError::new_err(format!("logits {first}..{last} of {n} tokens")));
         }
-        let Loaded { model, pool, .. } = &*self.loaded;
+        let Loaded { model, pool, team, .. } = &*self.loaded;
         let n_vocab = model.config().n_vocab;
         let cancelled = AtomicBool::new(false);
         let mut logits = vec![0f32; (last - first) * n_vocab];
@@ -241,7 +247,15 @@ impl Sequence {
             cancelled: &cancelled,
         };
         let state = &mut *state;
-        interruptible(py, pool, &cancelled, || model.evaluate(state, request))?;
+        // a single token is read in so short a time that signals can wait for its end
+        if tokens.len() == 1
+            && let Ok(mut team) = team.try_lock()
+        {
+            let team = &mut *team;
+            py.detach(|| team.install(|| model.evaluate(state, request)))?;
+        } else {
+            interruptible(py, pool, &cancelled, || model.evaluate(state, request))?;
+        }
         PyArray1::from_vec(py, logits).reshape([last - first, n_vocab])
     }
 
