@@ -168,6 +168,7 @@ def checked(result: Any, ok: bool, what: str) -> Any:
 
 @contextmanager
 def loaded(path: str | Path) -> Iterator[int]:
+    """A model in the engine, a ``llama_model *``."""
     _log.clear()
     lib = library()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
