@@ -43,7 +43,9 @@ _SUFFIX = r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])"  # 's, 'll, ...
 _SYLLABLES = r"\p{L}\p{M}*(?: \p{L}\p{M}*)*"
 _ASCII_SIGN = r"[!-/:-@\[-`{-~]"
 _DIGITS_FROM_THE_RIGHT = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
-_BLANKS_BY_TWOS = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s"
+_BLANKS_BY_TWOS = (
+    "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s"
+)
 _HAN_AND_KANA = "[一-龥\u3040-\u30ff]+"
 _HAN_HANGUL_AND_MORE = "[[一-龥\u0800-一가-\ud7ff]&&\\S]+"
 _ASIAN_LETTERS = (  # afmoe's, with \u8c48 where \uf900 was meant
@@ -95,7 +97,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("dbrx smaug-bpe", PreTokenizer((_LLAMA3,), clean_spaces=True)),
     ("chatglm-bpe", PreTokenizer((_LLAMA3,), default_bos=False, clean_spaces=True)),
-    ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True, default_bos=False, clean_spaces=True)),
+    ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True, clean_spaces=True)),
     (
         "jais-2",
         PreTokenizer(
@@ -104,7 +106,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     (
-        "qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2",
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2 bailingmoe bailingmoe2 llada-moe",
         PreTokenizer((_QWEN2,)),
     ),
     ("stablelm2 megrez", PreTokenizer((_QWEN2,), clean_spaces=True)),
@@ -116,10 +118,6 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         PreTokenizer((_either(_SUFFIX, _WORD, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+", _LINES),)),
     ),
     (
-        "bailingmoe bailingmoe2 llada-moe",
-        PreTokenizer((_either(_SUFFIX, _WORD, r"\p{N}", _SIGNS, r"\s*[\r\n]", _BLANKS),)),
-    ),
-    (
         "exaone-moe",
         PreTokenizer(
             (
@@ -128,8 +126,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
                     rf"[^\r\n\p{{L}}\p{{N}}]?(?:{_SYLLABLES})+",
                     r"\p{N}",
                     r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
-                    r"\s*[\r\n]",
-                    _BLANKS,
+                    _LINES,
                 ),
             ),
             clean_spaces=True,
@@ -175,16 +172,16 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "tekken",
         PreTokenizer(
-            (_either(_by_case(r"\p{L}"), r"\p{N}", _SIGNS_OR_SLASH, _LINES),), ignore_merges=True, add_bos=True
+            (_either(_by_case(r"\p{L}"), r"\p{N}", _SIGNS_OR_SLASH, _LINES),),
+            ignore_merges=True,
+            add_bos=True,
         ),
     ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
     ("granite-embed-multi-97m", PreTokenizer((_GRANITE,), ignore_merges=True)),
     (
         "tiny_aya cohere2moe",
-        PreTokenizer(
-            (_DIGITS_FROM_THE_RIGHT, _either(_MARKED_WORD, r"\p{N}{1,3}", _SIGNS_OR_SLASH, _LINES))
-        ),
+        PreTokenizer((_DIGITS_FROM_THE_RIGHT, _either(_MARKED_WORD, r"\p{N}{1,3}", _SIGNS_OR_SLASH, _LINES))),
     ),
     ("afmoe", PreTokenizer((_DIGITS_FROM_THE_RIGHT, _ASIAN_LETTERS, _DEEPSEEK3))),
     (

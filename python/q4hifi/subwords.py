@@ -78,7 +78,10 @@ class SentencePiece:
         self._ids = ids = vocabulary.ids
         self._scores = vocabulary.scores
         self._neighbours = {text[i : i + 2] for text in ids for i in range(len(text) - 1)}
-        of_byte = [ids.get(f"<0x{i:02X}>", ids.get(bytes([i]).decode("utf-8", "surrogateescape"))) for i in range(256)]
+        of_byte = [
+            ids.get(f"<0x{i:02X}>", ids.get(bytes([i]).decode("utf-8", "surrogateescape")))
+            for i in range(256)
+        ]
         self._of_byte = [vocabulary.unknown if token is None else token for token in of_byte]
         self._cached = lru_cache(_CACHED_WORDS)(self._merge)
 

@@ -14,7 +14,6 @@ from .errors import BadOptionError
 from .subwords import SPACE, ByteLevel, SentencePiece
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 
-_BLANKS = b" \t\n\v\f\r"
 _PREFIX = 4
 _CLEANING = (
     (re.compile(rb" (?=[?!.,])"), b""),
@@ -60,7 +59,9 @@ class Tokenizer:
 
     # ---- text to tokens --------------------------------------------------------------------------
 
-    def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Return the tokens of ``text``.
 
         ``add_special``: with BOS and EOS around it, if the file wants them. ``parse_special``: a control
@@ -100,8 +101,11 @@ class Tokenizer:
     @cached_property
     def _special(self) -> list[tuple[bytes, int]]:
         """Special tokens with their texts, the longest first."""
-        special = [(_bytes(text), token) for text, token in self._vocabulary.ids.items()
-                   if self._vocabulary.kinds[token] in SPECIAL]
+        special = [
+            (_bytes(text), token)
+            for text, token in self._vocabulary.ids.items()
+            if self._vocabulary.kinds[token] in SPECIAL
+        ]
         return sorted(special, key=lambda pair: -len(pair[0]))
 
     def _fragments(self, data: bytes, parse_special: bool) -> list[bytes | int]:
@@ -115,9 +119,7 @@ class Tokenizer:
             if prefix not in there:
                 there[prefix] = prefix in data
             if there[prefix] and text in data:
-                fragments = [
-                    piece for fragment in fragments for piece in self._cut(fragment, text, token)
-                ]
+                fragments = [piece for fragment in fragments for piece in self._cut(fragment, text, token)]
         return fragments
 
     def _cut(self, fragment: bytes | int, text: bytes, token: int) -> Iterator[bytes | int]:
@@ -130,7 +132,7 @@ class Tokenizer:
         for part in rest:
             yield token
             if token in self._vocabulary.stripping:
-                part = part.lstrip(_BLANKS)
+                part = part.lstrip()
             if part:
                 yield part
 

@@ -28,6 +28,8 @@ SPECIAL = (*CONTROL, TokenType.USER_DEFINED)
 _K = Keys.Tokenizer
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _SENTENCE_PIECE_RULES = PreTokenizer((), add_bos=True)
+_SENTENCE_PIECE_DEFAULTS: tuple[int, int, int | None] = (1, 2, 0)  # BOS, EOS, unknown
+_BYTE_LEVEL_DEFAULTS = (11, 11, None)  # 11 is Falcon's only special token
 
 
 class _Role(NamedTuple):
@@ -118,7 +120,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     and :class:`BadFileError` where there is no vocabulary or it contradicts itself.
     """
     rules, is_byte_level = _rules(metadata)
-    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(_array(metadata, _K.LIST, str, 1))]
+    texts: list[str] = [
+        text.partition("\0")[0] or f"[EMPTY_{i}]" for i, text in enumerate(_array(metadata, _K.LIST, str, 1))
+    ]  # llama.cpp reads them as C strings
     n = len(texts)
     ids = {text: token for token, text in enumerate(texts)}
     if len(ids) < n:
@@ -129,7 +133,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         kinds = _array(metadata, _K.TOKEN_TYPE, int, n)[:n]
     for token, kind in enumerate(kinds):
         if kind == TokenType.BYTE and not _BYTE.fullmatch(texts[token]):
-            raise BadFileError(f"{_K.LIST}: token {token} is {texts[token]!r:.80}, which is no byte such as <0x0A>")
+            raise BadFileError(
+                f"{_K.LIST}: token {token} is {texts[token]!r:.80}, which is no byte such as <0x0A>"
+            )
     scores = [0.0] * n
     if not is_byte_level and _K.SCORES in metadata:
         scores = _array(metadata, _K.SCORES, (float, int), n)
@@ -138,11 +144,10 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         named = [default, *(metadata.get(key) for key in keys)]
         return next((i for i in reversed(named) if isinstance(i, int) and 0 <= i < n), None)
 
-    # 11 is Falcon's only special token, and llama.cpp's default for all byte-level vocabularies
-    bos, eos, unknown = (11 if rules.default_bos else None, 11, None) if is_byte_level else (1, 2, 0)
-    eos = token_of(eos, _K.EOS_ID)
-    named = {name: token_of(None, *role.keys) for name, role in _ROLES.items()}
-    eot, ends = _classify(ids, kinds, {**named, "eos": eos})
+    bos, default_eos, unknown = _BYTE_LEVEL_DEFAULTS if is_byte_level else _SENTENCE_PIECE_DEFAULTS
+    eos = token_of(default_eos, _K.EOS_ID)
+    roles = {name: token_of(None, *role.keys) for name, role in _ROLES.items()}
+    ends = _classify(ids, kinds, roles, eos)
     return Vocabulary(
         rules=rules,
         texts=texts,
@@ -150,9 +155,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         kinds=kinds,
         scores=scores,
         merges=_array(metadata, _K.MERGES, str, 0) if is_byte_level else [],
-        bos=token_of(bos, _K.BOS_ID),
+        bos=token_of(bos if rules.default_bos else None, _K.BOS_ID),
         eos=eos,
-        eot=eot,
+        eot=roles["eot"],
         unknown=token_of(unknown, _K.UNK_ID),
         ends=ends,
         stripping=_stripping(metadata, ids, kinds),
@@ -192,32 +197,29 @@ def _array(metadata: Mapping[str, Any], key: str, kind: type | tuple[type, ...],
 
 
 def _classify(
-    ids: Mapping[str, int], kinds: list[int], named: Mapping[str, int | None]
-) -> tuple[int | None, frozenset[int]]:
-    """Correct ``kinds`` by the texts of the tokens; return the end of a turn, and all that end a text.
-
-    ``named``: the tokens of the roles, and EOS, that the file names.
-    """
+    ids: Mapping[str, int], kinds: list[int], roles: dict[str, int | None], eos: int | None
+) -> frozenset[int]:
+    """Complete ``roles`` and ``kinds`` by the texts of the tokens; return those that end a generation."""
 
     def present(texts: str) -> list[int]:
         return [ids[text] for text in texts.split() if text in ids]
 
-    found = dict(named)
     for name, role in _ROLES.items():
-        if found[name] is None and (tokens := present(role.texts)):
-            found[name] = tokens[0]
+        if roles[name] is None and (tokens := present(role.texts)):
+            roles[name] = tokens[0]
             kinds[tokens[0]] = TokenType.CONTROL
     ends = set(present(_ENDS))
     for token in ends:
         kinds[token] = TokenType.CONTROL
     for token in present(_SHOWN):
         kinds[token] = TokenType.USER_DEFINED
-    ends |= {token for name, token in found.items() if token is not None and (name not in _ROLES or _ROLES[name].ends)}
-    for text, markers, kind in _NO_ENDS:
-        if text in ids and all(ends.intersection(present(any_of)) for any_of in markers):
-            ends.discard(ids[text])
+    named = [eos, *(roles[name] for name, role in _ROLES.items() if role.ends)]
+    ends.update(token for token in named if token is not None)
+    for text, signs, kind in _NO_ENDS:
+        if ids.get(text) in ends and all(ends.intersection(present(any_of)) for any_of in signs):
+            ends.remove(ids[text])
             kinds[ids[text]] = kind
-    return found["eot"], frozenset(ends)
+    return frozenset(ends)
 
 
 def _stripping(metadata: Mapping[str, Any], ids: Mapping[str, int], kinds: list[int]) -> frozenset[int]:
