@@ -312,6 +312,7 @@ def test_round_trips_of_the_example_model() -> None:
         assert ours.decode(ours.encode(text)) == text
 
 
+@settings(deadline=None)
 @given(text=hard_texts())
 def test_round_trips(by_row: dict[str, Both], sentence_piece: Both, text: str) -> None:
     tokenizer = by_row["qwen2"][0]
@@ -321,6 +322,7 @@ def test_round_trips(by_row: dict[str, Both], sentence_piece: Both, text: str) -
         assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
 
 
+@settings(deadline=None)
 @given(text=hard_texts())
 def test_a_stream_holds_back_what_is_no_character_yet(by_row: dict[str, Both], text: str) -> None:
     tokenizer = by_row["smollm"][0]

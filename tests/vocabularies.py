@@ -74,9 +74,7 @@ HARD = [
         "▁",
         " ▁",
     ),
-    *("hello hello hello",
-        "~me",
-        "#tag", " , ' s 'm 're", "aaaaaaa", "a a a", "x\n\n\n\n", "x \n\n \n\n"),
+    *("hello hello hello", "~me", "#tag", " , ' s 'm 're", "aaaaaaa", "a a a", "x\n\n\n\n", "x \n\n \n\n"),
 ]
 """Texts on which tokenizers are known to differ."""
 

@@ -97,7 +97,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("dbrx smaug-bpe", PreTokenizer((_LLAMA3,), clean_spaces=True)),
     ("chatglm-bpe", PreTokenizer((_LLAMA3,), default_bos=False, clean_spaces=True)),
-    ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True, clean_spaces=True)),
+    ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True, default_bos=False, clean_spaces=True)),
     (
         "jais-2",
         PreTokenizer(

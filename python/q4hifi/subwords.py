@@ -19,8 +19,9 @@ SPACE = "▁"
 
 _OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]{2}")
 _REPLACE = "q4hifi.replace"
+_NOT_TEXT = re.compile("[\ud800-\udfff]")  # a token's bytes that are not UTF-8
 _SIZE_BY_FIRST_BYTE = (1,) * 12 + (2, 2, 3, 4)  # by its upper four bits
-_CACHED_WORDS = 1 << 16
+_CACHED_PIECES = 1 << 16
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -38,14 +39,11 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_REPLACE, _replace)
 
 
-_NOT_TEXT = re.compile("[\ud800-\udfff]")  # from bytes that are not UTF-8
-
-
 class ByteLevel:
     """Byte-level BPE: cut into words, then merged from single bytes, the first pair of the list first."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Build it; takes about half a second for a hundred thousand tokens."""
+        """Build it: half a second for the largest vocabularies."""
         rules = vocabulary.rules
         ids = {text: token for text, token in vocabulary.ids.items() if not _NOT_TEXT.search(text)}
         pairs = dict.fromkeys(map(_pair, vocabulary.merges))
@@ -62,8 +60,8 @@ class ByteLevel:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    cut = merge.find(" ", 1)
-    return merge[:cut], merge[cut + 1 :]
+    first, _, second = merge[1:].partition(" ")
+    return merge[:1] + first, second
 
 
 class SentencePiece:
@@ -74,7 +72,7 @@ class SentencePiece:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Build it."""
+        """Build it: as long as it takes to look at every token once."""
         self._ids = ids = vocabulary.ids
         self._scores = vocabulary.scores
         self._neighbours = {text[i : i + 2] for text in ids for i in range(len(text) - 1)}
@@ -83,7 +81,7 @@ class SentencePiece:
             for i in range(256)
         ]
         self._of_byte = [vocabulary.unknown if token is None else token for token in of_byte]
-        self._cached = lru_cache(_CACHED_WORDS)(self._merge)
+        self._cached = lru_cache(_CACHED_PIECES)(self._merge)
 
     def encode(self, data: bytes) -> list[int]:
         """Tokens of a text; a character without a token becomes the tokens of its bytes."""

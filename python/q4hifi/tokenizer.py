@@ -14,7 +14,7 @@ from .errors import BadOptionError
 from .subwords import SPACE, ByteLevel, SentencePiece
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 
-_PREFIX = 4
+_PREFIX = 4  # bytes of special tokens that are looked for first
 _CLEANING = (
     (re.compile(rb" (?=[?!.,])"), b""),
     (re.compile(rb" ' "), b"'"),
@@ -111,7 +111,7 @@ class Tokenizer:
     def _fragments(self, data: bytes, parse_special: bool) -> list[bytes | int]:
         """Cut ``data`` at its special tokens: a longer one counts before all shorter ones."""
         fragments: list[bytes | int] = [data] if data else []
-        there: dict[bytes, bool] = {}  # vocabularies have thousands that begin alike, and none is there
+        there: dict[bytes, bool] = {}  # thousands begin alike, such as <unused0>, and none is in a text
         for text, token in self._special:
             if not parse_special and self._vocabulary.kinds[token] in CONTROL:
                 continue
