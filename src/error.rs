@@ -46,6 +46,13 @@ pub enum QuantError {
         /// Position in the row.
         position: usize,
     },
+    /// A token's number is beyond the vocabulary.
+    UnknownToken {
+        /// Position among the tokens.
+        position: usize,
+        /// Tokens in the vocabulary.
+        n_vocab: usize,
+    },
     /// Stored blocks contradict the format: a wrong count, or places out of order.
     BadBlock {
         /// Number of the block in the input.
@@ -79,6 +86,9 @@ impl fmt::Display for QuantError {
             }
             Self::BadImportance { position } => {
                 write!(f, "the importance at column {position} is NaN, infinite or negative")
+            }
+            Self::UnknownToken { position, n_vocab } => {
+                write!(f, "the token at position {position} is not one of the {n_vocab} there are")
             }
             Self::BadBlock { block, what } => write!(f, "block {block}: {what}"),
         }

@@ -13,6 +13,7 @@
 //! | [`error_sums`] | how far decoded weights are from their source |
 //! | [`hifi`] | Q4_HIFI: choose outliers, refit, encode, decode |
 //! | [`dot`] | dot products with quantized activations, and the activations |
+//! | [`logits`] | a model's answers: probabilities of tokens, divergence of two models |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
 //! | [`rows`] | whole matrices, checked and in parallel: what callers use |
 //! | [`team`] | threads for work in many short pieces |
@@ -43,6 +44,7 @@ pub mod fit;
 pub mod float;
 pub mod hifi;
 pub mod kernel;
+pub mod logits;
 pub mod matmul;
 pub mod model;
 #[cfg(feature = "python")]

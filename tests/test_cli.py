@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import shutil
 import signal
-import struct
 import subprocess
 import sys
-import sysconfig
-import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -25,6 +18,7 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
+from command import Run, in_terminal, script
 from q4hifi.cli import main
 from q4hifi.gguf_file import GgufFile
 from synthetic import (
@@ -42,37 +36,6 @@ from synthetic import (
 VALUE, QUERY, DOWN = (f"blk.0.{part}.weight" for part in ("attn_v", "attn_q", "ffn_down"))
 
 
-class Outcome(NamedTuple):
-    """How a run of the command ended, and what it printed."""
-
-    status: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process, not connected to a terminal."""
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run_main(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        try:
-            main([str(argument) for argument in arguments], prog_name="q4hifi")
-        except SystemExit as end:
-            status = end.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return Outcome(status, *capsys.readouterr())
-
-    return run_main
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the small model in it, as model-f16.gguf."""
@@ -88,11 +51,6 @@ def types_of(path: Path) -> dict[str, str]:
 
 
 # ---- entry points --------------------------------------------------------------------------------
-
-
-def script() -> str:
-    """Return the path of the installed command."""
-    return shutil.which("q4hifi", path=sysconfig.get_path("scripts")) or "q4hifi"
 
 
 @pytest.mark.parametrize("command", [[script()], [sys.executable, "-m", "q4hifi"]], ids=["script", "module"])
@@ -598,27 +556,6 @@ def test_output_that_the_encoding_lacks_is_escaped(folder: Path) -> None:
 
 
 # ---- terminals and signals -----------------------------------------------------------------------
-
-
-def in_terminal(width: int, *arguments: str) -> str:
-    """Run the command in a terminal of that width; return what it printed."""
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    environment["TERM"] = "xterm-256color"
-    with subprocess.Popen(
-        [script(), *arguments], stdin=follower, stdout=follower, stderr=follower, env=environment
-    ) as process:
-        os.close(follower)
-        printed = b""
-        try:
-            while chunk := os.read(leader, 65536):
-                printed += chunk
-        except OSError:  # Linux ends a terminal that nobody else has open so
-            pass
-        os.close(leader)
-    assert process.returncode == 0
-    return printed.decode()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -9,7 +9,11 @@ Arrays
     :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
     the first returns.
 Running
-    :class:`Model` loads a model and evaluates it: logits, and tokens chosen by them.
+    :class:`Model` loads a model and evaluates it: logits, and tokens chosen by them;
+    :class:`Writer` and :class:`Chat` make text of them.
+Measuring
+    :func:`perplexity`, :func:`kl_divergence` and :func:`compare` tell how good models are,
+    :func:`bench` how fast, :func:`collect_importance` which of their inputs matter.
 Machine
     :func:`cpu_features` tells which instruction set the kernels use.
 Errors
@@ -17,11 +21,20 @@ Errors
 """
 
 from ._core import __version__
+from .bench import Speed, bench
+from .collect import collect_importance
+from .compare import ComparedModel, Comparison, compare
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
+from .estimates import Estimate
 from .export import dequantize_file, export_file
+from .generation import Chat, Writer
+from .importance import Importance, load_importance
+from .importance_sums import ImportanceSums
+from .kl_divergence import KlDivergence, kl_divergence
 from .layout import Format
 from .model import InputSums, Model, Sampler, Sequence
 from .model_file import ModelFile, ModelTensor
+from .perplexity import Perplexity, perplexity
 from .plan import Plan, PlannedTensor
 from .quantize import plan_file, quantize_file
 from .report import QuantizeReport
@@ -35,14 +48,22 @@ open = ModelFile.open
 __all__ = [
     "BadFileError",
     "BadOptionError",
+    "Chat",
+    "ComparedModel",
+    "Comparison",
     "CpuFeatures",
+    "Estimate",
     "Finding",
     "Format",
+    "Importance",
+    "ImportanceSums",
     "InputSums",
+    "KlDivergence",
     "Model",
     "ModelFile",
     "ModelTensor",
     "NotFiniteError",
+    "Perplexity",
     "Plan",
     "PlannedTensor",
     "Q4HifiError",
@@ -50,14 +71,22 @@ __all__ = [
     "QuantizedTensor",
     "Sampler",
     "Sequence",
+    "Speed",
     "TensorType",
     "UnsupportedModelError",
+    "Writer",
     "__version__",
+    "bench",
+    "collect_importance",
+    "compare",
     "cpu_features",
     "dequantize",
     "dequantize_file",
     "export_file",
+    "kl_divergence",
+    "load_importance",
     "open",
+    "perplexity",
     "plan_file",
     "quantize",
     "quantize_file",

@@ -16,6 +16,10 @@ import numpy.typing as npt
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float32]
 _Sums = tuple[float, float]
+_Doubles = npt.NDArray[np.float64]
+_Tokens = npt.NDArray[np.uint32]
+_Codes = npt.NDArray[np.uint16]
+_Columns = tuple[_Doubles, _Doubles, _Doubles, _Doubles, npt.NDArray[np.bool_]]
 
 __all__ = [
     "BadBlock",
@@ -32,6 +36,9 @@ __all__ = [
     "dequantize",
     "dequantize_hifi",
     "dequantize_hifi_fork",
+    "divergence",
+    "divergence_from_log_probs",
+    "encode_log_probs",
     "fork_to_split",
     "matmul",
     "matmul_hifi",
@@ -40,6 +47,7 @@ __all__ = [
     "quantize_hifi_fork",
     "split_to_fork",
     "tensor_types",
+    "token_nll",
 ]
 
 __version__: Final[str]
@@ -97,6 +105,10 @@ def matmul_hifi(
     activations: _Floats,
     threads: int,
 ) -> _Floats: ...
+def token_nll(logits: _Floats, tokens: _Tokens, threads: int) -> _Doubles: ...
+def encode_log_probs(logits: _Floats, tokens: _Tokens, threads: int) -> tuple[_Doubles, _Codes]: ...
+def divergence_from_log_probs(logits: _Floats, base: _Codes, tokens: _Tokens, threads: int) -> _Columns: ...
+def divergence(logits: _Floats, base: _Floats, tokens: _Tokens, threads: int) -> _Columns: ...
 
 _Tensor = tuple[str, int | None, int, int, int, list[_Bytes]]
 """Role, layer, type, row length, outliers a block, and its parts, which must be read-only."""

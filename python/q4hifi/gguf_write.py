@@ -122,7 +122,7 @@ class GgufWriter:
         self.sizes: tuple[int, ...] = tuple(plan.size for plan in self._plans)
         for path in self.paths:
             with os_errors(path, "be the destination"):
-                _check_destination(path, overwrite, sources)
+                check_destination(path, overwrite, sources)
                 self._free = shutil.disk_usage(path.parent).free  # before a failed reservation takes it
 
     def __enter__(self) -> GgufWriter:
@@ -208,7 +208,8 @@ class GgufWriter:
                 ) from cause
 
 
-def _check_destination(path: Path, overwrite: bool, sources: Sequence[Path]) -> None:
+def check_destination(path: Path, overwrite: bool, sources: Sequence[Path]) -> None:
+    """Raise :class:`BadOptionError` where ``path`` cannot be written, or is one of ``sources``."""
     if not path.parent.is_dir():
         raise BadOptionError(f"{path}: there is no folder {path.parent}; make it first")
     if path.exists():

@@ -127,16 +127,27 @@ class Importance:
             )
         return self._means(name).reshape(n_matrices, row_length)
 
-    def _means(self, name: str) -> Floats:
-        """Read, check and divide the sums of one tensor: float32 [n_counts, n_values / n_counts]."""
+    @property
+    def has_token_counts(self) -> bool:
+        """Whether counts are of tokens, as in the GGUF form; in the older one they are of chunks."""
+        return self.chunk_size is not None
+
+    def sums(self, name: str) -> tuple[Floats, Floats]:
+        """Read and check one tensor's sums, float32 [n_counts, n_values / n_counts], and its counts.
+
+        KeyError where the file has no entry of that name.
+        """
         entry = self._entries[name]
         with os_errors(entry.path, f"read the values of {name}", BadFileError):
             sums = np.fromfile(entry.path, "<f4", entry.n_values, offset=entry.offset)
         if sums.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
         _check_values(sums, f"{self.file}: {name}")
-        sums = sums.reshape(entry.counts.size, -1)
-        counts = entry.counts[:, np.newaxis]
+        return sums.reshape(entry.counts.size, -1), entry.counts
+
+    def _means(self, name: str) -> Floats:
+        sums, counts = self.sums(name)
+        counts = counts[:, np.newaxis]
         means: Floats = np.divide(sums, counts, out=np.ones_like(sums, np.float32), where=counts > 0)
         return means
 

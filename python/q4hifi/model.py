@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .rows import Parts, relayout, thread_count
+from .tokenizer import Tokenizer
 from .types import Q4_HIFI, TYPES
 
 Floats = npt.NDArray[np.float32]
@@ -64,6 +66,12 @@ class Model:
             self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
         self.n_vocab: int = config.n_vocab
         self.n_ctx: int = n_ctx or config.n_context
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its vocabulary, made when first asked for."""
+        with ErrorsAt(f"{self.path}: "):
+            return Tokenizer.from_metadata(self.metadata)
 
     def sequence(self) -> Sequence:
         """Return an empty sequence."""

@@ -52,9 +52,14 @@ class Overview:
         return sum(t.n_elements for t in self.tensors)
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of data of all tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of tensor data a weight, over the whole model."""
-        return 8 * sum(t.nbytes for t in self.tensors) / max(1, self.n_params)
+        return 8 * self.n_bytes / max(1, self.n_params)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types, arrays of metadata by their lengths."""
@@ -88,7 +93,7 @@ class Overview:
             [
                 *(unbroken(printable(path)) for path in self.paths),
                 Text(
-                    f"{self._file_type()}, {self.n_params:,} parameters in {len(self.tensors)} tensors,"
+                    f"{self.file_type}, {self.n_params:,} parameters in {len(self.tensors)} tensors,"
                     f" {human_bytes(self.file_bytes)}, {self.bits_per_weight:.3f} bits a weight"
                 ),
             ],
@@ -104,7 +109,9 @@ class Overview:
             table.add_row(Text(printable(key)), Text(shown, no_wrap=True, overflow="ellipsis"))
         return table
 
-    def _file_type(self) -> str:
+    @property
+    def file_type(self) -> str:
+        """What the file says it is, as people call it: Q4_K_M, or Q4_HIFI and its layout."""
         number = self.metadata.get("general.file_type")
         if self.layout is not None:
             return f"Q4_HIFI, {self.layout} layout"

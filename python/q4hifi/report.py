@@ -190,6 +190,13 @@ def human_count(count: int) -> str:
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
+def human_time(seconds: float) -> str:
+    """Return a duration as clocks show it: 4:07, 1:02:30."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def printable(text: object) -> str:
     """``str(text)`` with what a terminal would obey or cannot show escaped: names come out of files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

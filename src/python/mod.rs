@@ -1,6 +1,7 @@
 //! The Python module `q4hifi._core`: extract, release the interpreter lock, call, wrap.
 
 mod codec;
+mod logits;
 mod model;
 
 use crate::error::QuantError;
@@ -112,6 +113,9 @@ mod _core {
         fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi, quantize_hifi_fork,
         split_to_fork, tensor_types,
     };
+
+    #[pymodule_export]
+    use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
     use super::model::{Collector, Model, Sampler, Sequence};

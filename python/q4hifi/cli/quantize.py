@@ -1,109 +1,38 @@
-"""The ``q4hifi`` command: options and printing only.
+"""Commands that make models: quantize, plan, dequantize, export.
 
 Options that llama-quantize has are spelled as there, and so is the order of its arguments.
-Exit status: 0, 1 where the work failed, 2 where an argument or option does not fit.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from . import __version__
-from .errors import BadOptionError, Q4HifiError
-from .export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
-from .gguf_split import parse_size
-from .layout import LAYOUTS, SPLIT
-from .model_file import ModelFile
-from .options import parse_tensor_type, read_tensor_type_file
-from .overview import Overview
-from .plan import Plan
-from .quantize import plan_file, quantize_file
-from .recipes import RECIPES, find_recipe
-from .report import QuantizeReport, human_bytes, notes, paragraphs, printable, tensor_table, type_table
-from .rewrite import Progress as OnProgress
-from .rows import MAX_THREADS, cpu_features
-from .verify import verify_file
+from ..errors import BadOptionError
+from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
+from ..gguf_split import parse_size
+from ..layout import LAYOUTS, SPLIT
+from ..options import parse_tensor_type, read_tensor_type_file
+from ..plan import Plan
+from ..quantize import plan_file, quantize_file
+from ..recipes import RECIPES, find_recipe
+from ..report import QuantizeReport, human_bytes, notes, paragraphs, tensor_table, type_table
+from .common import (
+    console,
+    json_option,
+    overwrite_option,
+    print_json,
+    progress_bar,
+    tensors_option,
+    threads_option,
+)
+from .group import main
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class _Group(click.Group):
-    """Turns q4hifi's errors into messages and exit statuses."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _messages():
-            return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _messages():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    try:
-        yield
-    except Q4HifiError as error:
-        kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
-        raise kind(printable(error)) from error
-
-
-def _note_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    ctx.meta["verbose"] = wanted
-
-
-def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if not wanted:
-        return
-    click.echo(f"q4hifi {__version__}")
-    if ctx.meta["verbose"]:
-        cpu = cpu_features()
-        click.echo(f"kernels: {cpu.active} (this CPU has {', '.join(cpu.available)})")
-    ctx.exit()
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_note_verbose,
-    help="With --version: the instruction sets that the kernels use, too.",
-)  # fmt: skip
-@click.option(
-    "--version", is_flag=True, expose_value=False, callback=_print_version,
-    help="Show the version and exit.",
-)  # fmt: skip
-def main() -> None:
-    """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names and metadata may be in any script
-
-
-def _terminate(*_: object) -> None:
-    """End as after Ctrl-C, so that a half-written file is removed."""
-    raise KeyboardInterrupt
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-threads_option = click.option(
-    "-t",
-    "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    help="Threads to compute with. [default: one a core]",
-)
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 
 
 def _quantize_options(command: Command) -> Command:
@@ -185,7 +114,7 @@ def quantize(
     if dry_run:
         _print_plan(plan_file(src, kind, **choices), as_json, tensors=False)
         return
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = quantize_file(
             src,
             dst,
@@ -211,20 +140,6 @@ def plan(src: str, type: str, tensors: bool, as_json: bool, **choices: Any) -> N
 
 
 @main.command()
-@click.argument("file")
-@tensors_option
-@json_option
-def inspect(file: str, tensors: bool, as_json: bool) -> None:
-    """Show what is in a model FILE."""
-    with ModelFile.open(file) as model:
-        overview = Overview.of(model)
-    if as_json:
-        _print_json(overview.as_dict())
-    else:
-        _console().print(overview.tables(tensors=tensors))
-
-
-@main.command()
 @click.argument("src")
 @click.argument("dst")
 @click.argument("type", type=click.Choice(list(DEQUANTIZED), case_sensitive=False), default="F16")
@@ -233,7 +148,7 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 @json_option
 def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bool, as_json: bool) -> None:
     """Decode the matrices of SRC to F16 (default), BF16 or F32."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = dequantize_file(src, dst, type, threads=threads, overwrite=overwrite, progress=progress)
     _print_report(report, as_json)
 
@@ -261,32 +176,11 @@ def export(
     as_json: bool,
 ) -> None:
     """Bring the Q4_HIFI model SRC into a form that other programs load."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = export_file(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
         )
     _print_report(report, as_json)
-
-
-@main.command()
-@click.argument("file")
-@threads_option
-@json_option
-def verify(file: str, threads: int | None, as_json: bool) -> None:
-    """Check a model FILE: structure, sizes, finite weights, order of outliers."""
-    with _progress() as progress:
-        findings = verify_file(file, threads=threads, progress=progress)
-    if as_json:
-        found = [{"tensor": f.tensor, "message": f.message} for f in findings]
-        _print_json({"file": file, "sound": not findings, "findings": found})
-    else:
-        for finding in findings:
-            place = "" if finding.tensor is None else f"{file}: {finding.tensor}: "
-            click.echo(printable(place + finding.message))
-        if not findings:
-            click.echo(printable(f"{file}: sound"))
-    if findings:
-        sys.exit(1)
 
 
 def _positional(src: str, rest: tuple[str, ...]) -> tuple[str, str, int | None]:
@@ -335,49 +229,17 @@ def _choices(options: Mapping[str, Any]) -> dict[str, Any]:
     return choices
 
 
-@contextmanager
-def _progress() -> Iterator[OnProgress]:
-    """A bar on standard error with rate and remaining time; silent where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<28.28}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]:>6.1f} M weights/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, rate=0.0)
-
-        def on_progress(done: int, total: int, name: str) -> None:
-            elapsed = bar.tasks[task].elapsed or 0.0
-            rate = done / elapsed / 1e6 if elapsed else 0.0
-            bar.update(task, completed=done, total=total, description=printable(name), rate=rate)
-
-        yield on_progress
-
-
-def _console() -> Console:
-    """Standard output; lines are broken only where a person reads them."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
-
-
 def _print_report(report: QuantizeReport, as_json: bool) -> None:
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
-        _console().print(report)
+        console().print(report)
 
 
 def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
-        _print_json(plan.as_dict())
+        print_json(plan.as_dict())
         return
     size = f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight"
     tables = [[tensor_table(plan)]] if tensors else []
-    _console().print(paragraphs(*tables, [type_table(plan)], notes(plan), [size]))
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    console().print(paragraphs(*tables, [type_table(plan)], notes(plan), [size]))

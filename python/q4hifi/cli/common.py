@@ -1,0 +1,71 @@
+"""What the commands share: options, the console, progress, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from ..errors import BadOptionError
+from ..gguf_io import os_errors
+from ..gguf_metadata import decode_text
+from ..report import human_time, printable
+from ..rows import MAX_THREADS
+
+OnProgress = Callable[[int, int, str], None]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+threads_option = click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Threads to compute with. [default: one a core]",
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
+
+
+@contextmanager
+def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProgress]:
+    """A bar on standard error with rate and remaining time; silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<28.28}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn(f"{{task.fields[rate]:>6.1f}} {unit}/s"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, rate=0.0, left="")
+
+        def on_progress(done: int, total: int, name: str) -> None:
+            elapsed = bar.tasks[task].elapsed or 0.0
+            rate = done / elapsed / scale if elapsed else 0.0
+            left = f"{human_time(elapsed * (total - done) / done)} left" if done else ""
+            bar.update(task, completed=done, total=total, description=printable(name), rate=rate, left=left)
+
+        yield on_progress
+
+
+def console() -> Console:
+    """Standard output; lines are broken only where a person reads them."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def read_text(file: str) -> str:
+    """Read a text as llama.cpp's tools do: without one line end at its end."""
+    with os_errors(Path(file), "be read", BadOptionError):
+        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))

@@ -1,0 +1,350 @@
+"""Commands that run models to see how good and how fast they are: perplexity, compare, imatrix, bench.
+
+Options and labels that llama-perplexity, llama-imatrix and llama-bench have are spelled as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ..bench import Speed
+from ..bench import bench as measure_speed
+from ..chunks import MIN_CONTEXT
+from ..collect import collect_importance
+from ..compare import compare as compare_models
+from ..errors import BadOptionError
+from ..evaluation_report import (
+    KLD_HEADER,
+    comparison_table,
+    final_divergence,
+    final_perplexity,
+    importance_table,
+    running_divergence,
+    running_perplexity,
+    speed_table,
+)
+from ..gguf_write import check_destination
+from ..importance import load_importance
+from ..importance_statistics import tensor_statistics
+from ..importance_sums import FORMS, GGUF, ImportanceSums
+from ..kl_divergence import KlDivergence, kl_divergence
+from ..perplexity import Perplexity
+from ..perplexity import perplexity as measure_perplexity
+from ..plot import check_plot, plot_comparison
+from ..report import printable
+from .common import console, json_option, print_json, progress_bar, read_text, threads_option
+from .group import main
+
+Found = TypeVar("Found")
+
+LINE = 8
+"""Running values on a line."""
+
+file_option = click.option("-f", "--file", metavar="TEXT", help="The text, a UTF-8 file.")
+context_option = click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), default=512, show_default=True,
+    help="Tokens of a chunk.",
+)  # fmt: skip
+chunks_option = click.option(
+    "--chunks", "n_chunks", type=click.IntRange(1), help="Chunks to evaluate. [default: all]"
+)
+
+
+def _named(file: str | None) -> str:
+    if file is None:
+        raise BadOptionError("no text to evaluate; name one with -f")
+    return file
+
+
+@contextmanager
+def _running(
+    show: Callable[[Found], str], *, quiet: bool, on_a_line: int
+) -> Iterator[Callable[[Found], None]]:
+    """Print each result so far, several on a line."""
+    waiting: list[str] = []
+
+    def flush() -> None:
+        if waiting:
+            print("".join(waiting), flush=True)
+            waiting.clear()
+
+    def on_chunk(found: Found) -> None:
+        if not quiet:
+            waiting.append(show(found))
+            if len(waiting) == on_a_line:
+                flush()
+
+    try:
+        yield on_chunk
+    finally:
+        flush()  # what was found before an interruption, too
+
+
+@main.command()
+@click.argument("model")
+@file_option
+@context_option
+@chunks_option
+@click.option(
+    "--kl-divergence-base", "base", metavar="FILE",
+    help="Write the model's log-probabilities to FILE; with --kl-divergence, compare with those in it.",
+)  # fmt: skip
+@click.option(
+    "--kl-divergence", "compare_base", is_flag=True,
+    help="Compare with the base file, whose text is used; -f and -c do not count.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
+@threads_option
+@json_option
+def perplexity(
+    model: str,
+    file: str | None,
+    n_ctx: int,
+    n_chunks: int | None,
+    base: str | None,
+    compare_base: bool,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how well MODEL predicts a text, as llama-perplexity does.
+
+    A base file made of one model lets others be compared with it, here or by llama-perplexity.
+    'q4hifi compare' does both at once.
+    """
+    if compare_base:
+        if base is None:
+            raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
+        _print_divergence(model, base, n_chunks, threads, as_json)
+        return
+    text = read_text(_named(file))
+    with (
+        progress_bar("tokens", 1) as progress,
+        _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
+    ):
+        found = measure_perplexity(
+            model,
+            text,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            threads=threads,
+            save_log_probs=base,
+            overwrite=overwrite,
+            dataset=str(file),
+            progress=progress,
+            on_chunk=on_chunk,
+        )
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        click.echo(final_perplexity(found))
+
+
+def _print_divergence(
+    model: str, base: str, n_chunks: int | None, threads: int | None, as_json: bool
+) -> None:
+    def show(so_far: KlDivergence) -> str:
+        row = running_divergence(so_far)
+        return f"{KLD_HEADER}\n{row}" if so_far.n_chunks == 1 else row
+
+    with progress_bar("tokens", 1) as progress, _running(show, quiet=as_json, on_a_line=1) as on_chunk:
+        found = kl_divergence(
+            model, base, n_chunks=n_chunks, threads=threads, progress=progress, on_chunk=on_chunk
+        )
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        click.echo(f"\n{final_divergence(found)}")
+
+
+@main.command()
+@click.argument("reference", metavar="REF")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@file_option
+@context_option
+@chunks_option
+@click.option("--plot", metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf.")
+@click.option("--overwrite", is_flag=True, help="Replace the plot if it exists.")
+@threads_option
+@json_option
+def compare(
+    reference: str,
+    models: tuple[str, ...],
+    file: str | None,
+    n_ctx: int,
+    n_chunks: int | None,
+    plot: str | None,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Lay MODELs beside the model REF that they were made from: size, quality, speed.
+
+    All read the same text together; no base file is needed.
+    """
+    text = read_text(_named(file))
+    if plot is not None:
+        check_plot(plot, overwrite)
+    with progress_bar("tokens", 1) as progress:
+        found = compare_models(
+            reference,
+            models,
+            text,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            threads=threads,
+            dataset=str(file),
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        console().print(comparison_table(found))
+    if plot is not None:
+        plot_comparison(found, plot, overwrite=overwrite)
+        if not as_json:
+            click.echo(printable(f"wrote {plot}"))
+
+
+@main.command()
+@click.argument("model", required=False)
+@file_option
+@click.option("-o", "--output", metavar="OUT", help="Where the matrix goes. [default: imatrix.gguf]")
+@context_option
+@chunks_option
+@click.option("--process-output", is_flag=True, help="Take output.weight in, too.")
+@click.option("--no-ppl", is_flag=True, help="Do not measure perplexity on the way; a little faster.")
+@click.option(
+    "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
+)
+@click.option(
+    "--output-format", "form", type=click.Choice(FORMS), default=GGUF, show_default=True,
+    help="The form that llama.cpp writes today, or its older one.",
+)  # fmt: skip
+@click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@threads_option
+@json_option
+def imatrix(
+    model: str | None,
+    file: str | None,
+    output: str | None,
+    n_ctx: int,
+    n_chunks: int | None,
+    process_output: bool,
+    no_ppl: bool,
+    in_files: tuple[str, ...],
+    form: str,
+    show_statistics: bool,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.
+
+    'q4hifi quantize --imatrix OUT' uses it. Without MODEL, the matrices of --in-file are added up, or
+    only shown.
+    """
+    if model is not None or len(in_files) > 1:
+        output = output or f"imatrix.{form}"
+    sources = [Path(name) for name in in_files]
+    if output is not None:
+        check_destination(Path(output), overwrite, sources)  # before any work
+    parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
+    ppl: list[Perplexity] = []
+    if model is not None:
+        text = read_text(_named(file))
+        with (
+            progress_bar("tokens", 1) as progress,
+            _running(running_perplexity, quiet=as_json, on_a_line=LINE) as show,
+        ):
+
+            def on_chunk(found: Perplexity) -> None:
+                ppl[:] = [found]
+                show(found)
+
+            parts.append(
+                collect_importance(
+                    model,
+                    text,
+                    n_ctx=n_ctx,
+                    n_chunks=n_chunks,
+                    process_output=process_output,
+                    score=not no_ppl,
+                    threads=threads,
+                    dataset=str(file),
+                    progress=progress,
+                    on_chunk=on_chunk,
+                )
+            )
+    if not parts:
+        raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
+    sums = parts[0]
+    for part in parts[1:]:
+        sums += part
+    if output is not None:
+        sums.save(output, form=form, overwrite=overwrite, sources=sources)
+    tensors = tensor_statistics(sums) if show_statistics or as_json else []
+    if as_json:
+        print_json(
+            {
+                "file": output,
+                "datasets": list(sums.datasets),
+                "chunk_count": sums.chunk_count,
+                "chunk_size": sums.chunk_size,
+                "perplexity": ppl[0].as_dict() if ppl else None,
+                "tensors": [tensor.as_dict() for tensor in tensors],
+            }
+        )
+        return
+    if ppl:
+        click.echo(final_perplexity(ppl[0]))
+    if show_statistics:
+        console().print(importance_table(tensors))
+    if output is not None:
+        click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+
+
+@main.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "-p", "--n-prompt", multiple=True, type=click.IntRange(0), help="Tokens to read. [default: 512]"
+)
+@click.option("-n", "--n-gen", multiple=True, type=click.IntRange(0), help="Tokens to write. [default: 128]")
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times of each test."
+)
+@threads_option
+@json_option
+def bench(
+    models: tuple[str, ...],
+    n_prompt: tuple[int, ...],
+    n_gen: tuple[int, ...],
+    repetitions: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how many tokens MODELs read (pp) and write (tg) a second, as llama-bench does.
+
+    -p and -n may be given several times; 0 leaves a test out.
+    """
+    speeds: list[Speed] = []
+    with progress_bar("tokens", 1) as progress:
+        for model in models:
+            speeds += measure_speed(
+                model,
+                n_prompt=n_prompt or 512,
+                n_gen=n_gen or 128,
+                threads=threads,
+                repetitions=repetitions,
+                progress=progress,
+            )
+    if as_json:
+        print_json([speed.as_dict() for speed in speeds])
+    else:
+        click.echo(speed_table(speeds))

@@ -1,0 +1,49 @@
+"""Commands that look into a model file: inspect, verify."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..model_file import ModelFile
+from ..overview import Overview
+from ..report import printable
+from ..verify import verify_file
+from .common import console, json_option, print_json, progress_bar, tensors_option, threads_option
+from .group import main
+
+
+@main.command()
+@click.argument("file")
+@tensors_option
+@json_option
+def inspect(file: str, tensors: bool, as_json: bool) -> None:
+    """Show what is in a model FILE."""
+    with ModelFile.open(file) as model:
+        overview = Overview.of(model)
+    if as_json:
+        print_json(overview.as_dict())
+    else:
+        console().print(overview.tables(tensors=tensors))
+
+
+@main.command()
+@click.argument("file")
+@threads_option
+@json_option
+def verify(file: str, threads: int | None, as_json: bool) -> None:
+    """Check a model FILE: structure, sizes, finite weights, order of outliers."""
+    with progress_bar() as progress:
+        findings = verify_file(file, threads=threads, progress=progress)
+    if as_json:
+        found = [{"tensor": f.tensor, "message": f.message} for f in findings]
+        print_json({"file": file, "sound": not findings, "findings": found})
+    else:
+        for finding in findings:
+            place = "" if finding.tensor is None else f"{file}: {finding.tensor}: "
+            click.echo(printable(place + finding.message))
+        if not findings:
+            click.echo(printable(f"{file}: sound"))
+    if findings:
+        sys.exit(1)

@@ -1,0 +1,74 @@
+"""Importance matrices from a model and a text, as llama-imatrix makes them: :func:`collect_importance`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .chunks import Chunks, LanguageModel, ModelOrPath, Progress, Text, errors_in, opened
+from .errors import NotFiniteError
+from .importance_sums import ColumnSums, ImportanceSums
+from .logits import Doubles, token_nll
+from .perplexity import Perplexity
+
+OUTPUT = "output.weight"
+
+
+def collect_importance(
+    model: ModelOrPath,
+    text: Text,
+    *,
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    process_output: bool = False,
+    score: bool = True,
+    threads: int | None = None,
+    dataset: str = "the text",
+    progress: Progress | None = None,
+    on_chunk: Callable[[Perplexity], None] | None = None,
+) -> ImportanceSums:
+    """Measure how much each input column of a model's matrices matters on a text.
+
+    The text is cut as by :func:`q4hifi.perplexity`, and every token counts. ``process_output`` takes
+    the output matrix in, where it is a matrix of its own. With ``score``, ``on_chunk`` gets the
+    perplexity so far after each chunk; without, that much work is saved. ``dataset`` is the text's
+    name, which the file records.
+    """
+    started = time.perf_counter()
+    nll: list[Doubles] = []
+    with opened(model, n_ctx=n_ctx, threads=threads) as lm:
+        chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
+        sums = lm.input_sums()
+        for chunk in range(len(chunks)):
+            if progress is not None:
+                progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
+            with errors_in(lm, chunk):
+                sequence = chunks.begin(lm, chunk, sums)
+                if not score:
+                    sequence.evaluate(chunks.input(chunk)[chunks.first :], logits="none", sums=sums)
+                    continue
+                for answers in chunks.answers(sequence, chunk, sums):
+                    nll.append(token_nll(*answers, threads=threads or 0))
+                sequence.evaluate(chunks.input(chunk)[-1:], logits="none", sums=sums)
+            if on_chunk is not None:
+                seconds = time.perf_counter() - started
+                on_chunk(Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(nll)))
+        tensors = _tensors(lm, sums.all(), process_output)
+    return ImportanceSums(tensors, (dataset,), n_ctx)
+
+
+def _tensors(
+    model: LanguageModel, sums: Mapping[str, tuple[Doubles, int]], process_output: bool
+) -> dict[str, ColumnSums]:
+    found = {}
+    for name, (squares, count) in sums.items():
+        if not (name.startswith("blk.") or (process_output and name == OUTPUT)):
+            continue
+        if not np.isfinite(squares).all():
+            raise NotFiniteError(
+                f"{model.path}: the inputs of {name} are not finite; 'q4hifi verify' finds damaged weights"
+            )
+        found[name] = ColumnSums(squares.astype(np.float32).reshape(1, -1), np.array([count], np.float32))
+    return found

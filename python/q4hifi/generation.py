@@ -1,0 +1,139 @@
+"""Writing text with a model, token by token: :class:`Writer`, and :class:`Chat` on top of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .chat import render, template_of
+from .errors import BadOptionError
+from .model import Floats, Model, Sampler
+from .model_file import ErrorsAt
+
+
+@dataclass(slots=True)
+class Effort:
+    """What a text took: tokens that were read and written, and the seconds of each."""
+
+    n_read: int = 0
+    read_seconds: float = 0.0
+    n_written: int = 0
+    write_seconds: float = 0.0
+
+
+class Writer:
+    """Writes on from prompts; a prompt that goes on from the last text is read from there only.
+
+    ``effort`` is that of the last text, ``full`` whether it ended because the context did.
+    """
+
+    def __init__(self, model: Model, sampler: Sampler) -> None:
+        """Use ``model``, choosing tokens with ``sampler``."""
+        self._model = model
+        self._sampler = sampler
+        self._sequence = model.sequence()
+        self._seen: list[int] = []
+        self.effort = Effort()
+        self.full = False
+
+    def write(self, prompt: Sequence[int], n: int | None = None) -> Iterator[str]:
+        """Yield text that follows the tokens of ``prompt``, as it comes; the pieces may be empty.
+
+        It ends after ``n`` tokens, where the model ends it, or where the context is full. Control
+        tokens are left out. Raises :class:`BadOptionError` for a prompt that fills the context.
+        """
+        prompt = list(prompt)
+        if not prompt:
+            raise BadOptionError(
+                "the prompt has no tokens, and this model begins none by itself; give a text"
+            )
+        if len(prompt) >= self._model.n_ctx:
+            raise BadOptionError(
+                f"the text so far has {len(prompt)} tokens, which fill the context of {self._model.n_ctx};"
+                " give less text or a longer context (-c)"
+            )
+        self.effort, self.full = Effort(), False
+        tokenizer = self._model.tokenizer
+        stream = tokenizer.stream(skip_special=True)
+        if len(self._seen) >= len(prompt) or prompt[: len(self._seen)] != self._seen:
+            self._forget()
+        logits = self._read(prompt[len(self._seen) :])
+        token = None
+        while n is None or self.effort.n_written < n:
+            started = time.perf_counter()
+            if token is not None:
+                self.full = len(self._seen) == self._model.n_ctx
+                if self.full:
+                    break
+                logits = self._evaluate([token])
+            with ErrorsAt(f"{self._model.path}: "):
+                token = self._sampler.sample(logits)
+            self.effort.write_seconds += time.perf_counter() - started
+            if tokenizer.is_end_of_generation(token):
+                break
+            self.effort.n_written += 1
+            yield stream.feed(token)
+        yield stream.finish()
+
+    def _read(self, tokens: list[int]) -> Floats:
+        started = time.perf_counter()
+        logits = self._evaluate(tokens)
+        self.effort.n_read, self.effort.read_seconds = len(tokens), time.perf_counter() - started
+        return logits
+
+    def _evaluate(self, tokens: list[int]) -> Floats:
+        try:
+            logits = self._sequence.evaluate(tokens)
+        except BaseException:  # Ctrl-C, too: part of the tokens may have been read
+            self._forget()
+            raise
+        assert logits is not None
+        self._seen += tokens
+        return logits
+
+    def _forget(self) -> None:
+        self._sequence.reset()
+        self._seen = []
+
+
+class Chat:
+    """A conversation with a model, by its chat template.
+
+    ``messages`` is all that was said, ``writer`` writes the answers.
+    """
+
+    def __init__(self, model: Model, sampler: Sampler, *, system: str | None = None) -> None:
+        """Begin, with a system message if given.
+
+        Raises :class:`UnsupportedModelError` where the model has no chat template.
+        """
+        self._model = model
+        with ErrorsAt(f"{model.path}: "):
+            self._template = template_of(model.metadata)
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self.writer = Writer(model, sampler)
+
+    def answer(self, text: str, n: int | None = None) -> Iterator[str]:
+        """Yield the model's answer to ``text`` as it comes, of at most ``n`` tokens.
+
+        What was yielded before an interruption stays part of the conversation.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        tokenizer = self._model.tokenizer
+        bos, eos = (
+            "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
+            for token in (tokenizer.bos, tokenizer.eos)
+        )
+        with ErrorsAt(f"{self._model.path}: "):
+            prompt = render(self._template, messages, bos=bos, eos=eos)
+        pieces: list[str] = []
+        try:
+            for piece in self.writer.write(
+                tokenizer.encode(prompt, add_special=False, parse_special=True), n
+            ):
+                pieces.append(piece)
+                yield piece
+        finally:
+            if pieces:
+                self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]

@@ -1,0 +1,164 @@
+"""Importance matrices as they are made: sums that can be added up, and written as llama.cpp does.
+
+:mod:`q4hifi.importance` reads such files for quantization and describes both forms.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGUFValueType
+
+from .errors import BadOptionError
+from .gguf_metadata import Metadata
+from .gguf_write import GgufWriter
+from .importance import COUNTS_SUFFIX, SUMS_SUFFIX, Importance
+from .layout import StoredTensor
+from .output_file import new_file
+from .types import F32
+
+Floats = npt.NDArray[np.float32]
+
+GGUF, DAT = "gguf", "dat"
+FORMS = (GGUF, DAT)
+
+I32 = struct.Struct("<i")
+
+
+class ColumnSums(NamedTuple):
+    """Of one tensor: sums of the squares of each input column, and of how many rows.
+
+    ``squares`` is float32 [n_counts, n_values / n_counts]; ``counts`` is float32 [n_counts], one for
+    each matrix (expert), or one for all.
+    """
+
+    squares: Floats
+    counts: Floats
+
+    def __add__(self, other: object) -> ColumnSums:
+        """Add what another text gave, of as many values; one count for all is one for each."""
+        if not isinstance(other, ColumnSums):
+            return NotImplemented
+        counts: Floats = self.counts + other.counts
+        squares = (sums.squares.reshape(counts.size, -1) for sums in (self, other))
+        return ColumnSums(sum(squares, np.float32(0)), counts)
+
+    @property
+    def means(self) -> Floats:
+        """Sums over counts, in the shape of ``squares``; 0 where nothing was counted."""
+        counts = self.counts[:, np.newaxis]
+        means: Floats = np.divide(self.squares, counts, out=np.zeros_like(self.squares), where=counts > 0)
+        return means
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImportanceSums:
+    """The inputs of a model's matrices over a text, as sums: tensor name -> :class:`ColumnSums`.
+
+    ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks.
+    """
+
+    tensors: Mapping[str, ColumnSums]
+    datasets: tuple[str, ...]
+    chunk_size: int
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks that the matrices saw."""
+        most = max((float(sums.counts.max()) for sums in self.tensors.values()), default=0.0)
+        return int(most) // self.chunk_size
+
+    @classmethod
+    def of(cls, importance: Importance, chunk_size: int = 512) -> ImportanceSums:
+        """Take an importance matrix file as sums; ``chunk_size`` is for files that do not say theirs.
+
+        The older form keeps means, times chunks: its counts are taken as whole chunks.
+        """
+        size = importance.chunk_size or chunk_size
+        scale = np.float32(1 if importance.has_token_counts else size)
+        tensors = {
+            name: ColumnSums(squares * scale, counts * scale)
+            for name in importance.names
+            for squares, counts in [importance.sums(name)]
+        }
+        return cls(tensors, importance.datasets, size)
+
+    def __add__(self, other: object) -> ImportanceSums:
+        """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
+        if not isinstance(other, ImportanceSums):
+            return NotImplemented
+        tensors = dict(self.tensors)
+        for name, sums in other.tensors.items():
+            mine = tensors.get(name)
+            if mine is not None and mine.squares.size != sums.squares.size:
+                raise BadOptionError(
+                    f"{name} has {mine.squares.size} values in one importance matrix and"
+                    f" {sums.squares.size} in another; add up those of one model only"
+                )
+            tensors[name] = sums if mine is None else mine + sums
+        return ImportanceSums(tensors, self.datasets + other.datasets, self.chunk_size)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        form: str = GGUF,
+        overwrite: bool = False,
+        sources: Sequence[Path] = (),
+    ) -> None:
+        """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
+
+        ``sources`` are files that ``path`` must not be.
+        """
+        if form not in FORMS:
+            raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+        if not self.tensors:
+            raise BadOptionError(f"{path}: there is nothing to write; no matrix saw an input")
+        if form == DAT:
+            with new_file(path, overwrite=overwrite, sources=sources) as file:
+                file.writelines(self._dat())
+            return
+        tensors = dict(self._gguf_tensors())
+        stored = [StoredTensor(name, _ggml_shape(values), F32) for name, values in tensors.items()]
+        with GgufWriter(path, self._metadata(), stored, overwrite=overwrite, sources=sources) as writer:
+            for name, values in tensors.items():
+                writer.write_at(name, 0, np.ascontiguousarray(values, "<f4"))
+            writer.commit()
+
+    def _metadata(self) -> Metadata:
+        pairs = Metadata().with_value("general.type", "imatrix", GGUFValueType.STRING)
+        pairs = pairs.with_value("imatrix.datasets", list(self.datasets), GGUFValueType.STRING)
+        pairs = pairs.with_value("imatrix.chunk_count", self.chunk_count, GGUFValueType.UINT32)
+        return pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+
+    def _gguf_tensors(self) -> Iterator[tuple[str, Floats]]:
+        for name, sums in sorted(self.tensors.items()):
+            yield name + SUMS_SUFFIX, sums.squares
+            yield name + COUNTS_SUFFIX, sums.counts.reshape(-1, 1)
+
+    def _dat(self) -> Iterator[bytes]:
+        """The older form: means times chunks; a matrix without counts gets 1."""
+        known = {name: sums for name, sums in sorted(self.tensors.items()) if sums.counts.any()}
+        yield I32.pack(len(known))
+        for name, sums in known.items():
+            chunks = -(-int(sums.counts.max()) // self.chunk_size)
+            counts = sums.counts[:, np.newaxis]
+            means = np.where(counts > 0, sums.means, np.float32(1))
+            raw = name.encode("utf-8", "surrogateescape")
+            yield I32.pack(len(raw)) + raw + I32.pack(chunks) + I32.pack(means.size)
+            yield (means * np.float32(chunks)).astype("<f4").tobytes()
+        dataset = (self.datasets[-1] if self.datasets else "").encode("utf-8", "surrogateescape")
+        yield I32.pack(self.chunk_count) + I32.pack(len(dataset)) + dataset
+
+
+def _ggml_shape(values: Floats) -> tuple[int, ...]:
+    """The shape as ggml writes it: the row length first, trailing ones dropped."""
+    rows, columns = values.shape
+    return (columns, rows) if rows > 1 else (columns,)

@@ -1,0 +1,366 @@
+//! Rows of logits: how probable a model found the token that came, and how two models' answers
+//! differ.
+//!
+//! A model's answer is a row of `n_vocab` logits; the probability of a token is
+//! `exp(logit - log Σ exp(logits))`. Exponentials are taken in f32 and added up in f64, as
+//! llama-perplexity does, so that its figures come out to the printed digit.
+//!
+//! Its log-probability files hold rows of `u16`: two f32 (step and least value), then one code a
+//! token, `log_prob = step · code + least`, and one unused code if the vocabulary is odd.
+
+use crate::error::QuantError;
+use crate::float::nearest_int;
+use rayon::prelude::*;
+
+/// How far below the largest logit of a row a code still tells one from another.
+const CODED_RANGE: f32 = 16.0;
+
+/// Codes that a row of log-probabilities begins with: two f32.
+const CODES_OF_HEAD: usize = 4;
+
+/// A model's answers, one row a token.
+#[derive(Debug, Clone, Copy)]
+pub struct Logits<'a> {
+    data: &'a [f32],
+    n_vocab: usize,
+}
+
+/// How a model's answer differs from a base model's, at one token. Logarithms are natural.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divergence {
+    /// -log of the probability that the model gave the token that came.
+    pub nll: f64,
+    /// The same of the base model.
+    pub nll_base: f64,
+    /// Kullback-Leibler divergence of the model's distribution from the base model's.
+    pub kld: f64,
+    /// Probability of the token that came, less that of the base model.
+    pub delta_p: f32,
+    /// Whether both find the same token most probable.
+    pub same_top: bool,
+}
+
+impl<'a> Logits<'a> {
+    /// Rows of `n_vocab` logits; `data` holds whole rows.
+    pub fn new(data: &'a [f32], n_vocab: usize) -> Result<Self, QuantError> {
+        let expected = data.len().next_multiple_of(n_vocab.max(1));
+        expect_length("logits", data.len(), if n_vocab == 0 { 0 } else { expected })?;
+        Ok(Self { data, n_vocab })
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.data.len().checked_div(self.n_vocab).unwrap_or(0)
+    }
+
+    /// Fails unless there is one token a row, all of the vocabulary.
+    fn expect_tokens(&self, tokens: &[u32]) -> Result<(), QuantError> {
+        expect_length("tokens", tokens.len(), self.rows())?;
+        match tokens.iter().position(|&token| token as usize >= self.n_vocab) {
+            None => Ok(()),
+            Some(position) => Err(QuantError::UnknownToken { position, n_vocab: self.n_vocab }),
+        }
+    }
+
+    fn par_rows(&self) -> rayon::slice::ChunksExact<'a, f32> {
+        self.data.par_chunks_exact(self.n_vocab.max(1))
+    }
+}
+
+/// Codes of a row of log-probabilities of `n_vocab` tokens.
+pub fn log_prob_codes(n_vocab: usize) -> usize {
+    n_vocab.next_multiple_of(2) + CODES_OF_HEAD
+}
+
+/// -log of the probability that each row gave to its token.
+pub fn token_nll(logits: Logits<'_>, tokens: &[u32]) -> Result<Vec<f64>, QuantError> {
+    logits.expect_tokens(tokens)?;
+    let rows = logits.par_rows().zip(tokens);
+    Ok(rows.map(|(row, &token)| -Softmax::of(row).log_prob(row[token as usize])).collect())
+}
+
+/// The same, and every row's log-probabilities as codes, into `out`.
+pub fn encode_log_probs(
+    logits: Logits<'_>,
+    tokens: &[u32],
+    out: &mut [u16],
+) -> Result<Vec<f64>, QuantError> {
+    logits.expect_tokens(tokens)?;
+    let codes = log_prob_codes(logits.n_vocab);
+    expect_length("output", out.len(), logits.rows() * codes)?;
+    let rows = logits.par_rows().zip(tokens).zip(out.par_chunks_exact_mut(codes));
+    Ok(rows.map(|((row, &token), out)| encode_row(row, token as usize, out)).collect())
+}
+
+/// How `logits` differ from a base model's log-probabilities, as [`encode_log_probs`] wrote them.
+///
+/// As in llama-perplexity, the divergence leaves out the tokens whose base probability is below
+/// exp(-16), which codes do not hold.
+pub fn divergence_from_log_probs(
+    logits: Logits<'_>,
+    base: &[u16],
+    tokens: &[u32],
+) -> Result<Vec<Divergence>, QuantError> {
+    logits.expect_tokens(tokens)?;
+    let codes = log_prob_codes(logits.n_vocab);
+    expect_length("base", base.len(), logits.rows() * codes)?;
+    let rows = logits.par_rows().zip(base.par_chunks_exact(codes)).zip(tokens);
+    Ok(rows.map(|((row, base), &token)| coded_divergence(row, base, token as usize)).collect())
+}
+
+/// How `logits` differ from a base model's logits, over the whole vocabulary.
+pub fn divergence(
+    logits: Logits<'_>,
+    base: Logits<'_>,
+    tokens: &[u32],
+) -> Result<Vec<Divergence>, QuantError> {
+    logits.expect_tokens(tokens)?;
+    expect_length("base", base.data.len(), logits.data.len())?;
+    let rows = logits.par_rows().zip(base.data.par_chunks_exact(logits.n_vocab.max(1))).zip(tokens);
+    Ok(rows.map(|((row, base), &token)| full_divergence(row, base, token as usize)).collect())
+}
+
+/// What turns a row's logits into log-probabilities.
+#[derive(Debug, Clone, Copy)]
+struct Softmax {
+    max: f32,
+    /// log Σ exp(logit - max)
+    log_sum: f64,
+}
+
+impl Softmax {
+    fn of(row: &[f32]) -> Self {
+        let max = row[top(row)];
+        let sum: f64 = row.iter().map(|logit| f64::from((logit - max).exp())).sum();
+        Self { max, log_sum: sum.ln() }
+    }
+
+    fn log_prob(&self, logit: f32) -> f64 {
+        f64::from(logit - self.max) - self.log_sum
+    }
+}
+
+/// Place of the largest logit, the first if there are several.
+fn top(row: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, &logit) in row.iter().enumerate() {
+        if logit > row[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+fn encode_row(row: &[f32], token: usize, out: &mut [u16]) -> f64 {
+    let softmax = Softmax::of(row);
+    let (max, log_sum) = (softmax.max, softmax.log_sum as f32);
+    let least = row.iter().fold(max, |least, &logit| least.min(logit)).max(max - CODED_RANGE);
+    let step = (max - least) / 65535.0;
+    let (head, codes) = out.split_at_mut(CODES_OF_HEAD);
+    for (pair, value) in head.chunks_exact_mut(2).zip([step, least - max - log_sum]) {
+        let bits = value.to_bits();
+        pair.copy_from_slice(&[bits as u16, (bits >> 16) as u16]);
+    }
+    codes.fill(0);
+    if step != 0.0 {
+        let inverse = 1.0 / step;
+        for (code, &logit) in codes.iter_mut().zip(row) {
+            *code = if logit > least { nearest_int(inverse * (logit - least)) as u16 } else { 0 };
+        }
+    }
+    f64::from(max + log_sum - row[token])
+}
+
+fn coded_divergence(row: &[f32], base: &[u16], token: usize) -> Divergence {
+    let (head, codes) = base.split_at(CODES_OF_HEAD);
+    let [step, least] =
+        [0, 2].map(|i| f32::from_bits(u32::from(head[i]) | u32::from(head[i + 1]) << 16));
+    let base_log_prob = |code: u16| step * f32::from(code) + least;
+    let softmax = Softmax::of(row);
+    let log_sum_exp = softmax.max + softmax.log_sum as f32;
+
+    let (mut kld, mut top_base, mut most) = (0f64, 0, f32::NEG_INFINITY);
+    for (i, (&logit, &code)) in row.iter().zip(codes).enumerate() {
+        let log_prob = base_log_prob(code);
+        if log_prob > most {
+            (top_base, most) = (i, log_prob);
+        }
+        if log_prob > -CODED_RANGE {
+            kld += f64::from(log_prob.exp() * (log_prob - logit + log_sum_exp));
+        }
+    }
+    let nll = log_sum_exp - row[token];
+    let nll_base = -base_log_prob(codes[token]);
+    Divergence {
+        nll: f64::from(nll),
+        nll_base: f64::from(nll_base),
+        kld,
+        delta_p: (-nll).exp() - (-nll_base).exp(),
+        same_top: top(row) == top_base,
+    }
+}
+
+/// With p = e/s and q = f/t, where e and f are exponentials and s and t their sums:
+/// Σ p·log(p/q) = Σ e·(log e - log f)/s - log s + log t, which takes one pass.
+fn full_divergence(row: &[f32], base: &[f32], token: usize) -> Divergence {
+    let (top_row, top_base) = (top(row), top(base));
+    let (max, max_base) = (row[top_row], base[top_base]);
+    let (mut sum, mut sum_base, mut difference) = (0f64, 0f64, 0f64);
+    for (&logit, &logit_base) in row.iter().zip(base) {
+        let (log, log_base) = (logit - max, logit_base - max_base);
+        let exp_base = f64::from(log_base.exp());
+        sum += f64::from(log.exp());
+        sum_base += exp_base;
+        difference += exp_base * f64::from(log_base - log);
+    }
+    let softmax = Softmax { max, log_sum: sum.ln() };
+    let softmax_base = Softmax { max: max_base, log_sum: sum_base.ln() };
+    let [nll, nll_base] = [-softmax.log_prob(row[token]), -softmax_base.log_prob(base[token])];
+    Divergence {
+        nll,
+        nll_base,
+        // the difference of rounded sums may fall below zero
+        kld: (difference / sum_base - softmax_base.log_sum + softmax.log_sum).max(0.0),
+        delta_p: ((-nll).exp() - (-nll_base).exp()) as f32,
+        same_top: top_row == top_base,
+    }
+}
+
+fn expect_length(what: &'static str, got: usize, expected: usize) -> Result<(), QuantError> {
+    if got == expected { Ok(()) } else { Err(QuantError::BufferLength { what, got, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::weights;
+
+    const N: usize = 1001;
+    const TOKENS: [u32; 3] = [0, 500, 1000];
+
+    /// Three rows of logits that span some 20.
+    fn rows(seed: u64) -> Vec<f32> {
+        weights(3 * N, seed).iter().map(|x| x * 80.0).collect()
+    }
+
+    /// f64 throughout, by the definition.
+    fn log_probs(row: &[f32]) -> Vec<f64> {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+    }
+
+    fn kld(row: &[f32], base: &[f32]) -> f64 {
+        let pairs = log_probs(row).into_iter().zip(log_probs(base));
+        pairs.map(|(q, p)| p.exp() * (p - q)).sum()
+    }
+
+    #[test]
+    fn nll_is_that_of_the_definition() {
+        let x = rows(1);
+        let nll = token_nll(Logits::new(&x, N).unwrap(), &TOKENS).unwrap();
+        for ((row, token), nll) in x.chunks(N).zip(TOKENS).zip(nll) {
+            assert!((nll + log_probs(row)[token as usize]).abs() < 1e-5, "{nll}");
+        }
+    }
+
+    #[test]
+    fn equal_logits_do_not_diverge_and_uniform_ones_have_the_vocabulary_as_perplexity() {
+        let x = rows(2);
+        let logits = Logits::new(&x, N).unwrap();
+        for d in divergence(logits, logits, &TOKENS).unwrap() {
+            assert_eq!((d.kld, d.delta_p, d.same_top), (0.0, 0.0, true));
+            assert_eq!(d.nll, d.nll_base);
+        }
+        let uniform = vec![-3.5; 3 * N];
+        for nll in token_nll(Logits::new(&uniform, N).unwrap(), &TOKENS).unwrap() {
+            assert!((nll - (N as f64).ln()).abs() < 1e-12, "{nll}");
+        }
+    }
+
+    #[test]
+    fn divergence_is_that_of_the_definition() {
+        let (x, base) = (rows(3), rows(4));
+        let found =
+            divergence(Logits::new(&x, N).unwrap(), Logits::new(&base, N).unwrap(), &TOKENS);
+        for (i, d) in found.unwrap().into_iter().enumerate() {
+            let (row, base) = (&x[i * N..][..N], &base[i * N..][..N]);
+            let expected = kld(row, base);
+            assert!((d.kld - expected).abs() < 1e-5 * expected, "{} {expected}", d.kld);
+            let [p, p_base] = [row, base].map(|r| log_probs(r)[TOKENS[i] as usize].exp());
+            assert!((f64::from(d.delta_p) - (p - p_base)).abs() < 1e-6);
+            assert_eq!(d.same_top, top(row) == top(base));
+        }
+    }
+
+    #[test]
+    fn codes_hold_log_probs_to_half_a_step() {
+        let x = rows(5);
+        let codes = log_prob_codes(N);
+        assert_eq!(codes, N + 1 + 4);
+        let mut out = vec![0xffff; 3 * codes];
+        let nll = encode_log_probs(Logits::new(&x, N).unwrap(), &TOKENS, &mut out).unwrap();
+        let direct = token_nll(Logits::new(&x, N).unwrap(), &TOKENS).unwrap();
+        for (i, (coded, direct)) in nll.iter().zip(direct).enumerate() {
+            assert!((coded - direct).abs() < 1e-5);
+            let row = &out[i * codes..][..codes];
+            let float = |i: usize| f32::from_bits(u32::from(row[i]) | u32::from(row[i + 1]) << 16);
+            let (step, least) = (f64::from(float(0)), f64::from(float(2)));
+            for (code, log_prob) in row[4..].iter().zip(log_probs(&x[i * N..][..N])) {
+                let held = step * f64::from(*code) + least;
+                assert!((held - log_prob.max(least)).abs() < 0.51 * step + 1e-5, "{held}");
+            }
+            assert_eq!(row[codes - 1], 0, "the unused code");
+        }
+    }
+
+    #[test]
+    fn codes_diverge_as_the_logits_do_but_for_their_step_and_tail() {
+        let (x, base) = (rows(6), rows(7));
+        let (x, base) = (Logits::new(&x, N).unwrap(), Logits::new(&base, N).unwrap());
+        let mut out = vec![0; 3 * log_prob_codes(N)];
+        encode_log_probs(base, &TOKENS, &mut out).unwrap();
+        let coded = divergence_from_log_probs(x, &out, &TOKENS).unwrap();
+        for (coded, exact) in coded.into_iter().zip(divergence(x, base, &TOKENS).unwrap()) {
+            assert!((coded.kld - exact.kld).abs() < 2e-3, "{coded:?} {exact:?}");
+            assert!((coded.nll - exact.nll).abs() < 1e-5);
+            assert!((coded.delta_p - exact.delta_p).abs() < 1e-3);
+            assert_eq!(coded.same_top, exact.same_top);
+        }
+    }
+
+    #[test]
+    fn constant_rows_and_no_rows_are_legal() {
+        let x = vec![2.0; N];
+        let logits = Logits::new(&x, N).unwrap();
+        let mut out = vec![7; log_prob_codes(N)];
+        encode_log_probs(logits, &[3], &mut out).unwrap();
+        assert!(out[4..].iter().all(|&code| code == 0));
+        let found = divergence_from_log_probs(logits, &out, &[3]).unwrap()[0];
+        assert!(found.kld.abs() < 1e-6 && found.same_top);
+        let none = Logits::new(&[], N).unwrap();
+        assert!(token_nll(none, &[]).unwrap().is_empty());
+        assert!(divergence(none, none, &[]).unwrap().is_empty());
+        assert_eq!(Logits::new(&[], 0).unwrap().rows(), 0);
+    }
+
+    #[test]
+    fn lengths_and_tokens_are_checked() {
+        let x = rows(8);
+        assert!(Logits::new(&x[1..], N).is_err());
+        assert!(Logits::new(&x, 0).is_err());
+        let logits = Logits::new(&x, N).unwrap();
+        let error = QuantError::UnknownToken { position: 1, n_vocab: N };
+        assert_eq!(token_nll(logits, &[0, N as u32, 0]), Err(error));
+        for (what, result) in [
+            ("tokens", token_nll(logits, &[0]).map(|_| ())),
+            ("output", encode_log_probs(logits, &TOKENS, &mut [0; 9]).map(|_| ())),
+            ("base", divergence_from_log_probs(logits, &[0; 9], &TOKENS).map(|_| ())),
+            ("base", divergence(logits, Logits::new(&x[N..], N).unwrap(), &TOKENS).map(|_| ())),
+        ] {
+            assert!(
+                matches!(result, Err(QuantError::BufferLength { what: w, .. }) if w == what),
+                "{result:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,5 @@
+"""Fixtures of several test files."""
+
+from command import run
+
+__all__ = ["run"]

@@ -1,0 +1,128 @@
+"""Models for tests of evaluation that need no file: one of numpy, and llama.cpp behind our interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_oracle import llama_logits
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class ToyTokenizer:
+    """A token a character."""
+
+    n_vocab: int
+    bos: int | None = None
+
+    @property
+    def add_bos(self) -> bool:
+        return self.bos is not None
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        bos = [self.bos] if add_special and self.bos is not None else []
+        return bos + [ord(c) % self.n_vocab for c in text]
+
+
+@dataclass
+class ToyModel:
+    """A model whose answer depends on the last token only: row ``table[token]``.
+
+    ``read`` records every token sequence that was begun. The one matrix, blk.0.attn_v.weight, has as
+    input (1, token); so has output.weight.
+    """
+
+    table: Floats
+    bos: int | None = None
+    path: Path = Path("toy.gguf")
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    read: list[list[int]] = field(default_factory=list)
+
+    @property
+    def n_vocab(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def tokenizer(self) -> ToyTokenizer:
+        return ToyTokenizer(self.n_vocab, self.bos)
+
+    def sequence(self) -> ToySequence:
+        self.read.append([])
+        return ToySequence(self, self.read[-1])
+
+    def input_sums(self) -> ToySums:
+        return ToySums()
+
+
+@dataclass
+class ToySequence:
+    model: ToyModel
+    tokens: list[int]
+
+    def evaluate(
+        self, tokens: npt.NDArray[np.uint32], logits: str = "last", *, sums: ToySums | None = None
+    ) -> Floats | None:
+        self.tokens += tokens.tolist()
+        if sums is not None:
+            sums.add(tokens)
+        if logits == "none":
+            return None
+        rows = self.model.table[tokens]
+        return rows[-1] if logits == "last" else rows
+
+
+class ToySums:
+    def __init__(self) -> None:
+        self.squares, self.count = np.zeros(2), 0
+
+    def add(self, tokens: npt.NDArray[np.uint32]) -> None:
+        self.squares += [tokens.size, (tokens.astype(float) ** 2).sum()]
+        self.count += tokens.size
+
+    def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
+        found = (self.squares.copy(), self.count)
+        return {"blk.0.attn_v.weight": found, "output.weight": found, "token_embd.weight": found}
+
+
+def toy(n_vocab: int = 50, *, noise: float = 0.0, seed: int = 0, **options: Any) -> ToyModel:
+    """A toy model of random answers; with ``noise``, the same answers a little off."""
+    table = np.random.default_rng(seed).standard_normal((n_vocab, n_vocab)) * 3
+    off = np.random.default_rng(seed + 1).standard_normal((n_vocab, n_vocab)) * noise
+    return ToyModel((table + off).astype(np.float32), **options)
+
+
+@cache
+def _llama_logits(path: Path, tokens: tuple[int, ...]) -> Floats:
+    return llama_logits(path, tokens)
+
+
+class LlamaModel:
+    """llama.cpp's logits of a file, with the tokens of ours."""
+
+    def __init__(self, model: Any) -> None:
+        self.path, self.tokenizer, self.metadata = model.path, model.tokenizer, model.metadata
+        self.n_vocab = model.n_vocab
+
+    def sequence(self) -> LlamaSequence:
+        return LlamaSequence(self.path, [])
+
+
+@dataclass
+class LlamaSequence:
+    path: Path
+    tokens: list[int]
+
+    def evaluate(self, tokens: Sequence[int], logits: str = "last", *, sums: None = None) -> Floats | None:
+        self.tokens += list(map(int, tokens))
+        if logits == "none":
+            return None
+        rows = _llama_logits(self.path, tuple(self.tokens))
+        return rows[-1] if logits == "last" else rows[-len(tokens) :]

@@ -1,0 +1,249 @@
+"""The commands that run models: what they print where, what they write, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import q4hifi
+from command import Run, in_terminal, script
+from q4hifi import load_importance
+from synthetic import EXAMPLE, ROOT, names_in
+
+TEXT = ROOT / "tests/golden/text.txt"
+GOLDEN = json.loads((ROOT / "tests/golden/llama_evaluation.json").read_text())
+CUT = ("-f", TEXT, "-c", 64, "--chunks", 6)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny-Q4_K_M.gguf"
+    q4hifi.quantize_file(EXAMPLE, path, "Q4_K_M")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- perplexity ----------------------------------------------------------------------------------
+
+
+def test_perplexity(run: Run) -> None:
+    outcome = run("perplexity", EXAMPLE, *CUT)
+    assert (outcome.status, outcome.err) == (0, "")
+    running = [float(value) for value in re.findall(r"\[\d\]([\d.]+),", outcome.out)]
+    assert running == pytest.approx(GOLDEN["F16"]["running"], rel=5e-4)
+    final = re.search(r"^Final estimate: PPL = ([\d.]+) \+/- ([\d.]+)$", outcome.out, re.MULTILINE)
+    assert final is not None
+    assert [float(v) for v in final.groups()] == pytest.approx(GOLDEN["F16"]["ppl"], rel=5e-4)
+    found = json.loads(run("perplexity", EXAMPLE, *CUT, "--json").out)
+    assert f"{found['ppl']['value']:.4f}" == final[1]
+
+
+def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: Path) -> None:
+    assert run("perplexity", EXAMPLE, *CUT, "--kl-divergence-base", "base.kld").status == 0
+    assert names_in(folder) == {"base.kld"}
+    outcome = run("perplexity", small, "--kl-divergence-base", "base.kld", "--kl-divergence")
+    assert (outcome.status, outcome.err) == (0, "")
+    head, *rows = outcome.out.split("\n\n")[0].splitlines()
+    assert " ".join(head.split()) == "chunk PPL ln(PPL(Q)/PPL(base)) KL Divergence Δp RMS Same top p"
+    assert [row.split()[0] for row in rows] == list("123456")
+    for label in ("Mean PPL(base)", "Mean    KLD", "99.9%   KLD", "Median  Δp", "RMS Δp    ", "Same top p"):
+        assert re.search(rf"^{re.escape(label)} *: +-?\d", outcome.out, re.MULTILINE), label
+    arguments = ("perplexity", small, "--kl-divergence-base", "base.kld", "--kl-divergence", "--json")
+    found = json.loads(run(*arguments).out)
+    assert 0.003 < found["mean_kld"]["value"] < 0.01
+    again = run("perplexity", EXAMPLE, *CUT, "--kl-divergence-base", "base.kld")
+    assert again.status == 2 and "base.kld: exists already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("perplexity", EXAMPLE), 2, "name one with -f"),
+        (("perplexity", EXAMPLE, "-f", "missing.txt"), 2, "missing.txt: cannot be read"),
+        (("perplexity", EXAMPLE, "-f", TEXT), 2, "text.txt has only .* 512 needs at least 1024"),
+        (("perplexity", EXAMPLE, "--kl-divergence"), 2, "--kl-divergence-base"),
+        (("perplexity", EXAMPLE, "--kl-divergence", "--kl-divergence-base", EXAMPLE), 1, "not a file of log"),
+        (("perplexity", "missing.gguf", *CUT), 1, "missing.gguf"),
+        (("perplexity", TEXT, *CUT), 1, "text.txt"),
+        (("compare", EXAMPLE, *CUT), 2, "Missing argument 'MODEL...'"),
+        (("compare", EXAMPLE, EXAMPLE, *CUT, "--plot", "plot.doc"), 2, "must end in .png"),
+        (("imatrix",), 2, "name a MODEL and a text, or --in-file"),
+        (("imatrix", EXAMPLE), 2, "name one with -f"),
+        (("bench", EXAMPLE, "-p", 0, "-n", 0), 2, "nothing to measure"),
+        (("generate", EXAMPLE), 2, "prompt with -p, or --chat"),
+        (("generate", EXAMPLE, "-p", "a", "-f", TEXT), 2, "choose one"),
+        (("generate", EXAMPLE, "-p", "a", "--temp", -1), 2, "temperature is -1"),
+        (("generate", EXAMPLE, "-p", "a", "--system-prompt", "b"), 2, "needs --chat"),
+        (("generate", EXAMPLE, "--chat", "-p", "a"), 1, "f16.gguf: the model has no chat template"),
+        (("generate", EXAMPLE, "-f", TEXT), 2, "fill the context of 256"),
+    ],
+)
+def test_errors_say_what_to_do(
+    run: Run, folder: Path, arguments: tuple[object, ...], status: int, message: str
+) -> None:
+    outcome = run(*arguments)
+    assert (outcome.status, outcome.out) == (status, "")
+    assert re.search(message, outcome.err), outcome.err
+    assert names_in(folder) == set()
+
+
+# ---- compare -------------------------------------------------------------------------------------
+
+
+def test_compare(run: Run, small: Path, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    outcome = run("compare", EXAMPLE, small, *CUT, "--plot", "plot.svg")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "tiny-Q4_K_M" in outcome.out and "6 chunks of 64 tokens of" in outcome.out
+    assert outcome.out.endswith("wrote plot.svg\n") and names_in(folder) == {"plot.svg"}
+    found = json.loads(run("compare", EXAMPLE, small, *CUT, "--json").out)
+    assert found["models"][0]["quality"]["same_top"]["value"] > 0.9
+
+
+def test_the_comparison_fits_a_terminal_of_100_columns(small: Path) -> None:
+    printed = in_terminal(100, "compare", str(EXAMPLE), str(small), *map(str, CUT))
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).splitlines()
+    table = [line for line in lines if "tiny-" in line or "±" in line]
+    assert len(table) == 4 and all(len(line) <= 100 for line in table)
+    assert "━" in printed and "tokens/s" in printed and " left" in printed
+    assert "…" not in "".join(table)
+
+
+# ---- imatrix -------------------------------------------------------------------------------------
+
+
+def test_imatrix(run: Run, folder: Path) -> None:
+    outcome = run("imatrix", EXAMPLE, *CUT, "-o", "made.gguf", "--show-statistics")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "Final estimate: PPL = 40." in outcome.out
+    assert re.search(r"^ *0 +ffn_down +[\d.]+ ", outcome.out, re.MULTILINE)
+    assert outcome.out.endswith("56 tensors, 6 chunks: wrote made.gguf\n")
+    read = load_importance(folder / "made.gguf")
+    assert (read.chunk_count, read.chunk_size, read.datasets) == (6, 64, (str(TEXT),))
+
+
+def test_matrices_are_added_up_and_shown_without_a_model(run: Run, folder: Path) -> None:
+    assert run("imatrix", EXAMPLE, *CUT, "--no-ppl", "--output-format", "dat").out.endswith("imatrix.dat\n")
+    both = run("imatrix", "--in-file", "imatrix.dat", "--in-file", "imatrix.dat", "-c", 64, "-o", "both.gguf")
+    assert both.out == "56 tensors, 12 chunks: wrote both.gguf\n"
+    shown = run("imatrix", "--in-file", "both.gguf", "--show-statistics")
+    assert "CosSim" in shown.out and "wrote" not in shown.out
+    found = json.loads(run("imatrix", "--in-file", "both.gguf", "--json").out)
+    assert (found["chunk_count"], len(found["tensors"]), found["file"]) == (12, 56, None)
+    assert names_in(folder) == {"imatrix.dat", "both.gguf"}
+
+
+def test_a_destination_that_exists_is_told_before_any_work(run: Run, folder: Path) -> None:
+    (folder / "imatrix.gguf").write_text("mine")
+    outcome = run("imatrix", EXAMPLE, *CUT)
+    assert outcome.status == 2 and "exists already" in outcome.err and outcome.out == ""
+
+
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+def test_bench(run: Run, small: Path) -> None:
+    outcome = run("bench", EXAMPLE, small, "-p", 16, "-p", 8, "-n", 4, "-r", 2, "-t", 1)
+    assert (outcome.status, outcome.err) == (0, "")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in outcome.out.splitlines()]
+    assert rows[0] == ["model", "size", "params", "backend", "threads", "test", "t/s"]
+    assert [row[5] for row in rows[2:]] == ["pp16", "pp8", "tg4"] * 2
+    assert all(row[4] == "1" and re.fullmatch(r"[\d.]+ ± [\d.]+", row[6]) for row in rows[2:])
+    found = json.loads(run("bench", small, "-p", 0, "-n", 4, "-r", 1, "--json").out)
+    assert [(one["test"], one["n_gen"]) for one in found] == [("tg4", 4)]
+
+
+# ---- generate ------------------------------------------------------------------------------------
+
+PROMPT = "The following table lists the"
+RANDOM = ("--temp", "3", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "5")
+
+
+def test_generate_streams_what_follows(run: Run) -> None:
+    outcome = run("generate", EXAMPLE, "-p", PROMPT, "-n", 8, "--temp", 0)
+    assert (outcome.status, outcome.err) == (0, "")
+    model = q4hifi.Model(EXAMPLE)
+    tokens = model.tokenizer.encode(PROMPT)
+    expected = list(model.generate_tokens(tokens, n=8, temperature=0))
+    assert outcome.out == model.tokenizer.decode(expected) + "\n"
+
+
+def test_a_seed_decides_the_text(run: Run) -> None:
+    texts = [run("generate", EXAMPLE, "-p", PROMPT, "-n", 12, "-s", seed).out for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generation_ends_where_the_context_is_full(run: Run) -> None:
+    words = len(q4hifi.Model(EXAMPLE).tokenizer.encode(PROMPT))
+    outcome = run("generate", EXAMPLE, "-p", PROMPT, "-c", words + 5, "--temp", 0)
+    shorter = run("generate", EXAMPLE, "-p", PROMPT, "-n", 6, "--temp", 0)
+    assert outcome.status == 0 and outcome.out == shorter.out
+
+
+def test_a_text_that_goes_on_is_read_from_there() -> None:
+    model = q4hifi.Model(EXAMPLE)
+    prompt = model.tokenizer.encode(PROMPT)
+    follow = list(model.generate_tokens(prompt, n=6, temperature=0))
+    writer = q4hifi.Writer(model, q4hifi.Sampler(temperature=0))
+    assert "".join(writer.write(prompt, 4)) == model.tokenizer.decode(follow[:4])
+    assert (writer.effort.n_read, writer.effort.n_written) == (len(prompt), 4)
+    assert "".join(writer.write(prompt + follow[:4], 2)) == model.tokenizer.decode(follow[4:])
+    assert (writer.effort.n_read, writer.effort.n_written) == (1, 2)  # the last was not read yet
+    assert "".join(writer.write(prompt, 4)) == model.tokenizer.decode(follow[:4])
+    assert writer.effort.n_read == len(prompt)
+
+
+def test_a_chat_remembers() -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    model = q4hifi.Model(EXAMPLE)
+    model.metadata = {**model.metadata, "tokenizer.chat_template": template}
+    chat = q4hifi.Chat(model, q4hifi.Sampler(temperature=0), system="Say little.")
+
+    def expected(prompt: str) -> str:
+        tokens = model.tokenizer.encode(prompt)
+        return model.tokenizer.decode(model.generate_tokens(tokens, n=5, temperature=0))
+
+    prompt = "system: Say little.\nuser: What is a table?\nassistant:"
+    first = "".join(chat.answer("What is a table?", 5))
+    assert first == expected(prompt)
+    prompt += f" {first}\nuser: And a row?\nassistant:"
+    second = "".join(chat.answer("And a row?", 5))
+    assert second == expected(prompt)
+    interrupted = chat.answer("And a column?", 5)
+    begun = next(interrupted)
+    interrupted.close()  # as Ctrl-C does
+    assert [m["content"] for m in chat.messages[3:]] == ["And a row?", second, "And a column?", begun]
+
+
+def test_ctrl_c_ends_the_text_in_a_terminal_cleanly() -> None:
+    leader, follower = pty.openpty()
+    command = [script(), "generate", str(EXAMPLE), "-p", "The", "-c", "100000", *RANDOM]
+    with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        printed = b""
+        deadline = time.monotonic() + 60
+        while len(printed) < 200 and time.monotonic() < deadline:
+            printed += os.read(leader, 65536)
+        process.send_signal(signal.SIGINT)
+        try:
+            while chunk := os.read(leader, 65536):
+                printed += chunk
+        except OSError:
+            pass
+        os.close(leader)
+    assert process.returncode == 130
+    assert b"Traceback" not in printed and b"Aborted" not in printed
+    assert b"[read " in printed.splitlines()[-1]

@@ -1,0 +1,201 @@
+"""Importance matrices that we make: files in both forms, sums of several, statistics, collection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import q4hifi
+from q4hifi import BadOptionError, ImportanceSums, NotFiniteError, load_importance
+from q4hifi.importance_statistics import layer_statistics, tensor_statistics
+from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
+from stand_ins import ToySums, toy
+from synthetic import EXAMPLE, ROOT, names_in, random_sums, read_tensors, write_imatrix
+
+GOLDEN = json.loads((ROOT / "tests/golden/llama_evaluation.json").read_text())
+TEXT = (ROOT / "tests/golden/text.txt").read_text().removesuffix("\n")
+DENSE, EXPERTS = "blk.0.attn_v.weight", "blk.1.ffn_down_exps.weight"
+
+
+def sums(seed: int = 0, chunks: int = 7) -> ImportanceSums:
+    """A dense tensor, and one of three experts, the last of which saw nothing."""
+    counts = [512.0 * chunks, 300.0, 0.0]
+    tensors = {
+        EXPERTS: ColumnSums(random_sums(3, 8, counts, seed=seed), np.array(counts, np.float32)),
+        DENSE: ColumnSums(random_sums(1, 4, [512 * chunks], seed=seed + 1), np.float32([512 * chunks])),
+    }
+    return ImportanceSums(tensors, ("texts/some.txt",), 512)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_gguf_files_are_those_of_the_gguf_package(tmp_path: Path) -> None:
+    made = sums()
+    made.save(tmp_path / "ours.gguf")
+    entries = {name: (made.tensors[name].squares, made.tensors[name].counts) for name in (DENSE, EXPERTS)}
+    write_imatrix(tmp_path / "theirs.gguf", entries, dataset="texts/some.txt", chunks=7)
+    ours, theirs = (read_tensors(tmp_path / f"{name}.gguf") for name in ("ours", "theirs"))
+    assert list(ours) == [DENSE + ".in_sum2", DENSE + ".counts", EXPERTS + ".in_sum2", EXPERTS + ".counts"]
+    assert {name: t.data for name, t in ours.items()} == {name: t.data for name, t in theirs.items()}
+    # ggml drops trailing dimensions of 1, which the gguf package keeps
+    assert [t.shape for t in ours.values()] == [(4,), (1,), (8, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_written_is_read(tmp_path: Path, form: str) -> None:
+    made = sums()
+    made.save(tmp_path / "imatrix", form=form)
+    read = load_importance(tmp_path / "imatrix")
+    assert read.names == (DENSE, EXPERTS)
+    assert read.datasets == ("texts/some.txt",)
+    assert read.chunk_count == 7
+    assert read.metadata()[-1][1] == 7
+    np.testing.assert_allclose(read.weights(DENSE, 4, 1), made.tensors[DENSE].means, rtol=1e-6)
+    experts = read.weights(EXPERTS, 8, 3)
+    assert experts is not None
+    np.testing.assert_allclose(experts[:2], made.tensors[EXPERTS].means[:2], rtol=1e-6)
+    np.testing.assert_array_equal(experts[2], 1)
+    again = ImportanceSums.of(read)
+    assert (again.chunk_size, again.chunk_count) == (512, 7)
+    np.testing.assert_allclose(again.tensors[DENSE].squares, made.tensors[DENSE].squares, rtol=1e-6)
+    assert names_in(tmp_path) == {"imatrix"}
+
+
+def test_the_older_form_to_the_byte(tmp_path: Path) -> None:
+    unseen = ColumnSums(np.float32([[0]]), np.float32([0]))
+    tensors = {"b": ColumnSums(np.float32([[8, 16]]), np.float32([20])), "a": unseen}
+    ImportanceSums(tensors, ("t",), 8).save(tmp_path / "m.dat", form=DAT)
+    expected = b"".join(
+        [
+            *(n.to_bytes(4, "little") for n in (1, 1)),
+            b"b",
+            *(n.to_bytes(4, "little") for n in (3, 2)),  # 20 tokens are begun chunks of 8
+            np.float32([8 / 20 * 3, 16 / 20 * 3]).tobytes(),
+            *(n.to_bytes(4, "little") for n in (2, 1)),
+            b"t",
+        ]
+    )
+    assert (tmp_path / "m.dat").read_bytes() == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_are_not_replaced_unasked(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "imatrix"
+    path.write_text("mine")
+    with pytest.raises(BadOptionError, match="exists already"):
+        sums().save(path, form=form)
+    with pytest.raises(BadOptionError, match="is the source"):
+        sums().save(path, form=form, overwrite=True, sources=[path])
+    assert path.read_text() == "mine"
+    sums().save(path, form=form, overwrite=True)
+    assert len(load_importance(path)) == 2
+
+
+def test_nothing_to_write_and_unknown_forms(tmp_path: Path) -> None:
+    with pytest.raises(BadOptionError, match="nothing to write"):
+        ImportanceSums({}, (), 512).save(tmp_path / "m.gguf")
+    with pytest.raises(BadOptionError, match="unknown form 'csv'"):
+        sums().save(tmp_path / "m.gguf", form="csv")
+
+
+# ---- sums of several -----------------------------------------------------------------------------
+
+
+def test_sums_add_up() -> None:
+    one, two = sums(0, 7), sums(5, 2)
+    both = one + two
+    assert both.chunk_count == 9 and both.datasets == ("texts/some.txt",) * 2
+    for name in (DENSE, EXPERTS):
+        expected = one.tensors[name].squares + two.tensors[name].squares
+        np.testing.assert_array_equal(both.tensors[name].squares, expected)
+        np.testing.assert_array_equal(
+            both.tensors[name].counts, one.tensors[name].counts + two.tensors[name].counts
+        )
+
+
+def test_a_count_for_all_experts_is_added_to_each() -> None:
+    one = ColumnSums(np.ones((3, 2), np.float32), np.float32([1, 2, 3]))
+    old = ColumnSums(np.ones((1, 6), np.float32), np.float32([10]))
+    both = one + old
+    assert both.squares.shape == (3, 2) and both.counts.tolist() == [11, 12, 13]
+    assert (old + one).squares.shape == (3, 2)
+
+
+def test_sums_of_other_models_do_not_add_up() -> None:
+    other = ImportanceSums({DENSE: ColumnSums(np.ones((1, 5), np.float32), np.float32([1]))}, (), 512)
+    with pytest.raises(BadOptionError, match=r"4 values .* and 5"):
+        sums() + other
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_tensor() -> None:
+    tensors = {
+        "blk.0.ffn_up.weight": ColumnSums(np.float32([[4, 4, 0, 8]]), np.float32([2])),
+        "blk.1.ffn_up.weight": ColumnSums(np.float32([[4, 4, 0, 0]]), np.float32([4])),
+        "output.weight": ColumnSums(np.float32([[1, 1]]), np.float32([1])),
+        "blk.1.unseen.weight": ColumnSums(np.float32([[0]]), np.float32([0])),
+    }
+    found = {t.name: t for t in tensor_statistics(ImportanceSums(tensors, (), 2))}
+    assert list(found) == ["blk.0.ffn_up.weight", "blk.1.ffn_up.weight", "output.weight"]
+    first, second = found["blk.0.ffn_up.weight"], found["blk.1.ffn_up.weight"]
+    assert (first.layer, first.part, first.n_columns) == (0, "ffn_up", 4)
+    assert (first.total, first.minimum, first.maximum, first.mean) == (8, 0, 4, 2)
+    assert first.deviation == pytest.approx(np.sqrt(2))
+    assert (first.active, first.entropy, first.relative_entropy) == (0.75, 1.5, 0.75)
+    assert (first.outlying, first.similarity) == (0.25, 0)
+    assert second.similarity == pytest.approx(32 / np.sqrt(96 * 32))
+    layers = layer_statistics(found.values())
+    assert [(layer.layer, layer.total) for layer in layers] == [(0, 8), (1, 2)]
+
+
+# ---- collection ----------------------------------------------------------------------------------
+
+
+def test_every_token_counts_and_output_only_if_asked() -> None:
+    letters = "".join(chr(48 + i * 7 % 50) for i in range(100))
+    model = toy(bos=1)
+    so_far: list[q4hifi.Perplexity] = []
+    made = q4hifi.collect_importance(model, letters, n_ctx=32, dataset="t.txt", on_chunk=so_far.append)
+    assert list(made.tensors) == [DENSE]
+    assert (made.datasets, made.chunk_size, made.chunk_count) == (("t.txt",), 32, 3)
+    read = [token for chunk in model.read for token in chunk]
+    assert made.tensors[DENSE].counts.tolist() == [96] == [len(read)]
+    expected = [96, sum(token**2 for token in read)]
+    np.testing.assert_allclose(made.tensors[DENSE].squares[0], expected)
+    np.testing.assert_array_equal(so_far[-1].nll, q4hifi.perplexity(toy(bos=1), letters, n_ctx=32).nll)
+
+    silent = toy(bos=1)
+    again = q4hifi.collect_importance(silent, letters, n_ctx=32, process_output=True, score=False)
+    assert silent.read == model.read
+    assert list(again.tensors) == [DENSE, "output.weight"]
+
+
+def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToySums, "all", lambda self: {DENSE: (np.array([np.inf]), 1)})
+    with pytest.raises(NotFiniteError, match=rf"toy.gguf: the inputs of {DENSE} are not finite"):
+        q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
+
+
+def test_the_example_gives_what_llama_imatrix_gives() -> None:
+    made = q4hifi.collect_importance(
+        EXAMPLE, TEXT, n_ctx=GOLDEN["n_ctx"], n_chunks=GOLDEN["n_chunks"], threads=2
+    )
+    found = {t.name: [t.total, t.maximum] for t in tensor_statistics(made)}
+    assert found.keys() == GOLDEN["importance"].keys()
+    for name, values in GOLDEN["importance"].items():
+        assert found[name] == pytest.approx(values, rel=5e-3), name
+
+
+def test_a_model_can_be_quantized_with_it(tmp_path: Path) -> None:
+    made = q4hifi.collect_importance(EXAMPLE, TEXT, n_ctx=64, n_chunks=2, score=False, dataset="text.txt")
+    for form in (GGUF, DAT):
+        imatrix = tmp_path / f"imatrix.{form}"
+        made.save(imatrix, form=form)
+        report = q4hifi.quantize_file(EXAMPLE, tmp_path / f"{form}.gguf", imatrix=imatrix)
+        assert report.without_importance == ("token_embd.weight",)
