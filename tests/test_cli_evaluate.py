@@ -178,7 +178,10 @@ def test_generate_streams_what_follows(run: Run) -> None:
     model = q4hifi.Model(EXAMPLE)
     tokens = model.tokenizer.encode(PROMPT)
     expected = list(model.generate_tokens(tokens, n=8, temperature=0))
-    assert outcome.out == model.tokenizer.decode(expected) + "\n"
+    assert outcome.out == model.detokenize(expected) + "\n"
+    assert "".join(model.generate(PROMPT, n=8, temperature=0)) + "\n" == outcome.out
+    with pytest.raises(q4hifi.BadOptionError, match=r"top_p is 2"):
+        model.generate(PROMPT, top_p=2)
 
 
 def test_a_seed_decides_the_text(run: Run) -> None:

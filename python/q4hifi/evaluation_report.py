@@ -132,7 +132,7 @@ def _comparison_row(model: ComparedModel, name: str) -> Iterable[RenderableType]
         yield _cell(quality.ppl_ratio, 4)
         yield _cell(quality.mean_kld, 5)
         yield _cell(quality.kld_quantile(0.5), 5)
-        yield _cell(quality.kld_quantile(0.999), 3)
+        yield _cell(quality.kld_quantile(0.999), 4)
         yield _cell(quality.same_top.scaled(100), 2)
         yield _cell(quality.rms_delta_p.scaled(100), 2)
     yield _cell(model.prompt_speed, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,26 @@ class Model:
         logits = self.sequence().evaluate(tokens, "all")
         assert logits is not None
         return logits
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Return the tokens of a text; see :meth:`Tokenizer.encode`."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
+        """Return the text of tokens; see :meth:`Tokenizer.decode`."""
+        return self.tokenizer.decode(tokens, skip_special=skip_special)
+
+    def generate(self, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
+        """Yield the text that follows ``prompt``, piece by piece, as it comes.
+
+        It ends after ``n`` tokens, where the model ends it, or where the context is full. ``sampling``:
+        the options of :class:`Sampler`. :class:`q4hifi.Chat` answers by the model's chat template.
+        """
+        from .generation import Writer  # which stands on this module
+
+        return Writer(self, Sampler(**sampling)).write(self.tokenize(prompt), n)
 
     def generate_tokens(
         self,
