@@ -3,7 +3,7 @@
 //! for the next piece spinning, and sleep only when none came for a while.
 //!
 //! The caller takes part. It never waits for a thread that has not begun, so that a busy machine
-//! costs time, but not a standstill. Where no team is at work, [`for_each_chunk`] uses rayon.
+//! costs time, but not a standstill. Where no team is at work, `for_each_chunk` uses rayon.
 
 use rayon::prelude::*;
 use std::cell::{Cell, UnsafeCell};
@@ -36,7 +36,7 @@ pub(crate) fn for_each_chunk<T: Send>(
     CURRENT.set(team);
 }
 
-/// Threads that [`for_each_chunk`] has here.
+/// Threads that `for_each_chunk` has here.
 pub(crate) fn count() -> usize {
     let team = CURRENT.take();
     let threads = team.as_ref().map(|shared| shared.threads);
@@ -96,7 +96,7 @@ impl Team {
         Ok(team)
     }
 
-    /// Runs `work`, in which [`for_each_chunk`] has the team's threads. Exclusive, as it is one
+    /// Runs `work`, in which `for_each_chunk` has the team's threads. Exclusive, as it is one
     /// caller's team.
     pub fn install<R>(&mut self, work: impl FnOnce() -> R) -> R {
         /// Takes the team away again, also when `work` panics.
