@@ -2,7 +2,7 @@
 //! and Q4_HIFI, a Q4_K block plus the few weights that 4 bits represent worst.
 //!
 //! The crate knows nothing of model files or tensor names: it turns rows of numbers into rows of
-//! blocks and back.
+//! blocks and back, multiplies by them, and runs transformers that are made of them.
 //!
 //! | module | subject |
 //! |---|---|

@@ -139,3 +139,24 @@ def llama_samples(
         tokens.append(candidates.data[candidates.selected].id)
     lib.llama_sampler_free(chain)
     return tokens
+
+
+def distance(ours: Floats, theirs: Floats) -> float:
+    """The largest difference as a share of the range."""
+    return float(np.abs(ours - theirs).max() / (theirs.max() - theirs.min()))
+
+
+def divergences(reference: Floats, other: Floats) -> npt.NDArray[np.float64]:
+    """Kullback-Leibler divergence of the distributions that the logits stand for, a token each."""
+
+    def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+    p, q = log_softmax(reference), log_softmax(other)
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+
+
+def divergence(reference: Floats, other: Floats) -> float:
+    """The mean of :func:`divergences`."""
+    return float(divergences(reference, other).mean())

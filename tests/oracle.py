@@ -193,7 +193,7 @@ def _context(model: int, threads: int) -> Iterator[int]:
         lib.llama_free(context)
 
 
-def _tokens_of(vocabulary: int, text: str) -> list[int]:
+def tokens_of(vocabulary: int, text: str) -> list[int]:
     raw = text.encode()
     room = len(raw) + 8  # a token is at least one byte, and a few are added at the ends
     tokens = (c_int32 * room)()
@@ -219,7 +219,7 @@ def llama_generate(path: str | Path, prompt: str, n_tokens: int, threads: int = 
     with loaded(path) as model, _context(model, threads) as context:
         vocabulary = lib.llama_model_get_vocab(model)
         n_vocabulary = lib.llama_vocab_n_tokens(vocabulary)
-        tokens, generated = _tokens_of(vocabulary, prompt), list[int]()
+        tokens, generated = tokens_of(vocabulary, prompt), list[int]()
         assert len(tokens) + n_tokens <= _CONTEXT, f"more than {_CONTEXT} tokens"
         for _ in range(n_tokens):
             array = (c_int32 * len(tokens))(*tokens)

@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
-from llama_oracle import Floats, llama_logits, llama_samples
+from llama_oracle import Floats, distance, divergence, llama_logits, llama_samples
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.gguf_header import header_bytes
@@ -32,22 +32,6 @@ TEXT = np.random.default_rng(5).integers(0, 320, 200)
 
 NEAR = 1e-3
 """Of the logits' range: what the engines may differ by on weights that are not quantized."""
-
-
-def distance(ours: Floats, theirs: Floats) -> float:
-    """The largest difference as a share of the range."""
-    return float(np.abs(ours - theirs).max() / (theirs.max() - theirs.min()))
-
-
-def divergence(reference: Floats, other: Floats) -> float:
-    """Mean Kullback-Leibler divergence of the distributions that the logits stand for."""
-
-    def log_softmax(logits: Floats) -> np.ndarray:
-        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-    p, q = log_softmax(reference), log_softmax(other)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 # ---- against llama.cpp ---------------------------------------------------------------------------
