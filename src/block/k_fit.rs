@@ -55,32 +55,10 @@ struct SubFits {
 
 impl Recipe {
     pub fn fit(&self, x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> KFit {
-        self.fit_masked(x, importance, |_| {})
-    }
-
-    /// The fit of what is left when the places in `left_out` hold zero and carry no weight.
-    pub fn fit_without(
-        &self,
-        x: &[f32; QK_K],
-        importance: Option<&[f32; QK_K]>,
-        left_out: &[u8],
-    ) -> KFit {
-        let mask = |weights: &mut [f32; QK_K]| *weights = without(weights, left_out);
-        self.fit_masked(&without(x, left_out), importance, mask)
-    }
-
-    #[inline]
-    fn fit_masked(
-        &self,
-        x: &[f32; QK_K],
-        importance: Option<&[f32; QK_K]>,
-        mask: impl Fn(&mut [f32; QK_K]),
-    ) -> KFit {
-        let mut weights = match importance {
+        let weights = match importance {
             None => plain_weights(x),
             Some(importance) => importance_weights(x, importance),
         };
-        mask(&mut weights);
         let search = importance.map_or(self.search, |_| Search::FINE);
         let sub = self.fit_sub_blocks(x, &weights, search);
         let mut fit = KFit { numbers: sub.numbers, ..KFit::EMPTY };
@@ -145,16 +123,6 @@ impl Recipe {
             }
         }
     }
-}
-
-/// `x` with zeros at `places`.
-#[inline(always)]
-pub(crate) fn without(x: &[f32; QK_K], places: &[u8]) -> [f32; QK_K] {
-    let mut rest = *x;
-    for &place in places {
-        rest[usize::from(place)] = 0.0;
-    }
-    rest
 }
 
 /// Without importance: root mean square of the sub-block + |x|.

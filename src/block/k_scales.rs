@@ -11,7 +11,7 @@ pub(crate) const SUB_BLOCKS: usize = 8;
 
 /// Packs 6-bit scales and minima.
 #[inline(always)]
-pub(super) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; SCALES_BYTES] {
+pub(crate) fn pack(scales: &[u8; SUB_BLOCKS], mins: &[u8; SUB_BLOCKS]) -> [u8; SCALES_BYTES] {
     let mut packed = [0u8; SCALES_BYTES];
     for j in 0..4 {
         let (scale, min) = (scales[j + 4], mins[j + 4]);

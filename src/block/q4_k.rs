@@ -35,15 +35,6 @@ impl BlockQ4K {
         Self::from_fit(&RECIPE.fit(x, importance))
     }
 
-    /// As [`Self::quantize`], but the places in `left_out` carry no weight in the fit.
-    pub fn quantize_without(
-        x: &[f32; QK_K],
-        importance: Option<&[f32; QK_K]>,
-        left_out: &[u8],
-    ) -> Self {
-        Self::from_fit(&RECIPE.fit_without(x, importance, left_out))
-    }
-
     /// Makes the number at `place` the one whose value is nearest to zero.
     pub fn set_nearest_to_zero(&mut self, place: usize) {
         let (scale, min) = self.scale_and_min(place / 32);

@@ -2,20 +2,25 @@
 //!
 //! `w[i] = base[i] + residual[k]` where `i = index[k]`, `w[i] = base[i]` elsewhere.
 //!
-//! Two encodings of a block are tried, and the one with the smaller error is kept:
+//! Two encodings of a block are known, and the one with the smaller error is kept:
 //!
-//! * *refit*: the N weights of largest magnitude are left out of the base's fit, so that the base
-//!   spends its range on the others;
-//! * *plain*: the base is the ordinary Q4_K block, and the N weights that it represents worst get
-//!   a residual. So no block is worse than in Q4_K, beyond the rounding of a residual.
+//! * *refit*: the base is fitted without the weights whose absence narrows the ranges of the others
+//!   most (see [`refit`]);
+//! * *plain*: the base is the ordinary Q4_K block. So no block is worse than in Q4_K, beyond the
+//!   rounding of a residual.
+//!
+//! Either way the N weights that the base represents worst get a residual.
 //!
 //! The error is the squared error, weighted by importance where it is given. Ties go to the
 //! smaller index, and to the refit. A residual too large for f16 saturates; a refit that needs one
 //! is not taken, because it would hide that the block is too large for Q4_K.
 
 pub mod fork;
+pub(crate) mod refit;
 pub mod rows;
 
+use crate::block::k_fit::KFit;
+use crate::block::q4_k::RECIPE;
 use crate::block::{Block, BlockQ4K, QK_K};
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
@@ -47,25 +52,62 @@ impl HifiBlock {
 
     /// Encodes 256 weights with `outliers` ≤ [`MAX_OUTLIERS`] of them kept in f16.
     pub fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, outliers: usize) -> Self {
-        let plain = BlockQ4K::quantize(x, importance);
-        let largest = largest_places(x, outliers);
-        let refit = BlockQ4K::quantize_without(x, importance, &largest[..outliers]);
-        Self::better(x, importance, outliers, [plain, refit], largest)
+        let plain = RECIPE.fit(x, importance);
+        if outliers == 0 {
+            return Self::without_outliers(&plain);
+        }
+        let fits = refit::fit(x, importance.unwrap_or(&[1.0; QK_K]), outliers);
+        let refit = Refit::new(x, importance, fits.round_minima(fits.round_scales()));
+        let index = choose(outliers, &refit.scores);
+        Self::better(x, importance, outliers, &plain, refit, index)
     }
 
-    /// The better encoding: on the plain base, or on the one refitted without the places `largest`.
+    /// A plain Q4_K block.
+    pub(crate) fn without_outliers(plain: &KFit) -> Self {
+        Self { base: BlockQ4K::from_fit(plain), ..Self::ZERO }
+    }
+
+    /// The better encoding: on the plain base, or on the refitted one with outliers at `index`, its
+    /// largest scores.
     #[inline(always)]
     pub(crate) fn better(
         x: &[f32; QK_K],
         importance: Option<&[f32; QK_K]>,
         outliers: usize,
-        [plain, refit]: [BlockQ4K; 2],
-        largest: [u8; MAX_OUTLIERS],
+        plain: &KFit,
+        refit: Refit,
+        index: [u8; MAX_OUTLIERS],
     ) -> Self {
-        if outliers == 0 {
-            return Self { base: plain, ..Self::ZERO };
+        let Refit { base, misses, mut scores } = refit;
+        let mut residual = [0u16; MAX_OUTLIERS];
+        let mut is_saturated = false;
+        for (r, &i) in residual.iter_mut().zip(&index[..outliers]) {
+            let i = usize::from(i);
+            *r = f32_to_f16(misses[i]);
+            is_saturated |= misses[i].abs() >= LARGEST_F16;
+            let rest = misses[i] - f16_to_f32(*r);
+            scores[i] = importance.map_or(1.0, |w| w[i]) * (rest * rest);
         }
-        let refit = Self::with_residuals(refit, x, largest, outliers);
+        let plain_error = refit::error(x, importance, plain);
+        // beyond the rounding of the sums, and where none of their terms was lost
+        let is_better = refit::sum(&scores) < 0.999_99 * plain_error && plain_error > 1e-24;
+        if is_better && !is_saturated && plain_error.is_finite() {
+            return Self { base: BlockQ4K::from_fit(&base), outliers, index, residual };
+        }
+        let bases = [BlockQ4K::from_fit(plain), BlockQ4K::from_fit(&base)];
+        Self::better_exactly(x, importance, outliers, bases, index)
+    }
+
+    /// As [`Self::better`], the plain base with outliers too, and the errors compared in f64.
+    #[cold]
+    fn better_exactly(
+        x: &[f32; QK_K],
+        importance: Option<&[f32; QK_K]>,
+        outliers: usize,
+        [plain, refit]: [BlockQ4K; 2],
+        index: [u8; MAX_OUTLIERS],
+    ) -> Self {
+        let refit = Self::with_residuals(refit, x, index, outliers);
         let worst = worst_places(x, importance, &decoded(&plain), outliers);
         let plain = Self::with_residuals(plain, x, worst, outliers);
 
@@ -106,10 +148,15 @@ impl HifiBlock {
     #[inline(always)]
     pub fn decode(&self) -> [f32; QK_K] {
         let mut values = decoded(&self.base);
+        self.add_residuals(&mut values);
+        values
+    }
+
+    /// Adds the residuals to the values of the base.
+    fn add_residuals(&self, values: &mut [f32; QK_K]) {
         for (&i, &r) in self.index().iter().zip(self.residual()) {
             values[usize::from(i)] += f16_to_f32(r);
         }
-        values
     }
 
     fn is_saturated(&self) -> bool {
@@ -136,10 +183,40 @@ fn decoded(base: &BlockQ4K) -> [f32; QK_K] {
     values
 }
 
-/// The places of the `count` weights of largest magnitude.
+/// A block on the refitted base.
+pub(crate) struct Refit {
+    base: KFit,
+    /// What the base misses of the weights.
+    misses: [f32; QK_K],
+    /// The error that this is.
+    pub scores: [f32; QK_K],
+}
+
+impl Refit {
+    #[inline(always)]
+    pub fn new(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, mut base: KFit) -> Self {
+        let misses = refit::round_numbers(x, &mut base);
+        let scores = weighted_squares(&misses, importance);
+        Self { base, misses, scores }
+    }
+}
+
 #[inline(always)]
-pub(crate) fn largest_places(x: &[f32; QK_K], count: usize) -> [u8; MAX_OUTLIERS] {
-    choose(count, &x.map(f32::abs))
+fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
+    let mut squares = [0f32; QK_K];
+    match importance {
+        None => {
+            for i in 0..QK_K {
+                squares[i] = misses[i] * misses[i];
+            }
+        }
+        Some(w) => {
+            for i in 0..QK_K {
+                squares[i] = w[i] * (misses[i] * misses[i]);
+            }
+        }
+    }
+    squares
 }
 
 /// The places where `values` are worst: of largest squared error, weighted by importance.
@@ -150,12 +227,8 @@ fn worst_places(
     values: &[f32; QK_K],
     count: usize,
 ) -> [u8; MAX_OUTLIERS] {
-    let mut scores = [0f32; QK_K];
-    for i in 0..QK_K {
-        let difference = x[i] - values[i];
-        scores[i] = importance.map_or(1.0, |w| w[i]) * (difference * difference);
-    }
-    choose(count, &scores)
+    let misses = std::array::from_fn(|i| x[i] - values[i]);
+    choose(count, &weighted_squares(&misses, importance))
 }
 
 /// The places of the `count` largest of the non-negative `scores`, in increasing order; of equals
@@ -243,15 +316,25 @@ mod tests {
     /// What the base is fitted to does not change when the outliers grow.
     #[test]
     fn the_refitted_base_does_not_see_the_outliers() {
-        let x = blocks(10)[0];
-        let places = largest_places(&x, 8);
-        let mut larger = x;
-        for &i in &places[..8] {
-            larger[usize::from(i)] *= 50.0;
+        let w = importance(QK_K, 12);
+        let w: &[f32; QK_K] = w.as_slice().try_into().unwrap();
+        for w in [None, Some(w)] {
+            let mut x = blocks(10)[0];
+            let places: [usize; 8] = [3, 4, 5, 77, 130, 131, 200, 255];
+            let encode = |x: &mut [f32; QK_K], factor: f32| {
+                places.iter().for_each(|&i| x[i] = factor * if i % 2 == 0 { 1.0 } else { -2.0 });
+                HifiBlock::encode(x, w, 8)
+            };
+            let expected = encode(&mut x, 1.0);
+            assert!(expected.index().iter().map(|&i| usize::from(i)).eq(places));
+            for factor in [3.0, -1.0, 500.0] {
+                let block = encode(&mut x, factor);
+                assert_eq!(block.index(), expected.index());
+                assert_eq!(decoded(&block.base)[..3], decoded(&expected.base)[..3]);
+                let of = |block: &HifiBlock| (block.base.d, block.base.dmin, block.base.scales);
+                assert_eq!(of(&block), of(&expected));
+            }
         }
-        let refit = |x| BlockQ4K::quantize_without(x, None, &places[..8]);
-        assert_eq!(decoded(&refit(&x)), decoded(&refit(&larger)));
-        assert_eq!(decoded(&HifiBlock::encode(&larger, None, 8).base), decoded(&refit(&x)));
     }
 
     #[test]

@@ -56,19 +56,21 @@ pub fn quantize(
         .zip(residual.par_chunks_exact_mut(row_outliers * 2));
     let isa = Isa::active()?;
     per_row(isa, source, out, |x, decoded, ((base, index), residual)| {
-        let base = blocks_mut::<BlockQ4K>(base).iter_mut();
-        let index = index.chunks_exact_mut(outliers);
-        let residual = residual.chunks_exact_mut(outliers * 2);
         let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
         kernel::encode_hifi_row(isa, x, importance, outliers, &mut blocks);
-        let places = decoded.as_chunks_mut().0.iter_mut().zip(base.zip(index).zip(residual));
-        for (block, (decoded, ((base, index), residual))) in blocks.iter().zip(places) {
-            *decoded = block.decode();
+        let index = index.chunks_exact_mut(outliers);
+        let residual = residual.chunks_exact_mut(outliers * 2);
+        let places = blocks_mut::<BlockQ4K>(base).iter_mut().zip(index.zip(residual));
+        for (block, (base, (index, residual))) in blocks.iter().zip(places) {
             *base = block.base;
             index.copy_from_slice(block.index());
             for (bytes, r) in residual.as_chunks_mut().0.iter_mut().zip(block.residual()) {
                 *bytes = r.to_le_bytes();
             }
+        }
+        kernel::dequantize_row(isa, TensorType::Q4K, base, decoded);
+        for (block, decoded) in blocks.iter().zip(decoded.as_chunks_mut().0) {
+            block.add_residuals(decoded);
         }
         kernel::error_sums(isa, x, importance, decoded)
     })

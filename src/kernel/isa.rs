@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust, on every CPU: the oracle of the others.
     Scalar,
-    /// AVX2, FMA and F16C.
+    /// AVX2, FMA, F16C, BMI1 and POPCNT.
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
@@ -36,6 +36,8 @@ impl Isa {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("bmi1")
+                    && is_x86_feature_detected!("popcnt")
             }
             #[cfg(all(target_arch = "x86_64", not(portable)))]
             Self::Avx512 => {

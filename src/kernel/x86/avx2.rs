@@ -4,7 +4,7 @@ use super::multiply_half::Fused;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx2,fma,f16c", F32x8, 2);
+super::entry_points!("avx2,fma,f16c,bmi1,popcnt", F32x8, 2);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);
@@ -22,6 +22,11 @@ impl Vector for F32x8 {
         max: _mm256_max_ps
     });
 
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0)) }
+    }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
         // SAFETY: the trait's contract.

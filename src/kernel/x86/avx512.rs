@@ -4,7 +4,7 @@ use super::multiply_half::Fused;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c", F32x16, 4);
+super::entry_points!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt", F32x16, 4);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x16(__m512);
@@ -22,6 +22,11 @@ impl Vector for F32x16 {
         max: _mm512_max_ps
     });
 
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
+    }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
         // SAFETY: the trait's contract.

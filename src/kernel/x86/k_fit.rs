@@ -14,8 +14,7 @@ use crate::float::f16_to_f32;
 /// The most blocks that are fitted together.
 pub(crate) const MOST_BLOCKS: usize = MOST / SUB_BLOCKS;
 
-/// Fits blocks `x`; the places in `left_out` (a list for each block, or none at all) hold zero in
-/// `x` already and carry no weight.
+/// Fits blocks `x`.
 ///
 /// # Safety
 ///
@@ -25,61 +24,129 @@ pub(crate) unsafe fn fit_blocks<V: Vector>(
     recipe: &Recipe,
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
-    left_out: &[&[u8]],
     fits: &mut [KFit],
 ) {
-    let per_vector = V::LANES / SUB_BLOCKS;
+    let mut columns = Columns::new();
     let mut start = 0;
     while start < x.len() {
-        let rest = x.len() - start;
-        let count = rest.min(if rest > per_vector { 2 * per_vector } else { per_vector });
-        let range = start..start + count;
-        let group = Group {
-            x: &x[range.clone()],
-            importance: importance.map(|w| &w[range.clone()]),
-            left_out: if left_out.is_empty() { left_out } else { &left_out[range.clone()] },
-        };
+        let range = start..start + group_size::<V>(x.len() - start);
+        start = range.end;
+        let importance = importance.map(|w| &w[range.clone()]);
+        let (x, fits) = (&x[range.clone()], &mut fits[range]);
         // SAFETY: the caller's promise.
         unsafe {
-            if count > per_vector {
-                group.fit::<Twice<V>>(recipe, &mut fits[range]);
+            if fits.len() > V::LANES / SUB_BLOCKS {
+                columns.fit::<Twice<V>>(recipe, x, importance, fits);
             } else {
-                group.fit::<V>(recipe, &mut fits[range]);
+                columns.fit::<V>(recipe, x, importance, fits);
             }
         }
-        start += count;
     }
 }
 
-/// Blocks that fit into a vector.
-struct Group<'a> {
-    x: &'a [[f32; QK_K]],
-    importance: Option<&'a [[f32; QK_K]]>,
-    left_out: &'a [&'a [u8]],
+/// How many of `rest` blocks to fit together: in two vectors if they do not fit into one.
+#[inline(always)]
+pub(crate) fn group_size<V: Vector>(rest: usize) -> usize {
+    let per_vector = V::LANES / SUB_BLOCKS;
+    rest.min(if rest > per_vector { 2 * per_vector } else { per_vector })
 }
 
-impl Group<'_> {
-    /// Fits the blocks; those too extreme for the vector version by the scalar one.
+/// Blocks that fit into a vector, every sub-block a lane.
+pub(crate) struct Columns {
+    pub x: InLanes<GROUP>,
+    /// 1 where none are given.
+    pub importance: InLanes<GROUP>,
+    /// What the fit weighs its errors with.
+    weights: InLanes<GROUP>,
+}
+
+impl Columns {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { x: InLanes::new(), importance: InLanes::new(), weights: InLanes::new() }
+    }
+
+    /// Takes in the blocks and fits them; those too extreme for the vector version by the scalar one.
     ///
     /// # Safety
     ///
     /// The CPU has V's ISA.
     #[inline(always)]
-    unsafe fn fit<V: Vector>(&self, recipe: &Recipe, fits: &mut [KFit]) {
+    pub unsafe fn fit<V: Vector>(
+        &mut self,
+        recipe: &Recipe,
+        x: &[[f32; QK_K]],
+        importance: Option<&[[f32; QK_K]]>,
+        fits: &mut [KFit],
+    ) {
         // a vector is always full: the last block fills what is left of it
         let mut copies = [[[0f32; QK_K]; MOST_BLOCKS]; 2];
         let [x_copy, importance_copy] = &mut copies;
         let blocks = V::LANES / SUB_BLOCKS;
-        let x = filled(self.x, &mut x_copy[..blocks]);
-        let importance = self.importance.map(|w| filled(w, &mut importance_copy[..blocks]));
+        let x = filled(x, &mut x_copy[..blocks]);
+        let importance = importance.map(|w| filled(w, &mut importance_copy[..blocks]));
         // SAFETY: the caller's promise; there are as many blocks as the vector holds.
-        if unsafe { fit_group::<V>(recipe, x, importance, self.left_out, fits) } {
+        if unsafe { self.fit_filled::<V>(recipe, x, importance, fits) } {
             return;
         }
         for (l, fit) in fits.iter_mut().enumerate() {
-            let places = self.left_out.get(l).copied().unwrap_or_default();
-            *fit = recipe.fit_without(&x[l], importance.map(|w| &w[l]), places);
+            *fit = recipe.fit(&x[l], importance.map(|w| &w[l]));
         }
+    }
+
+    /// Fits as many blocks as `fits` has; false if they are too extreme for the vector version.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA; `x` and `importance` have LANES / 8 blocks.
+    #[inline(always)]
+    unsafe fn fit_filled<V: Vector>(
+        &mut self,
+        recipe: &Recipe,
+        x: &[[f32; QK_K]],
+        importance: Option<&[[f32; QK_K]]>,
+        fits: &mut [KFit],
+    ) -> bool {
+        let Self { x: xt, importance: it, weights: wt } = self;
+        // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
+        unsafe {
+            V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
+            match importance {
+                None => {
+                    for i in 0..GROUP {
+                        V::splat(1.0).store(it.as_mut_ptr().add(i * V::LANES));
+                    }
+                    plain_weights::<V>(xt, wt);
+                }
+                Some(importance) => {
+                    V::transpose(importance.as_ptr().cast(), GROUP, it.as_mut_ptr());
+                    importance_weights::<V>(x, xt, it, wt);
+                }
+            }
+        }
+        let search = importance.map_or(recipe.search, |_| Search::FINE);
+        // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
+        let sub = unsafe { fit_affine::<V>(xt.as_ptr(), wt.as_ptr(), recipe.levels, search) };
+        let Some(sub) = sub else { return false };
+        let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
+        let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
+        // SAFETY: the arrays have room for the most lanes.
+        unsafe {
+            sub.scale.store(scales.as_mut_ptr());
+            sub.min.store(mins.as_mut_ptr());
+            sub.sum_w.store(sums.as_mut_ptr());
+            sub.grid_inverse.store(grid_inverses.as_mut_ptr());
+            sub.grid_min.store(grid_mins.as_mut_ptr());
+        }
+        let (scales, mins) = (scales.as_chunks().0, mins.as_chunks().0);
+        for (l, fit) in fits.iter_mut().enumerate() {
+            let sums = &sums.as_chunks().0[l];
+            recipe.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
+            let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
+            // SAFETY: the caller's promise.
+            unsafe { round_numbers::<V>(recipe, &x[l], grid, fit) };
+        }
+        true
     }
 }
 
@@ -93,62 +160,6 @@ fn filled<'a>(blocks: &'a [[f32; QK_K]], copy: &'a mut [[f32; QK_K]]) -> &'a [[f
         *block = blocks[l.min(blocks.len() - 1)];
     }
     copy
-}
-
-/// Fits as many blocks as `fits` has; false if they are too extreme for the vector version.
-///
-/// # Safety
-///
-/// The CPU has V's ISA; `x` and `importance` have LANES / 8 blocks.
-#[inline(always)]
-unsafe fn fit_group<V: Vector>(
-    recipe: &Recipe,
-    x: &[[f32; QK_K]],
-    importance: Option<&[[f32; QK_K]]>,
-    left_out: &[&[u8]],
-    fits: &mut [KFit],
-) -> bool {
-    let mut xt = InLanes::<GROUP>::new();
-    let mut wt = InLanes::<GROUP>::new();
-    // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
-    unsafe {
-        V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
-        match importance {
-            None => plain_weights::<V>(&xt, &mut wt),
-            Some(importance) => importance_weights::<V>(x, &xt, importance, &mut wt),
-        }
-    }
-    for (l, places) in left_out.iter().enumerate() {
-        for &place in *places {
-            let (sub, i) = (usize::from(place) / GROUP, usize::from(place) % GROUP);
-            // SAFETY: a lane of the vector and an element of its sub-block.
-            unsafe { *wt.as_mut_ptr().add(i * V::LANES + l * SUB_BLOCKS + sub) = 0.0 };
-        }
-    }
-
-    let search = importance.map_or(recipe.search, |_| Search::FINE);
-    // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
-    let sub = unsafe { fit_affine::<V>(xt.as_ptr(), wt.as_ptr(), recipe.levels, search) };
-    let Some(sub) = sub else { return false };
-    let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
-    let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
-    // SAFETY: the arrays have room for the most lanes.
-    unsafe {
-        sub.scale.store(scales.as_mut_ptr());
-        sub.min.store(mins.as_mut_ptr());
-        sub.sum_w.store(sums.as_mut_ptr());
-        sub.grid_inverse.store(grid_inverses.as_mut_ptr());
-        sub.grid_min.store(grid_mins.as_mut_ptr());
-    }
-    let (scales, mins) = (scales.as_chunks().0, mins.as_chunks().0);
-    for (l, fit) in fits.iter_mut().enumerate() {
-        let sums = &sums.as_chunks().0[l];
-        recipe.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
-        let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
-        // SAFETY: the caller's promise.
-        unsafe { round_numbers::<V>(recipe, &x[l], grid, fit) };
-    }
-    true
 }
 
 /// Root mean square of the sub-block + |x|.
@@ -174,7 +185,7 @@ unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>)
 unsafe fn importance_weights<V: Vector>(
     x: &[[f32; QK_K]],
     xt: &InLanes<GROUP>,
-    importance: &[[f32; QK_K]],
+    it: &InLanes<GROUP>,
     wt: &mut InLanes<GROUP>,
 ) {
     let mut sums = [0f32; MOST_BLOCKS];
@@ -190,11 +201,10 @@ unsafe fn importance_weights<V: Vector>(
     }
     // SAFETY: the caller's promise; as in `fit_group`.
     unsafe {
-        V::transpose(importance.as_ptr().cast(), GROUP, wt.as_mut_ptr());
         let sigma2 = V::load(sigma2.as_ptr());
         for i in 0..GROUP {
             let v = V::load(xt.as_ptr().add(i * V::LANES));
-            let w = V::load(wt.as_ptr().add(i * V::LANES));
+            let w = V::load(it.as_ptr().add(i * V::LANES));
             w.mul(sigma2.add(v.mul(v)).sqrt()).store(wt.as_mut_ptr().add(i * V::LANES));
         }
     }

@@ -139,7 +139,7 @@ unsafe fn quantize_k_row<V: Vector, B: Bytes>(
     {
         let importance = importance.map(|w| &w.as_chunks().0[MOST_BLOCKS * i..][..x.len()]);
         // SAFETY: the caller's promise.
-        unsafe { fit_blocks::<V>(recipe, x, importance, &[], &mut fits[..x.len()]) };
+        unsafe { fit_blocks::<V>(recipe, x, importance, &mut fits[..x.len()]) };
         for (out, fit) in out.iter_mut().zip(&fits) {
             *out = pack(fit);
         }

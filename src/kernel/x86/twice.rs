@@ -71,6 +71,11 @@ impl<V: Vector> Vector for Twice<V> {
         unsafe { Self(self.0.sqrt(), self.1.sqrt()) }
     }
     #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(self.0.mul_add(factor.0, addend.0), self.1.mul_add(factor.1, addend.1)) }
+    }
+    #[inline(always)]
     unsafe fn abs(self) -> Self {
         // SAFETY: as above.
         unsafe { Self(self.0.abs(), self.1.abs()) }

@@ -62,6 +62,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn smallest(self) -> f32;
     /// The greatest lane.
     unsafe fn largest(self) -> f32;
+    /// `self * factor + addend`, rounded once. ggml's own operations are never fused.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
 
     /// `if self < other { self } else { other }`
     unsafe fn min(self, other: Self) -> Self;
