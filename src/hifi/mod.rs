@@ -5,7 +5,7 @@
 //! Two encodings of a block are known, and the one with the smaller error is kept:
 //!
 //! * *refit*: the base is fitted without the weights whose absence narrows the ranges of the others
-//!   most (see [`refit`]);
+//!   most (see `refit.rs`);
 //! * *plain*: the base is the ordinary Q4_K block. So no block is worse than in Q4_K, beyond the
 //!   rounding of a residual.
 //!

@@ -190,9 +190,9 @@ impl SubFits {
     pub fn round_scales(&self) -> RoundedScales {
         // plain loops: a closure might be compiled apart, for another CPU
         let mut spread = [0f32; SUB_BLOCKS];
-        for j in 0..SUB_BLOCKS {
+        for (j, spread) in spread.iter_mut().enumerate() {
             let determinant = self.sum_w[j] * self.sum_l2[j] - self.sum_l[j] * self.sum_l[j];
-            spread[j] = if self.sum_w[j] > 0.0 { determinant / self.sum_w[j] } else { 0.0 };
+            *spread = if self.sum_w[j] > 0.0 { determinant / self.sum_w[j] } else { 0.0 };
         }
         let (d, scales) = six_bits(&self.scale, &spread);
         RoundedScales { d, scales }

@@ -1,13 +1,16 @@
-"""Record what Q4_HIFI blocks look like: writes q4_hifi_v1.json beside this file.
+"""Record what the encoder makes of Q4_HIFI blocks: writes q4_hifi_encoder.json beside this file.
 
 Usage: python make_q4_hifi.py
 
-The file holds the weights themselves, as hex of little-endian float16, so that it is a reference for
-other implementations and other versions of numpy. All other values are hex of bytes as in a file.
+The weights are those of q4_hifi_v1.json, as hex of little-endian float16. That file holds blocks of
+version 1 and what they decode to. It never changes, and this script does not write it: a better
+encoder writes other bytes, but every reader must make the same values of the same bytes. All other
+values are hex of bytes as in a file; of decoded values, of the SHA-256 of little-endian float32.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from q4hifi import Format, rows
 from q4hifi.layout import FORK, SPLIT
 from q4hifi.types import F16, Q4_HIFI
 
-GOLDEN = Path(__file__).with_name("q4_hifi_v1.json")
+BLOCKS = Path(__file__).with_name("q4_hifi_v1.json")
+ENCODER = Path(__file__).with_name("q4_hifi_encoder.json")
+PARTS = {SPLIT: ("base", "index", "residual"), FORK: ("fork",)}
 
 
 def floats(text):
@@ -30,51 +35,40 @@ def encode(weights, importance, outliers):
     data = floats(weights)
     w = None if importance is None else floats(importance).astype(np.float32)
     found = {}
-    for layout, names in ((SPLIT, ("base", "index", "residual")), (FORK, ("fork",))):
+    for layout, names in PARTS.items():
         form = Format(Q4_HIFI, outliers, layout)
         parts, _ = rows.encode((data.view(np.uint8),), Format(F16), form, data.size, w)
         found.update(zip(names, (part.tobytes().hex() for part in parts), strict=True))
     return found
 
 
-def make_inputs():
-    """Return rows of one block, {name: weights}, and the importance of their columns."""
-    rng = np.random.RandomState(1)  # its numbers are the same in every version of numpy
-    normal = rng.standard_normal(256) * 0.02
-    spikes = normal * np.where(rng.uniform(size=256) < 0.03, 20, 1)
-    return {
-        "normal": normal,
-        "heavy-tailed": rng.standard_t(3, 256) * 0.01,
-        "spikes": spikes,
-        "sparse": normal * (rng.uniform(size=256) < 0.1),
-        "constant": np.full(256, -0.25),
-        "equal magnitudes": rng.choice([-1, 1], 256),
-        "zero": np.zeros(256),
-    }, rng.standard_gamma(0.5, 256)
+def decode(blocks, outliers):
+    """Return the SHA-256 of the values of one block in each layout, {layout: hex}."""
+    found = {}
+    for layout, names in PARTS.items():
+        form = Format(Q4_HIFI, outliers, layout)
+        parts = tuple(np.frombuffer(bytes.fromhex(blocks[name]), np.uint8) for name in names)
+        values = rows.decode(parts, form, 256)
+        found[layout] = hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+    return found
 
 
 def main():
-    """Write the golden file."""
-
-    def text(x):
-        return x.astype("<f2").tobytes().hex()
-
-    weights, importance = make_inputs()
-    weights, importance = {name: text(x) for name, x in weights.items()}, text(importance)
+    """Write the encoder's file."""
+    recorded = json.loads(BLOCKS.read_text())
     encoded = [
         {
             "weights": name,
             "importance": weighted,
             "outliers": n,
-            "blocks": encode(x, importance if weighted else None, n),
+            "blocks": encode(x, recorded["importance"] if weighted else None, n),
         }
-        for name, x in weights.items()
+        for name, x in recorded["weights"].items()
         for weighted in (False, True)
         for n in (8, 32)
     ]
-    about = "Q4_HIFI, version 1: blocks in both layouts, as hex; see make_q4_hifi.py"
-    content = {"about": about, "weights": weights, "importance": importance, "encoded": encoded}
-    GOLDEN.write_text(json.dumps(content, indent=1) + "\n")
+    about = "What the encoder makes of the weights of q4_hifi_v1.json; see make_q4_hifi.py"
+    ENCODER.write_text(json.dumps({"about": about, "encoded": encoded}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

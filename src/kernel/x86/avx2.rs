@@ -1,6 +1,6 @@
 //! AVX2 (with F16C): eight lanes.
 
-use super::multiply_half::Fused;
+use super::multiply_half::LoadHalf;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
@@ -143,15 +143,10 @@ impl Vector for F32x8 {
     }
 }
 
-impl Fused for F32x8 {
+impl LoadHalf for F32x8 {
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self {
         // SAFETY: the trait's contract.
         unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(self, other: Self, acc: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Self(_mm256_fmadd_ps(self.0, other.0, acc.0)) }
     }
 }

@@ -1,6 +1,6 @@
 //! AVX-512: sixteen lanes.
 
-use super::multiply_half::Fused;
+use super::multiply_half::LoadHalf;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
@@ -127,15 +127,10 @@ impl Vector for F32x16 {
     }
 }
 
-impl Fused for F32x16 {
+impl LoadHalf for F32x16 {
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self {
         // SAFETY: the trait's contract.
         unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(self, other: Self, acc: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Self(_mm512_fmadd_ps(self.0, other.0, acc.0)) }
     }
 }

@@ -306,7 +306,7 @@ unsafe fn limit<V: Vector, const GRID: u32>(
         }
         (low, high) = if larger > count { (middle, high) } else { (low, middle) };
         // a few steps by how far the count is off, about eight a power of two; then by halves
-        let next = middle + ((larger - count).clamp(-32, 32) << (20 - GRID));
+        let next = middle.saturating_add((larger - count).clamp(-32, 32) << (20 - GRID));
         middle = if steps < 8 && low < next && next < high { next } else { low + (high - low) / 2 };
         steps += 1;
     }

@@ -4,15 +4,13 @@
 use super::vector::Vector;
 use crate::kernel::multiply_half::{COLUMNS, Product};
 
-/// What the product needs beside [`Vector`], whose operations never fuse.
+/// What the product needs beside [`Vector`].
 ///
 /// # Safety
 ///
 /// As for [`Vector`].
-pub(crate) trait Fused: Vector {
+pub(crate) trait LoadHalf: Vector {
     unsafe fn load_half(from: *const u16) -> Self;
-    /// `self · other + acc`
-    unsafe fn mul_add(self, other: Self, acc: Self) -> Self;
 }
 
 /// Rows of a tile.
@@ -24,7 +22,7 @@ const ROWS: usize = 6;
 ///
 /// The CPU has V's ISA, and the product was checked.
 #[inline(always)]
-pub(super) unsafe fn multiply_half<V: Fused, const WIDTH: usize>(product: Product<'_>) {
+pub(super) unsafe fn multiply_half<V: LoadHalf, const WIDTH: usize>(product: Product<'_>) {
     let Product { a, stride, k, b, n, c } = product;
     let (a, b, rows) = (a.as_ptr(), b.as_ptr(), c.len() / n);
     let c = c.as_mut_ptr();
@@ -74,7 +72,7 @@ impl Tile {
     ///
     /// The CPU has V's ISA; the pointers lead to `rows` rows of `W` vectors.
     #[inline(always)]
-    unsafe fn rows<V: Fused, const W: usize>(self, rows: usize) {
+    unsafe fn rows<V: LoadHalf, const W: usize>(self, rows: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match rows {
@@ -92,7 +90,7 @@ impl Tile {
     ///
     /// As above, with `R` rows.
     #[inline(always)]
-    unsafe fn add<V: Fused, const R: usize, const W: usize>(self) {
+    unsafe fn add<V: LoadHalf, const R: usize, const W: usize>(self) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut acc = [[V::splat(0.0); W]; R];
