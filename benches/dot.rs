@@ -5,82 +5,36 @@
 
 #![allow(missing_docs)]
 
+#[path = "support/matrix.rs"]
+mod matrix;
 mod support;
 
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use matrix::{Format, LENGTHS, Matrix, assert_near};
 use q4hifi::block::{BlockQ8_0, QK, QK_K, TensorType};
+use q4hifi::dot::BlockQ8K;
 use q4hifi::dot::activations::Quantize;
-use q4hifi::dot::{Activations, BlockQ8K, Rows};
-use q4hifi::hifi;
-use q4hifi::kernel::{Isa, dot_rows, quantize_activations};
-use q4hifi::rows::{Source, dequantize, quantize};
+use q4hifi::kernel::{Isa, quantize_activations};
 use std::hint::black_box;
-use support::{ROW, ROWS, weights};
-
-/// Widths of a 1.5 B model: of a layer, and of its feed-forward part.
-const LENGTHS: [usize; 2] = [ROW, 8960];
-
-fn exact(w: &[f32], x: &[f32]) -> (f64, f64) {
-    let terms = || w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
-    (terms().sum(), terms().map(f64::abs).sum())
-}
-
-/// Times `rows`, whose weights are `decoded`.
-fn bench(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    isa: Isa,
-    rows: Rows<'_>,
-    activations: &Activations,
-    decoded: &[f32],
-) {
-    let n = activations.len();
-    let mut out = vec![0f32; decoded.len() / n];
-    let (expected, magnitude) = exact(&decoded[decoded.len() - n..], &activations.values());
-    group.throughput(Throughput::Elements(decoded.len() as u64));
-    group.bench_function(format!("{n}/{}/{name}", isa.name()), |b| {
-        b.iter(|| {
-            dot_rows(isa, black_box(rows), black_box(activations), &mut out);
-            let error = (f64::from(out[out.len() - 1]) - expected).abs();
-            // the f16 sum of Q8_1 is the coarsest part
-            assert!(error < 1e-4 * magnitude, "{name} {error} of {magnitude}");
-        });
-    });
-}
+use support::{ROWS, weights};
 
 fn dots(c: &mut Criterion) {
+    let plain = TensorType::ALL.into_iter().map(Format::Plain);
+    let formats: Vec<Format> = plain.chain([8, 16].map(Format::Hifi)).collect();
     let mut group = c.benchmark_group("dot");
     for n in LENGTHS {
-        let (w, x) = (weights(n * ROWS), weights(n));
-        let source = Source::from_f32(&w, n).expect("whole rows");
-        let mut decoded = vec![0f32; w.len()];
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for kind in TensorType::ALL {
-                let mut data = vec![0u8; ROWS * kind.row_bytes(n).expect("whole blocks")];
-                quantize(source, kind, None, &mut data).expect("finite");
-                dequantize(Source::new(kind, &data, n).expect("rows"), &mut decoded).expect("rows");
-                let activations = Activations::new(isa, kind, &x).expect("whole blocks");
-                let rows = Rows::Plain(kind, &data);
-                bench(&mut group, kind.name(), isa, rows, &activations, &decoded);
-            }
-            for outliers in [8, 16] {
-                let count = w.len() / QK_K * outliers;
-                let mut base = vec![0u8; w.len() / QK_K * TensorType::Q4K.block_bytes()];
-                let (mut index, mut residual) = (vec![0u8; count], vec![0u8; 2 * count]);
-                let parts = hifi::rows::OutliersMut {
-                    outliers,
-                    index: &mut index,
-                    residual: &mut residual,
-                };
-                hifi::rows::quantize(source, None, &mut base, parts).expect("finite");
-                let parts = hifi::rows::Outliers { outliers, index: &index, residual: &residual };
-                let blocks = Source::new(TensorType::Q4K, &base, n).expect("whole rows");
-                hifi::rows::dequantize(blocks, parts, &mut decoded).expect("rows");
-                let activations = Activations::for_hifi(isa, &x, outliers).expect("whole blocks");
-                let rows = Rows::Hifi { base: &base, index: &index, residual: &residual };
-                let name = format!("Q4_HIFI-{outliers}");
-                bench(&mut group, &name, isa, rows, &activations, &decoded);
+        let x = weights(n);
+        for matrix in formats.iter().map(|&format| Matrix::new(format, n)) {
+            let name = matrix.format.name();
+            let mut out = vec![0f32; ROWS];
+            group.throughput(Throughput::Elements((ROWS * n) as u64));
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let y = matrix.format.activations(isa, &x);
+                group.bench_function(format!("{n}/{}/{name}", isa.name()), |b| {
+                    b.iter(|| matrix.dot(isa, black_box(&y), black_box(&mut out)));
+                });
+                matrix.dot(isa, &y, &mut out);
+                assert_near(&out, &matrix.exact(&y), &name);
             }
         }
     }
