@@ -153,6 +153,9 @@ pub struct Activations {
     pub(crate) sparse: Option<Sparse>,
     /// Scale and sum of each block of Q8_0 and Q8_1, as f32.
     pub(crate) factors: Vec<[f32; 2]>,
+    /// Q8_K in another order, for the kernels.
+    #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
+    pub(crate) nibble_order: Vec<NibbleOrder>,
 }
 
 #[derive(Debug, Clone)]
@@ -161,6 +164,30 @@ pub(crate) enum Column {
     Q8_0(Vec<BlockQ8_0>),
     Q8_1(Vec<BlockQ8_1>),
     Q8K(Vec<BlockQ8K>),
+}
+
+/// A Q8_K block in the order in which 64 bytes of nibbles hold their weights, low ones first: sub-blocks
+/// of 32 numbers 0, 2, 1, 3 and 4, 6, 5, 7.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct NibbleOrder {
+    pub qs: [[u8; QK]; QK_K / QK],
+    /// Sums of the sub-blocks, in their own order.
+    pub sums: [i16; QK_K / QK],
+    /// Scale.
+    pub d: f32,
+}
+
+impl NibbleOrder {
+    pub(crate) fn new(block: &BlockQ8K) -> Self {
+        let qs = block.qs.as_chunks().0;
+        let sum = |q: &[u8; QK]| q.iter().map(|&q| i16::from(q as i8)).sum();
+        Self {
+            qs: [0, 2, 1, 3, 4, 6, 5, 7].map(|j| qs[j]),
+            sums: std::array::from_fn(|j| sum(&qs[j])),
+            d: block.scale(),
+        }
+    }
 }
 
 /// What the outliers of Q4_HIFI are multiplied by.
@@ -187,7 +214,11 @@ impl Activations {
             Column::Q8_1(blocks) => blocks.iter().map(|b| [half(b.d), half(b.s)]).collect(),
             Column::F32(_) | Column::Q8K(_) => Vec::new(),
         };
-        Ok(Self { len: x.len(), column, sparse: None, factors })
+        let nibble_order = match &column {
+            Column::Q8K(blocks) => blocks.iter().map(NibbleOrder::new).collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self { len: x.len(), column, sparse: None, factors, nibble_order })
     }
 
     /// Activations for rows of Q4_HIFI with so many outliers a block, and for all K-quants.

@@ -89,7 +89,7 @@ fn q8_k(x: &[f32]) -> Vec<BlockQ8K> {
 #[test]
 fn every_type_on_every_isa_is_the_product_of_decoded_weights() {
     for n in [QK_K, 3 * QK_K, 35 * QK_K] {
-        let rows = 3;
+        let rows = 7;
         let (w, x) = (weights(rows * n, 33), weights(n, 34));
         let source = Source::from_f32(&w, n).unwrap();
         for kind in TensorType::ALL {
@@ -119,7 +119,7 @@ fn numbers_need_no_whole_vectors() {
 
 #[test]
 fn outliers_of_any_number_are_added() {
-    for (n, rows) in [(QK_K, 3), (6 * QK_K, 2), (35 * QK_K, 2)] {
+    for (n, rows) in [(QK_K, 7), (6 * QK_K, 6), (35 * QK_K, 5)] {
         let (w, x) = (weights(rows * n, 37), weights(n, 38));
         let source = Source::from_f32(&w, n).unwrap();
         for outliers in [0, 1, 3, 8, 10, 12, 16, 31, 32] {
@@ -158,18 +158,24 @@ fn check<E: std::fmt::Debug>(
             assert_near(expected, product, magnitude, tolerance, "scalar");
             assert_near(got, f64::from(expected), magnitude, 1e-6, &format!("{isa:?} {n}"));
         }
-        let one = dot_row(isa, first_row(rows, oracle.len()), &activations(isa).unwrap());
-        assert_eq!(one.to_bits(), out[0].to_bits(), "a row does not depend on its neighbours");
+        for (i, product) in out.iter().enumerate() {
+            let one = dot_row(isa, row(rows, i, out.len()), &activations(isa).unwrap());
+            assert_eq!(one.to_bits(), product.to_bits(), "a row does not depend on its neighbours");
+        }
     }
 }
 
-fn first_row(rows: Rows<'_>, n: usize) -> Rows<'_> {
+/// Row `i` of `n`.
+fn row(rows: Rows<'_>, i: usize, n: usize) -> Rows<'_> {
+    fn part(data: &[u8], i: usize, n: usize) -> &[u8] {
+        &data[i * (data.len() / n)..][..data.len() / n]
+    }
     match rows {
-        Rows::Plain(kind, data) => Rows::Plain(kind, &data[..data.len() / n]),
+        Rows::Plain(kind, data) => Rows::Plain(kind, part(data, i, n)),
         Rows::Hifi { base, index, residual } => Rows::Hifi {
-            base: &base[..base.len() / n],
-            index: &index[..index.len() / n],
-            residual: &residual[..residual.len() / n],
+            base: part(base, i, n),
+            index: part(index, i, n),
+            residual: part(residual, i, n),
         },
     }
 }

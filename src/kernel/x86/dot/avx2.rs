@@ -1,6 +1,6 @@
 //! Dot products with AVX2: 64 numbers are two vectors.
 
-use super::{DotVector, total_eight_floats};
+use super::{DotVector, MAX_ROWS, total_eight_floats};
 use crate::dot::Rows;
 use crate::dot::activations::Activations;
 use std::arch::x86_64::*;
@@ -32,6 +32,7 @@ pub(crate) unsafe fn block_sums(
     unsafe { super::block_sums::<Avx2>(kind, block, y) }
 }
 
+#[derive(Clone, Copy)]
 struct Avx2;
 
 /// Word `first` in the low half of the vector and `second` in the high one, as a byte shuffle.
@@ -46,19 +47,26 @@ const fn spread(first: u8, second: u8) -> [u8; 32] {
     shuffle
 }
 
-/// Shuffle k gives all words scale k.
+/// Shuffle k gives all words scale k, in the order that the nibbles of 64 bytes have.
 const SAME: [[u8; 32]; 8] = [
     spread(0, 0),
-    spread(1, 1),
     spread(2, 2),
+    spread(1, 1),
     spread(3, 3),
     spread(4, 4),
-    spread(5, 5),
     spread(6, 6),
+    spread(5, 5),
     spread(7, 7),
 ];
 /// Shuffle k gives the low half scale 2 k and the high half scale 2 k + 1.
 const PAIRS: [[u8; 32]; 4] = [spread(0, 1), spread(2, 3), spread(4, 5), spread(6, 7)];
+
+/// The same four numbers in every part.
+#[inline(always)]
+unsafe fn every_part(x: [u32; 4]) -> __m256i {
+    // SAFETY: the trait's contract.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast())) }
+}
 
 impl Avx2 {
     /// Bit `bit` of every byte as its bit 4, and nothing else.
@@ -100,19 +108,97 @@ impl Avx2 {
 
 impl DotVector for Avx2 {
     type Numbers = [__m256i; 2];
-    type Sums = __m256i;
+    type Integers = __m256i;
     type Floats = __m256;
-    /// Eight words, in both halves; the other eight.
+    /// Eight words, in both parts; the other eight.
     type Scales = [__m256i; 2];
     const LANES: usize = 8;
 
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> Self::Numbers {
+    unsafe fn first_16(from: *const u8) -> Self::Integers {
         // SAFETY: the trait's contract; so below.
+        unsafe { _mm256_zextsi128_si256(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_of_16(from: *const u8, stride: usize) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu2_m128i(from.add(stride).cast(), from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn repeat(from: *const u8) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_shuffle_epi32::<ORDER>(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_srlv_epi32(x, every_part(bits)) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_and_si256(x, every_part(mask)) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2] {
+        // SAFETY: as above.
         unsafe {
-            let bytes = _mm256_loadu_si256(from.cast());
+            let zero = _mm256_setzero_si256();
+            [_mm256_unpacklo_epi8(x, zero), _mm256_unpackhi_epi8(x, zero)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first_dwords(x: Self::Integers) -> __m128i {
+        // SAFETY: as above.
+        unsafe {
+            let first = _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4);
+            _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, first))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_madd_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(x: Self::Integers) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = [from, from.add(32)].map(|from| _mm256_loadu_si256(from.cast()));
             let mask = _mm256_set1_epi8(0x0f);
-            [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask)]
+            let mut high = bytes;
+            let mut low = bytes;
+            for i in 0..2 {
+                low[i] = _mm256_and_si256(bytes[i], mask);
+                high[i] = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[i]), mask);
+            }
+            [low, high]
         }
     }
 
@@ -120,7 +206,7 @@ impl DotVector for Avx2 {
     unsafe fn with_fifth_bits<const K: i32>(low: Self::Numbers, bits: __m256i) -> Self::Numbers {
         // SAFETY: as above.
         unsafe {
-            let fifth = [Self::bit_to_fifth(bits, 2 * K), Self::bit_to_fifth(bits, 2 * K + 1)];
+            let fifth = [Self::bit_to_fifth(bits, K), Self::bit_to_fifth(bits, K + 2)];
             [_mm256_or_si256(low[0], fifth[0]), _mm256_or_si256(low[1], fifth[1])]
         }
     }
@@ -131,28 +217,19 @@ impl DotVector for Avx2 {
         unsafe {
             let high = _mm256_loadu_si256(high.cast());
             let mask = _mm256_set1_epi8(0x30);
-            let (first, second) = (Self::nibbles(low), Self::nibbles(low.add(32)));
+            let [first, second] = Self::nibbles(low);
             let top = [
                 _mm256_slli_epi16::<4>(high),
                 _mm256_slli_epi16::<2>(high),
                 high,
                 _mm256_srli_epi16::<2>(high),
             ];
-            let low = [first[0], second[0], first[1], second[1]];
+            let low = [first[0], first[1], second[0], second[1]];
             let mut six = low;
             for i in 0..4 {
                 six[i] = _mm256_or_si256(low[i], _mm256_and_si256(top[i], mask));
             }
             [[six[0], six[1]], [six[2], six[3]]]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales_of_32(bytes: __m128i) -> Self::Scales {
-        // SAFETY: as above.
-        unsafe {
-            let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(bytes));
-            [scales, scales]
         }
     }
 
@@ -167,35 +244,34 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn mins_dot(bytes: __m128i, sums: *const u8) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            // each minimum twice, then as words
-            let twice = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(bytes, bytes));
-            _mm256_madd_epi16(twice, _mm256_loadu_si256(sums.cast()))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::Sums, b: Self::Sums) -> Self::Sums {
+    unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers {
         // SAFETY: as above.
         unsafe { _mm256_add_epi32(a, b) }
     }
 
     #[inline(always)]
-    unsafe fn sub_eight(this: Self::Sums, eight: __m256i) -> Self::Sums {
+    unsafe fn sub_eight(this: Self::Integers, eight: __m256i) -> Self::Integers {
         // SAFETY: as above.
         unsafe { _mm256_sub_epi32(this, eight) }
     }
 
     #[inline(always)]
-    unsafe fn scaled_of_32<const SECOND: bool>(
+    unsafe fn scaled_of_32(
         numbers: [Self::Numbers; 2],
         y: *const u8,
-        scales: Self::Scales,
-    ) -> Self::Sums {
+        scales: Self::Integers,
+        row: usize,
+        second: bool,
+    ) -> Self::Integers {
         // SAFETY: as above.
-        unsafe { Self::scaled(numbers, y, scales[0], &SAME[4 * SECOND as usize..]) }
+        unsafe {
+            let scales = if row == 0 {
+                _mm256_permute4x64_epi64::<0b01_00_01_00>(scales)
+            } else {
+                _mm256_permute4x64_epi64::<0b11_10_11_10>(scales)
+            };
+            Self::scaled(numbers, y, scales, &SAME[4 * usize::from(second)..])
+        }
     }
 
     #[inline(always)]
@@ -203,14 +279,14 @@ impl DotVector for Avx2 {
         numbers: [Self::Numbers; 2],
         y: *const u8,
         scales: Self::Scales,
-    ) -> Self::Sums {
+    ) -> Self::Integers {
         // SAFETY: as above.
         unsafe { Self::scaled(numbers, y, scales[SECOND as usize], &PAIRS) }
     }
 
     #[cfg(test)]
     #[inline(always)]
-    unsafe fn total(sums: Self::Sums) -> i32 {
+    unsafe fn total(sums: Self::Integers) -> i32 {
         // SAFETY: as above.
         unsafe { super::total_eight(sums) }
     }
@@ -228,9 +304,24 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add_times(acc: Self::Floats, sums: Self::Sums, factor: __m128) -> Self::Floats {
+    unsafe fn spread(x: f32) -> Self::Floats {
         // SAFETY: as above.
-        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(factor), acc) }
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn second_of_pairs(pairs: __m256) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm256_permutevar8x32_ps(pairs, _mm256_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3)) }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
+            _mm256_i32gather_ps::<4>(values, places)
+        }
     }
 
     #[inline(always)]
@@ -270,5 +361,17 @@ impl DotVector for Avx2 {
     unsafe fn total_floats(acc: Self::Floats) -> f32 {
         // SAFETY: as above.
         unsafe { total_eight_floats(acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn total_parts(acc: Self::Floats) -> [f32; MAX_ROWS] {
+        // SAFETY: as above.
+        unsafe {
+            let acc = _mm256_add_ps(acc, _mm256_permute_ps::<0b01_00_11_10>(acc));
+            let acc = _mm256_add_ps(acc, _mm256_permute_ps::<0b10_11_00_01>(acc));
+            let mut lanes = [[0f32; 4]; MAX_ROWS];
+            _mm256_storeu_ps(lanes.as_mut_ptr().cast(), acc);
+            lanes.map(|part| part[0])
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Dot products with AVX-512: 64 numbers are one vector. With VNNI a multiply-add and its sum are
 //! one instruction; without, they are AVX-512 BW's two or three.
 
-use super::{DotVector, total_eight_floats};
+use super::{DotVector, MAX_ROWS, total_eight_floats};
 use crate::dot::Rows;
 use crate::dot::activations::Activations;
 use std::arch::x86_64::*;
@@ -60,25 +60,43 @@ pub(crate) unsafe fn block_sums_vnni(
     unsafe { super::block_sums::<Avx512<true>>(kind, block, y) }
 }
 
+#[derive(Clone, Copy)]
 struct Avx512<const VNNI: bool>;
 
 /// Which scale each word of two packed vectors takes: the sums of `numbers[0]` and `numbers[1]` are
-/// packed four by four, so that every eight words hold four of each. `first` is the first scale,
-/// and there are `each` scales for every 32 numbers.
-const fn packed(first: u16, each: u16) -> [u16; 32] {
+/// packed four by four, so that every part holds four of each, and these have the scales
+/// `first` + `parts[0]` and `first` + `parts[1]`.
+const fn packed(first: u16, parts: [[u16; 4]; 2]) -> [u16; 32] {
     let mut scale = [0u16; 32];
     let mut i = 0;
     while i < 32 {
-        let (group, second) = (i as u16 / 8, i as u16 % 8 / 4);
-        scale[i] = first + group * each / 2 + second * 2 * each;
+        scale[i] = first + parts[i % 8 / 4][i / 8];
         i += 1;
     }
     scale
 }
 
-/// The scales of sub-blocks of 32, and of 16, for the first and the second half of a block.
-const OF_32: [[u16; 32]; 2] = [packed(0, 1), packed(4, 1)];
-const OF_16: [[u16; 32]; 2] = [packed(0, 2), packed(8, 2)];
+/// The sub-blocks of 32 in the low nibbles of 64 bytes, and those in the high ones.
+const NIBBLES: [[u16; 4]; 2] = [[0, 0, 2, 2], [1, 1, 3, 3]];
+/// The sub-blocks of 16 in 64 numbers, and in the next.
+const SIXTEENS: [[u16; 4]; 2] = [[0, 1, 2, 3], [4, 5, 6, 7]];
+
+/// The scales of sub-blocks of 32, for each row the first and the second half of its block.
+const OF_32: [[[u16; 32]; 2]; MAX_ROWS] = [
+    [packed(0, NIBBLES), packed(4, NIBBLES)],
+    [packed(8, NIBBLES), packed(12, NIBBLES)],
+    [packed(16, NIBBLES), packed(20, NIBBLES)],
+    [packed(24, NIBBLES), packed(28, NIBBLES)],
+];
+/// The scales of sub-blocks of 16, for the first and the second half of a block.
+const OF_16: [[u16; 32]; 2] = [packed(0, SIXTEENS), packed(8, SIXTEENS)];
+
+/// The same four numbers in every part.
+#[inline(always)]
+unsafe fn every_part(x: [u32; 4]) -> __m512i {
+    // SAFETY: the trait's contract.
+    unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast())) }
+}
 
 impl<const VNNI: bool> Avx512<VNNI> {
     /// Sums of the products of four unsigned and four signed bytes.
@@ -132,19 +150,96 @@ const OR_AND: i32 = 0b1111_1000;
 
 impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     type Numbers = __m512i;
-    type Sums = __m512i;
+    type Integers = __m512i;
     type Floats = __m512;
     /// Words.
     type Scales = __m512i;
     const LANES: usize = 16;
 
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> Self::Numbers {
+    unsafe fn first_16(from: *const u8) -> Self::Integers {
         // SAFETY: the trait's contract; so below.
+        unsafe { _mm512_zextsi128_si512(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_of_16(from: *const u8, stride: usize) -> Self::Integers {
+        // SAFETY: as above.
         unsafe {
-            let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(from.cast()));
-            let high = _mm512_srlv_epi64(bytes, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
-            _mm512_and_si512(high, _mm512_set1_epi8(0x0f))
+            let row = |r: usize| from.add(r * stride).cast::<__m128i>().read_unaligned();
+            let rows = _mm512_castsi128_si512(row(0));
+            let rows = _mm512_inserti32x4::<1>(rows, row(1));
+            let rows = _mm512_inserti32x4::<2>(rows, row(2));
+            _mm512_inserti32x4::<3>(rows, row(3))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn repeat(from: *const u8) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_shuffle_epi32::<ORDER>(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_srlv_epi32(x, every_part(bits)) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_and_si512(x, every_part(mask)) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            [_mm512_unpacklo_epi8(x, zero), _mm512_unpackhi_epi8(x, zero)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first_dwords(x: Self::Integers) -> __m128i {
+        // SAFETY: as above.
+        unsafe {
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+            _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, x))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_madd_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(x: Self::Integers) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let (bytes, mask) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(0x0f));
+            [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
         }
     }
 
@@ -153,7 +248,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         // SAFETY: as above.
         unsafe {
             let k = i64::from(K);
-            let bits = Self::rotated_twice(bits, 4 - 2 * k, 3 - 2 * k);
+            let bits = Self::rotated_twice(bits, 4 - k, 2 - k);
             _mm512_ternarylogic_epi64::<OR_AND>(low, bits, _mm512_set1_epi8(16))
         }
     }
@@ -162,10 +257,8 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2] {
         // SAFETY: as above.
         unsafe {
-            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm256_loadu_si256(high.cast()));
-            let (low_mask, high_mask) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x30));
-            let first = _mm512_and_si512(low, low_mask);
-            let second = _mm512_and_si512(_mm512_srli_epi16::<4>(low), low_mask);
+            let [first, second] = Self::nibbles(low);
+            let (high, high_mask) = (_mm256_loadu_si256(high.cast()), _mm512_set1_epi8(0x30));
             let top = (Self::rotated_twice(high, 4, 2), Self::rotated_twice(high, 0, -2));
             [
                 _mm512_ternarylogic_epi64::<OR_AND>(first, top.0, high_mask),
@@ -175,49 +268,33 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn scales_of_32(bytes: __m128i) -> Self::Scales {
-        // SAFETY: as above.
-        unsafe { _mm512_castsi256_si512(_mm256_cvtepu8_epi16(bytes)) }
-    }
-
-    #[inline(always)]
     unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales {
         // SAFETY: as above.
         unsafe { _mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes)) }
     }
 
     #[inline(always)]
-    unsafe fn mins_dot(bytes: __m128i, sums: *const u8) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            // the words are those of the scales; each minimum twice
-            let twice =
-                _mm256_setr_epi16(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
-            let twice = _mm256_permutexvar_epi16(twice, _mm256_cvtepu8_epi16(bytes));
-            _mm256_madd_epi16(twice, _mm256_loadu_si256(sums.cast()))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::Sums, b: Self::Sums) -> Self::Sums {
+    unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers {
         // SAFETY: as above.
         unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]
-    unsafe fn sub_eight(this: Self::Sums, eight: __m256i) -> Self::Sums {
+    unsafe fn sub_eight(this: Self::Integers, eight: __m256i) -> Self::Integers {
         // SAFETY: as above.
         unsafe { _mm512_sub_epi32(this, _mm512_zextsi256_si512(eight)) }
     }
 
     #[inline(always)]
-    unsafe fn scaled_of_32<const SECOND: bool>(
+    unsafe fn scaled_of_32(
         numbers: [Self::Numbers; 2],
         y: *const u8,
-        scales: Self::Scales,
-    ) -> Self::Sums {
+        scales: Self::Integers,
+        row: usize,
+        second: bool,
+    ) -> Self::Integers {
         // SAFETY: as above.
-        unsafe { Self::scaled(numbers, y, scales, &OF_32[SECOND as usize]) }
+        unsafe { Self::scaled(numbers, y, scales, &OF_32[row][usize::from(second)]) }
     }
 
     #[inline(always)]
@@ -225,14 +302,14 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         numbers: [Self::Numbers; 2],
         y: *const u8,
         scales: Self::Scales,
-    ) -> Self::Sums {
+    ) -> Self::Integers {
         // SAFETY: as above.
         unsafe { Self::scaled(numbers, y, scales, &OF_16[SECOND as usize]) }
     }
 
     #[cfg(test)]
     #[inline(always)]
-    unsafe fn total(sums: Self::Sums) -> i32 {
+    unsafe fn total(sums: Self::Integers) -> i32 {
         // SAFETY: as above.
         unsafe {
             let halves = (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
@@ -259,9 +336,27 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn add_times(acc: Self::Floats, sums: Self::Sums, factor: __m128) -> Self::Floats {
+    unsafe fn spread(x: f32) -> Self::Floats {
         // SAFETY: as above.
-        unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_broadcastss_ps(factor), acc) }
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn second_of_pairs(pairs: __m256) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let second = _mm512_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7);
+            _mm512_permutexvar_ps(second, _mm512_castps256_ps512(pairs))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
+            _mm512_i32gather_ps::<4>(places, values)
+        }
     }
 
     #[inline(always)]
@@ -303,6 +398,18 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         unsafe {
             let halves = (_mm512_castps512_ps256(acc), _mm512_extractf32x8_ps::<1>(acc));
             total_eight_floats(_mm256_add_ps(halves.0, halves.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total_parts(acc: Self::Floats) -> [f32; MAX_ROWS] {
+        // SAFETY: as above.
+        unsafe {
+            let acc = _mm512_add_ps(acc, _mm512_permute_ps::<0b01_00_11_10>(acc));
+            let acc = _mm512_add_ps(acc, _mm512_permute_ps::<0b10_11_00_01>(acc));
+            let mut lanes = [[0f32; 4]; MAX_ROWS];
+            _mm512_storeu_ps(lanes.as_mut_ptr().cast(), acc);
+            lanes.map(|part| part[0])
         }
     }
 }

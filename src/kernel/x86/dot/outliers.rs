@@ -1,0 +1,98 @@
+//! The outliers of Q4_HIFI: places gather from the activations' values, which are f32 already, and one
+//! fused multiply-add takes the widened residuals.
+//! A store in the same loop, as where a register is spilled, made it 7 % slower.
+
+use super::DotVector;
+use crate::block::QK_K;
+use crate::dot::activations::Sparse;
+use std::arch::x86_64::*;
+
+/// Outliers of some rows: places, residuals, and what these are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Outliers<'a> {
+    pub index: &'a [u8],
+    pub residual: &'a [u8],
+    pub sparse: &'a Sparse,
+}
+
+/// Sums of what a row's outliers add: of whole vectors of a block's outliers, and of what is left,
+/// eight at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<V: DotVector> {
+    pub whole: V::Floats,
+    pub eight: __m256,
+}
+
+/// Eight lanes of zeros, then of ones: a window into it masks the first lanes of a vector.
+const MASKS: [i32; 16] = [0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1];
+
+/// `acc + residual · value` of eight outliers, of which the first `done` are left out.
+#[inline(always)]
+unsafe fn add_eight(
+    acc: __m256,
+    index: *const u8,
+    residual: *const u8,
+    values: *const f32,
+    done: usize,
+) -> __m256 {
+    // SAFETY: AVX2, FMA and F16C, which the callers' ISAs have; the caller's pointers.
+    unsafe {
+        let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
+        let values = _mm256_i32gather_ps::<4>(values, places);
+        let residual = _mm256_cvtph_ps(_mm_loadu_si128(residual.cast()));
+        let mask = _mm256_loadu_ps(MASKS.as_ptr().add(8 - done).cast());
+        let residual = if done == 0 { residual } else { _mm256_and_ps(residual, mask) };
+        _mm256_fmadd_ps(residual, values, acc)
+    }
+}
+
+impl<V: DotVector> Sums<V> {
+    #[inline(always)]
+    pub unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self { whole: V::zero_floats(), eight: _mm256_setzero_ps() } }
+    }
+
+    /// Adds the outliers of block `i` of a row, block `block` of all rows: `N`, or where this is 0
+    /// as many as there are.
+    #[inline(always)]
+    pub unsafe fn add<const N: usize>(
+        mut self,
+        outliers: &Outliers<'_>,
+        i: usize,
+        block: usize,
+    ) -> Self {
+        let n = if N == 0 { outliers.sparse.outliers } else { N };
+        // SAFETY: the caller's promise: there are so many blocks; a block has 256 values, so that every
+        // u8 is a place in it.
+        unsafe {
+            let index = outliers.index.as_ptr().add(n * block);
+            let residual = outliers.residual.as_ptr().add(2 * n * block);
+            let values = outliers.sparse.values.as_ptr().add(QK_K * i);
+            let mut k = 0;
+            while k + V::LANES <= n {
+                let values = V::gather(values, index.add(k));
+                self.whole = V::fma(V::load_f16(residual.add(2 * k)), values, self.whole);
+                k += V::LANES;
+            }
+            if k + 8 <= n {
+                self.eight = add_eight(self.eight, index.add(k), residual.add(2 * k), values, 0);
+                k += 8;
+            }
+            if k < n && n >= 8 {
+                let last = n - 8;
+                let (index, residual) = (index.add(last), residual.add(2 * last));
+                self.eight = add_eight(self.eight, index, residual, values, k - last);
+            } else {
+                for k in k..n {
+                    let value = *values.add(usize::from(*index.add(k)));
+                    let residual = residual.add(2 * k).cast::<[u8; 2]>().read();
+                    let residual = super::f16_to_f32(u16::from_le_bytes(residual));
+                    let product = _mm256_zextps128_ps256(_mm_set_ss(residual * value));
+                    self.eight = _mm256_add_ps(self.eight, product);
+                }
+            }
+        }
+        self
+    }
+}
