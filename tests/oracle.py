@@ -8,6 +8,9 @@ calling conventions allow this for a struct of more than 16 bytes, because only 
 first bytes on the stack, matter to the callee.
 
 The engine's log is collected instead of printed; its errors become the text of a RuntimeError.
+
+The environment variable LLAMA_LIBRARY may name another build's shared object (libllama.so) to take the
+wheel's place, which benches use to measure against one that was made for this CPU.
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ _collector = _LogCallback(_collect)  # kept, because the library calls it for as
 def library() -> ctypes.CDLL:
     """The wheel's shared object: loaded once, its functions typed, its log silenced."""
     # Python's import loads it first, so that CDLL finds it there instead of loading a second one.
-    path = importlib.import_module("xllamacpp.xllamacpp").__file__
+    path = os.environ.get("LLAMA_LIBRARY") or importlib.import_module("xllamacpp.xllamacpp").__file__
     lib = ctypes.CDLL(path)
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
