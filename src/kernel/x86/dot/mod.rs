@@ -6,6 +6,9 @@
 //! only then, once a block, integers become floats. What a block has but once, its scales, minima
 //! and factors, costs as much as its numbers; so Q4_K, Q5_K and Q4_HIFI take it from several rows
 //! at once.
+//!
+//! With one column the weights come from memory, and a CPU by itself reads ahead only to the end of a
+//! page of 4 KiB and of short rows not even that; so [`prefetch`] asks for them much earlier.
 
 pub(in crate::kernel) mod avx2;
 pub(in crate::kernel) mod avx512;
@@ -28,6 +31,20 @@ use std::arch::x86_64::*;
 
 /// The most rows that an ISA takes at once.
 const MAX_ROWS: usize = 4;
+
+/// How far ahead weights are asked for, in bytes: on a Sapphire Rapids, rows of 1536 weights of Q4_K are
+/// read 1.6 times as fast as without, rows of 8960 1.25 times; 8 to 32 KiB hardly differ.
+const AHEAD: usize = 16 << 10;
+
+/// Asks for the bytes [`AHEAD`] of the `size` at `from`; also past the end of the weights, which no
+/// prefetch minds.
+#[inline(always)]
+fn prefetch<T>(from: *const T, size: usize) {
+    for at in (0..size).step_by(64) {
+        // SAFETY: SSE, which every x86-64 CPU has; a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast::<i8>().wrapping_add(AHEAD + at)) };
+    }
+}
 
 /// What an ISA has to offer. `Numbers` are 64 unsigned bytes; a part is 128 bits of a vector.
 ///

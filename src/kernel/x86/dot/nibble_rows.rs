@@ -9,7 +9,7 @@
 //! A row that is left alone takes the first part of the vectors, in the same order of additions.
 
 use super::outliers::{Outliers, Sums};
-use super::{DotVector, MAX_ROWS, total_eight_floats};
+use super::{DotVector, MAX_ROWS, prefetch, total_eight_floats};
 use crate::block::{BlockQ4K, BlockQ5K, Bytes, blocks};
 use crate::dot::activations::NibbleOrder;
 #[cfg(test)]
@@ -137,7 +137,9 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
             let factors = (&raw const headers.factors).cast::<[f32; 2]>();
             for (row, acc) in acc.iter_mut().enumerate().take(rows) {
                 let place = (first + row) * length + i;
-                let sums = scaled_sums::<V, B>(blocks.get_unchecked(place), y, headers.scales, row);
+                let block = blocks.get_unchecked(place);
+                prefetch(block, size_of::<B>());
+                let sums = scaled_sums::<V, B>(block, y, headers.scales, row);
                 let [factor, _] = *factors.add(row);
                 acc.whole = V::fma(V::to_floats(sums), V::spread(factor), acc.whole);
                 if let Some(outliers) = &outliers {

@@ -1,6 +1,6 @@
 //! Dot products of the legacy types, 32 weights at a time, and of plain numbers.
 
-use super::{DotVector, total_eight_floats};
+use super::{DotVector, prefetch, total_eight_floats};
 use crate::block::{
     BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Bytes,
     QK, blocks,
@@ -96,6 +96,7 @@ unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
     unsafe {
         let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
         for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
+            prefetch(block, size_of::<B>());
             let sums = block.sums::<V>(_mm256_loadu_si256(y.numbers().as_ptr().cast()));
             // scale times scale, minimum times sum
             let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
@@ -141,6 +142,7 @@ unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
         let mut acc = [V::zero_floats(); 4];
         let mut i = 0;
         while i + 4 * V::LANES <= x.len() {
+            prefetch(at(i), 4 * V::LANES * size_of::<B>());
             for (k, acc) in acc.iter_mut().enumerate() {
                 let i = i + k * V::LANES;
                 *acc = V::fma(B::load::<V>(at(i)), V::load_f32(x.as_ptr().add(i).cast()), *acc);

@@ -1,6 +1,6 @@
 //! Q6_K: sixteen signed scales a block, and no minima.
 
-use super::DotVector;
+use super::{DotVector, prefetch};
 use crate::block::{BlockQ6K, blocks};
 use crate::dot::activations::BlockQ8K;
 #[cfg(test)]
@@ -32,6 +32,7 @@ unsafe fn dot_row<V: DotVector>(row: &[BlockQ6K], y: &[BlockQ8K]) -> f32 {
     unsafe {
         let mut acc = V::zero_floats();
         for (block, y) in row.iter().zip(y) {
+            prefetch(block, size_of::<BlockQ6K>());
             let d = super::f16_to_f32(u16::from_le_bytes(block.d));
             let sums = V::to_floats(scaled_sums::<V>(block, y));
             acc = V::fma(sums, V::spread(d * y.scale()), acc);
