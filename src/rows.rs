@@ -219,7 +219,9 @@ mod tests {
             (TensorType::Q5K, 3e-3),
             (TensorType::Q5_1, 4e-3),
             (TensorType::Q5_0, 6e-3),
+            (TensorType::IQ4NL, 1.1e-2),
             (TensorType::Q4K, 1.2e-2),
+            (TensorType::IQ4XS, 1.2e-2),
             (TensorType::Q4_1, 1.6e-2),
             (TensorType::Q4_0, 2.4e-2),
         ] {

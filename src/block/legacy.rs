@@ -8,7 +8,7 @@ use crate::float::truncate_to_i8;
 
 /// Packs the low four bits of 32 numbers.
 #[inline(always)]
-pub(super) fn pack_nibbles(numbers: &[u8; QK]) -> [u8; QK / 2] {
+pub(crate) fn pack_nibbles(numbers: &[u8; QK]) -> [u8; QK / 2] {
     std::array::from_fn(|j| (numbers[j] & 0x0f) | (numbers[j + QK / 2] << 4))
 }
 

@@ -4,6 +4,9 @@
 //! are its blocks. The layouts are ggml's; multi-byte fields are little-endian.
 
 mod float;
+pub(crate) mod iq4;
+pub(crate) mod iq4_nl;
+pub(crate) mod iq4_xs;
 pub(crate) mod k_fit;
 pub(crate) mod k_scales;
 pub(crate) mod legacy;
@@ -17,6 +20,8 @@ pub(crate) mod q6_k;
 mod q8_0;
 
 pub use float::{BlockBF16, BlockF16, BlockF32};
+pub use iq4_nl::BlockIQ4NL;
+pub use iq4_xs::BlockIQ4XS;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4K;
@@ -123,6 +128,14 @@ macro_rules! with_block {
                 type $block = formats::BlockQ6K;
                 $body
             }
+            TensorType::IQ4NL => {
+                type $block = formats::BlockIQ4NL;
+                $body
+            }
+            TensorType::IQ4XS => {
+                type $block = formats::BlockIQ4XS;
+                $body
+            }
         }
     }};
 }
@@ -143,12 +156,14 @@ pub enum TensorType {
     Q4K = 12,
     Q5K = 13,
     Q6K = 14,
+    IQ4NL = 20,
+    IQ4XS = 23,
     BF16 = 30,
 }
 
 impl TensorType {
     /// Every type, by id.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -159,6 +174,8 @@ impl TensorType {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::IQ4NL,
+        Self::IQ4XS,
         Self::BF16,
     ];
 
@@ -188,6 +205,8 @@ impl TensorType {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::IQ4NL => "IQ4_NL",
+            Self::IQ4XS => "IQ4_XS",
             Self::BF16 => "BF16",
         }
     }

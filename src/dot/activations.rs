@@ -4,6 +4,7 @@
 //! Activations are finite; a NaN or an infinity makes its block's scale NaN or 0 times infinity,
 //! and so the dot products NaN, which is what they would be in f32.
 
+use crate::block::iq4::OFFSET;
 use crate::block::{BlockQ8_0, Bytes, QK, QK_K, TensorType};
 use crate::error::QuantError;
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
@@ -153,9 +154,12 @@ pub struct Activations {
     pub(crate) sparse: Option<Sparse>,
     /// Scale and sum of each block of Q8_0 and Q8_1, as f32.
     pub(crate) factors: Vec<[f32; 2]>,
-    /// Q8_K in another order, for the kernels.
+    /// Q8_K in another order, for the kernels of the K-quants.
     #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     pub(crate) nibble_order: Vec<NibbleOrder>,
+    /// Q8_K in another order, for the kernel of IQ4_XS.
+    #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
+    pub(crate) half_order: Vec<HalfOrder>,
 }
 
 #[derive(Debug, Clone)]
@@ -190,6 +194,32 @@ impl NibbleOrder {
     }
 }
 
+/// A Q8_K block in the order in which 64 bytes of IQ4_XS hold their weights: the first halves of four
+/// sub-blocks of 32 numbers, then their second halves.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct HalfOrder {
+    pub qs: [[u8; QK / 2]; 2 * QK_K / QK],
+    /// Of each sub-block the sum times -[`OFFSET`], and zeros: what the sums of products of the table's
+    /// unsigned values begin with.
+    pub starts: [[i32; 4]; QK_K / QK],
+    /// Scale.
+    pub d: f32,
+}
+
+impl HalfOrder {
+    pub(crate) fn new(block: &BlockQ8K) -> Self {
+        let halves = block.qs.as_chunks().0;
+        let sum = |q: &[u8; QK]| q.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
+        let subs = block.qs.as_chunks().0;
+        Self {
+            qs: [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15].map(|i| halves[i]),
+            starts: std::array::from_fn(|j| [-OFFSET * sum(&subs[j]), 0, 0, 0]),
+            d: block.scale(),
+        }
+    }
+}
+
 /// What the outliers of Q4_HIFI are multiplied by.
 #[derive(Debug, Clone)]
 pub(crate) struct Sparse {
@@ -204,9 +234,13 @@ impl Activations {
         kind.row_bytes(x.len())?;
         let column = match kind {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => Column::F32(x.to_vec()),
-            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => Column::Q8_0(encode(isa, x)),
+            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 | TensorType::IQ4NL => {
+                Column::Q8_0(encode(isa, x))
+            }
             TensorType::Q4_1 | TensorType::Q5_1 => Column::Q8_1(encode(isa, x)),
-            TensorType::Q4K | TensorType::Q5K | TensorType::Q6K => Column::Q8K(encode(isa, x)),
+            TensorType::Q4K | TensorType::Q5K | TensorType::Q6K | TensorType::IQ4XS => {
+                Column::Q8K(encode(isa, x))
+            }
         };
         let half = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
         let factors = match &column {
@@ -214,11 +248,15 @@ impl Activations {
             Column::Q8_1(blocks) => blocks.iter().map(|b| [half(b.d), half(b.s)]).collect(),
             Column::F32(_) | Column::Q8K(_) => Vec::new(),
         };
-        let nibble_order = match &column {
-            Column::Q8K(blocks) => blocks.iter().map(NibbleOrder::new).collect(),
-            _ => Vec::new(),
-        };
-        Ok(Self { len: x.len(), column, sparse: None, factors, nibble_order })
+        let (mut nibble_order, mut half_order) = (Vec::new(), Vec::new());
+        match &column {
+            Column::Q8K(blocks) if kind == TensorType::IQ4XS => {
+                half_order.extend(blocks.iter().map(HalfOrder::new));
+            }
+            Column::Q8K(blocks) => nibble_order.extend(blocks.iter().map(NibbleOrder::new)),
+            _ => {}
+        }
+        Ok(Self { len: x.len(), column, sparse: None, factors, nibble_order, half_order })
     }
 
     /// Activations for rows of Q4_HIFI with so many outliers a block, and for all K-quants.
@@ -256,10 +294,14 @@ impl Activations {
             && match self.column {
                 Column::F32(_) => kind.block_weights() == 1,
                 Column::Q8_0(_) => {
-                    matches!(kind, TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0)
+                    use TensorType::{IQ4NL, Q4_0, Q5_0, Q8_0};
+                    matches!(kind, Q4_0 | Q5_0 | Q8_0 | IQ4NL)
                 }
                 Column::Q8_1(_) => matches!(kind, TensorType::Q4_1 | TensorType::Q5_1),
-                Column::Q8K(_) => kind.block_weights() == QK_K,
+                Column::Q8K(_) => {
+                    let halves = !self.half_order.is_empty();
+                    kind.block_weights() == QK_K && halves == (kind == TensorType::IQ4XS)
+                }
             }
     }
 

@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | Q4_K, Q5_K | Q8_K | `d·d8 · Σ scale·(Σ q·q8) - dmin·d8 · Σ min·(Σ q8)` |
 //! | Q6_K | Q8_K | `d·d8 · Σ scale·(Σ (q - 32)·q8)` |
+//! | IQ4_XS | Q8_K | `d·d8 · Σ (scale - 32)·(Σ value[q]·q8)` |
+//! | IQ4_NL | Q8_0 | `d·d8 · Σ value[q]·q8` |
 //! | Q4_0, Q5_0, Q8_0 | Q8_0 | `d·d8 · Σ (q - half)·q8` |
 //! | Q4_1, Q5_1 | Q8_1 | `d·d8 · Σ q·q8 + m·s8`, `s8 = d8 · Σ q8` |
 //! | Q4_HIFI | Q8_K | that of Q4_K `+ Σ residual · (d8·q8[index])` |

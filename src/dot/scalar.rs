@@ -3,11 +3,12 @@
 
 use super::Rows;
 use super::activations::{Activations, BlockQ8_1, BlockQ8K, Column};
+use crate::block::iq4::VALUES;
 use crate::block::k_scales::{SUB_BLOCKS, unpack};
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
-    BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType, blocks,
+    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K,
+    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType, blocks,
 };
 use crate::float::f16_to_f32;
 
@@ -16,7 +17,7 @@ use crate::float::f16_to_f32;
 pub struct KSums {
     /// `Σ scale·(Σ q·q8)`, q with its offset taken off.
     pub scaled: i32,
-    /// `Σ min·(Σ q8)`; 0 in Q6_K.
+    /// `Σ min·(Σ q8)`; 0 in types without minima.
     pub mins: i32,
 }
 
@@ -113,6 +114,24 @@ impl KBlock for BlockQ6K {
     }
 }
 
+impl KBlock for BlockIQ4XS {
+    #[inline(always)]
+    fn factors(&self) -> (f32, f32) {
+        (half(self.d), 0.0)
+    }
+
+    #[inline(always)]
+    fn sums(&self, y: &BlockQ8K) -> KSums {
+        let scaled = self
+            .qs
+            .iter()
+            .zip(y.qs.as_chunks::<QK>().0)
+            .enumerate()
+            .map(|(j, (qs, y))| self.scale(j) * dot_i32(table_values(qs).into_iter(), y));
+        KSums { scaled: scaled.sum(), mins: 0 }
+    }
+}
+
 macro_rules! legacy_block {
     ($block:ident, $add:expr, $numbers:expr) => {
         impl LegacyBlock for $block {
@@ -139,6 +158,13 @@ fn both_halves(pair: impl Fn(usize) -> (i32, i32), offset: i32) -> [i32; QK] {
     numbers
 }
 
+/// What 32 numbers of IQ4_NL and IQ4_XS stand for.
+#[inline(always)]
+fn table_values(qs: &[u8; QK / 2]) -> [i32; QK] {
+    both_halves(|j| unpack_nibbles(qs, j), 0).map(|q| i32::from(VALUES[q as usize]))
+}
+
+legacy_block!(BlockIQ4NL, |_| 0.0, |b: &Self| table_values(&b.qs));
 legacy_block!(BlockQ4_0, |_| 0.0, |b: &Self| both_halves(|j| unpack_nibbles(&b.qs, j), 8));
 legacy_block!(BlockQ4_1, |b: &Self| half(b.m), |b: &Self| {
     both_halves(|j| unpack_nibbles(&b.qs, j), 0)
@@ -204,6 +230,8 @@ fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f64 {
         (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y),
         (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y),
         (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y),
+        (TensorType::IQ4XS, Column::Q8K(y)) => dot_k::<BlockIQ4XS>(row, y),
+        (TensorType::IQ4NL, Column::Q8_0(y)) => dot_legacy::<BlockIQ4NL, _>(row, y, f),
         (TensorType::Q4_0, Column::Q8_0(y)) => dot_legacy::<BlockQ4_0, _>(row, y, f),
         (TensorType::Q5_0, Column::Q8_0(y)) => dot_legacy::<BlockQ5_0, _>(row, y, f),
         (TensorType::Q8_0, Column::Q8_0(y)) => dot_legacy::<BlockQ8_0, _>(row, y, f),

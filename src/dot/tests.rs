@@ -3,7 +3,9 @@
 use super::activations::{Column, Quantize, SUM};
 use super::scalar::{KBlock, KSums};
 use super::{Activations, BlockQ8_1, BlockQ8K, Rows};
-use crate::block::{BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K, TensorType, blocks};
+use crate::block::{
+    BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K, TensorType, blocks,
+};
 use crate::hifi::rows::{Outliers, OutliersMut};
 use crate::kernel::{self, Isa, block_sums, dot_row, dot_rows, quantize_activations};
 use crate::rows::Source;
@@ -38,6 +40,7 @@ fn scalar_sums(kind: TensorType, block: &[u8], y: &BlockQ8K) -> KSums {
     match kind {
         TensorType::Q4K => blocks::<BlockQ4K>(block)[0].sums(y),
         TensorType::Q5K => blocks::<BlockQ5K>(block)[0].sums(y),
+        TensorType::IQ4XS => blocks::<BlockIQ4XS>(block)[0].sums(y),
         _ => blocks::<BlockQ6K>(block)[0].sums(y),
     }
 }
@@ -61,7 +64,7 @@ fn extreme_activations() -> Vec<BlockQ8K> {
 fn every_isa_gives_the_same_integers() {
     let mut y = extreme_activations();
     y.extend(q8_k(&weights(8 * QK_K, 31)));
-    for kind in [TensorType::Q4K, TensorType::Q5K, TensorType::Q6K] {
+    for kind in [TensorType::Q4K, TensorType::Q5K, TensorType::Q6K, TensorType::IQ4XS] {
         let bytes = kind.block_bytes();
         let mut data = noise(64 * bytes, 32);
         data.extend(vec![0u8; bytes]);
@@ -241,7 +244,7 @@ fn broken_activations_give_nan() {
     for broken in [f32::NAN, f32::INFINITY] {
         let mut x = weights(QK_K, 40);
         x[9] = broken;
-        for kind in [TensorType::Q4K, TensorType::Q4_0, TensorType::F32] {
+        for kind in [TensorType::Q4K, TensorType::Q4_0, TensorType::IQ4XS, TensorType::F32] {
             let mut row = vec![0u8; kind.row_bytes(QK_K).unwrap()];
             kernel::quantize_row(Isa::Scalar, kind, &weights(QK_K, 41), None, &mut row);
             for isa in isas() {

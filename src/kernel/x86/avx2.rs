@@ -120,6 +120,17 @@ impl Vector for F32x8 {
         }
     }
     #[inline(always)]
+    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let places = _mm256_castps_si256(places.0);
+            let first = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), places);
+            let second = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), places);
+            let in_second = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+            Self(_mm256_blendv_ps(first, second, in_second))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         // SAFETY: the trait's contract.
         unsafe {

@@ -102,6 +102,14 @@ impl Vector for F32x16 {
         }
     }
     #[inline(always)]
+    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let table = _mm512_loadu_ps(table.as_ptr());
+            Self(_mm512_permutexvar_ps(_mm512_castps_si512(places.0), table))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         // SAFETY: the trait's contract.
         unsafe {

@@ -48,7 +48,8 @@ macro_rules! entry_points {
         /// See [`crate::kernel::dequantize_row`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
-            crate::kernel::dequantize::dequantize_row(kind, row, out);
+            // SAFETY: the caller's promise.
+            unsafe { super::dequantize::dequantize_row(kind, row, out) }
         }
 
         /// See [`crate::kernel::all_finite`].

@@ -3,11 +3,13 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512;
+mod dequantize;
 pub(super) mod dot;
 mod entry_points;
 mod fit_affine;
 mod fit_signed;
 mod hifi;
+mod iq4;
 mod k_fit;
 mod legacy;
 mod legacy_plain;

@@ -2,7 +2,7 @@
 
 use super::k_fit::{MOST_BLOCKS, fit_blocks};
 use super::vector::Vector;
-use super::{legacy, legacy_plain, q6_k};
+use super::{iq4, legacy, legacy_plain, q6_k};
 use crate::block::k_fit::{KFit, Recipe};
 use crate::block::legacy::mean_square;
 use crate::block::{
@@ -116,6 +116,14 @@ unsafe fn quantize_row<V: Vector>(
             TensorType::Q4_1 => legacy!(quantize_affine, BlockQ4_1, q4_1::LEVELS),
             TensorType::Q5_1 => legacy!(quantize_affine, BlockQ5_1, q5_1::LEVELS),
             TensorType::Q8_0 => legacy_plain::quantize_q8_0::<V>(x, blocks_mut(out)),
+            TensorType::IQ4NL => {
+                let importance = importance.map(|w| w.as_chunks().0);
+                iq4::quantize_nl::<V>(x.as_chunks().0, importance, blocks_mut(out));
+            }
+            TensorType::IQ4XS => {
+                let importance = importance.map(|w| w.as_chunks().0);
+                iq4::quantize_xs::<V>(x.as_chunks().0, importance, blocks_mut(out));
+            }
             // simple loops: the compiler makes vectors of them
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                 with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));

@@ -36,6 +36,11 @@ impl<V: Vector> Vector for Twice<V> {
         unsafe { Self(V::load(from), V::load(from.add(V::LANES))) }
     }
     #[inline(always)]
+    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(V::look_up(table, places.0), V::look_up(table, places.1)) }
+    }
+    #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         // SAFETY: as above.
         unsafe {

@@ -92,6 +92,9 @@ pub(crate) trait Vector: Copy {
     /// becomes 0.
     unsafe fn store_bytes(self, most: i32, to: *mut u8);
 
+    /// `table[lane]`, where the four lowest bits of a lane's representation say which.
+    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self;
+
     /// Reads four numbers from each of `from`, `from + stride`, …: four lanes each.
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self;
     /// Lane `4 k + j` of vector `i` of the result is lane `4 k + i` of vector `j`.

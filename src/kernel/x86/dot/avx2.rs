@@ -1,8 +1,8 @@
 //! Dot products with AVX2: 64 numbers are two vectors.
 
-use super::{DotVector, MAX_ROWS, total_eight_floats};
+use super::{DotVector, MAX_ROWS, table_values, total_eight_floats};
 use crate::dot::Rows;
-use crate::dot::activations::Activations;
+use crate::dot::activations::{Activations, HalfOrder};
 use std::arch::x86_64::*;
 
 /// See [`crate::kernel::dot_rows`].
@@ -289,6 +289,35 @@ impl DotVector for Avx2 {
     unsafe fn total(sums: Self::Integers) -> i32 {
         // SAFETY: as above.
         unsafe { super::total_eight(sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled_values<const HALF: usize>(
+        qs: *const u8,
+        y: &HalfOrder,
+        scales: __m256i,
+    ) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe {
+            let y = y.qs.as_ptr().cast::<u8>().add(128 * HALF);
+            let numbers = Self::nibbles(qs);
+            let mut total = _mm256_setzero_si256();
+            for i in 0..2 {
+                // two sub-blocks, their first halves and their second ones
+                let mut sums = _mm256_setzero_si256();
+                for (half, numbers) in numbers.iter().enumerate() {
+                    let x = _mm256_shuffle_epi8(table_values(), numbers[i]);
+                    let y = _mm256_loadu_si256(y.add(64 * half + 32 * i).cast());
+                    let dots = Self::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+                    sums = _mm256_add_epi32(sums, dots);
+                }
+                let sub = 4 * HALF as i32 + 2 * i as i32;
+                let which = _mm256_set_m128i(_mm_set1_epi32(sub + 1), _mm_set1_epi32(sub));
+                let scale = _mm256_permutevar8x32_epi32(scales, which);
+                total = _mm256_add_epi32(total, _mm256_mullo_epi32(sums, scale));
+            }
+            total
+        }
     }
 
     #[inline(always)]

@@ -2,8 +2,9 @@
 //! one instruction; without, they are AVX-512 BW's two or three.
 
 use super::{DotVector, MAX_ROWS, total_eight_floats};
+use crate::block::iq4::{UNSIGNED, VALUES};
 use crate::dot::Rows;
-use crate::dot::activations::Activations;
+use crate::dot::activations::{Activations, HalfOrder};
 use std::arch::x86_64::*;
 
 /// See [`crate::kernel::dot_rows`].
@@ -111,6 +112,19 @@ impl<const VNNI: bool> Avx512<VNNI> {
                 let pairs = _mm512_maddubs_epi16(unsigned, y);
                 _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))
             }
+        }
+    }
+
+    /// Sums of the products of four signed bytes and four others, all in -127..=127.
+    #[inline(always)]
+    unsafe fn dot_signed(x: __m512i, y: *const u8) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let y = _mm512_loadu_si512(y.cast());
+            let zero = _mm512_setzero_si512();
+            let y = _mm512_mask_sub_epi8(y, _mm512_movepi8_mask(x), zero, y);
+            let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(x), y);
+            _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))
         }
     }
 
@@ -314,6 +328,34 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         unsafe {
             let halves = (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
             super::total_eight(_mm256_add_epi32(halves.0, halves.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled_values<const HALF: usize>(
+        qs: *const u8,
+        y: &HalfOrder,
+        scales: __m256i,
+    ) -> Self::Integers {
+        // SAFETY: as above; VNNI is the type's promise.
+        unsafe {
+            let [low, high] = Self::nibbles(qs);
+            let start = _mm512_loadu_si512(y.starts.as_ptr().add(4 * HALF).cast());
+            let y = y.qs.as_ptr().cast::<u8>().add(128 * HALF);
+            // two products of unsigned values would not fit the 16 bits of sums without VNNI
+            let table = if VNNI { UNSIGNED.as_ptr() } else { VALUES.as_ptr().cast() };
+            let table = Self::repeat(table);
+            let (low, high) = (_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high));
+            let sums = if VNNI {
+                let sums = _mm512_dpbusd_epi32(start, low, _mm512_loadu_si512(y.cast()));
+                _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(y.add(64).cast()))
+            } else {
+                _mm512_add_epi32(Self::dot_signed(low, y), Self::dot_signed(high, y.add(64)))
+            };
+            let which = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            let which = _mm512_add_epi32(which, _mm512_set1_epi32(4 * HALF as i32));
+            let scales = _mm512_permutexvar_epi32(which, _mm512_zextsi256_si512(scales));
+            _mm512_mullo_epi32(sums, scales)
         }
     }
 

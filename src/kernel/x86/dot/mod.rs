@@ -12,17 +12,19 @@
 
 pub(in crate::kernel) mod avx2;
 pub(in crate::kernel) mod avx512;
+mod iq4_xs;
 mod nibble_rows;
 mod outliers;
 mod plain;
 mod q6_k;
 
+use crate::block::iq4::VALUES;
 use crate::block::{
-    BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
-    BlockQ8_0, TensorType,
+    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ8_0, TensorType,
 };
 use crate::dot::Rows;
-use crate::dot::activations::{Activations, Column};
+use crate::dot::activations::{Activations, Column, HalfOrder};
 #[cfg(test)]
 use crate::dot::{activations::BlockQ8K, scalar::KSums};
 use outliers::Outliers;
@@ -120,6 +122,13 @@ pub(crate) trait DotVector: Copy {
         y: *const u8,
         scales: Self::Scales,
     ) -> Self::Integers;
+    /// Sums of the products of what 64 bytes of nibbles stand for in IQ4_XS and half `HALF` of the
+    /// activations, times the scales of that half, four of the eight.
+    unsafe fn scaled_values<const HALF: usize>(
+        qs: *const u8,
+        y: &HalfOrder,
+        scales: __m256i,
+    ) -> Self::Integers;
     /// Eight sums of the products of 32 unsigned and 32 signed bytes.
     unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i;
 
@@ -159,6 +168,7 @@ pub(crate) unsafe fn block_sums<V: DotVector>(
         match kind {
             TensorType::Q4K => nibble_rows::block_sums::<V, BlockQ4K>(block, y),
             TensorType::Q5K => nibble_rows::block_sums::<V, BlockQ5K>(block, y),
+            TensorType::IQ4XS => iq4_xs::block_sums::<V>(block, y),
             _ => q6_k::block_sums::<V>(block, y),
         }
     }
@@ -185,6 +195,13 @@ pub(crate) unsafe fn total_eight_floats(x: __m256) -> f32 {
     }
 }
 
+/// What the numbers of IQ4_NL and IQ4_XS stand for, in every part.
+#[inline(always)]
+pub(super) unsafe fn table_values() -> __m256i {
+    // SAFETY: AVX2; the callers' ISAs have it.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(VALUES.as_ptr().cast())) }
+}
+
 #[inline(always)]
 pub(super) unsafe fn f16_to_f32(bits: u16) -> f32 {
     // SAFETY: F16C; the callers' ISAs have it.
@@ -202,7 +219,7 @@ pub(crate) unsafe fn dot_rows<V: DotVector>(
     activations: &Activations,
     out: &mut [f32],
 ) {
-    let Activations { column, factors: f, nibble_order: k, .. } = activations;
+    let Activations { column, factors: f, nibble_order: k, half_order: h, .. } = activations;
     // SAFETY: the caller's promise.
     unsafe {
         match rows {
@@ -219,6 +236,10 @@ pub(crate) unsafe fn dot_rows<V: DotVector>(
                 (TensorType::Q4K, _) => nibble_rows::dot_rows::<V, BlockQ4K, 0>(data, None, k, out),
                 (TensorType::Q5K, _) => nibble_rows::dot_rows::<V, BlockQ5K, 0>(data, None, k, out),
                 (TensorType::Q6K, Column::Q8K(y)) => q6_k::dot_rows::<V>(data, y, out),
+                (TensorType::IQ4XS, _) => iq4_xs::dot_rows::<V>(data, h, out),
+                (TensorType::IQ4NL, Column::Q8_0(y)) => {
+                    legacy_rows::<V, BlockIQ4NL, _>(data, y, f, out)
+                }
                 (TensorType::Q4_0, Column::Q8_0(y)) => {
                     legacy_rows::<V, BlockQ4_0, _>(data, y, f, out)
                 }

@@ -2,8 +2,8 @@
 
 use super::{DotVector, prefetch, total_eight_floats};
 use crate::block::{
-    BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Bytes,
-    QK, blocks,
+    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1,
+    BlockQ8_0, Bytes, QK, blocks,
 };
 use crate::dot::scalar::Activation32;
 use std::arch::x86_64::*;
@@ -61,6 +61,13 @@ unsafe fn dot_offset<V: DotVector>(unsigned: __m256i, offset: i8, y: __m256i) ->
     }
 }
 
+/// `Σ x·y`
+#[inline(always)]
+unsafe fn dot_signed<V: DotVector>(x: __m256i, y: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { V::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x)) }
+}
+
 macro_rules! legacy_dot {
     ($block:ident, $min:expr, |$b:ident, $y:ident| $sums:expr) => {
         impl LegacyDot for $block {
@@ -81,8 +88,10 @@ legacy_dot!(BlockQ4_1, true, |b, y| V::dot_32(nibbles_32(&b.qs), y));
 legacy_dot!(BlockQ5_0, false, |b, y| dot_offset::<V>(five_bits_32(&b.qs, b.qh), 16, y));
 legacy_dot!(BlockQ5_1, true, |b, y| V::dot_32(five_bits_32(&b.qs, b.qh), y));
 legacy_dot!(BlockQ8_0, false, |b, y| {
-    let x = _mm256_loadu_si256(b.qs.as_ptr().cast());
-    V::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x))
+    dot_signed::<V>(_mm256_loadu_si256(b.qs.as_ptr().cast()), y)
+});
+legacy_dot!(BlockIQ4NL, false, |b, y| {
+    dot_signed::<V>(_mm256_shuffle_epi8(super::table_values(), nibbles_32(&b.qs)), y)
 });
 
 /// `factors` are the activations' scales and sums.

@@ -13,8 +13,8 @@ pub(in crate::kernel) mod avx512;
 mod numbers;
 
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
-    BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks,
+    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K,
+    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks,
 };
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
@@ -162,6 +162,12 @@ pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
             (TensorType::Q5_0, PanelColumns::Bytes(x)) => bytes::<V, BlockQ5_0, R, C>(rows, x, acc),
             (TensorType::Q5_1, PanelColumns::Bytes(x)) => bytes::<V, BlockQ5_1, R, C>(rows, x, acc),
             (TensorType::Q8_0, PanelColumns::Bytes(x)) => bytes::<V, BlockQ8_0, R, C>(rows, x, acc),
+            (TensorType::IQ4NL, PanelColumns::Bytes(x)) => {
+                bytes::<V, BlockIQ4NL, R, C>(rows, x, acc);
+            }
+            (TensorType::IQ4XS, PanelColumns::Bytes(x)) => {
+                bytes::<V, BlockIQ4XS, R, C>(rows, x, acc);
+            }
             (TensorType::F32, PanelColumns::Floats(x)) => floats::<V, BlockF32, R, C>(rows, x, acc),
             (TensorType::F16, PanelColumns::Floats(x)) => floats::<V, BlockF16, R, C>(rows, x, acc),
             (TensorType::BF16, PanelColumns::Floats(x)) => {

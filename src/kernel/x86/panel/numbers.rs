@@ -1,11 +1,14 @@
 //! Blocks taken apart for the panels: unsigned numbers under scales.
 
+use crate::block::iq4::{OFFSET, UNSIGNED};
 use crate::block::k_scales::unpack;
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK,
+    Block, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
+    BlockQ6K, BlockQ8_0, QK,
 };
 use crate::float::f16_to_f32;
+use crate::kernel::x86::iq4::look_up;
 
 /// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
 /// by [`Self::SUB`] weights.
@@ -103,6 +106,35 @@ impl Numbers for BlockQ8_0 {
             *out = q ^ 0x80;
         }
         scales[0] = half(self.d);
+    }
+}
+
+impl Numbers for BlockIQ4NL {
+    const OFFSET: i32 = OFFSET;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        // SAFETY: every ISA that has panels has SSSE3.
+        let values = unsafe { look_up(&UNSIGNED, &self.qs) };
+        numbers.copy_from_slice(&values);
+        scales[0] = half(self.d);
+    }
+}
+
+impl Numbers for BlockIQ4XS {
+    const OFFSET: i32 = OFFSET;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        let d = half(self.d);
+        for (j, (qs, scale)) in self.qs.iter().zip(scales).enumerate() {
+            // SAFETY: every ISA that has panels has SSSE3.
+            let values = unsafe { look_up(&UNSIGNED, qs) };
+            numbers[QK * j..][..QK].copy_from_slice(&values);
+            *scale = d * self.scale(j) as f32;
+        }
     }
 }
 

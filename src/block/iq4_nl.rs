@@ -1,0 +1,51 @@
+//! IQ4_NL: `w = d · VALUES[q]`, sixteen values closer together near zero. 18 bytes for 32 weights,
+//! 4.5 bits a weight.
+
+use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
+use super::legacy::{inverse, pack_nibbles, unpack_nibbles};
+use super::{Block, Bytes, QK};
+use crate::float::{f16_to_f32, f32_to_f16};
+
+/// An IQ4_NL block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockIQ4NL {
+    /// Scale, f16.
+    pub d: [u8; 2],
+    /// Numbers j and j + 16 in the low and high half of byte j.
+    pub qs: [u8; QK / 2],
+}
+const _: () = assert!(size_of::<BlockIQ4NL>() == 18);
+
+impl BlockIQ4NL {
+    /// Packed numbers under their scale.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
+        Self { d: f32_to_f16(d).to_le_bytes(), qs }
+    }
+}
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockIQ4NL {}
+
+impl Block for BlockIQ4NL {
+    const WEIGHTS: usize = QK;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        for j in 0..QK / 2 {
+            let (low, high) = unpack_nibbles(&self.qs, j);
+            out[j] = d * f32::from(VALUES[low as usize]);
+            out[j + QK / 2] = d * f32::from(VALUES[high as usize]);
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        for (i, (block, x)) in out.iter_mut().zip(x.as_chunks::<QK>().0).enumerate() {
+            let importance = importance.map(|w| &w[i * QK..]);
+            let scale = fit_scale(x, &weights(x, importance, sigma2(x)));
+            *block = Self::new(scale, pack_nibbles(&numbers(x, inverse(scale))));
+        }
+    }
+}
