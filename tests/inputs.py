@@ -61,6 +61,15 @@ def ties_affine(rng: Generator, n: int) -> Floats:
     return (x - levels // 2 * (np.arange(ROWS)[:, None] // 2 % 2)).astype(np.float32)
 
 
+def ties_table(rng: Generator, n: int) -> Floats:
+    """Values of IQ4_NL's table and what lies midway between two, the lowest itself in every group of 32."""
+    values = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+    x = rng.choice(np.concatenate([values, (values[1:] + values[:-1]) / 2]), (ROWS, n))
+    x[:, ::32] = -127
+    scales = np.array([1, -1, 2.0**-3, -(2.0**-9), 0.3, -0.7, 1e-3, 1e-20])[:, None]
+    return (x * scales).astype(np.float32)
+
+
 def signs(rng: Generator, n: int) -> Floats:
     """Equal magnitudes, so that which extreme comes first decides."""
     return rng.choice([1, -1], (ROWS, n)).astype(np.float32)
@@ -132,6 +141,7 @@ INPUTS: dict[str, Callable[[Generator, int], Floats]] = {
     "small": powers(-30, -10),
     "ties_symmetric": ties_symmetric,
     "ties_affine": ties_affine,
+    "ties_table": ties_table,
     "signs": signs,
     "positive": positive,
     "negative": negative,

@@ -218,6 +218,7 @@ SCALES = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (0,)),
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
     "Q6_K": (208,),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
 }
 """Where a block's f16 fields lie."""
 

@@ -15,7 +15,8 @@ MODEL = Path(__file__).parent.parent / "examples" / "tiny-qwen3-f16.gguf"
 
 BOTH_QUANTIZE = [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0]
 K_QUANTS = [Type.Q4_K, Type.Q5_K, Type.Q6_K]
-WEIGHTED = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, *K_QUANTS]
+TABLES = [Type.IQ4_NL, Type.IQ4_XS]
+WEIGHTED = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, *K_QUANTS, *TABLES]
 
 RNG = np.random.default_rng(11)
 ROWS = RNG.standard_normal((6, 512), dtype=np.float32)
@@ -28,7 +29,7 @@ def test_quantizes_as_gguf_does(kind: Type) -> None:
     assert np.array_equal(oracle.ggml_quantize(kind, ROWS), expected)
 
 
-@pytest.mark.parametrize("kind", BOTH_QUANTIZE + K_QUANTS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", BOTH_QUANTIZE + K_QUANTS + TABLES, ids=lambda kind: kind.name)
 def test_dequantizes_as_gguf_does(kind: Type) -> None:
     data = oracle.ggml_quantize(kind, ROWS)
     assert np.array_equal(oracle.ggml_dequantize(kind, data, 512), dequantize(data, kind))

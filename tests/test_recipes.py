@@ -177,6 +177,12 @@ def test_an_option_that_names_a_type_falls_back_too():
     assert choices["output.weight"] == Choice(TYPES["Q5_0"], fallback_from=Q4_HIFI)
 
 
+def test_iq4_xs_falls_back_to_iq4_nl():
+    choices = choose("odd-rows", type="IQ4_XS")
+    assert choices["blk.0.attn_q.weight"] == Choice(TYPES["IQ4_NL"], fallback_from=TYPES["IQ4_XS"])
+    assert choices["blk.0.ffn_down.weight"] == Choice(F16, fallback_from=TYPES["IQ4_XS"])
+
+
 def test_no_fallback_refuses_and_names_the_tensors():
     with pytest.raises(UnsupportedModelError, match=r"72 tensors.*rows of 320.*multiple of 256.*69 more"):
         choose("odd-rows", type="Q4_K_M", no_fallback=True)
@@ -245,7 +251,7 @@ def test_tensor_type_file(tmp_path):
         ({"ffn_down_coverage": 1.5}, "0 to 1"),
         ({"ffn_down_coverage": float("nan")}, "0 to 1"),
         ({"tensor_types": (("attn_v", "Q9"),)}, "unknown tensor type 'Q9'"),
-        ({"tensor_types": (("attn_v", "IQ4_XS"),)}, "unknown tensor type 'IQ4_XS'"),
+        ({"tensor_types": (("attn_v", "IQ3_S"),)}, "unknown tensor type 'IQ3_S'"),
         ({"tensor_types": (("(", "Q8_0"),)}, r"'\(' is no regular expression"),
         ({"output_tensor_type": "x"}, "unknown tensor type 'x'"),
         ({"token_embedding_type": ""}, "unknown tensor type ''"),

@@ -20,11 +20,17 @@ from .options import Options, compile_pattern
 from .recipes import Bumps
 from .types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
 
-Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0 = (
-    TYPES[name] for name in ("Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, IQ4_NL, IQ4_XS = (
+    TYPES[name] for name in ("Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")
 )
 
-FALLBACK: Mapping[TensorType, TensorType] = {Q4_K: Q5_0, Q4_HIFI: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
+FALLBACK: Mapping[TensorType, TensorType] = {
+    Q4_K: Q5_0,
+    Q4_HIFI: Q5_0,
+    Q5_K: Q5_1,
+    Q6_K: Q8_0,
+    IQ4_XS: IQ4_NL,
+}
 """What a row takes that the 256 of a type does not divide; where 32 does not either, it is F16."""
 
 EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
@@ -165,6 +171,8 @@ class _Chooser:
 
     def _attn_v(self, default: TensorType) -> TensorType:
         chosen = _bump(self.recipe.attn_v, self._count("attn_v"), self.n_attn_v, default)
+        if self.model.heads_a_value >= 4:
+            chosen = self.recipe.attn_v_grouped or chosen
         if self.model.n_expert == 8:
             return Q8_0
         return Q5_K if self.model.is_70b and chosen == Q4_K else chosen
@@ -174,7 +182,8 @@ class _Chooser:
         if self.model.n_expert > 1:  # several tensors a layer, so the count says nothing
             layer = layer_of(name)
             i = i if layer is None else layer
-        bumps = self.recipe.ffn_down + (self.recipe.ffn_down_imatrix if self.has_imatrix else ())
+        by_imatrix = self.recipe.ffn_down_imatrix if self.has_imatrix else self.recipe.ffn_down_plain
+        bumps = self.recipe.ffn_down + by_imatrix
         if self.model.architecture == "falcon" and self.recipe.ffn_down_falcon is not None:
             bumps = self.recipe.ffn_down_falcon
         return _bump(bumps, i, self.n_ffn_down, default)

@@ -66,6 +66,11 @@ class ModelShape:
         )
 
     @property
+    def heads_a_value(self) -> int:
+        """Heads that share a key and a value; 0 where there are none."""
+        return self.n_head // self.n_head_kv if self.n_head_kv else 0
+
+    @property
     def is_70b(self) -> bool:
         """Whether llama.cpp takes the model for its 70 B size."""
         if self.n_layer != GROUPED_70B.get(self.architecture):

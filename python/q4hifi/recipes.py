@@ -15,6 +15,7 @@ from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (TYPES[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
 Q4_K, Q5_K, Q6_K = (TYPES[name] for name in ("Q4_K", "Q5_K", "Q6_K"))
+IQ4_NL, IQ4_XS = TYPES["IQ4_NL"], TYPES["IQ4_XS"]
 
 
 def _first_four(i: int, n: int) -> bool:
@@ -43,16 +44,19 @@ class Recipe:
     """A named mix. ``default`` is every matrix's type where no rule says otherwise; None copies.
 
     ``file_type`` is ``general.file_type``; None where the layout (Q4_HIFI) or the source (COPY)
-    decides it.
+    decides it. ``attn_v_grouped`` is for models where at least four heads share a value;
+    ``ffn_down_imatrix`` and ``ffn_down_plain`` count with an imatrix and without.
     """
 
     name: str
     file_type: int | None
     default: TensorType | None
     attn_v: Bumps = ()
+    attn_v_grouped: TensorType | None = None
     ffn_down: Bumps = ()
     ffn_down_falcon: Bumps | None = None
     ffn_down_imatrix: Bumps = ()
+    ffn_down_plain: Bumps = ()
     attn_output_of_8_experts: TensorType | None = None
 
 
@@ -91,6 +95,17 @@ _RECIPES = (
     Recipe("Q4_1", _F.MOSTLY_Q4_1, Q4_1),
     Recipe("Q5_0", _F.MOSTLY_Q5_0, Q5_0, ffn_down_imatrix=((_first_eighth, Q5_1),)),
     Recipe("Q5_1", _F.MOSTLY_Q5_1, Q5_1),
+    *(
+        Recipe(
+            kind.name,
+            file_type,
+            kind,
+            attn_v_grouped=Q5_K,
+            ffn_down_plain=((_first_eighth, Q5_K),),
+            attn_output_of_8_experts=Q5_K,
+        )
+        for kind, file_type in ((IQ4_NL, _F.MOSTLY_IQ4_NL), (IQ4_XS, _F.MOSTLY_IQ4_XS))
+    ),
     Recipe("F16", _F.MOSTLY_F16, F16),
     Recipe("BF16", _F.MOSTLY_BF16, BF16),
     Recipe("F32", _F.ALL_F32, F32),

@@ -49,7 +49,11 @@ class TensorType:
         return self.name
 
 
-CODEC_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+CODEC_TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 """Names of the ggml types that the Rust core encodes and decodes (equal to ``_core``'s by test)."""
 
 STORED_TYPES: Mapping[int, TensorType] = {

@@ -227,8 +227,9 @@ FILLERS = {
 
 # --- runs ----------------------------------------------------------------------------------------
 
-MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_M", "Q4_0"]
-TYPES = [*MIXES, "Q5_K_S", "Q6_K", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32", "COPY", "15", "q4_k"]
+MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_M", "Q4_0", "IQ4_XS"]
+TYPES = [*MIXES, "Q5_K_S", "Q6_K", "Q8_0", "Q4_1", "Q5_0", "Q5_1"]
+TYPES += ["IQ4_NL", "F16", "BF16", "F32", "COPY", "15", "q4_k"]
 EVERY_TYPE = ["qwen3-tied", "mixtral", "falcon", "odd-rows", "odd-head"]
 OPTIONS = [
     "--pure",
@@ -250,6 +251,7 @@ OPTIONS = [
     "--keep-split",
 ]
 EVERY_OPTION = ["qwen3", "qwen3-tied", "mixtral", "phi3", "gemma3n"]
+WITH_IMATRIX = ["Q4_0", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"]
 IMATRIX = ["qwen3", "mixtral", "falcon", "odd-rows", "qwen2moe"]
 
 
@@ -261,7 +263,7 @@ def runs():
         for options in OPTIONS:
             yield from ((name, [*options.split(), kind], False) for kind in ("Q4_K_M", "Q5_0"))
     for name in IMATRIX:
-        yield from ((name, [kind], True) for kind in ("Q4_0", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S"))
+        yield from ((name, [kind], True) for kind in WITH_IMATRIX)
         yield name, ["--tensor-type", r"blk\.0\.ffn_down=q8_0", "Q4_0"], True
 
 

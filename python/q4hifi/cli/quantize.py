@@ -107,7 +107,7 @@ def quantize(
     """Quantize the model SRC to DST.
 
     TYPE is Q4_HIFI (default) or one of llama.cpp's mixes: Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0,
-    Q4_0, Q4_1, Q5_0, Q5_1, F16, BF16, F32, COPY. DST defaults to SRC's name with the type.
+    Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY. DST defaults to SRC's name with the type.
     """
     dst, kind, rest_threads = _positional(src, rest)
     choices = _choices(choices)
