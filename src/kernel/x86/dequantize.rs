@@ -8,7 +8,7 @@ use crate::kernel::dequantize;
 ///
 /// # Safety
 ///
-/// The CPU has SSSE3.
+/// The CPU has AVX2.
 #[inline(always)]
 pub(super) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
     // SAFETY: the caller's promise.

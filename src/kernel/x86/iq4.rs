@@ -5,6 +5,7 @@
 //! within half of k at the k-th of the places where the nearest value changes; a table has that place,
 //! others have the two values. So a search is three look-ups and one comparison.
 
+use super::dot::nibbles_32;
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
 use crate::block::iq4::{MIDDLES, MOST_STEPS, VALUES, sigma2};
 use crate::block::iq4_xs::SUB_BLOCKS;
@@ -269,24 +270,27 @@ pub(crate) unsafe fn quantize_xs<V: Vector>(
 ///
 /// # Safety
 ///
-/// The CPU has SSSE3; so below.
+/// The CPU has AVX2; so below.
 #[inline(always)]
-pub(super) unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
-    let mut values = [0u8; QK];
-    // SAFETY: the caller's promise; sixteen bytes each.
+pub(super) unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> __m256i {
+    // SAFETY: the caller's promise.
     unsafe {
-        let table = _mm_loadu_si128(table.as_ptr().cast());
-        let (qs, mask) = (_mm_loadu_si128(qs.as_ptr().cast()), _mm_set1_epi8(0x0f));
-        let high = _mm_and_si128(_mm_srli_epi16::<4>(qs), mask);
-        let low = _mm_shuffle_epi8(table, _mm_and_si128(qs, mask));
-        _mm_storeu_si128(values.as_mut_ptr().cast(), low);
-        _mm_storeu_si128(values.as_mut_ptr().add(QK / 2).cast(), _mm_shuffle_epi8(table, high));
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm256_shuffle_epi8(table, nibbles_32(qs))
     }
+}
+
+/// As bytes in memory.
+#[inline(always)]
+pub(super) unsafe fn look_up_bytes(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
+    let mut values = [0u8; QK];
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), look_up(table, qs)) };
     values
 }
 
 /// [`VALUES`] as bytes.
-const BYTES: [u8; 16] = {
+pub(super) const BYTES: [u8; 16] = {
     let mut bytes = [0u8; 16];
     let mut i = 0;
     while i < 16 {
@@ -300,7 +304,7 @@ const BYTES: [u8; 16] = {
 #[inline(always)]
 unsafe fn decode(scale: f32, qs: &[u8; QK / 2], out: &mut [f32]) {
     // SAFETY: the caller's promise.
-    let values = unsafe { look_up(&BYTES, qs) };
+    let values = unsafe { look_up_bytes(&BYTES, qs) };
     for (y, v) in out.iter_mut().zip(values) {
         *y = scale * f32::from(v as i8);
     }

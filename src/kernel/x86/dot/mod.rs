@@ -28,6 +28,7 @@ use crate::dot::activations::{Activations, Column, HalfOrder};
 #[cfg(test)]
 use crate::dot::{activations::BlockQ8K, scalar::KSums};
 use outliers::Outliers;
+pub(super) use plain::nibbles_32;
 use plain::{legacy_rows, number_rows};
 use std::arch::x86_64::*;
 

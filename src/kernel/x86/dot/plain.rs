@@ -6,6 +6,7 @@ use crate::block::{
     BlockQ8_0, Bytes, QK, blocks,
 };
 use crate::dot::scalar::Activation32;
+use crate::kernel::x86::iq4::{BYTES, look_up};
 use std::arch::x86_64::*;
 
 /// A legacy type's numbers. Its first field is the scale, the second the minimum if it has one, both
@@ -24,7 +25,7 @@ pub(super) trait LegacyDot: Bytes {
 
 /// 32 numbers of four bits.
 #[inline(always)]
-unsafe fn nibbles_32(qs: &[u8; QK / 2]) -> __m256i {
+pub(in crate::kernel::x86) unsafe fn nibbles_32(qs: &[u8; QK / 2]) -> __m256i {
     // SAFETY: AVX2; the callers' ISAs have it.
     unsafe {
         let qs = _mm_loadu_si128(qs.as_ptr().cast());
@@ -90,9 +91,7 @@ legacy_dot!(BlockQ5_1, true, |b, y| V::dot_32(five_bits_32(&b.qs, b.qh), y));
 legacy_dot!(BlockQ8_0, false, |b, y| {
     dot_signed::<V>(_mm256_loadu_si256(b.qs.as_ptr().cast()), y)
 });
-legacy_dot!(BlockIQ4NL, false, |b, y| {
-    dot_signed::<V>(_mm256_shuffle_epi8(super::table_values(), nibbles_32(&b.qs)), y)
-});
+legacy_dot!(BlockIQ4NL, false, |b, y| { dot_signed::<V>(look_up(&BYTES, &b.qs), y) });
 
 /// `factors` are the activations' scales and sums.
 #[inline(always)]

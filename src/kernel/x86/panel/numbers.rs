@@ -8,7 +8,7 @@ use crate::block::{
     BlockQ6K, BlockQ8_0, QK,
 };
 use crate::float::f16_to_f32;
-use crate::kernel::x86::iq4::look_up;
+use crate::kernel::x86::iq4::look_up_bytes;
 
 /// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
 /// by [`Self::SUB`] weights.
@@ -115,8 +115,8 @@ impl Numbers for BlockIQ4NL {
 
     #[inline(always)]
     fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        // SAFETY: every ISA that has panels has SSSE3.
-        let values = unsafe { look_up(&UNSIGNED, &self.qs) };
+        // SAFETY: every ISA that has panels has AVX2.
+        let values = unsafe { look_up_bytes(&UNSIGNED, &self.qs) };
         numbers.copy_from_slice(&values);
         scales[0] = half(self.d);
     }
@@ -128,11 +128,12 @@ impl Numbers for BlockIQ4XS {
 
     #[inline(always)]
     fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
+            // SAFETY: every ISA that has panels has AVX2.
+            *numbers = unsafe { look_up_bytes(&UNSIGNED, qs) };
+        }
         let d = half(self.d);
-        for (j, (qs, scale)) in self.qs.iter().zip(scales).enumerate() {
-            // SAFETY: every ISA that has panels has SSSE3.
-            let values = unsafe { look_up(&UNSIGNED, qs) };
-            numbers[QK * j..][..QK].copy_from_slice(&values);
+        for (j, scale) in scales.iter_mut().enumerate() {
             *scale = d * self.scale(j) as f32;
         }
     }
