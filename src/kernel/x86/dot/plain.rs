@@ -91,7 +91,7 @@ legacy_dot!(BlockQ5_1, true, |b, y| V::dot_32(five_bits_32(&b.qs, b.qh), y));
 legacy_dot!(BlockQ8_0, false, |b, y| {
     dot_signed::<V>(_mm256_loadu_si256(b.qs.as_ptr().cast()), y)
 });
-legacy_dot!(BlockIQ4NL, false, |b, y| { dot_signed::<V>(look_up(&BYTES, &b.qs), y) });
+legacy_dot!(BlockIQ4NL, false, |b, y| dot_signed::<V>(look_up(&BYTES, &b.qs), y));
 
 /// `factors` are the activations' scales and sums.
 #[inline(always)]
