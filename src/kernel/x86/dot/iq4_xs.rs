@@ -4,7 +4,7 @@
 //! of one sub-block alone, because [`HalfOrder`] has the activations in the nibbles' order; so a
 //! sub-block's scale multiplies whole parts.
 
-use super::DotVector;
+use super::{DotVector, prefetch};
 use crate::block::{BlockIQ4XS, blocks};
 use crate::dot::activations::HalfOrder;
 #[cfg(test)]
@@ -44,6 +44,7 @@ unsafe fn dot_row<V: DotVector>(row: &[BlockIQ4XS], y: &[HalfOrder]) -> f32 {
     unsafe {
         let mut acc = V::zero_floats();
         for (block, y) in row.iter().zip(y) {
+            prefetch(block, size_of::<BlockIQ4XS>());
             let d = super::f16_to_f32(u16::from_le_bytes(block.d));
             let sums = V::to_floats(scaled_sums::<V>(block, y));
             acc = V::fma(sums, V::spread(d * y.d), acc);
