@@ -24,7 +24,7 @@ use crate::kernel::{self, Isa};
 use crate::rows::{Source, expect_length};
 use crate::team;
 use columns::{Columns, Floats, PanelColumns};
-use outliers::{Batches, add_outliers};
+use outliers::{BATCH, OutlierPart, add_outliers, place_by_place};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -161,15 +161,29 @@ impl<'a> Matrix<'a> {
             }
         });
         if self.outliers.is_some() {
-            let x = Batches::new(x, length);
-            let part = self.part_length(PANEL);
-            for_each_part(out, self.rows(), part, |number, parts| {
-                let rows = number * part..number * part + parts[0].len();
-                if let Some(outliers) = self.outliers_of(&rows) {
-                    add_outliers(isa, outliers, &x, parts);
-                }
-            });
+            self.add_outliers(isa, x, out);
         }
+    }
+
+    /// Adds the products of the outliers with many columns, batch by batch of them.
+    fn add_outliers(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        let (rows, length, part) = (self.rows(), self.row_length(), self.part_length(PANEL));
+        let outliers: Vec<OutlierPart> = (0..rows.div_ceil(part))
+            .into_par_iter()
+            .filter_map(|number| {
+                let rows = number * part..rows.min((number + 1) * part);
+                Some(OutlierPart::new(isa, self.outliers_of(&rows)?, rows.len()))
+            })
+            .collect();
+        out.par_chunks_mut(BATCH * rows).zip(x.par_chunks(BATCH * length)).for_each_init(
+            Vec::new,
+            |batch, (out, x)| {
+                place_by_place(x, length, batch);
+                for_each_part(out, rows, part, |number, parts| {
+                    add_outliers(isa, &outliers[number], batch, parts);
+                });
+            },
+        );
     }
 }
 

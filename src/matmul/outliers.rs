@@ -7,67 +7,67 @@
 use crate::block::{QK_K, TensorType};
 use crate::hifi::rows::Outliers;
 use crate::kernel::{self, Isa};
-use rayon::prelude::*;
 
 /// Columns side by side: few enough that a batch of long columns stays in a core's cache.
 pub(crate) const BATCH: usize = 32;
 
-/// Activations, place by place; columns that a batch lacks are zeros.
+/// Outliers of some rows, residuals as f32: those of the first block of every row, then those of the
+/// second, and so on.
 #[derive(Debug)]
-pub(crate) struct Batches {
-    length: usize,
-    activations: Vec<[f32; BATCH]>,
+pub(crate) struct OutlierPart {
+    index: Vec<u8>,
+    residual: Vec<f32>,
 }
 
-impl Batches {
-    /// Columns of `length` activations.
-    pub fn new(x: &[f32], length: usize) -> Self {
-        let batches = (x.len() / length).div_ceil(BATCH);
-        let mut activations = vec![[0f32; BATCH]; batches * length];
-        activations.par_chunks_exact_mut(length).zip(x.par_chunks(BATCH * length)).for_each(
-            |(batch, x)| {
-                for (part, batch) in batch.chunks_mut(BATCH).enumerate() {
-                    for (c, column) in x.chunks_exact(length).enumerate() {
-                        for (place, &x) in batch.iter_mut().zip(&column[part * BATCH..]) {
-                            place[c] = x;
-                        }
-                    }
-                }
-            },
-        );
-        Self { length, activations }
+impl OutlierPart {
+    /// Of `rows` rows.
+    pub fn new(isa: Isa, outliers: Outliers<'_>, rows: usize) -> Self {
+        let mut residual = vec![0f32; outliers.index.len()];
+        kernel::dequantize_row(isa, TensorType::F16, outliers.residual, &mut residual);
+        let n = outliers.outliers;
+        let blocks = outliers.index.len() / (rows * n);
+        Self {
+            index: block_by_block(outliers.index, blocks, n),
+            residual: block_by_block(&residual, blocks, n),
+        }
     }
 }
 
-/// Adds the products of the outliers of some rows to `out`, those rows' piece of every column.
-///
-/// The more rows at once, the more often a batch is used while it is in the cache.
-pub(crate) fn add_outliers(
-    isa: Isa,
-    outliers: Outliers<'_>,
-    x: &Batches,
-    mut out: Vec<&mut [f32]>,
-) {
-    let (blocks, rows) = (x.length / QK_K, out[0].len());
-    let mut residual = vec![0f32; outliers.index.len()];
-    kernel::dequantize_row(isa, TensorType::F16, outliers.residual, &mut residual);
-    let index = block_by_block(outliers.index, blocks, rows);
-    let residual = block_by_block(&residual, blocks, rows);
-    let mut sums = vec![[0f32; BATCH]; rows];
-    for (out, x) in out.chunks_mut(BATCH).zip(x.activations.chunks_exact(x.length)) {
-        sums.fill([0.0; BATCH]);
-        kernel::add_outlier_products(isa, &index, &residual, x, &mut sums);
-        for (c, out) in out.iter_mut().enumerate() {
-            for (out, sums) in out.iter_mut().zip(&sums) {
-                *out += sums[c];
+/// Brings columns of `length` activations, a batch at most, into the order place by place. Columns that
+/// the batch lacks are zeros.
+pub(crate) fn place_by_place(x: &[f32], length: usize, batch: &mut Vec<[f32; BATCH]>) {
+    batch.resize(length, [0.0; BATCH]);
+    for (part, batch) in batch.chunks_mut(BATCH).enumerate() {
+        if x.len() < BATCH * length {
+            batch.fill([0.0; BATCH]);
+        }
+        for (c, column) in x.chunks_exact(length).enumerate() {
+            for (place, &x) in batch.iter_mut().zip(&column[part * BATCH..]) {
+                place[c] = x;
             }
         }
     }
 }
 
-/// The outliers of the first block of every row, then those of the second, and so on.
-fn block_by_block<T: Copy>(rows_first: &[T], blocks: usize, rows: usize) -> Vec<T> {
-    let outliers = rows_first.len() / (blocks * rows);
+/// Adds the products of the outliers of some rows to `out`, those rows' piece of every column of a batch.
+///
+/// The more rows at once, the more often a block's activations are used while they are in the cache.
+pub(crate) fn add_outliers(
+    isa: Isa,
+    outliers: &OutlierPart,
+    batch: &[[f32; BATCH]],
+    mut out: Vec<&mut [f32]>,
+) {
+    let mut sums = vec![[0f32; BATCH]; out[0].len()];
+    kernel::add_outlier_products(isa, &outliers.index, &outliers.residual, batch, &mut sums);
+    for (c, out) in out.iter_mut().enumerate() {
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            *out += sums[c];
+        }
+    }
+}
+
+fn block_by_block<T: Copy>(rows_first: &[T], blocks: usize, outliers: usize) -> Vec<T> {
     let mut blocks_first = Vec::with_capacity(rows_first.len());
     for block in 0..blocks {
         for row in rows_first.chunks_exact(blocks * outliers) {
