@@ -1,8 +1,8 @@
 //! Dot products of quantized rows with a column of activations.
 //!
-//! The activations are quantized too, to eight bits, as in ggml: K-quants are multiplied by Q8_K,
-//! legacy types by Q8_0 or, where the type has a minimum, Q8_1, numbers by f32. So a block's dot
-//! product is a sum of small integers, exact on every ISA, times a few scales.
+//! The activations are quantized too, to eight bits, as in ggml: K-quants and IQ4_XS are multiplied by
+//! Q8_K, legacy types and IQ4_NL by Q8_0 or, where the type has a minimum, Q8_1, numbers by f32. So a
+//! block's dot product is a sum of small integers, exact on every ISA, times a few scales.
 //!
 //! | rows | activations | a block's dot product |
 //! |---|---|---|
