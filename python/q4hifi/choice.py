@@ -83,6 +83,15 @@ def choose_types(
     return choices
 
 
+def open_tensors(
+    tensors: Iterable[SourceTensor], model: ModelShape, options: Options
+) -> dict[str, SourceTensor]:
+    """Return the tensors whose type neither the user nor a rule for all mixes decides, by name."""
+    tensors = list(tensors)
+    chooser = _Chooser(tensors, model, options, False)
+    return {t.name: t for t in tensors if chooser.is_open(t)}
+
+
 class _Chooser:
     """One pass over a model: the rules, and the counters that they advance."""
 
@@ -102,13 +111,9 @@ class _Chooser:
         self.seen: Counter[str] = Counter()
 
     def choose(self, tensor: SourceTensor) -> Choice:
-        name, shape, architecture = tensor.name, tensor.shape, self.model.architecture
-        keep_output = self.options.leave_output_tensor
-        if self.recipe.default is None or not is_quantizable(
-            name, shape, architecture, leave_output_tensor=keep_output
-        ):
+        if self.recipe.default is None or not self._is_quantizable(tensor):
             return Choice(tensor.format.type, tensor.format.outliers)
-        role = role_of(name)
+        name, shape, role = tensor.name, tensor.shape, role_of(tensor.name)
         wanted = self._named(name, role) or self._mixed(name, role, self.recipe.default)
         outliers = 0
         if wanted == Q4_HIFI:
@@ -118,6 +123,25 @@ class _Chooser:
         if fitting == wanted:
             return Choice(wanted, outliers)
         return Choice(fitting, fallback_from=wanted)
+
+    def is_open(self, tensor: SourceTensor) -> bool:
+        name = tensor.name
+        return (
+            self._is_quantizable(tensor)
+            and self._named(name, role_of(name)) is None
+            and not self._is_at_least_q8_0(name)
+        )
+
+    def _is_quantizable(self, tensor: SourceTensor) -> bool:
+        return is_quantizable(
+            tensor.name,
+            tensor.shape,
+            self.model.architecture,
+            leave_output_tensor=self.options.leave_output_tensor,
+        )
+
+    def _is_at_least_q8_0(self, name: str) -> bool:
+        return any(part in name for part in AT_LEAST_Q8_0.get(self.model.architecture, ()))
 
     def _named(self, name: str, role: str) -> TensorType | None:
         """The type that the user named for a tensor, if any."""
@@ -136,7 +160,7 @@ class _Chooser:
         model, recipe = self.model, self.recipe
         if not default.quantized or self.options.pure:
             return default
-        if any(part in name for part in AT_LEAST_Q8_0.get(model.architecture, ())):
+        if self._is_at_least_q8_0(name):
             return Q8_0
         if role == "output" or (role == "token_embd" and self.tied):
             return self._output(default)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from .errors import BadOptionError
@@ -40,12 +42,24 @@ def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
         raise BadOptionError(f"{path}: {error}") from None
 
 
+SCALE, MEASURED = "scale", "measured"
+COVERAGES = (SCALE, MEASURED)
+"""How Q4_HIFI decides what a tensor becomes: by the table of :mod:`q4hifi.scale`, or by measured errors."""
+
+DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: SCALE}
+"""With an imatrix or without -> the coverage where the user's options ask for none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the user asked for; every field is checked on construction (:class:`BadOptionError`).
 
     ``tensor_types`` holds (regular expression, type) pairs: the first that is found in a tensor's
     name decides its type. None leaves a choice to the recipe and the model's scale.
+
+    ``target_size`` (bytes of the file), ``target_bpw`` (bits a weight) and ``like`` (a recipe, whose size
+    counts) are budgets of measured coverage, ``stock`` keeps it to types that stock llama.cpp loads, and
+    ``sensitivities`` is a file that says what an error in each tensor costs.
     """
 
     type: str = "Q4_HIFI"
@@ -59,6 +73,12 @@ class Options:
     leave_output_tensor: bool = False
     pure: bool = False
     no_fallback: bool = False
+    coverage: str | None = None
+    target_size: int | None = None
+    target_bpw: float | None = None
+    like: str | None = None
+    stock: bool = False
+    sensitivities: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and that they fit together."""
@@ -80,6 +100,49 @@ class Options:
             raise BadOptionError(f"minimal and ffn_down_coverage are for type Q4_HIFI, not {recipe.name}")
         if self.outliers is not None and Q4_HIFI not in {recipe.default, *kinds}:
             raise BadOptionError(f"outliers is for Q4_HIFI, and {recipe.name} makes no such tensor")
+        self._check_coverage()
+
+    def _check_coverage(self) -> None:
+        if self.coverage not in (None, *COVERAGES):
+            raise BadOptionError(f"unknown coverage {self.coverage!r}; choose one of {', '.join(COVERAGES)}")
+        measured, by_scale = self._only_measured, self._only_scale
+        if self.recipe.default != Q4_HIFI and (self.coverage is not None or measured):
+            what = ", ".join(measured) or "coverage"
+            raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
+        if measured and (self.coverage == SCALE or by_scale):
+            raise BadOptionError(
+                f"{', '.join(measured)}: for coverage measured, and not with {', '.join(by_scale) or 'scale'}"
+            )
+        if self.coverage == MEASURED and by_scale:
+            raise BadOptionError(f"{', '.join(by_scale)}: not for coverage measured, which decides by errors")
+        targets = [name for name in measured if name in ("target_size", "target_bpw", "like")]
+        if len(targets) > 1:
+            raise BadOptionError(f"{' and '.join(targets)} cannot go together; choose one")
+        if self.target_size is not None and self.target_size <= 0:
+            raise BadOptionError(f"target_size is {self.target_size}; give a number of bytes")
+        if self.target_bpw is not None and not 0 < self.target_bpw < inf:
+            raise BadOptionError(f"target_bpw is {self.target_bpw}; give a number of bits above zero")
+        if self.like is not None and find_recipe(self.like).default in (None, Q4_HIFI):
+            raise BadOptionError(f"like is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
+
+    @property
+    def _only_measured(self) -> list[str]:
+        """The names of the options given that mean something to measured coverage only."""
+        names = ("target_size", "target_bpw", "like", "stock", "sensitivities")
+        return [name for name in names if getattr(self, name) not in (None, False)]
+
+    @property
+    def _only_scale(self) -> list[str]:
+        """The names of the options given that mean something to the table of scales only."""
+        names = ("outliers", "ffn_down_coverage", "minimal", "pure")
+        return [name for name in names if getattr(self, name) not in (None, False)]
+
+    def is_measured(self, has_imatrix: bool) -> bool:
+        """Whether measured errors decide what the tensors become."""
+        if self.recipe.default != Q4_HIFI or self._only_scale:
+            return False
+        default = MEASURED if self._only_measured else DEFAULT_COVERAGE[has_imatrix]
+        return (self.coverage or default) == MEASURED
 
     @property
     def recipe(self) -> Recipe:

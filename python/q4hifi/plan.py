@@ -5,8 +5,8 @@ A plan reads no weights; it is what ``--dry-run`` shows and what a real run then
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,10 +14,11 @@ from .choice import Choice, SourceTensor, choose_types
 from .errors import UnsupportedModelError
 from .layout import FILE_TYPE, FORK, SPLIT, Format, StoredTensor
 from .model_shape import ModelShape
-from .names import layer_of, processing_order, role_of
+from .names import ATTN_V_LIKE, layer_of, processing_order, role_of
 from .options import Options
+from .recipes import RECIPES
 from .scale import Scale
-from .types import Q4_HIFI, TensorType
+from .types import Q4_HIFI, TYPES, TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,28 @@ class TypeTotal:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How measured coverage came to its plan.
+
+    ``budget`` and ``used`` are bytes; ``predicted_kld`` is in nats, by the ``sensitivities`` named, and
+    ``gap`` the share of it that another choice within the budget could save at most.
+    """
+
+    budget: int
+    used: int
+    predicted_kld: float
+    gap: float
+    sensitivities: str
+    stock: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a file becomes; ``tensors`` stand in the order of writing.
 
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
     None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
+    ``measured`` is None where a recipe decided, not measured errors.
     """
 
     recipe: str
@@ -113,6 +131,7 @@ class Plan:
     scale: Scale | None
     tensors: tuple[PlannedTensor, ...]
     file_bytes: int | None = None
+    measured: Measured | None = None
 
     @property
     def n_params(self) -> int:
@@ -143,6 +162,17 @@ class Plan:
         return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
 
     @property
+    def by_role(self) -> dict[str, dict[str, int]]:
+        """Role -> name of a quantized type, with its outliers -> how many tensors."""
+        roles: dict[str, dict[str, int]] = {}
+        for t in self.tensors:
+            if t.type.quantized:
+                kind = f"{t.type} N={t.outliers}" if t.outliers else t.type.name
+                kinds = roles.setdefault(t.role, {})
+                kinds[kind] = kinds.get(kind, 0) + 1
+        return roles
+
+    @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
         """The tensors whose row length ruled out the type that the recipe wanted."""
         return tuple(t for t in self.tensors if t.fallback_from is not None)
@@ -159,6 +189,7 @@ class Plan:
             "file_bytes": self.file_bytes,
             "bits_per_weight": self.bits_per_weight,
             "fallbacks": len(self.fallbacks),
+            "measured": self.measured and asdict(self.measured),
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},
             "tensors": [t.as_dict() for t in self.tensors],
         }
@@ -171,8 +202,11 @@ def make_plan(
     *,
     has_imatrix: bool = False,
     keep_order: bool = False,
+    chosen: Mapping[str, Choice] | None = None,
 ) -> Plan:
     """Plan what ``tensors`` become, in llama-quantize's order, or in theirs with ``keep_order``.
+
+    ``chosen`` has what measured coverage decided: tensor name -> choice, in place of the recipe's.
 
     Raises :class:`UnsupportedModelError` where a tensor would have to change from a type that
     cannot be decoded, or falls back although ``options.no_fallback`` forbids it, and
@@ -180,6 +214,11 @@ def make_plan(
     """
     sources = list(tensors) if keep_order else sorted(tensors, key=lambda t: processing_order(t.name))
     choices = choose_types(sources, model, options, has_imatrix=has_imatrix)
+    if chosen is not None:
+        choices = [
+            replace(chosen[t.name], fallback_from=choice.fallback_from) if t.name in chosen else choice
+            for t, choice in zip(sources, choices, strict=True)
+        ]
     planned = tuple(
         PlannedTensor(
             name=source.name,
@@ -204,13 +243,28 @@ def make_plan(
     # the fork layout is known by its file type, so one such tensor is enough to need it
     if recipe.default == Q4_HIFI or (hifi and options.layout == FORK):
         file_type = FILE_TYPE[options.layout]
-    return Plan(
-        recipe=recipe.name,
-        layout=options.layout,
-        file_type=file_type,
-        scale=options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None,
-        tensors=planned,
-    )
+    scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
+    plan = Plan(recipe.name, options.layout, file_type, scale, planned)
+    if chosen is None:
+        return plan
+    return replace(plan, scale=_scale(planned)) if hifi else replace(plan, file_type=_file_type(plan))
+
+
+def _scale(tensors: Sequence[PlannedTensor]) -> Scale:
+    """What measured coverage spent, in the scale's terms: the most outliers, and shares of the layers."""
+
+    def share(roles: Collection[str]) -> float:
+        types = [t.type for t in tensors if t.role in roles]
+        return types.count(Q4_HIFI) / max(1, len(types))
+
+    return Scale(max(t.outliers for t in tensors), share(("ffn_down",)), share(ATTN_V_LIKE))
+
+
+def _file_type(plan: Plan) -> int | None:
+    """The file type of the first recipe that is mainly of the type that most bytes are of."""
+    main = next((name for name in plan.by_type if TYPES[name].quantized), None)
+    recipes = (r for r in RECIPES.values() if r.default is not None and r.default.name == main)
+    return next((r.file_type for r in recipes), plan.file_type)
 
 
 def _target(source: Format, choice: Choice, layout: str) -> Format:

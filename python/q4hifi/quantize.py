@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor
 
 from gguf.constants import GGUFValueType
 
+from .choice import Choice, open_tensors
+from .coverage import measure_menu, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
@@ -21,6 +24,8 @@ from .plan import Plan, make_plan
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
+from .scale import overhead_for
+from .sensitivities import default_sensitivities, load_sensitivities
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
@@ -42,6 +47,12 @@ def quantize_file(
     leave_output_tensor: bool = False,
     pure: bool = False,
     no_fallback: bool = False,
+    coverage: str | None = None,
+    target_size: int | None = None,
+    target_bpw: float | None = None,
+    like: str | None = None,
+    stock: bool = False,
+    sensitivities: str | os.PathLike[str] | None = None,
     allow_requantize: bool = False,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
@@ -75,6 +86,17 @@ def quantize_file(
         As llama-quantize's options of these names.
     no_fallback
         Refuse instead of taking another type for rows that 256 does not divide.
+    coverage
+        How Q4_HIFI decides: "scale", by the table of :mod:`q4hifi.scale`, or "measured", the types with
+        which the predicted divergence is least within a budget (:mod:`q4hifi.coverage`). None: by
+        :data:`q4hifi.options.DEFAULT_COVERAGE`, and measured where one of the following is given.
+    target_size, target_bpw, like
+        The budget of measured coverage: the most bytes of the output, bits a weight of its tensors, or a
+        recipe, whose size on this model is the most. None: somewhat more than Q4_K_S takes.
+    stock
+        Measured coverage takes only types that stock llama.cpp loads.
+    sensitivities
+        A file that says what an error in each tensor costs (:mod:`q4hifi.sensitivities`).
     allow_requantize
         Let tensors that are quantized already change their type, which loses quality.
     include_weights, exclude_weights
@@ -105,18 +127,25 @@ def quantize_file(
         leave_output_tensor=leave_output_tensor,
         pure=pure,
         no_fallback=no_fallback,
+        coverage=coverage,
+        target_size=target_size,
+        target_bpw=target_bpw,
+        like=like,
+        stock=stock,
+        sensitivities=sensitivities,
     )
     output = Output(dst, overwrite, keep_split, split_max_size)
     started = time.monotonic()
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
-        plan, metadata = _plan(model, options, importance, output)
+        planner = _Planner(model, options, importance, output, thread_count(threads), progress)
+        plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
         written = rewrite(
             model,
             plan,
-            metadata,
+            planner.metadata(plan),
             output,
             importance=importance,
             threads=thread_count(threads),
@@ -140,14 +169,23 @@ def plan_file(
     leave_output_tensor: bool = False,
     pure: bool = False,
     no_fallback: bool = False,
+    coverage: str | None = None,
+    target_size: int | None = None,
+    target_bpw: float | None = None,
+    like: str | None = None,
+    stock: bool = False,
+    sensitivities: str | os.PathLike[str] | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     keep_split: bool = False,
     split_max_size: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Plan what :func:`quantize_file` would do with the same arguments; reads no weights.
+    """Plan what :func:`quantize_file` would do with the same arguments.
 
-    ``Plan.file_bytes`` is the exact size of the output, all its files together.
+    Reads no weights, but some for measured coverage. ``Plan.file_bytes`` is the exact size of the output,
+    all its files together.
     """
     options = Options(
         type=type,
@@ -161,11 +199,17 @@ def plan_file(
         leave_output_tensor=leave_output_tensor,
         pure=pure,
         no_fallback=no_fallback,
+        coverage=coverage,
+        target_size=target_size,
+        target_bpw=target_bpw,
+        like=like,
+        stock=stock,
+        sensitivities=sensitivities,
     )
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
         output = Output("", keep_split=keep_split, split_max_size=split_max_size)
-        return _plan(model, options, importance, output)[0]
+        return _Planner(model, options, importance, output, thread_count(threads), progress).plan()
 
 
 def _importance(
@@ -179,32 +223,104 @@ def _importance(
     return load_importance(path).filtered(include, exclude) or None
 
 
-def _plan(
-    model: ModelFile, options: Options, importance: Importance | None, output: Output
-) -> tuple[Plan, Metadata]:
-    """The plan, with the exact size of its files, and the metadata that it writes."""
-    if options.recipe.default is None and model.layout is not None:
-        options = replace(options, layout=model.layout)
-    plan = make_plan(
-        model.tensors.values(),
-        ModelShape.from_metadata(model.metadata),
-        options,
-        has_imatrix=importance is not None,
-        keep_order=output.keep_split,
-    )
-    if any(t.type == Q4_HIFI and t.target.layout != options.layout for t in plan.tensors):
-        raise UnsupportedModelError(
-            f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
-            f" use export to bring it into the {options.layout} layout"
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Everything that a plan depends on."""
+
+    model: ModelFile
+    options: Options
+    importance: Importance | None
+    output: Output
+    threads: int
+    progress: Progress | None
+
+    def plan(self) -> Plan:
+        """The plan that the options ask for, with the exact size of its files."""
+        if self.options.is_measured(self.importance is not None):
+            return self._measured()
+        return self._sized(self.options)
+
+    def metadata(self, plan: Plan) -> Metadata:
+        """What the files of a plan say of themselves."""
+        return _metadata(self.model.gguf.metadata, plan, self.importance)
+
+    def _measured(self) -> Plan:
+        model, options = self.model, self.options
+        shape = ModelShape.from_metadata(model.metadata)
+        names = list(open_tensors(model.tensors.values(), shape, options))
+        if options.sensitivities is None:
+            sensitivities = default_sensitivities(names)
+        else:
+            sensitivities = load_sensitivities(options.sensitivities)
+        budget, size_of = self._budget()
+        menu = measure_menu(
+            model,
+            names,
+            sensitivities,
+            self.importance,
+            stock=options.stock,
+            layout=options.layout,
+            threads=self.threads,
+            progress=self.progress,
         )
-    metadata = _metadata(model.gguf.metadata, plan, importance)
-    sizes = file_sizes(
-        metadata,
-        [part for t in plan.tensors for part in t.stored],
-        alignment=model.gguf.alignment,
-        shard_of=output.shards(model, plan),
-    )
-    return replace(plan, file_bytes=sum(sizes)), metadata
+        return measured_plan(
+            menu,
+            budget,
+            lambda chosen: self._sized(options, chosen),
+            size_of,
+            sensitivities=sensitivities.source,
+            stock=options.stock,
+        )
+
+    def _budget(self) -> tuple[int, Callable[[Plan], int]]:
+        """The most bytes that a measured plan may have, and what counts of them."""
+        options = self.options
+        n_params = sum(t.n_elements for t in self.model.tensors.values())
+        if options.target_bpw is not None:
+            return floor(options.target_bpw * n_params / 8), lambda plan: plan.tensor_bytes
+        if options.target_size is not None:
+            return options.target_size, _file_bytes
+        if options.like is not None:
+            return _file_bytes(self._sized(Options(type=options.like))), _file_bytes
+        small = Options(
+            type="Q4_K_S",
+            tensor_types=options.tensor_types,
+            output_tensor_type=options.output_tensor_type,
+            token_embedding_type=options.token_embedding_type,
+            leave_output_tensor=options.leave_output_tensor,
+        )
+        return floor(_file_bytes(self._sized(small)) * (1 + overhead_for(n_params))), _file_bytes
+
+    def _sized(self, options: Options, chosen: Mapping[str, Choice] | None = None) -> Plan:
+        """The plan of a recipe, or of choices, with the exact size of its files."""
+        model = self.model
+        if options.recipe.default is None and model.layout is not None:
+            options = replace(options, layout=model.layout)
+        plan = make_plan(
+            model.tensors.values(),
+            ModelShape.from_metadata(model.metadata),
+            options,
+            has_imatrix=self.importance is not None,
+            keep_order=self.output.keep_split,
+            chosen=chosen,
+        )
+        if any(t.type == Q4_HIFI and t.target.layout != options.layout for t in plan.tensors):
+            raise UnsupportedModelError(
+                f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
+                f" use export to bring it into the {options.layout} layout"
+            )
+        sizes = file_sizes(
+            self.metadata(plan),
+            [part for t in plan.tensors for part in t.stored],
+            alignment=model.gguf.alignment,
+            shard_of=self.output.shards(model, plan),
+        )
+        return replace(plan, file_bytes=sum(sizes))
+
+
+def _file_bytes(plan: Plan) -> int:
+    assert plan.file_bytes is not None  # plans are sized here
+    return plan.file_bytes
 
 
 def _metadata(source: Metadata, plan: Plan, importance: Importance | None) -> Metadata:

@@ -104,6 +104,7 @@ class QuantizeReport:
         """Return the tables that the command prints."""
         return paragraphs(
             [type_table(self.plan)],
+            [role_table(self.plan)] if self.plan.measured else [],
             self._errors() if self.errors else [],
             [*notes(self.plan), *self._importance_notes()],
             [
@@ -154,9 +155,27 @@ def tensor_table(plan: Plan) -> Table:
     return table
 
 
+def role_table(plan: Plan) -> Table:
+    """Return how many tensors of each role took which type."""
+    table = new_table("role", "types")
+    table.columns[1].justify = "left"
+    for role, kinds in plan.by_role.items():
+        ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        table.add_row(role, ", ".join(f"{count} {kind}" for kind, count in ordered))
+    return table
+
+
 def notes(plan: Plan) -> Iterable[Text]:
     """Yield what a user should know of a plan: its scale and layout, and the tensors that fell back."""
-    if plan.scale is not None:
+    if plan.measured is not None:
+        measured = plan.measured
+        yield Text(
+            f"measured coverage: {measured.used / measured.budget:.2%} of {human_bytes(measured.budget)} used, "
+            f"predicted KL divergence {measured.predicted_kld:.5f} nats, "
+            f"at most {measured.gap:.2%} above "
+            f"the best choice; sensitivities from {printable(measured.sensitivities)}"
+        )
+    elif plan.scale is not None:
         yield Text(
             f"Q4_HIFI at {human_count(plan.n_params)} parameters: {plan.scale.outliers} outliers a block, "
             f"attn_v of {plan.scale.attn_v_coverage:.0%} and "

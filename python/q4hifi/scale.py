@@ -32,9 +32,22 @@ SCALES: tuple[tuple[float, Scale], ...] = (
 )
 """The most parameters (inclusive) that a scale is for, and the scale."""
 
+OVERHEADS: tuple[tuple[float, float], ...] = (
+    (3 * BILLION, 0.06),
+    (30 * BILLION, 0.05),
+    (70 * BILLION, 0.03),
+    (inf, 0.015),
+)
+"""The most parameters (inclusive), and how much larger than Q4_K_S's a file of measured coverage may be."""
+
 MINIMAL = Scale(16, 0.0, 0.25)
 MINIMAL_ABOVE = 100 * BILLION
 """``minimal`` is for models of more parameters than this."""
+
+
+def overhead_for(n_params: int) -> float:
+    """Return the share by which measured coverage may exceed the size of Q4_K_S."""
+    return next(overhead for limit, overhead in OVERHEADS if n_params <= limit)
 
 
 def scale_for(n_params: int, *, minimal: bool = False) -> Scale:

@@ -46,6 +46,8 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProg
         task = bar.add_task("", total=None, rate=0.0, left="")
 
         def on_progress(done: int, total: int, name: str) -> None:
+            if done < bar.tasks[task].completed:
+                bar.reset(task)  # another stage of the work
             elapsed = bar.tasks[task].elapsed or 0.0
             rate = done / elapsed / scale if elapsed else 0.0
             left = f"{human_time(elapsed * (total - done) / done)} left" if done else ""

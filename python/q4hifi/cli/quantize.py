@@ -15,12 +15,14 @@ import click
 from ..errors import BadOptionError
 from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
 from ..gguf_split import parse_size
+from ..gguf_write import check_destination
 from ..layout import LAYOUTS, SPLIT
-from ..options import parse_tensor_type, read_tensor_type_file
+from ..options import COVERAGES, parse_tensor_type, read_tensor_type_file
 from ..plan import Plan
 from ..quantize import plan_file, quantize_file
 from ..recipes import RECIPES, find_recipe
-from ..report import QuantizeReport, human_bytes, notes, paragraphs, tensor_table, type_table
+from ..report import QuantizeReport, human_bytes, notes, paragraphs, role_table, tensor_table, type_table
+from ..tensor_types import write_tensor_types
 from .common import (
     console,
     json_option,
@@ -64,6 +66,23 @@ def _quantize_options(command: Command) -> Command:
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
         click.option(
             "--split-max-size", metavar="N(M|G)", help="Cut the output into files of at most that much data."
+        ),
+        click.option(
+            "--coverage",
+            type=click.Choice(COVERAGES),
+            help="Q4_HIFI: by the table of model scales, or the types that measure best within a budget.",
+        ),
+        click.option("--target-size", metavar="N(M|G)", help="Measured: the most bytes of the output."),
+        click.option("--target-bpw", type=float, metavar="BITS", help="Measured: the most bits a weight."),
+        click.option("--like", metavar="TYPE", help="Measured: the most is the size of this recipe."),
+        click.option("--stock", is_flag=True, help="Measured: only types that stock llama.cpp loads."),
+        click.option(
+            "--sensitivities", metavar="FILE", help="Measured: what an error in each tensor costs, in JSON."
+        ),
+        click.option(
+            "--write-tensor-types",
+            metavar="FILE",
+            help="Write the types as --tensor-type-file reads them; with --stock for llama-quantize.",
         ),
         click.option("--outliers", type=click.IntRange(0, 32), help="Q4_HIFI: outliers a block of 256."),
         click.option(
@@ -110,9 +129,12 @@ def quantize(
     Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY. DST defaults to SRC's name with the type.
     """
     dst, kind, rest_threads = _positional(src, rest)
-    choices = _choices(choices)
+    choices, types_file = _choices(choices, overwrite)
     if dry_run:
-        _print_plan(plan_file(src, kind, **choices), as_json, tensors=False)
+        with progress_bar() as progress:
+            found = plan_file(src, kind, threads=threads or rest_threads, progress=progress, **choices)
+        _print_plan(found, as_json, tensors=False)
+        _write_types(found, types_file, overwrite)
         return
     with progress_bar() as progress:
         report = quantize_file(
@@ -126,6 +148,7 @@ def quantize(
             **choices,
         )
     _print_report(report, as_json)
+    _write_types(report.plan, types_file, overwrite)
 
 
 @main.command()
@@ -133,10 +156,27 @@ def quantize(
 @click.argument("type", default="Q4_HIFI")
 @_quantize_options
 @tensors_option
+@threads_option
+@overwrite_option
 @json_option
-def plan(src: str, type: str, tensors: bool, as_json: bool, **choices: Any) -> None:
-    """Say what 'quantize' would make of SRC, sizes to the byte; reads no weights."""
-    _print_plan(plan_file(src, type, **_choices(choices)), as_json, tensors)
+def plan(
+    src: str,
+    type: str,
+    tensors: bool,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Say what 'quantize' would make of SRC, sizes to the byte.
+
+    Reads no weights, but some for measured coverage.
+    """
+    choices, types_file = _choices(choices, overwrite)
+    with progress_bar() as progress:
+        found = plan_file(src, type, threads=threads, progress=progress, **choices)
+    _print_plan(found, as_json, tensors)
+    _write_types(found, types_file, overwrite)
 
 
 @main.command()
@@ -218,15 +258,24 @@ def _default_destination(src: str, kind: str) -> str:
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{kind}.gguf"))
 
 
-def _choices(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of quantize_file from the shared options."""
+def _choices(options: Mapping[str, Any], overwrite: bool) -> tuple[dict[str, Any], str | None]:
+    """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
     choices = dict(options)
+    types_file = choices.pop("write_tensor_types")
+    if types_file is not None:
+        check_destination(Path(types_file), overwrite, ())  # before any work
     named = [parse_tensor_type(text) for text in choices["tensor_types"]]
     file = choices.pop("tensor_type_file")
     choices["tensor_types"] = named + list(read_tensor_type_file(file) if file else ())
-    if choices["split_max_size"] is not None:
-        choices["split_max_size"] = parse_size(choices["split_max_size"])
-    return choices
+    for name in ("split_max_size", "target_size"):
+        if choices[name] is not None:
+            choices[name] = parse_size(choices[name])
+    return choices, types_file
+
+
+def _write_types(plan: Plan, file: str | None, overwrite: bool) -> None:
+    if file is not None:
+        write_tensor_types(plan, file, overwrite=overwrite)
 
 
 def _print_report(report: QuantizeReport, as_json: bool) -> None:
@@ -242,4 +291,5 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
         return
     size = f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight"
     tables = [[tensor_table(plan)]] if tensors else []
-    console().print(paragraphs(*tables, [type_table(plan)], notes(plan), [size]))
+    roles = [role_table(plan)] if plan.measured else []
+    console().print(paragraphs(*tables, [type_table(plan)], roles, notes(plan), [size]))

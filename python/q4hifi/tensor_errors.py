@@ -1,0 +1,98 @@
+"""What each candidate format would cost a matrix in precision, measured on some of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import NotFiniteError
+from .importance import Importance
+from .layout import Format
+from .model_file import ModelFile, ModelTensor, RowRange
+from .rows import ErrorSums, Parts, check_finite, encode
+
+SHARE = 1 / 16
+"""Of the rows of a matrix that are measured, but for the limits below."""
+
+FEWEST_ROWS, FEWEST_WEIGHTS = 64, 100_000
+"""Small matrices are measured to at least so much, or whole: rows differ."""
+
+MOST_WEIGHTS = 1 << 20
+"""Large ones to at most so much: enough to know the error to a percent."""
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some rows of a tensor, all of one matrix (expert), as they lie in the file."""
+
+    matrix: int
+    rows: tuple[int, ...]
+    parts: Parts
+
+
+def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of the rows to measure, in order.
+
+    One of each of as many equal stretches. Its place in the stretch varies: evenly spaced rows would
+    be the same row of every head.
+    """
+    fewest = max(FEWEST_ROWS, ceil(FEWEST_WEIGHTS / row_length))
+    most = max(fewest, MOST_WEIGHTS // row_length)
+    count = min(n_rows, most, max(fewest, round(n_rows * SHARE)))
+    numbers = np.arange(count)
+    return ((numbers + numbers * GOLDEN % 1) * (n_rows / count)).astype(np.int64)
+
+
+def read_sample(model: ModelFile, tensor: ModelTensor) -> list[Sample]:
+    """Read the rows of a tensor to measure, matrix by matrix."""
+    per_matrix = tensor.shape[1] if len(tensor.shape) > 1 else 1
+    numbers = sampled_rows(tensor.n_rows, tensor.row_length)
+    samples = []
+    for matrix in np.unique(numbers // per_matrix).tolist():
+        rows = numbers[numbers // per_matrix == matrix].tolist()
+        read = [model.read_rows(RowRange(tensor, matrix, row, 1)) for row in rows]
+        for row, piece in zip(rows, read, strict=True):
+            check_finite(piece, tensor.format, tensor.row_length, first_row=row)
+        parts = tuple(np.concatenate(pieces) for pieces in zip(*read, strict=True))
+        samples.append(Sample(matrix, tuple(rows), parts))
+    return samples
+
+
+def relative_errors(
+    tensor: ModelTensor,
+    samples: Sequence[Sample],
+    formats: Sequence[Format],
+    importance: Importance | None,
+    *,
+    threads: int = 0,
+) -> list[float]:
+    """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
+
+    The encoder and the importances w are those that a quantization of the tensor uses. Infinite for a
+    format that cannot hold weights so large.
+    """
+    weights = None
+    if importance is not None:
+        n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
+        weights = importance.weights(tensor.name, tensor.row_length, n_matrices)
+
+    def error(form: Format) -> float:
+        sums = ErrorSums()
+        for sample in samples:
+            columns = None if weights is None else weights[sample.matrix % len(weights)]
+            try:
+                _, part = encode(
+                    sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads
+                )
+            except NotFiniteError:  # the rows were checked, so it is what became of them
+                return inf
+            sums += part
+        return sums.relative
+
+    return [error(form) for form in formats]

@@ -1,0 +1,24 @@
+"""Writing a plan's types as ``--tensor-type-file`` reads them, here and in llama-quantize."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from .output_file import new_file
+from .plan import Plan
+
+
+def write_tensor_types(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a line ``^NAME$=TYPE`` for each tensor that ``plan`` encodes.
+
+    llama-quantize with this file, the same imatrix and the plan's file type as its TYPE makes the same
+    file, if no tensor is Q4_HIFI. Raises :class:`BadOptionError` for a destination that cannot be used.
+    """
+    lines = [
+        f"^{re.escape(t.name)}$={t.type.name.lower()}\n"
+        for t in plan.tensors
+        if t.type.quantized and not t.copied
+    ]
+    with new_file(path, overwrite=overwrite) as file:
+        file.write("".join(lines).encode())
