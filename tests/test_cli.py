@@ -595,3 +595,52 @@ def test_a_signal_ends_the_run_and_leaves_nothing(number: signal.Signals, folder
     assert process.returncode == 1
     assert err.strip() == "Aborted!"
     assert names_in(folder) == before
+
+
+# ---- measured coverage ---------------------------------------------------------------------------
+
+
+def test_measured_coverage_keeps_to_its_budget_and_says_what_it_chose(run: Run, folder: Path) -> None:
+    source = str(EXAMPLE)
+    planned = run("plan", source, "--target-size", "3650KiB", "--write-tensor-types", "plan.txt")
+    assert (planned.status, planned.err) == (0, "")
+    made = run("quantize", source, "out.gguf", "--target-size", "3650KiB", "--write-tensor-types", "made.txt")
+    assert (made.status, made.err) == (0, "")
+    size = (folder / "out.gguf").stat().st_size
+    assert 3600 * 1024 < size <= 3650 * 1024
+    for out in (planned.out, made.out):
+        assert "of 3.56 MiB used, predicted KL divergence 0.00" in out
+        assert "sensitivities from the residual stream" in out
+        assert re.search(r"^ffn_down +\d .*Q\d_K", out, re.MULTILINE)
+    assert (folder / "plan.txt").read_bytes() == (folder / "made.txt").read_bytes()
+    entries = dict(line.rsplit("=", 1) for line in (folder / "made.txt").read_text().splitlines())
+    types = {f"^{re.escape(name)}$": kind.lower() for name, kind in types_of(folder / "out.gguf").items()}
+    assert entries == {name: types[name] for name in entries} and len(entries) == 57
+
+
+def test_measured_coverage_as_json(run: Run, folder: Path) -> None:
+    outcome = run("plan", EXAMPLE, "--like", "q4_k_m", "--stock", "--json")
+    plan = json.loads(outcome.out)
+    assert plan["measured"]["stock"] is True
+    assert plan["file_bytes"] <= plan["measured"]["budget"] == 3_835_680  # Q4_K_M without imatrix
+    assert "Q4_HIFI" not in plan["by_type"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--target-size 1M", "the smallest that the types allow is"),
+        ("--target-size lots", "'lots' is not a size"),
+        ("--coverage scale --stock", "stock: for coverage measured"),
+        ("Q4_K_M --stock", "stock: for type Q4_HIFI, and Q4_K_M is a fixed mix"),
+        ("--like Q4_K_M --write-tensor-types model-f16.gguf", "exists already"),
+    ],
+)
+def test_measured_coverage_that_cannot_be_is_refused(
+    arguments: str, message: str, run: Run, folder: Path
+) -> None:
+    source = EXAMPLE if "1M" in arguments else folder / "model-f16.gguf"
+    outcome = run("quantize", source, "out.gguf", *arguments.split())
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert names_in(folder) == {"model-f16.gguf"}

@@ -17,10 +17,23 @@ from .errors import BadOptionError, NotFiniteError
 from .importance import Importance
 from .layout import Format
 from .model_file import ModelFile
+from .names import role_of
 from .plan import Measured, Plan
 from .rewrite import Progress
 from .sensitivities import Sensitivities
-from .tensor_errors import read_sample, relative_errors, sampled_rows
+from .tensor_errors import energy, read_sample, relative_errors, row_energy, sampled_rows
+
+
+@dataclass(frozen=True, slots=True)
+class TensorErrors:
+    """What a tensor could become, and the relative squared error of each.
+
+    ``energy`` is what :func:`~q4hifi.sensitivities.default_sensitivities` asks for.
+    """
+
+    formats: tuple[Format, ...]
+    errors: tuple[float, ...]
+    energy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,51 +49,63 @@ Menu = Mapping[str, Sequence[Candidate]]
 """Name of an open tensor -> its candidates."""
 
 
-def measure_menu(
+def measure_errors(
     model: ModelFile,
     names: Sequence[str],
-    sensitivities: Sensitivities,
     importance: Importance | None,
     *,
     stock: bool,
     layout: str,
     threads: int = 0,
     progress: Progress | None = None,
-) -> Menu:
-    """Measure the candidates of the tensors ``names``.
-
-    Raises :class:`BadOptionError` where the sensitivities leave one out, and what reading and encoding
-    raise.
-    """
-    unknown = [name for name in names if name not in sensitivities.values]
-    if unknown:
-        raise BadOptionError(
-            f"{sensitivities.source}: says nothing of {len(unknown)} tensors, such as {unknown[0]};"
-            f" use sensitivities of {model.paths[0]}"
-        )
+) -> dict[str, TensorErrors]:
+    """Measure the candidates of the tensors ``names``; raises what reading and encoding raise."""
     tensors = [model.tensors[name] for name in names]
     weights = [sampled_rows(t.n_rows, t.row_length).size * t.row_length for t in tensors]
-    done, menu = 0, dict[str, list[Candidate]]()
+    done, found = 0, dict[str, TensorErrors]()
     for tensor, size in zip(tensors, weights, strict=True):
         formats = candidates(tensor.row_length, stock=stock, layout=layout)
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
             errors = relative_errors(tensor, sample, formats, importance, threads=threads)
-        menu[tensor.name] = [
-            Candidate(
-                Choice(form.type, form.outliers),
-                _padded_bytes(form, tensor.shape, model.gguf.alignment),
-                sensitivities.values[tensor.name] * error,
-            )
-            for form, error in zip(formats, errors, strict=True)
-            if isfinite(error)
-        ]
-        if not menu[tensor.name]:
-            with model.errors_at(tensor.name):
-                raise NotFiniteError("its weights are too large for every type; keep it with --tensor-type")
+            if role_of(tensor.name) == "token_embd":
+                power: float | None = row_energy(tensor, sample, threads=threads)
+            else:
+                power = energy(tensor, sample, importance, threads=threads)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), power)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")
+    return found
+
+
+def make_menu(model: ModelFile, found: Mapping[str, TensorErrors], sensitivities: Sensitivities) -> Menu:
+    """Price the candidates in bytes and predicted divergence.
+
+    Raises :class:`BadOptionError` where the sensitivities leave a tensor out, and
+    :class:`NotFiniteError` where no candidate can hold a tensor's weights.
+    """
+    unknown = [name for name in found if name not in sensitivities.values]
+    if unknown:
+        raise BadOptionError(
+            f"{sensitivities.source}: says nothing of {len(unknown)} tensors, such as {unknown[0]};"
+            f" use sensitivities of {model.paths[0]}"
+        )
+    menu = {}
+    for name, measured in found.items():
+        shape, sensitivity = model.tensors[name].shape, sensitivities.values[name]
+        menu[name] = [
+            Candidate(
+                Choice(form.type, form.outliers),
+                _padded_bytes(form, shape, model.gguf.alignment),
+                sensitivity * error,
+            )
+            for form, error in zip(measured.formats, measured.errors, strict=True)
+            if isfinite(error)
+        ]
+        if not menu[name]:
+            with model.errors_at(name):
+                raise NotFiniteError("its weights are too large for every type; keep it with --tensor-type")
     return menu
 
 

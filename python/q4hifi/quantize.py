@@ -11,7 +11,7 @@ from math import floor
 from gguf.constants import GGUFValueType
 
 from .choice import Choice, open_tensors
-from .coverage import measure_menu, measured_plan
+from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
@@ -248,23 +248,20 @@ class _Planner:
         model, options = self.model, self.options
         shape = ModelShape.from_metadata(model.metadata)
         names = list(open_tensors(model.tensors.values(), shape, options))
-        if options.sensitivities is None:
-            sensitivities = default_sensitivities(names)
-        else:
-            sensitivities = load_sensitivities(options.sensitivities)
+        given = None if options.sensitivities is None else load_sensitivities(options.sensitivities)
         budget, size_of = self._budget()
-        menu = measure_menu(
+        errors = measure_errors(
             model,
             names,
-            sensitivities,
             self.importance,
             stock=options.stock,
             layout=options.layout,
             threads=self.threads,
             progress=self.progress,
         )
+        sensitivities = given or default_sensitivities({name: e.energy for name, e in errors.items()})
         return measured_plan(
-            menu,
+            make_menu(model, errors, sensitivities),
             budget,
             lambda chosen: self._sized(options, chosen),
             size_of,

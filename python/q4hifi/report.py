@@ -170,10 +170,9 @@ def notes(plan: Plan) -> Iterable[Text]:
     if plan.measured is not None:
         measured = plan.measured
         yield Text(
-            f"measured coverage: {measured.used / measured.budget:.2%} of {human_bytes(measured.budget)} used, "
-            f"predicted KL divergence {measured.predicted_kld:.5f} nats, "
-            f"at most {measured.gap:.2%} above "
-            f"the best choice; sensitivities from {printable(measured.sensitivities)}"
+            f"measured coverage: {measured.used / measured.budget:.2%} of {human_bytes(measured.budget)} "
+            f"used, predicted KL divergence {measured.predicted_kld:.5f} nats, at most {measured.gap:.2%} "
+            f"above the best choice; sensitivities from {printable(measured.sensitivities)}"
         )
     elif plan.scale is not None:
         yield Text(

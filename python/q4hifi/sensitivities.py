@@ -2,41 +2,55 @@
 
 For errors as small as those of 4 bits and more, the divergences that the tensors add on their own add up,
 and each is proportional to the tensor's relative error: KLD = Σ sensitivity x error.
+
+Without running the model a sensitivity is told from what each matrix adds to the residual stream. The
+energy (squared length) of a matrix' output is Σ importance x weight², so the stream's is known after every
+attention and feed-forward block. An error in attn_output or ffn_down is noise in the stream, of relative
+size error x (its energy / the stream's after it): small where the stream is large already. Measured, the
+divergence is that times one constant, in every layer; errors in the matrices before them arrive there as a
+fixed part. (Measured on the example model and on Qwen2.5-Coder-1.5B.)
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from .errors import BadFileError
 from .gguf_io import os_errors
-from .names import role_of
+from .names import MASSIVE, layer_of, role_of
 
-ROLE_SENSITIVITY: Mapping[str, float] = {
-    "attn_v": 0.95,
-    "attn_k": 0.62,
-    "attn_q": 0.62,
-    "attn_qkv": 2.2,
-    "attn_kv_b": 1.6,
-    "attn_output": 1.0,
-    "ffn_up": 1.8,
-    "ffn_gate": 1.8,
-    "ffn_down": 2.9,
-    "token_embd": 0.35,
-    "output": 1.25,
-    "lm_head": 1.25,
-    "other": 1.0,
+STREAM = 0.3
+"""Nats per relative squared noise in the residual stream, so that of token_embd, too."""
+
+OUTPUT = 1.15
+"""Nats per relative squared error of the output matrix; where it is tied to token_embd, both add up."""
+
+UNKNOWN_SHARE = 0.08
+"""The share of the stream that a block is taken to add where its energy is not known."""
+
+ATTENTION, FEED_FORWARD = "attn_output", "ffn_down"
+"""Roles of the matrices that write to the stream, in their order in a layer."""
+
+WRITTEN_BY: Mapping[str, tuple[str, float]] = {
+    "attn_output": (ATTENTION, 1.0),
+    "attn_v": (ATTENTION, 1.05),
+    "attn_k": (ATTENTION, 0.6),
+    "attn_q": (ATTENTION, 0.45),
+    "attn_qkv": (ATTENTION, 2.1),
+    "attn_kv_b": (ATTENTION, 1.6),
+    "ffn_down": (FEED_FORWARD, 1.0),
+    "ffn_gate": (FEED_FORWARD, 0.8),
+    "ffn_up": (FEED_FORWARD, 0.5),
+    "other": (ATTENTION, 0.5),
 }
-"""Nats that a relative squared error of 1 in all tensors of a role would add, if that were small: measured
-on a model of 1.5 B parameters, whose roles went from Q8_0 to Q4_K one at a time."""
+"""Role -> the role through which its error reaches the stream, and the part of it that does."""
 
-DEFAULT_SOURCE = "a table of roles"
+DEFAULT_SOURCE = "the residual stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +61,48 @@ class Sensitivities:
     source: str
 
 
-def default_sensitivities(names: Iterable[str]) -> Sensitivities:
-    """Return what can be said of the matrices ``names`` of a model without running it."""
-    names = list(names)
-    roles = {name: role_of(name) for name in names}
-    counts = Counter(roles.values())
-    values = {name: ROLE_SENSITIVITY.get(role, 1.0) / counts[role] for name, role in roles.items()}
-    if not counts["output"] and counts["token_embd"]:  # tied: the embeddings are the output as well
-        values = {
-            name: value + ROLE_SENSITIVITY["output"] / counts["token_embd"]
-            if roles[name] == "token_embd"
-            else value
-            for name, value in values.items()
-        }
-    return Sensitivities(values, DEFAULT_SOURCE)
+def default_sensitivities(energies: Mapping[str, float | None]) -> Sensitivities:
+    """Return what can be said of the matrices of a model without running it.
+
+    ``energies`` has for each matrix by name Σ importance x weight², the mean squared length of its output,
+    or None where its importance is not known; for token_embd the mean squared length of its rows.
+    """
+    shares = _shares(energies)
+    tied = not any(role_of(name) in ("output", "lm_head") for name in energies)
+
+    def value(name: str) -> float:
+        role = role_of(name)
+        if role == "token_embd":
+            return STREAM + OUTPUT * tied
+        if role in MASSIVE:
+            return OUTPUT
+        writer, part = WRITTEN_BY.get(role, WRITTEN_BY["other"])
+        return STREAM * part * shares.get((layer_of(name), writer), UNKNOWN_SHARE)
+
+    return Sensitivities({name: value(name) for name in energies}, DEFAULT_SOURCE)
+
+
+def _shares(energies: Mapping[str, float | None]) -> dict[tuple[int | None, str], float]:
+    """(Layer, role that writes to the stream) -> its part of the stream's energy after it.
+
+    Empty where an energy is not known.
+    """
+    written: dict[tuple[int, str], float] = {}
+    stream = 0.0
+    for name, energy in energies.items():
+        role, layer = role_of(name), layer_of(name)
+        if role == "token_embd" or (layer is not None and role in (ATTENTION, FEED_FORWARD)):
+            if energy is None:
+                return {}
+            if layer is None:
+                stream += energy
+            else:
+                written[layer, role] = written.get((layer, role), 0.0) + energy
+    shares: dict[tuple[int | None, str], float] = {}
+    for layer, role in sorted(written):  # attn_output stands before ffn_down in the alphabet, too
+        stream += written[layer, role]
+        shares[layer, role] = written[layer, role] / stream if stream else UNKNOWN_SHARE
+    return shares
 
 
 def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:

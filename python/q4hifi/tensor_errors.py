@@ -14,6 +14,7 @@ from .importance import Importance
 from .layout import Format
 from .model_file import ModelFile, ModelTensor, RowRange
 from .rows import ErrorSums, Parts, check_finite, encode
+from .types import F32
 
 SHARE = 1 / 16
 """Of the rows of a matrix that are measured, but for the limits below."""
@@ -23,6 +24,10 @@ FEWEST_ROWS, FEWEST_WEIGHTS = 64, 100_000
 
 MOST_WEIGHTS = 1 << 20
 """Large ones to at most so much: enough to know the error to a percent."""
+
+MASSIVE_COLUMNS = 64
+"""Importances above so many medians are cut where energy is measured. Such columns belong to the massive
+activations of single tokens, such as the first of a text, and say nothing of the others."""
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -77,22 +82,54 @@ def relative_errors(
     The encoder and the importances w are those that a quantization of the tensor uses. Infinite for a
     format that cannot hold weights so large.
     """
-    weights = None
-    if importance is not None:
-        n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
-        weights = importance.weights(tensor.name, tensor.row_length, n_matrices)
+    weights = _weights(tensor, importance)
 
     def error(form: Format) -> float:
-        sums = ErrorSums()
-        for sample in samples:
-            columns = None if weights is None else weights[sample.matrix % len(weights)]
-            try:
-                _, part = encode(
-                    sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads
-                )
-            except NotFiniteError:  # the rows were checked, so it is what became of them
-                return inf
-            sums += part
-        return sums.relative
+        try:
+            return _sums(tensor, samples, form, weights, threads).relative
+        except NotFiniteError:  # the rows were checked, so it is what became of them
+            return inf
 
     return [error(form) for form in formats]
+
+
+def energy(
+    tensor: ModelTensor, samples: Sequence[Sample], importance: Importance | None, *, threads: int = 0
+) -> float | None:
+    """Return the mean squared length of what each matrix puts out, Σ importance x weight².
+
+    None where the importance is not known.
+    """
+    weights = _weights(tensor, importance)
+    if weights is None:
+        return None
+    cut = np.minimum(weights, MASSIVE_COLUMNS * np.median(weights, axis=-1, keepdims=True))
+    sums = _sums(tensor, samples, Format(F32), cut, threads)
+    return sums.reference * tensor.shape[1] / sum(len(sample.rows) for sample in samples)
+
+
+def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> float:
+    """Return the mean squared length of a row."""
+    sums = _sums(tensor, samples, Format(F32), None, threads)
+    return sums.reference / sum(len(sample.rows) for sample in samples)
+
+
+def _weights(tensor: ModelTensor, importance: Importance | None) -> npt.NDArray[np.float32] | None:
+    if importance is None:
+        return None
+    n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
+    return importance.weights(tensor.name, tensor.row_length, n_matrices)
+
+
+def _sums(
+    tensor: ModelTensor,
+    samples: Sequence[Sample],
+    form: Format,
+    weights: npt.NDArray[np.float32] | None,
+    threads: int,
+) -> ErrorSums:
+    sums = ErrorSums()
+    for sample in samples:
+        columns = None if weights is None else weights[sample.matrix % len(weights)]
+        sums += encode(sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads)[1]
+    return sums

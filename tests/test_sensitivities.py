@@ -1,0 +1,103 @@
+"""What an error in a tensor costs: by the residual stream, or from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from q4hifi.errors import BadFileError
+from q4hifi.sensitivities import (
+    OUTPUT,
+    STREAM,
+    UNKNOWN_SHARE,
+    default_sensitivities,
+    load_sensitivities,
+)
+
+ENERGIES: dict[str, float | None] = {
+    "token_embd.weight": 1.0,
+    "output.weight": None,
+    "blk.0.attn_v.weight": 50.0,
+    "blk.0.attn_output.weight": 1.0,
+    "blk.0.ffn_down.weight": 6.0,
+    "blk.0.ffn_up.weight": 70.0,
+    "blk.1.attn_output.weight": 2.0,
+    "blk.1.ffn_down.weight": 10.0,
+}
+
+
+def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
+    values = default_sensitivities(ENERGIES).values
+    assert values["token_embd.weight"] == STREAM
+    assert values["output.weight"] == OUTPUT
+    stream = {
+        "blk.0.attn_output.weight": 1 / 2,
+        "blk.0.ffn_down.weight": 6 / 8,
+        "blk.1.attn_output.weight": 2 / 10,
+        "blk.1.ffn_down.weight": 10 / 20,
+    }
+    for name, share in stream.items():
+        assert values[name] == pytest.approx(STREAM * share)
+    assert values["blk.0.ffn_up.weight"] == pytest.approx(0.5 * values["blk.0.ffn_down.weight"])
+    assert values["blk.0.attn_v.weight"] == pytest.approx(1.05 * values["blk.0.attn_output.weight"])
+
+
+def test_tied_embeddings_are_the_output_as_well() -> None:
+    energies = {name: e for name, e in ENERGIES.items() if name != "output.weight"}
+    assert default_sensitivities(energies).values["token_embd.weight"] == STREAM + OUTPUT
+
+
+def test_the_parts_of_one_block_add_up() -> None:
+    """Routed and shared experts write to the stream together."""
+    energies = {
+        "token_embd.weight": 2.0,
+        "output.weight": None,
+        "blk.0.ffn_down_exps.weight": 1.0,
+        "blk.0.ffn_down_shexp.weight": 1.0,
+    }
+    values = default_sensitivities(energies).values
+    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 2)
+    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 2)
+
+
+def test_without_energies_all_layers_are_alike() -> None:
+    values = default_sensitivities(dict.fromkeys(ENERGIES)).values
+    assert values["blk.0.ffn_down.weight"] == values["blk.1.ffn_down.weight"] == STREAM * UNKNOWN_SHARE
+
+
+def test_nothing_is_insensitive_by_default() -> None:
+    names = ("enc.blk.0.ssm_in.weight", "blk.3.attn_qkv.weight", "mm.0.weight", "lm_head.weight")
+    assert all(value > 0 for value in default_sensitivities(dict.fromkeys(names)).values.values())
+    assert default_sensitivities({"token_embd.weight": 0.0, "blk.0.ffn_down.weight": 0.0}).values
+
+
+def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivities.json"
+    path.write_text(json.dumps({"sensitivities": {"a": 0.5, "b": 0}, "more": [1]}))
+    found = load_sensitivities(path)
+    assert (found.values, found.source) == ({"a": 0.5, "b": 0.0}, str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "\xff",
+        '{"sensitivities": 3}',
+        '{"sensitivities": {"a": "b"}}',
+        '{"sensitivities": {"a": -1}}',
+        '{"sensitivities": {"a": NaN}}',
+        '{"sensitivities": {"a": 1e999}}',
+    ],
+)
+def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "sensitivities.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(BadFileError, match=r"sensitivities\.json: .*sensitivit"):
+        load_sensitivities(path)
+    with pytest.raises(BadFileError, match="cannot read the sensitivities"):
+        load_sensitivities(tmp_path / "missing.json")

@@ -1,0 +1,129 @@
+"""Errors measured on a sample of rows: which rows, and how near to what a whole quantization has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import q4hifi
+from q4hifi.candidates import OUTLIERS, candidates
+from q4hifi.errors import NotFiniteError
+from q4hifi.importance import load_importance
+from q4hifi.layout import Format
+from q4hifi.tensor_errors import (
+    FEWEST_ROWS,
+    FEWEST_WEIGHTS,
+    MOST_WEIGHTS,
+    energy,
+    read_sample,
+    relative_errors,
+    row_energy,
+    sampled_rows,
+)
+from q4hifi.types import TYPES
+from synthetic import random_sums, random_weights, write_imatrix, write_model
+
+EXPERTS = "blk.0.ffn_down_exps.weight"
+MATRIX = "blk.0.attn_v.weight"
+
+
+@pytest.mark.parametrize("n_rows", [1, 63, 64, 1000, 151_936])
+@pytest.mark.parametrize("row_length", [32, 1536, 28672])
+def test_rows_are_spread_over_the_whole_tensor(n_rows: int, row_length: int) -> None:
+    rows = sampled_rows(n_rows, row_length)
+    assert rows[0] >= 0 and rows[-1] < n_rows
+    assert (np.diff(rows) > 0).all()
+    assert rows.size >= min(n_rows, FEWEST_ROWS)
+    assert rows.size == n_rows or rows.size * row_length >= FEWEST_WEIGHTS
+    assert rows.size * row_length <= max(MOST_WEIGHTS, FEWEST_ROWS * row_length, FEWEST_WEIGHTS + row_length)
+    assert np.diff(rows, append=n_rows).max() <= 2 * n_rows / rows.size + 1
+
+
+def test_sampled_rows_are_of_every_place_in_a_head() -> None:
+    places = sampled_rows(4096, 4096) % 64
+    assert np.bincount(places, minlength=64).min() > 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("errors")
+    tensors = {MATRIX: random_weights(1500, 512, seed=1), EXPERTS: random_weights(3, 40, 256, seed=2)}
+    write_model(folder / "model.gguf", tensors)
+    entries = {
+        MATRIX: (random_sums(1, 512, [9], seed=3), np.array([9])),
+        EXPERTS: (random_sums(3, 256, [5, 6, 7], seed=4), np.array([5, 6, 7])),
+    }
+    write_imatrix(folder / "imatrix.gguf", entries)
+    return folder
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "imatrix"])
+@pytest.mark.parametrize("name", [MATRIX, EXPERTS])
+def test_the_sample_has_the_error_of_the_whole(name: str, weighted: bool, folder: Path) -> None:
+    importance = load_importance(folder / "imatrix.gguf") if weighted else None
+    formats = candidates(256, stock=False, layout="split")
+    assert [f.outliers for f in formats if f.outliers] == list(OUTLIERS)
+    with q4hifi.open(folder / "model.gguf") as model:
+        tensor, weights = model.tensors[name], model[name].dequantize()
+        samples = read_sample(model, tensor)
+        found = relative_errors(tensor, samples, formats, importance)
+        for form, error in zip(formats, found, strict=True):
+            matrices = weights.reshape(-1, *weights.shape[-2:])
+            columns = importance and importance.weights(name, tensor.row_length, len(matrices))
+            sums = np.zeros(2)
+            for number, matrix in enumerate(matrices):
+                w = np.ones(tensor.row_length) if columns is None else columns[number]
+                made = q4hifi.quantize(
+                    matrix, form.type, importance=None if columns is None else w, outliers=form.outliers
+                ).dequantize()
+                sums += [(w * (made - matrix) ** 2).sum(), (w * matrix.astype(np.float64) ** 2).sum()]
+            # experts are small and so measured whole; of the other, a sixth of the rows
+            assert error == pytest.approx(sums[0] / sums[1], rel=1e-5 if name == EXPERTS else 0.05)
+
+
+def test_energy_is_that_of_the_outputs(folder: Path) -> None:
+    importance = load_importance(folder / "imatrix.gguf")
+    with q4hifi.open(folder / "model.gguf") as model:
+        tensor, weights = model.tensors[EXPERTS], model[EXPERTS].dequantize()
+        samples = read_sample(model, tensor)
+        columns = importance.weights(EXPERTS, 256, 3)
+        assert columns is not None
+        cut = np.minimum(columns, 64 * np.median(columns, axis=1, keepdims=True))
+        expected = (weights**2 * cut[:, None]).sum() / 3  # of one expert
+        assert energy(tensor, samples, importance) == pytest.approx(expected, rel=1e-4)
+        assert energy(tensor, samples, None) is None
+        assert row_energy(tensor, samples) == pytest.approx((weights**2).sum(-1).mean(), rel=1e-4)
+
+
+def test_what_is_not_finite_is_told_with_its_place(tmp_path: Path) -> None:
+    weights = random_weights(200, 256)
+    weights[150, 3] = np.inf
+    write_model(tmp_path / "model.gguf", {MATRIX: weights})
+    with (
+        q4hifi.open(tmp_path / "model.gguf") as model,
+        pytest.raises(NotFiniteError, match="row 150, column 3"),
+    ):
+        read_sample(model, model.tensors[MATRIX])
+
+
+def test_a_type_that_cannot_hold_the_weights_has_an_infinite_error(tmp_path: Path) -> None:
+    write_model(tmp_path / "model.gguf", {MATRIX: np.full((4, 256), 1e8)}, kind="BF16")
+    with q4hifi.open(tmp_path / "model.gguf") as model:
+        tensor = model.tensors[MATRIX]
+        formats = [Format(TYPES["Q8_0"]), Format(TYPES["BF16"])]
+        first, second = relative_errors(tensor, read_sample(model, tensor), formats, None)
+        assert first == np.inf and second < 1e-4
+
+
+def test_rows_of_other_lengths_take_other_types() -> None:
+    def names(row_length: int, stock: bool) -> list[str]:
+        return [form.type.name for form in candidates(row_length, stock=stock, layout="split")]
+
+    assert "Q4_HIFI" in names(512, False)
+    assert "Q4_HIFI" not in names(512, True)
+    assert {"Q4_K", "Q5_K", "Q6_K", "Q8_0"} <= set(names(512, True))
+    assert names(96, False) == names(96, True)
+    assert {"Q4_0", "Q5_0", "Q8_0"} <= set(names(96, False))
+    assert names(40, False) == ["F16"]
