@@ -1,0 +1,250 @@
+"""How good models of every recipe are for their size, as docs/quality.md says: a table, JSON and a plot.
+
+    python benches/quality.py MODEL-f16.gguf --imatrix imatrix.gguf -f TEXT [--calibrate TEXT] [-o FOLDER]
+
+quantizes MODEL by fixed recipes and by measured coverage at their sizes, and compares all of them with it
+on TEXT. Each part of Q4_HIFI and of the measured coverage is left out once as well. The quantized models
+are removed again unless --keep is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import q4hifi
+from q4hifi.estimates import Estimate, mean
+from q4hifi.layout import Format
+from q4hifi.model_file import RowRange
+from q4hifi.plot import plot_comparison
+from q4hifi.rows import encode
+from q4hifi.types import TYPES
+
+SIZES = ("Q4_K_S", "Q4_K_M", "Q5_K_S")
+"""Recipes at whose size measured coverage is tried."""
+
+ABLATED = "Q4_K_M"
+"""The size at which its parts are left out."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to make: its name, quantize_file's options, and the row that it is to be held against."""
+
+    name: str
+    against: str
+    options: dict[str, Any]
+    part: str = "recipes"
+    afterwards: Callable[[Path, Path, str], None] | None = None
+
+
+def rows(calibrated: str | None) -> Iterator[Row]:
+    """Yield the rows of the table."""
+    for kind in (*SIZES, "IQ4_XS"):
+        yield Row(kind, "Q4_K_M", {"type": kind})
+    yield Row("Q4_HIFI scale", "Q4_K_S", {"coverage": "scale"})
+    yield Row("Q4_HIFI measured", "Q4_K_M", {"coverage": "measured", "sensitivities": calibrated})
+    for size in SIZES:
+        at = {"like": size, "sensitivities": calibrated, "refine": True}
+        yield Row(f"measured at {size}", size, at, "measured")
+        yield Row(f"stock at {size}", size, {**at, "stock": True}, "measured")
+    scale = {"coverage": "scale"}
+    yield Row("largest weights, no refit", "Q4_K_S", scale, "outliers", largest)
+    yield Row("largest errors, no refit", "Q4_K_S", scale, "outliers", most_wrong)
+    yield Row("chosen and refitted", "Q4_K_S", scale, "outliers")
+    at = {"like": ABLATED}
+    yield Row("stock, uncalibrated", ABLATED, {**at, "stock": True}, "coverage")
+    yield Row("outliers, uncalibrated", ABLATED, at, "coverage")
+    yield Row("stock, refined", ABLATED, {**at, "stock": True, "refine": True}, "coverage")
+    yield Row("outliers, refined", ABLATED, {**at, "refine": True}, "coverage")
+    if calibrated:
+        at["sensitivities"] = calibrated
+        yield Row("stock, calibrated", ABLATED, {**at, "stock": True}, "coverage")
+        yield Row("outliers, calibrated", ABLATED, at, "coverage")
+    yield Row(f"{ABLATED}, refined", ABLATED, {"type": ABLATED, "refine": True}, "coverage")
+
+
+# ---- Q4_HIFI with parts of its encoder left out --------------------------------------------------
+
+Floats = npt.NDArray[np.float32]
+Places = Callable[[Floats, Floats, Floats], Floats]
+"""(weights, their plain Q4_K values, importances), all [blocks, 256] -> what to keep the largest of."""
+
+
+def largest(source: Path, path: Path, imatrix: str) -> None:
+    """Make the outliers the largest weights x importance, over a base that was fitted to all weights."""
+    rewrite_outliers(source, path, imatrix, lambda x, base, w: np.abs(x) * w)
+
+
+def most_wrong(source: Path, path: Path, imatrix: str) -> None:
+    """Make the outliers those with the largest error in the base that was fitted to all weights."""
+    rewrite_outliers(source, path, imatrix, lambda x, base, w: w * (x - base) ** 2)
+
+
+def rewrite_outliers(source: Path, path: Path, imatrix: str, score: Places) -> None:
+    """Replace base and outliers of each Q4_HIFI tensor of the model ``path`` in place."""
+    importance = q4hifi.load_importance(imatrix)
+    base_format = Format(TYPES["Q4_K"])
+    with q4hifi.open(source) as original, q4hifi.open(path) as model, path.open("r+b") as file:
+        for tensor in model.tensors.values():
+            if not tensor.outliers:
+                continue
+            n, whole = tensor.row_length, RowRange(original.tensors[tensor.name], 0, 0, tensor.n_rows)
+            w = importance.weights(tensor.name, n, 1)
+            columns = None if w is None else w[0]
+            parts = original.read_rows(whole)
+            (base,), _ = encode(parts, whole.tensor.format, base_format, n, columns)
+            x = original.dequantize_rows(whole)
+            decoded = q4hifi.dequantize(q4hifi.QuantizedTensor.from_parts((base,), base_format, x.shape))
+            weights = np.broadcast_to(np.ones(n, np.float32) if columns is None else columns, x.shape)
+            blocks = [a.reshape(-1, 256) for a in (x, decoded, weights)]
+            kept = np.argpartition(-score(*blocks), tensor.outliers, axis=1)[:, : tensor.outliers]
+            kept.sort(axis=1)
+            residual = np.take_along_axis(blocks[0] - blocks[1], kept, 1).astype(np.float16)
+            for part, data in zip(tensor.parts, (base, kept.astype(np.uint8), residual), strict=True):
+                file.seek(part.offset)
+                file.write(data.tobytes())
+
+
+# ---- making and comparing ------------------------------------------------------------------------
+
+
+def main() -> None:
+    options = arguments()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    calibrated = None
+    if options.calibrate:
+        calibrated = f"{options.imatrix}.sensitivity.json"
+        text = Path(options.calibrate).read_text(encoding="utf-8")
+        q4hifi.calibrate(
+            options.model, text, calibrated, imatrix=options.imatrix, n_chunks=options.calibrate_chunks,
+            threads=options.threads, progress=told("calibrating"),
+        )  # fmt: skip
+    table = list(rows(calibrated))
+    text = Path(options.file).read_text(encoding="utf-8").removesuffix("\n")
+    found: dict[str, q4hifi.ComparedModel] = {}
+    reports: dict[str, q4hifi.QuantizeReport] = {}
+    comparison: q4hifi.Comparison | None = None
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for start in range(0, len(table), options.at_once):
+            batch, paths = table[start : start + options.at_once], []
+            for row in batch:
+                path = (folder if options.keep else Path(scratch)) / f"{row.name}.gguf"
+                reports[row.name] = q4hifi.quantize_file(
+                    options.model, path, imatrix=options.imatrix, threads=options.threads, overwrite=True,
+                    progress=told(row.name), **row.options,
+                )  # fmt: skip
+                if row.afterwards is not None:
+                    row.afterwards(Path(options.model), path, options.imatrix)
+                paths.append(path)
+            comparison = q4hifi.compare(
+                options.model, paths, text, n_ctx=options.ctx_size, n_chunks=options.chunks,
+                threads=options.threads, dataset=options.file, progress=told("comparing"),
+            )  # fmt: skip
+            found |= {row.name: model for row, model in zip(batch, comparison.models, strict=True)}
+            for path in () if options.keep else paths:
+                path.unlink()
+    assert comparison is not None
+    print(file=sys.stderr)
+    lines = list(markdown(comparison, table, found))
+    print("\n".join(lines))
+    (folder / "quality.md").write_text("\n".join(lines) + "\n")
+    data = {
+        "n_ctx": comparison.n_ctx,
+        "n_chunks": comparison.n_chunks,
+        "dataset": comparison.dataset,
+        "reference": comparison.reference.as_dict(),
+        "models": {
+            row.name: {
+                "options": row.options,
+                "of_its_size": against(found, row).as_dict(),
+                **found[row.name].as_dict(),
+                "plan": reports[row.name].plan.as_dict(),
+                "quantize_seconds": reports[row.name].seconds,
+            }
+            for row in table
+        },
+    }
+    (folder / "quality.json").write_text(json.dumps(data, indent=1))
+    plotted = tuple(found[row.name] for row in table if row.part in ("recipes", "measured"))
+    plot_comparison(replace(comparison, models=plotted), folder / "quality.svg", overwrite=True)
+
+
+def markdown(
+    comparison: q4hifi.Comparison, table: list[Row], found: dict[str, q4hifi.ComparedModel]
+) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield (
+        f"{comparison.n_chunks} chunks of {comparison.n_ctx} tokens; perplexity of the reference "
+        f"{comparison.reference.perplexity.ppl.value:.3f}."
+    )
+    yield ""
+    yield "| model | MiB | bits/w | mean KLD | KLD of that of | PPL ratio | same top, % |"
+    yield "|---|---|---|---|---|---|---|"
+    part = table[0].part
+    for row in table:
+        if row.part != part:
+            part = row.part
+            yield f"| *{part}* | | | | | | |"
+        model = found[row.name]
+        quality = model.quality
+        assert quality is not None  # only the reference has none
+        ratio = against(found, row)
+        yield (
+            f"| {row.name} | {model.facts.file_bytes / MIB:.2f} | {model.facts.bits_per_weight:.3f} "
+            f"| {quality.mean_kld.value:.5f} ± {quality.mean_kld.error:.5f} "
+            f"| {ratio.value:.3f} ± {ratio.error:.3f} {row.against} "
+            f"| {quality.ppl_ratio.value:.4f} ± {quality.ppl_ratio.error:.4f} "
+            f"| {100 * quality.same_top.value:.2f} |"
+        )
+
+
+def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
+    """Mean divergence over that of the model to hold it against; what is common to both is no error."""
+    mine, other = (found[name].quality for name in (row.name, row.against))
+    assert mine is not None and other is not None
+    a, b = mine.tokens.kld, other.tokens.kld
+    ratio = float(a.mean() / b.mean())
+    return Estimate(ratio, mean(a - ratio * b).error / float(b.mean()))
+
+
+def told(what: str) -> Callable[[int, int, str], None]:
+    """Progress on standard error, one line that is written over."""
+
+    def progress(done: int, total: int, name: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{what}: {done / max(1, total):4.0%} {name:.40}", end="", file=sys.stderr)
+
+    return progress
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--imatrix", required=True)
+    parser.add_argument("-f", "--file", required=True, help="a text that the imatrix was not made from")
+    parser.add_argument("--calibrate", metavar="TEXT", help="measure the tensors' sensitivities on TEXT")
+    parser.add_argument("--calibrate-chunks", type=int, default=4)
+    parser.add_argument("-o", "--output", default="quality", help="folder for the results")
+    parser.add_argument("-c", "--ctx-size", type=int, default=512)
+    parser.add_argument("--chunks", type=int)
+    parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--at-once", type=int, default=4, help="models in memory beside the reference")
+    parser.add_argument("--keep", action="store_true", help="keep the quantized models in the folder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
