@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 from .allocate import allocate
 from .candidates import candidates
@@ -93,7 +93,8 @@ def make_menu(model: ModelFile, found: Mapping[str, TensorErrors], sensitivities
         )
     menu = {}
     for name, measured in found.items():
-        shape, sensitivity = model.tensors[name].shape, sensitivities.values[name]
+        shape = model.tensors[name].shape
+        sensitivity = sensitivities.values[name] * _scale(measured, sensitivities.probes.get(name))
         menu[name] = [
             Candidate(
                 Choice(form.type, form.outliers),
@@ -107,6 +108,21 @@ def make_menu(model: ModelFile, found: Mapping[str, TensorErrors], sensitivities
             with model.errors_at(name):
                 raise NotFiniteError("its weights are too large for every type; keep it with --tensor-type")
     return menu
+
+
+def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:
+    """How much larger the whole tensor's error is than the sample's, by the type that was probed.
+
+    A few rows may hold most of a tensor's magnitude, and so of what its errors are relative to.
+    """
+    if probe is None:
+        return 1.0
+    kind, whole = probe
+    errors = {
+        f.type.name: e for f, e in zip(measured.formats, measured.errors, strict=True) if not f.outliers
+    }
+    error = errors.get(kind, 0.0)
+    return whole / error if 0 < error < inf else 1.0
 
 
 def measured_plan(

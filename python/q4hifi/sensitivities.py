@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -55,10 +55,15 @@ DEFAULT_SOURCE = "the residual stream"
 
 @dataclass(frozen=True, slots=True)
 class Sensitivities:
-    """Tensor name -> nats of KL divergence per unit of relative squared error, and where that is from."""
+    """Tensor name -> nats of KL divergence per unit of relative squared error, and where that is from.
+
+    ``probes`` has, where a type was tried to measure a value, its name and the tensor's relative error in
+    it: with them what is measured on a sample of rows can be brought to the whole tensor's scale.
+    """
 
     values: Mapping[str, float]
     source: str
+    probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 def default_sensitivities(energies: Mapping[str, float | None]) -> Sensitivities:
@@ -106,16 +111,21 @@ def _shares(energies: Mapping[str, float | None]) -> dict[tuple[int | None, str]
 
 
 def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
-    """Read a JSON object ``{"sensitivities": {tensor name: number}}``.
+    """Read a JSON object ``{"sensitivities": {tensor name: number}}``, such as a calibration leaves.
 
-    Raises :class:`BadFileError` where the file is something else.
+    It may have ``"matrices": {tensor name: {"probe": type, "error": number}}``, too. Raises
+    :class:`BadFileError` where the file is something else.
     """
     file = Path(path)
     with os_errors(file, "read the sensitivities", BadFileError):
         text = file.read_bytes()
     try:
-        values = json.loads(text)["sensitivities"]
-        values = {str(name): float(value) for name, value in values.items()}
+        found = json.loads(text)
+        values = {str(name): float(value) for name, value in found["sensitivities"].items()}
+        probes = {
+            str(name): (str(value["probe"]), float(value["error"]))
+            for name, value in found.get("matrices", {}).items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as cause:
         raise BadFileError(
             f'{file}: holds no sensitivities, {{"sensitivities": {{"tensor name": number}}}} in JSON'
@@ -123,4 +133,4 @@ def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
     for name, value in values.items():
         if not (isfinite(value) and value >= 0):
             raise BadFileError(f"{file}: the sensitivity of {name} is {value}, which must not be negative")
-    return Sensitivities(values, str(path))
+    return Sensitivities(values, str(path), probes)

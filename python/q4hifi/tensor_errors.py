@@ -19,7 +19,7 @@ from .types import F32
 SHARE = 1 / 16
 """Of the rows of a matrix that are measured, but for the limits below."""
 
-FEWEST_ROWS, FEWEST_WEIGHTS = 64, 100_000
+FEWEST_ROWS, FEWEST_WEIGHTS = 256, 100_000
 """Small matrices are measured to at least so much, or whole: rows differ."""
 
 MOST_WEIGHTS = 1 << 20
