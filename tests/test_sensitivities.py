@@ -12,20 +12,28 @@ from q4hifi.sensitivities import (
     OUTPUT,
     STREAM,
     UNKNOWN_SHARE,
+    Energy,
     default_sensitivities,
     load_sensitivities,
 )
 
-ENERGIES: dict[str, float | None] = {
-    "token_embd.weight": 1.0,
-    "output.weight": None,
-    "blk.0.attn_v.weight": 50.0,
-    "blk.0.attn_output.weight": 1.0,
-    "blk.0.ffn_down.weight": 6.0,
-    "blk.0.ffn_up.weight": 70.0,
-    "blk.1.attn_output.weight": 2.0,
-    "blk.1.ffn_down.weight": 10.0,
-}
+
+def energies_of(values: dict[str, float | None]) -> dict[str, Energy | None]:
+    return {name: None if value is None else Energy(value, value) for name, value in values.items()}
+
+
+ENERGIES = energies_of(
+    {
+        "token_embd.weight": 1.0,
+        "output.weight": None,
+        "blk.0.attn_v.weight": 50.0,
+        "blk.0.attn_output.weight": 1.0,
+        "blk.0.ffn_down.weight": 6.0,
+        "blk.0.ffn_up.weight": 70.0,
+        "blk.1.attn_output.weight": 2.0,
+        "blk.1.ffn_down.weight": 10.0,
+    }
+)
 
 
 def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
@@ -51,15 +59,27 @@ def test_tied_embeddings_are_the_output_as_well() -> None:
 
 def test_the_parts_of_one_block_add_up() -> None:
     """Routed and shared experts write to the stream together."""
-    energies = {
-        "token_embd.weight": 2.0,
-        "output.weight": None,
-        "blk.0.ffn_down_exps.weight": 1.0,
-        "blk.0.ffn_down_shexp.weight": 1.0,
-    }
+    energies = energies_of(
+        {
+            "token_embd.weight": 2.0,
+            "output.weight": None,
+            "blk.0.ffn_down_exps.weight": 1.0,
+            "blk.0.ffn_down_shexp.weight": 1.0,
+            "blk.0.ffn_up_exps.weight": None,
+        }
+    )
     values = default_sensitivities(energies).values
-    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 2)
-    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 2)
+    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 4)
+    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 4)
+    assert values["blk.0.ffn_up_exps.weight"] == pytest.approx(STREAM / 2 / 2)
+
+
+def test_massive_activations_make_noise_but_no_stream() -> None:
+    energies = {**ENERGIES, "blk.0.ffn_down.weight": Energy(600.0, 6.0)}
+    before, after = (default_sensitivities(e).values for e in (ENERGIES, energies))
+    assert after["blk.0.ffn_down.weight"] == pytest.approx(100 * before["blk.0.ffn_down.weight"])
+    for name in ENERGIES:
+        assert name == "blk.0.ffn_down.weight" or after[name] == before[name]
 
 
 def test_without_energies_all_layers_are_alike() -> None:
@@ -70,7 +90,7 @@ def test_without_energies_all_layers_are_alike() -> None:
 def test_nothing_is_insensitive_by_default() -> None:
     names = ("enc.blk.0.ssm_in.weight", "blk.3.attn_qkv.weight", "mm.0.weight", "lm_head.weight")
     assert all(value > 0 for value in default_sensitivities(dict.fromkeys(names)).values.values())
-    assert default_sensitivities({"token_embd.weight": 0.0, "blk.0.ffn_down.weight": 0.0}).values
+    assert default_sensitivities(energies_of({"token_embd.weight": 0.0, "blk.0.ffn_down.weight": 0.0})).values
 
 
 def test_a_file_says_what_was_measured(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from .model_file import ModelFile
 from .names import role_of
 from .plan import Measured, Plan
 from .rewrite import Progress
-from .sensitivities import Sensitivities
-from .tensor_errors import energy, read_sample, relative_errors, row_energy, sampled_rows
+from .sensitivities import Energy, Sensitivities
+from .tensor_errors import output_energy, read_sample, relative_errors, row_energy, sampled_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TensorErrors:
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
-    energy: float | None
+    energy: Energy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,10 @@ def measure_errors(
             sample = read_sample(model, tensor)
             errors = relative_errors(tensor, sample, formats, importance, threads=threads)
             if role_of(tensor.name) == "token_embd":
-                power: float | None = row_energy(tensor, sample, threads=threads)
+                energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
-                power = energy(tensor, sample, importance, threads=threads)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), power)
+                energy = output_energy(tensor, sample, importance, threads=threads)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), energy)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")

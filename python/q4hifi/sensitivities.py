@@ -9,6 +9,10 @@ attention and feed-forward block. An error in attn_output or ffn_down is noise i
 size error x (its energy / the stream's after it): small where the stream is large already. Measured, the
 divergence is that times one constant, in every layer; errors in the matrices before them arrive there as a
 fixed part. (Measured on the example model and on Qwen2.5-Coder-1.5B.)
+
+Some models give a few tokens, such as the first of a text, activations that are a thousand times those of
+all others. They do not count in the stream, which is that of ordinary tokens; the noise that the matrices
+make of them does.
 """
 
 from __future__ import annotations
@@ -54,6 +58,14 @@ DEFAULT_SOURCE = "the residual stream"
 
 
 @dataclass(frozen=True, slots=True)
+class Energy:
+    """Mean squared length of a matrix' output: of all tokens, and without massive activations."""
+
+    whole: float
+    ordinary: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sensitivities:
     """Tensor name -> nats of KL divergence per unit of relative squared error, and where that is from.
 
@@ -66,13 +78,13 @@ class Sensitivities:
     probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
-def default_sensitivities(energies: Mapping[str, float | None]) -> Sensitivities:
+def default_sensitivities(energies: Mapping[str, Energy | None]) -> Sensitivities:
     """Return what can be said of the matrices of a model without running it.
 
     ``energies`` has for each matrix by name Σ importance x weight², the mean squared length of its output,
     or None where its importance is not known; for token_embd the mean squared length of its rows.
     """
-    shares = _shares(energies)
+    stream = _stream(energies)
     tied = not any(role_of(name) in ("output", "lm_head") for name in energies)
 
     def value(name: str) -> float:
@@ -82,15 +94,19 @@ def default_sensitivities(energies: Mapping[str, float | None]) -> Sensitivities
         if role in MASSIVE:
             return OUTPUT
         writer, part = WRITTEN_BY.get(role, WRITTEN_BY["other"])
-        return STREAM * part * shares.get((layer_of(name), writer), UNKNOWN_SHARE)
+        written, after = stream.get((layer_of(name), writer), (UNKNOWN_SHARE, 1.0))
+        energy = energies[name]
+        if role == writer and energy is not None and stream:
+            written = energy.whole
+        return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
     return Sensitivities({name: value(name) for name in energies}, DEFAULT_SOURCE)
 
 
-def _shares(energies: Mapping[str, float | None]) -> dict[tuple[int | None, str], float]:
-    """(Layer, role that writes to the stream) -> its part of the stream's energy after it.
+def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:
+    """(Layer, role that writes to the stream) -> energy that it adds, and the stream's after that.
 
-    Empty where an energy is not known.
+    Of ordinary tokens. Empty where an energy is not known.
     """
     written: dict[tuple[int, str], float] = {}
     stream = 0.0
@@ -100,14 +116,14 @@ def _shares(energies: Mapping[str, float | None]) -> dict[tuple[int | None, str]
             if energy is None:
                 return {}
             if layer is None:
-                stream += energy
+                stream += energy.ordinary
             else:
-                written[layer, role] = written.get((layer, role), 0.0) + energy
-    shares: dict[tuple[int | None, str], float] = {}
+                written[layer, role] = written.get((layer, role), 0.0) + energy.ordinary
+    found: dict[tuple[int | None, str], tuple[float, float]] = {}
     for layer, role in sorted(written):  # attn_output stands before ffn_down in the alphabet, too
         stream += written[layer, role]
-        shares[layer, role] = written[layer, role] / stream if stream else UNKNOWN_SHARE
-    return shares
+        found[layer, role] = (written[layer, role], stream)
+    return found
 
 
 def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:

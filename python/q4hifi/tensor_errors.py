@@ -14,6 +14,7 @@ from .importance import Importance
 from .layout import Format
 from .model_file import ModelFile, ModelTensor, RowRange
 from .rows import ErrorSums, Parts, check_finite, encode
+from .sensitivities import Energy
 from .types import F32
 
 SHARE = 1 / 16
@@ -26,8 +27,8 @@ MOST_WEIGHTS = 1 << 20
 """Large ones to at most so much: enough to know the error to a percent."""
 
 MASSIVE_COLUMNS = 64
-"""Importances above so many medians are cut where energy is measured. Such columns belong to the massive
-activations of single tokens, such as the first of a text, and say nothing of the others."""
+"""Importances above so many medians are cut where the energy of ordinary tokens is measured. Such columns
+belong to the massive activations of single tokens, such as the first of a text."""
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -93,9 +94,9 @@ def relative_errors(
     return [error(form) for form in formats]
 
 
-def energy(
+def output_energy(
     tensor: ModelTensor, samples: Sequence[Sample], importance: Importance | None, *, threads: int = 0
-) -> float | None:
+) -> Energy | None:
     """Return the mean squared length of what each matrix puts out, Σ importance x weight².
 
     None where the importance is not known.
@@ -104,14 +105,16 @@ def energy(
     if weights is None:
         return None
     cut = np.minimum(weights, MASSIVE_COLUMNS * np.median(weights, axis=-1, keepdims=True))
-    sums = _sums(tensor, samples, Format(F32), cut, threads)
-    return sums.reference * tensor.shape[1] / sum(len(sample.rows) for sample in samples)
+    sums = (_sums(tensor, samples, Format(F32), w, threads).reference for w in (weights, cut))
+    scale = tensor.shape[1] / sum(len(sample.rows) for sample in samples)
+    return Energy(*(scale * part for part in sums))
 
 
-def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> float:
+def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> Energy:
     """Return the mean squared length of a row."""
     sums = _sums(tensor, samples, Format(F32), None, threads)
-    return sums.reference / sum(len(sample.rows) for sample in samples)
+    mean = sums.reference / sum(len(sample.rows) for sample in samples)
+    return Energy(mean, mean)
 
 
 def _weights(tensor: ModelTensor, importance: Importance | None) -> npt.NDArray[np.float32] | None:
