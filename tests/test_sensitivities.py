@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from q4hifi.errors import BadFileError
+from q4hifi.names import role_of
 from q4hifi.sensitivities import (
     OUTPUT,
     STREAM,
     UNKNOWN_SHARE,
+    WRITTEN_BY,
     Energy,
     default_sensitivities,
     load_sensitivities,
@@ -47,9 +49,9 @@ def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
         "blk.1.ffn_down.weight": 10 / 20,
     }
     for name, share in stream.items():
-        assert values[name] == pytest.approx(STREAM * share)
-    assert values["blk.0.ffn_up.weight"] == pytest.approx(0.5 * values["blk.0.ffn_down.weight"])
-    assert values["blk.0.attn_v.weight"] == pytest.approx(1.05 * values["blk.0.attn_output.weight"])
+        assert values[name] == pytest.approx(STREAM * share * WRITTEN_BY[role_of(name)][1])
+    assert values["blk.0.ffn_up.weight"] < values["blk.0.ffn_down.weight"]
+    assert values["blk.0.attn_v.weight"] > values["blk.0.attn_output.weight"]
 
 
 def test_tied_embeddings_are_the_output_as_well() -> None:
@@ -68,10 +70,10 @@ def test_the_parts_of_one_block_add_up() -> None:
             "blk.0.ffn_up_exps.weight": None,
         }
     )
-    values = default_sensitivities(energies).values
-    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 4)
-    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 4)
-    assert values["blk.0.ffn_up_exps.weight"] == pytest.approx(STREAM / 2 / 2)
+    values, down = default_sensitivities(energies).values, WRITTEN_BY["ffn_down"][1]
+    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 4 * down)
+    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 4 * down)
+    assert values["blk.0.ffn_up_exps.weight"] == pytest.approx(STREAM / 2 * WRITTEN_BY["ffn_up"][1])
 
 
 def test_massive_activations_make_noise_but_no_stream() -> None:
@@ -84,7 +86,8 @@ def test_massive_activations_make_noise_but_no_stream() -> None:
 
 def test_without_energies_all_layers_are_alike() -> None:
     values = default_sensitivities(dict.fromkeys(ENERGIES)).values
-    assert values["blk.0.ffn_down.weight"] == values["blk.1.ffn_down.weight"] == STREAM * UNKNOWN_SHARE
+    assert values["blk.0.ffn_down.weight"] == values["blk.1.ffn_down.weight"]
+    assert values["blk.0.ffn_down.weight"] == STREAM * WRITTEN_BY["ffn_down"][1] * UNKNOWN_SHARE
 
 
 def test_nothing_is_insensitive_by_default() -> None:

@@ -26,9 +26,12 @@ FEWEST_ROWS, FEWEST_WEIGHTS = 256, 100_000
 MOST_WEIGHTS = 1 << 20
 """Large ones to at most so much: enough to know the error to a percent."""
 
-MASSIVE_COLUMNS = 64
-"""Importances above so many medians are cut where the energy of ordinary tokens is measured. Such columns
-belong to the massive activations of single tokens, such as the first of a text."""
+ORDINARY_COLUMNS = 0.995
+"""Importances above this quantile are cut to it where the energy of ordinary tokens is measured. Massive
+activations of single tokens, such as the first of a text, come from a few columns and go to a few rows."""
+
+ROW_GROUPS = 15
+"""The rows are measured in so many groups for that, and the median counts."""
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -40,6 +43,12 @@ class Sample:
     matrix: int
     rows: tuple[int, ...]
     parts: Parts
+
+    def every(self, step: int, first: int) -> Sample:
+        """Return every ``step``-th of the rows, from number ``first`` on."""
+        rows = len(self.rows)
+        parts = tuple(part.reshape(rows, -1)[first::step].reshape(-1) for part in self.parts)
+        return Sample(self.matrix, self.rows[first::step], parts)
 
 
 def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
@@ -104,17 +113,26 @@ def output_energy(
     weights = _weights(tensor, importance)
     if weights is None:
         return None
-    cut = np.minimum(weights, MASSIVE_COLUMNS * np.median(weights, axis=-1, keepdims=True))
-    sums = (_sums(tensor, samples, Format(F32), w, threads).reference for w in (weights, cut))
-    scale = tensor.shape[1] / sum(len(sample.rows) for sample in samples)
-    return Energy(*(scale * part for part in sums))
+    cut = np.minimum(weights, np.quantile(weights, ORDINARY_COLUMNS, axis=-1, keepdims=True))
+    groups = [[sample.every(ROW_GROUPS, i) for sample in samples] for i in range(ROW_GROUPS)]
+    parts = [_row_energy(tensor, group, cut, threads) for group in groups if any(s.rows for s in group)]
+    return Energy(
+        tensor.shape[1] * _row_energy(tensor, samples, weights, threads),
+        tensor.shape[1] * float(np.median(parts)),
+    )
 
 
 def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> Energy:
     """Return the mean squared length of a row."""
-    sums = _sums(tensor, samples, Format(F32), None, threads)
-    mean = sums.reference / sum(len(sample.rows) for sample in samples)
+    mean = _row_energy(tensor, samples, None, threads)
     return Energy(mean, mean)
+
+
+def _row_energy(
+    tensor: ModelTensor, samples: Sequence[Sample], weights: npt.NDArray[np.float32] | None, threads: int
+) -> float:
+    sums = _sums(tensor, samples, Format(F32), weights, threads)
+    return sums.reference / sum(len(sample.rows) for sample in samples)
 
 
 def _weights(tensor: ModelTensor, importance: Importance | None) -> npt.NDArray[np.float32] | None:
