@@ -6,7 +6,7 @@ Keys and values are f16 and flash attention is off, so that its arithmetic is th
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
@@ -54,6 +54,8 @@ def _library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("llama_decode", c_int32, [c_void_p, _Batch]),
         ("llama_get_logits", POINTER(c_float), [c_void_p]),
+        ("llama_get_memory", c_void_p, [c_void_p]),
+        ("llama_memory_clear", None, [c_void_p, c_bool]),
         ("llama_sampler_chain_default_params", Blob, []),
         ("llama_sampler_chain_init", c_void_p, [c_bool]),
         ("llama_sampler_chain_add", None, [c_void_p, c_void_p]),
@@ -97,24 +99,44 @@ def _context(path: str | Path, n_ctx: int, threads: int) -> Iterator[tuple[int, 
             lib.llama_free(context)
 
 
+Read = Callable[..., Floats]
+"""``read(tokens, first=0, pieces=())``: see :func:`llama_reader`."""
+
+
+@contextmanager
+def llama_reader(path: str | Path, n_ctx: int, *, threads: int = 2) -> Iterator[Read]:
+    """A function that reads tokens, at most 2048 and ``n_ctx``, as a text on its own.
+
+    It returns the logits after each from ``first`` on, float32 [n_tokens - first, n_vocab]. They are
+    evaluated at once, or in ``pieces`` of so many and the rest.
+    """
+    lib = _library()
+    with _context(path, n_ctx, threads) as (context, n_vocab):
+
+        def read(tokens: Sequence[int], first: int = 0, pieces: Sequence[int] = ()) -> Floats:
+            lib.llama_memory_clear(lib.llama_get_memory(context), True)
+            rows: list[Floats] = []
+            for numbers in np.split(np.arange(len(tokens)), np.cumsum(pieces, dtype=int)):
+                n, wanted = len(numbers), numbers >= first
+                array = (c_int32 * n)(*np.asarray(tokens)[numbers])
+                batch = _Batch(n, array, None, None, None, None, (c_int8 * n)(*wanted.tolist()))
+                status = lib.llama_decode(context, batch)
+                checked(status, status == 0, f"{path} does not run (status {status})")
+                if n_rows := int(wanted.sum()):
+                    rows.append(
+                        np.ctypeslib.as_array(lib.llama_get_logits(context), (n_rows, n_vocab)).copy()
+                    )
+            return np.concatenate(rows)
+
+        yield read
+
+
 def llama_logits(
     path: str | Path, tokens: Sequence[int], *, threads: int = 2, pieces: Sequence[int] = ()
 ) -> Floats:
-    """Logits after each token, float32 [n_tokens, n_vocab]; at most 2048 tokens.
-
-    They are evaluated at once, or in ``pieces`` of so many and the rest.
-    """
-    lib = _library()
-    rows: list[Floats] = []
-    with _context(path, len(tokens) + 8, threads) as (context, n_vocab):
-        for piece in np.split(np.asarray(tokens), np.cumsum(pieces, dtype=int)):
-            n = len(piece)
-            batch = _Batch(n, (c_int32 * n)(*piece), None, None, None, None, (c_int8 * n)(*[1] * n))
-            status = lib.llama_decode(context, batch)
-            checked(status, status == 0, f"{path} does not run (status {status})")
-            logits = np.ctypeslib.as_array(lib.llama_get_logits(context), (n, n_vocab))
-            rows.append(logits.copy())
-    return np.concatenate(rows)
+    """Logits after each token, float32 [n_tokens, n_vocab]; see :func:`llama_reader`."""
+    with llama_reader(path, len(tokens) + 8, threads=threads) as read:
+        return read(tokens, pieces=pieces)
 
 
 def llama_samples(

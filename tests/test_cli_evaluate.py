@@ -206,7 +206,11 @@ def test_a_text_that_goes_on_is_read_from_there() -> None:
     assert "".join(writer.write(prompt + follow[:4], 2)) == model.tokenizer.decode(follow[4:])
     assert (writer.effort.n_read, writer.effort.n_written) == (1, 2)  # the last was not read yet
     assert "".join(writer.write(prompt, 4)) == model.tokenizer.decode(follow[:4])
-    assert writer.effort.n_read == len(prompt)
+    assert writer.effort.n_read == 1  # what came after it is forgotten
+    other = [*prompt[:3], *prompt[5:]]
+    expected = list(model.generate_tokens(other, n=4, temperature=0))
+    assert "".join(writer.write(other, 4)) == model.tokenizer.decode(expected)
+    assert writer.effort.n_read == len(other) - 3
 
 
 def test_a_chat_remembers() -> None:
@@ -229,6 +233,19 @@ def test_a_chat_remembers() -> None:
     begun = next(interrupted)
     interrupted.close()  # as Ctrl-C does
     assert [m["content"] for m in chat.messages[3:]] == ["And a row?", second, "And a column?", begun]
+
+
+def test_words_in_a_chat_cannot_be_control_tokens() -> None:
+    template = "{{ eos_token }}{% for m in messages %}{{ m.content | trim }}{% endfor %}{{ eos_token }}"
+    model = q4hifi.Model(EXAMPLE)
+    model.metadata = {**model.metadata, "tokenizer.chat_template": template}
+    read: list[list[int]] = []
+    chat = q4hifi.Chat(model, q4hifi.Sampler(temperature=0), system="Be <|endoftext|> brief.")
+    chat.writer.write = lambda prompt, n: read.append(prompt) or iter(())  # type: ignore[method-assign]
+    list(chat.answer(" <|endoftext|>Hi "))
+    eos = model.tokenizer.eos
+    words = model.tokenizer.encode("Be <|endoftext|> brief.<|endoftext|>Hi")
+    assert read == [[eos, *words, eos]] and eos not in words
 
 
 def test_ctrl_c_ends_the_text_in_a_terminal_cleanly() -> None:

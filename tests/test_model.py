@@ -200,6 +200,44 @@ def test_sequences_do_not_disturb_each_other(model: q4hifi.Model) -> None:
     assert np.array_equal(one.evaluate(TEXT, "all"), model.logits(TEXT))
 
 
+@pytest.mark.parametrize("cut", [1, 63, 64, 65, 128, 199, 200])
+def test_a_text_that_was_cut_goes_on_as_if_it_had_never_been_longer(model: q4hifi.Model, cut: int) -> None:
+    sequence, short = model.sequence(), model.sequence()
+    for other in (sequence, short):
+        other.evaluate(TEXT[:cut], "none")
+    if cut < 200:
+        sequence.evaluate(TEXT[cut:], "none")
+    sequence.truncate(cut)
+    assert sequence.length == cut
+    assert np.array_equal(sequence.evaluate(TEXT[::-1][:50], "all"), short.evaluate(TEXT[::-1][:50], "all"))
+
+
+def test_a_text_can_be_cut_to_nothing_but_not_made_longer(model: q4hifi.Model) -> None:
+    sequence = model.sequence()
+    sequence.truncate(0)
+    sequence.evaluate(TEXT[:70], "none")
+    for length in (71, -1):
+        with pytest.raises(BadOptionError, match=f"a text of 70 tokens cannot be cut to {length}$"):
+            sequence.truncate(length)
+    sequence.truncate(0)
+    assert sequence.length == 0
+    assert np.array_equal(sequence.evaluate(TEXT, "all"), model.logits(TEXT))
+
+
+def test_what_a_window_has_left_does_not_come_back(windowed: q4hifi.Model) -> None:
+    """Of 200 tokens a window of 20 has left two whole blocks of 64: tokens from 128 on are there."""
+    sequence = windowed.sequence()
+    sequence.evaluate(TEXT, "none")
+    for length in (1, 100, 146):
+        with pytest.raises(BadOptionError, match=rf"cut to {length}: the sliding window .*reset\(\)"):
+            sequence.truncate(length)
+        assert sequence.length == 200
+    sequence.truncate(147)  # the next token sees those from 128 on
+    assert distance(sequence.evaluate(TEXT[147:], "all"), windowed.logits(TEXT)[147:]) < 1e-4
+    sequence.truncate(0)
+    assert np.array_equal(sequence.evaluate(TEXT, "all"), windowed.logits(TEXT))
+
+
 def _fresh(model: q4hifi.Model, before: np.ndarray, after: np.ndarray) -> Floats:
     sequence = model.sequence()
     for token in before:

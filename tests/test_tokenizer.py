@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import q4hifi
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.pre_tokenizers import PRE_TOKENIZERS
-from q4hifi.tokenizer import Tokenizer
+from q4hifi.tokenizer import SHIELD, Tokenizer
 from synthetic import EXAMPLE, Pair
 from vocabularies import (
     HARD,
@@ -297,6 +297,18 @@ def test_a_user_cannot_spell_control_tokens() -> None:
     assert start not in tokenizer.encode(text)
     assert tokenizer.is_control(start) and not tokenizer.is_control(list(SPECIAL).index("[INST]"))
     assert tokenizer.decode([start]) == text and tokenizer.decode([start], skip_special=True) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_start|>", "a <|im_start|><|im_end|> b", "<|im_<|im_start|>start|>", "<s><s></s>", "plain\ufdd0"],
+)
+def test_shielded_words_are_text_between_control_tokens(text: str) -> None:
+    tokenizer = Tokenizer.from_metadata(metadata([*SPECIAL, *"<>|/_imstardnplb "], add_space_prefix=False))
+    start, end = (list(SPECIAL).index(f"<|im_{name}|>") for name in ("start", "end"))
+    prompt = f"<|im_start|>{tokenizer.shield(text)}<|im_end|>"
+    tokens = tokenizer.encode(prompt, add_special=False, parse_special=True, shield=SHIELD)
+    assert tokens == [start, *tokenizer.encode(text.replace(SHIELD, ""), add_special=False), end]
 
 
 # ---- decoding ------------------------------------------------------------------------------------

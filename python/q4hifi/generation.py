@@ -10,6 +10,7 @@ from .chat import render, template_of
 from .errors import BadOptionError
 from .model import Floats, Model, Sampler
 from .model_file import ErrorsAt
+from .tokenizer import SHIELD
 
 
 @dataclass(slots=True)
@@ -23,7 +24,7 @@ class Effort:
 
 
 class Writer:
-    """Writes on from prompts; a prompt that goes on from the last text is read from there only.
+    """Writes on from prompts; of a prompt that begins as the last text did, only the rest is read.
 
     ``effort`` is that of the last text, ``full`` whether it ended because the context did.
     """
@@ -56,8 +57,7 @@ class Writer:
         self.effort, self.full = Effort(), False
         tokenizer = self._model.tokenizer
         stream = tokenizer.stream(skip_special=True)
-        if len(self._seen) >= len(prompt) or prompt[: len(self._seen)] != self._seen:
-            self._forget()
+        self._keep_what_begins(prompt)
         logits = self._read(prompt[len(self._seen) :])
         token = None
         while n is None or self.effort.n_written < n:
@@ -85,16 +85,22 @@ class Writer:
     def _evaluate(self, tokens: list[int]) -> Floats:
         try:
             logits = self._sequence.evaluate(tokens)
-        except BaseException:  # Ctrl-C, too: part of the tokens may have been read
-            self._forget()
-            raise
+        finally:  # after Ctrl-C a part of the tokens may have been read
+            self._seen = (self._seen + tokens)[: self._sequence.length]
         assert logits is not None
-        self._seen += tokens
         return logits
 
-    def _forget(self) -> None:
-        self._sequence.reset()
-        self._seen = []
+    def _keep_what_begins(self, prompt: list[int]) -> None:
+        """Forget what was seen but for the tokens with which ``prompt`` begins, and its last token."""
+        pairs = zip(self._seen, prompt[:-1], strict=False)
+        same = next((i for i, (seen, token) in enumerate(pairs) if seen != token), None)
+        same = min(len(self._seen), len(prompt) - 1) if same is None else same
+        try:
+            self._sequence.truncate(same)
+        except BadOptionError:  # a sliding window has forgotten too much
+            same = 0
+            self._sequence.reset()
+        del self._seen[same:]
 
 
 class Chat:
@@ -117,20 +123,22 @@ class Chat:
     def answer(self, text: str, n: int | None = None) -> Iterator[str]:
         """Yield the model's answer to ``text`` as it comes, of at most ``n`` tokens.
 
-        What was yielded before an interruption stays part of the conversation.
+        What was yielded before an interruption stays part of the conversation. A control token that is
+        spelled in a message, such as ``<|im_end|>``, is text there; only the template's count.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self._model.tokenizer
+        shielded = [message | {"content": tokenizer.shield(message["content"])} for message in messages]
         bos, eos = (
             "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
             for token in (tokenizer.bos, tokenizer.eos)
         )
         with ErrorsAt(f"{self._model.path}: "):
-            prompt = render(self._template, messages, bos=bos, eos=eos)
+            prompt = render(self._template, shielded, bos=bos, eos=eos)
         pieces: list[str] = []
         try:
             for piece in self.writer.write(
-                tokenizer.encode(prompt, add_special=False, parse_special=True), n
+                tokenizer.encode(prompt, add_special=False, parse_special=True, shield=SHIELD), n
             ):
                 pieces.append(piece)
                 yield piece

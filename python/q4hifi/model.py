@@ -166,6 +166,23 @@ class Sequence:
         """Forget all tokens."""
         self._core.reset()
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens.
+
+        Raises :class:`BadOptionError` where there are fewer. A layer with a sliding window, as Gemma's,
+        forgets what the window has left, by blocks of 64 tokens: once the next token after ``length``
+        would see something that is gone, this is an error too, which changes nothing. :meth:`reset` and
+        reading the text again always works.
+        """
+        there = self.length
+        if not 0 <= length <= there:
+            raise BadOptionError(f"a text of {there} tokens cannot be cut to {length}")
+        if not self._core.truncate(length):
+            raise BadOptionError(
+                f"a text of {there} tokens cannot be cut to {length}: the sliding window of this model has"
+                " forgotten what stands before; begin anew with reset()"
+            )
+
     def evaluate(
         self, tokens: Tokens, logits: Wanted = "last", *, sums: InputSums | None = None
     ) -> Floats | None:

@@ -14,6 +14,9 @@ from .errors import BadOptionError
 from .subwords import SPACE, ByteLevel, SentencePiece
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 
+SHIELD = "\ufdd0"
+"""Keeps what spells a control token from being one: a code point that Unicode keeps out of texts."""
+
 _PREFIX = 4  # bytes of special tokens that are looked for first
 _CLEANING = (
     (re.compile(rb" (?=[?!.,])"), b""),
@@ -60,13 +63,14 @@ class Tokenizer:
     # ---- text to tokens --------------------------------------------------------------------------
 
     def encode(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, shield: str = ""
     ) -> list[int]:
         """Return the tokens of ``text``.
 
         ``add_special``: with BOS and EOS around it, if the file wants them. ``parse_special``: a control
         token that is spelled in the text becomes this token; else it is text like any other, so that a
         user's words cannot imitate a chat's marks. Tokens that a model's maker added as text always count.
+        ``shield``: a character that is left out, once the control tokens were found; see :meth:`shield`.
 
         Bytes need not be UTF-8: a byte-level vocabulary takes each that is not as U+FFFD, a SentencePiece
         vocabulary has tokens for them. In a str, escaped bytes (``surrogateescape``) mean the bytes.
@@ -83,15 +87,36 @@ class Tokenizer:
         for fragment in self._fragments(text, parse_special):
             if isinstance(fragment, int):
                 tokens.append(fragment)
-            elif vocabulary.is_byte_level:
+                after_special = True
+                continue
+            if shield:
+                fragment = fragment.replace(shield.encode(), b"")
+            if vocabulary.is_byte_level:
                 tokens += self._subwords.encode(fragment)
             else:
                 prefix = b" " if vocabulary.add_space_prefix and after_special else b""
                 tokens += self._subwords.encode(prefix + fragment)
-            after_special = isinstance(fragment, int)
+            after_special = False
         if add_special and self.add_eos and self.eos is not None:
             tokens.append(self.eos)
         return tokens
+
+    def shield(self, text: str) -> str:
+        """Return ``text`` with a :data:`SHIELD` in whatever spells a control token.
+
+        So the words of others can be put between control tokens before they are encoded together.
+        """
+        text = text.replace(SHIELD, "")
+        for spelled in self._control_texts:
+            while spelled in text:  # again, for those that overlap
+                text = text.replace(spelled, spelled[0] + SHIELD + spelled[1:])
+        return text
+
+    @cached_property
+    def _control_texts(self) -> list[str]:
+        """What spells a control token; nothing can keep a single character from it."""
+        vocabulary = self._vocabulary
+        return [t for t, i in vocabulary.ids.items() if vocabulary.kinds[i] in CONTROL and len(t) > 1]
 
     @cached_property
     def _subwords(self) -> ByteLevel | SentencePiece:

@@ -42,6 +42,20 @@ impl Sequence {
         }
     }
 
+    /// Forgets all but the first `length` tokens, of which there are as many or more. False, and nothing
+    /// changes, where a layer with a window has forgotten tokens that the next one would see.
+    pub fn truncate(&mut self, length: usize) -> bool {
+        assert!(length <= self.length);
+        let possible = length == 0 || self.layers.iter().all(|layer| layer.holds_seen(length));
+        if possible {
+            self.length = length;
+            for layer in &mut self.layers {
+                layer.blocks.truncate(length.div_ceil(BLOCK));
+            }
+        }
+        possible
+    }
+
     /// Counts tokens as evaluated, after which all layers hold them.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.length += tokens;
@@ -96,10 +110,19 @@ impl LayerCache {
         &self.blocks[block][(self.heads + head) * n..][..n]
     }
 
+    /// The first block that a token at position `next` sees.
+    fn first_seen(&self, next: usize) -> usize {
+        self.window.map_or(0, |window| (next + 1).saturating_sub(window) / BLOCK)
+    }
+
+    /// Whether all that a token at position `next` sees before it is there.
+    fn holds_seen(&self, next: usize) -> bool {
+        self.blocks.get(self.first_seen(next)).is_none_or(|block| !block.is_empty())
+    }
+
     /// Gives back blocks that no token from position `next` on can see.
     fn drop_unseen(&mut self, next: usize) {
-        let Some(window) = self.window else { return };
-        let seen = (next + 1).saturating_sub(window) / BLOCK;
+        let seen = self.first_seen(next);
         for block in self.blocks.iter_mut().take(seen).rev().take_while(|block| !block.is_empty()) {
             *block = Box::default();
         }

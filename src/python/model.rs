@@ -264,6 +264,16 @@ impl Sequence {
         lock(py, &self.state).reset();
     }
 
+    /// Forgets all but the first `length` tokens; false where that cannot be.
+    fn truncate(&self, py: Python<'_>, length: usize) -> PyResult<bool> {
+        let mut state = lock(py, &self.state);
+        if length > state.length() {
+            let there = state.length();
+            return Err(PyValueError::new_err(format!("{length} of {there} tokens")));
+        }
+        Ok(state.truncate(length))
+    }
+
     /// Tokens that were evaluated.
     #[getter]
     fn length(&self, py: Python<'_>) -> usize {
