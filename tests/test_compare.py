@@ -115,18 +115,19 @@ def test_results_are_plain_json(found: Comparison) -> None:
 # ---- the table -----------------------------------------------------------------------------------
 
 
-def test_the_table_fits_in_100_columns(found: Comparison) -> None:
+@pytest.mark.parametrize(("width", "tables"), [(100, 1), (80, 2), (70, 2)])
+def test_the_table_fits_in_the_terminal(found: Comparison, width: int, tables: int) -> None:
     fast = [replace(m, prompt_speed=Estimate(10582.55, 124.7)) for m in found.models]
     reference = replace(found.reference, prompt_speed=Estimate(79.34, 0.4), decode_speed=Estimate(2429, 3))
     models = tuple(replace(m, decode_speed=Estimate(1046.444, 39.8)) for m in fast)
-    console = Console(width=100, file=io.StringIO())
-    console.print(comparison_table(replace(found, reference=reference, models=models)))
+    console = Console(width=width, file=io.StringIO())
+    console.print(comparison_table(replace(found, reference=reference, models=models), width))
     printed = console.file.getvalue()
-    assert max(map(len, printed.splitlines())) <= 100
+    assert max(map(len, printed.splitlines())) <= width
     assert "…" not in printed
     for head in ("size", "PPL", "KLD", "99.9 %", "top %", "Δp %", "t/s"):
         assert head in printed
-    assert printed.count("tiny-qwen3-f16") == 4
+    assert printed.count("tiny-qwen3-f16") == 4 * tables
     quality = found.models[1].quality
     assert quality is not None
     for text in (f"{quality.mean_kld.value:.5f}", f"±{quality.mean_kld.error:.5f}", "16.01"):

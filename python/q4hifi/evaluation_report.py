@@ -22,7 +22,15 @@ NAME_WIDTH = 20
 """Columns that the comparison gives to a model's name, on two lines."""
 
 DIGITS = 5
-"""Of a value above 1 in that table, at most."""
+"""Of a value above 1 in a table, at most."""
+
+COMPARISON_WIDTH = 100
+"""Columns of a terminal that the comparison needs to be one table."""
+
+_COMPARISON_HEADS = (
+    *("size", "bits/\nw.", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
+    *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
+)
 
 KLD_HEADER = (
     "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence"
@@ -103,26 +111,29 @@ def _quantile_label(q: float) -> str:
     return "Median " if q == 0.5 else f"{100 * q:4.1f}%  "
 
 
-def comparison_table(found: Comparison) -> RenderableType:
-    """Models below each other, a value over its uncertainty; fits in 100 columns."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.add_column("model", width=NAME_WIDTH, overflow="fold")
-    for head in (
-        *("size", "bits/\nw.", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
-        *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
-    ):
-        table.add_column(head, justify="right", no_wrap=True)
+def comparison_table(found: Comparison, width: int = COMPARISON_WIDTH) -> RenderableType:
+    """Models below each other, a value over its uncertainty; two tables where there is less room."""
     everything = (found.reference, *found.models)
-    for model, name in zip(everything, short_names([m.model for m in everything]), strict=True):
-        table.add_row(*_comparison_row(model, name))
+    names = short_names([m.model for m in everything])
+    rows = [list(_comparison_row(model)) for model in everything]
+    half = len(_COMPARISON_HEADS) // 2
+    parts = [slice(None)] if width >= COMPARISON_WIDTH else [slice(half), slice(half, None)]
+    tables: list[list[RenderableType]] = []
+    for part in parts:
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        table.add_column("model", width=NAME_WIDTH, overflow="fold")
+        for head in _COMPARISON_HEADS[part]:
+            table.add_column(head, justify="right", no_wrap=True)
+        for name, row in zip(names, rows, strict=True):
+            table.add_row(Text(printable(name)), *row[part])
+        tables.append([table])
     words = f"{found.n_chunks} chunks of {found.n_ctx} tokens of {printable(found.dataset)}"
     how = "below each value its standard error; KLD in nats; the first model is the reference"
-    return paragraphs([table], [Text(f"{words}; {how}", style="italic")])
+    return paragraphs(*tables, [Text(f"{words}; {how}", style="italic")])
 
 
-def _comparison_row(model: ComparedModel, name: str) -> Iterable[RenderableType]:
+def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
     quality = model.quality
-    yield Text(printable(name))
     yield human_bytes(model.facts.file_bytes).replace(" ", "\n")
     yield f"{model.facts.bits_per_weight:.2f}"
     yield _cell(model.perplexity.ppl, 3)
@@ -141,9 +152,13 @@ def _comparison_row(model: ComparedModel, name: str) -> Iterable[RenderableType]
 
 def _cell(e: Estimate, digits: int) -> Text:
     """A value over its error, with so many digits after the point, and fewer where many stand before it."""
-    if abs(e.value) >= 1:
-        digits = min(digits, max(0, DIGITS - len(f"{abs(e.value):.0f}")))
+    digits = _digits(e.value, digits)
     return Text.assemble(f"{e.value:.{digits}f}\n", (f"±{e.error:.{digits}f}", "dim"))
+
+
+def _digits(value: float, most: int) -> int:
+    """How many digits after the point a value is given: :data:`DIGITS` in all where it is above 1."""
+    return most if abs(value) < 1 else min(most, max(0, DIGITS - len(f"{abs(value):.0f}")))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -183,15 +198,16 @@ def speed_table(speeds: Iterable[Speed]) -> str:
 def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
     """The statistics of llama-imatrix --show-statistics: tensors, then layers."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "% Active", "N", "Entropy", "E (norm)", "ZD", "CosSim")
+    heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "%\nActive", "N", "Entropy", "E\n(norm)", "ZD", "CosSim")
     for head in ("Layer", "Tensor", *heads):
         table.add_column(head, justify="left" if head == "Tensor" else "right", no_wrap=True)
     for t in tensors:
         table.add_row(
             "-" if t.layer is None else str(t.layer),
             Text(printable(t.part)),
-            *(f"{t.total:.2f}", f"{t.minimum:.4f}", f"{t.maximum:.4f}", f"{t.mean:.2f}"),
-            *(f"{t.deviation:.2f}", f"{100 * t.active:.2f}%", str(t.n_columns), f"{t.entropy:.4f}"),
+            *(f"{x:.{_digits(x, most)}f}" for x, most in ((t.total, 2), (t.minimum, 4), (t.maximum, 4))),
+            *(f"{x:.{_digits(x, 2)}f}" for x in (t.mean, t.deviation)),
+            *(f"{100 * t.active:.2f}%", str(t.n_columns), f"{t.entropy:.4f}"),
             *(f"{100 * t.relative_entropy:.2f}%", f"{100 * t.outlying:.2f}%", f"{t.similarity:.4f}"),
         )
     layers = Table(box=None, pad_edge=False)

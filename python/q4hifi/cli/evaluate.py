@@ -204,7 +204,8 @@ def compare(
     if as_json:
         print_json(found.as_dict())
     else:
-        console().print(comparison_table(found))
+        screen = console()
+        screen.print(comparison_table(found, screen.width))
     if plot is not None:
         plot_comparison(found, plot, overwrite=overwrite)
         if not as_json:
