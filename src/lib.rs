@@ -12,6 +12,7 @@
 //! | [`fit`] | the searches for scales and minima that the formats share |
 //! | [`error_sums`] | how far decoded weights are from their source |
 //! | [`hifi`] | Q4_HIFI: choose outliers, refit, encode, decode |
+//! | [`refine`] | blocks with less error than ggml's encoder leaves |
 //! | [`dot`] | dot products with quantized activations, and the activations |
 //! | [`logits`] | a model's answers: probabilities of tokens, divergence of two models |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |
@@ -49,6 +50,7 @@ pub mod matmul;
 pub mod model;
 #[cfg(feature = "python")]
 mod python;
+pub mod refine;
 pub mod rows;
 pub mod team;
 #[cfg(test)]

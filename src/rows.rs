@@ -104,6 +104,26 @@ pub fn quantize(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, kind, importance, false, out)
+}
+
+/// As [`quantize`], with blocks of less error where [`crate::refine`] finds them.
+pub fn quantize_refined(
+    source: Source<'_>,
+    kind: TensorType,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, kind, importance, true, out)
+}
+
+fn quantize_with(
+    source: Source<'_>,
+    kind: TensorType,
+    importance: Option<&[f32]>,
+    refine: bool,
+    out: &mut [u8],
+) -> Result<ErrorSums, QuantError> {
     let row_bytes = kind.row_bytes(source.row_length)?;
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length)?;
@@ -113,6 +133,9 @@ pub fn quantize(
     let out = out.par_chunks_mut(at_once * row_bytes);
     per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
         kernel::quantize_rows(isa, kind, x, row_length, importance, out);
+        if refine {
+            kernel::refine_rows(isa, kind, x, row_length, importance, out);
+        }
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
         for ((x, out), sums) in rows.zip(sums) {
             kernel::dequantize_row(isa, kind, out, decoded);

@@ -66,6 +66,7 @@ def quantize(
     target_type: int,
     importance: _Floats | None,
     threads: int,
+    refine: bool = False,
 ) -> tuple[_Bytes, _Sums]: ...
 def quantize_hifi(
     source: _Bytes,

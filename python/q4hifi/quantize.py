@@ -58,6 +58,7 @@ def quantize_file(
     exclude_weights: Sequence[str] = (),
     keep_split: bool = False,
     split_max_size: int | None = None,
+    refine: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -103,6 +104,9 @@ def quantize_file(
         Parts of names of the tensors that use the imatrix, or do not.
     keep_split, split_max_size
         Cut the output as the source is, or so that no file's data exceeds so many bytes.
+    refine
+        Search for blocks of Q4_K, Q5_K, Q6_K and Q4_HIFI with less error, weighted by importance, than
+        ggml's encoder leaves. The types and sizes stay; it takes several times as long.
     threads
         None is one a core.
     overwrite
@@ -148,6 +152,7 @@ def quantize_file(
             planner.metadata(plan),
             output,
             importance=importance,
+            refine=refine,
             threads=thread_count(threads),
             progress=progress,
         )

@@ -75,13 +75,14 @@ def rewrite(
     output: Output,
     *,
     importance: Importance | None = None,
+    refine: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
     drop_outliers: bool = False,
 ) -> Rewritten:
     """Write ``model`` as ``plan`` says, with ``metadata``, to ``output``.
 
-    Files appear complete or not at all. With ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K
+    Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.rows.encode`. With ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K
     keeps its base's bytes. Raises :class:`NotFiniteError`, naming file, tensor and place, for
     weights that are NaN or infinite, copied ones included.
     """
@@ -102,7 +103,7 @@ def rewrite(
             pending: deque[Future[None]] = deque()
             for piece, parts in _ahead(reader, model, work):
                 with model.errors_at(piece.target.name):
-                    parts, sums = _convert(piece, parts, threads, drop_outliers)
+                    parts, sums = _convert(piece, parts, threads, refine, drop_outliers)
                 if sums is not None:
                     errors[piece.target.name] = errors.get(piece.target.name, ErrorSums()) + sums
                 while len(pending) >= LOOKAHEAD:
@@ -153,7 +154,7 @@ def _ahead(
 
 
 def _convert(
-    piece: _Piece, parts: Parts, threads: int, drop_outliers: bool
+    piece: _Piece, parts: Parts, threads: int, refine: bool, drop_outliers: bool
 ) -> tuple[Parts, ErrorSums | None]:
     """Rows in their target format, and their error where they were encoded anew."""
     source, target = piece.target.source, piece.target.target
@@ -165,7 +166,9 @@ def _convert(
         return relayout(parts, source, target.layout, length, first_row=first), None
     if source.type == Q4_HIFI and target.type == BASE and drop_outliers:
         return (base_of(parts, source, length, first_row=first),), None
-    return encode(parts, source, target, length, piece.importance, threads=threads, first_row=first)
+    return encode(
+        parts, source, target, length, piece.importance, refine=refine, threads=threads, first_row=first
+    )
 
 
 def _write(writer: GgufWriter, piece: _Piece, parts: Sequence[npt.NDArray[np.uint8]]) -> None:

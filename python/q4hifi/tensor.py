@@ -111,6 +111,7 @@ def quantize(
     *,
     importance: npt.NDArray[np.floating] | None = None,
     outliers: int = 0,
+    refine: bool = False,
     threads: int | None = None,
 ) -> QuantizedTensor:
     """Quantize an array, row by row along its last axis.
@@ -119,7 +120,8 @@ def quantize(
     ``importance`` is [row length], or [..., row length] with one row for each matrix of a stack
     (array.shape[:-2]): non-negative weights of the squared error of each column. ``outliers``, 0 to
     32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None is one a core.
-    The bytes of every type but Q4_HIFI equal ggml's.
+    The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
+    Q6_K and Q4_HIFI with less error (:func:`q4hifi.quantize_file`).
 
     Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit and
     :class:`NotFiniteError` for NaN, infinity and weights too large for the type.
@@ -140,6 +142,7 @@ def quantize(
             target,
             row_length,
             w,
+            refine=refine,
             threads=thread_count(threads),
         )[0]
         for i, w in enumerate(matrices)

@@ -21,6 +21,8 @@ use crate::hifi::HifiBlock;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
+use crate::refine;
+use crate::refine::lanes::Portable;
 use multiply_half::Product;
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
@@ -68,6 +70,21 @@ pub fn quantize_rows(
         for (x, out) in x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_bytes)) {
             with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
         }
+    })
+}
+
+/// Makes the blocks `out` of rows `x` better where it can; see [`crate::refine`].
+pub fn refine_rows(
+    isa: Isa,
+    kind: TensorType,
+    x: &[f32],
+    row_length: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    dispatch!(isa, refine_rows(kind, x, row_length, importance, out), {
+        // SAFETY: every CPU has these lanes.
+        unsafe { refine::refine_rows::<Portable<16>>(kind, x, row_length, importance, out) }
     })
 }
 

@@ -49,9 +49,10 @@ pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
     Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
 }
 
-/// Encodes rows of type `source_type` as `target_type`.
+/// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error.
 #[pyfunction]
-#[pyo3(signature = (source, source_type, row_length, target_type, importance, threads))]
+#[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false))]
+#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -60,12 +61,14 @@ pub(super) fn quantize<'py>(
     target_type: u32,
     importance: Importance<'py>,
     threads: usize,
+    refine: bool,
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
-    let error = detached(py, threads, || rows::quantize(source, target, importance, &mut out))?;
+    let encode = if refine { rows::quantize_refined } else { rows::quantize };
+    let error = detached(py, threads, || encode(source, target, importance, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 

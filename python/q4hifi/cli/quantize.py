@@ -109,6 +109,9 @@ def _quantize_options(command: Command) -> Command:
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
 @_quantize_options
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
+@click.option(
+    "--refine", is_flag=True, help="Search for blocks of Q4_K, Q5_K, Q6_K, Q4_HIFI with less error."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, as 'plan' does.")
 @threads_option
 @overwrite_option
@@ -117,6 +120,7 @@ def quantize(
     src: str,
     rest: tuple[str, ...],
     allow_requantize: bool,
+    refine: bool,
     dry_run: bool,
     threads: int | None,
     overwrite: bool,
@@ -142,6 +146,7 @@ def quantize(
             dst,
             kind,
             allow_requantize=allow_requantize,
+            refine=refine,
             threads=threads or rest_threads,
             overwrite=overwrite,
             progress=progress,

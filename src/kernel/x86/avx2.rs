@@ -1,10 +1,11 @@
 //! AVX2 (with F16C): eight lanes.
 
 use super::multiply_half::LoadHalf;
+use super::twice::Twice;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx2,fma,f16c,bmi1,popcnt", F32x8, 2);
+super::entry_points!("avx2,fma,f16c,bmi1,popcnt", F32x8, 2, Twice<F32x8>);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x8(__m256);

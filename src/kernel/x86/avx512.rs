@@ -4,7 +4,12 @@ use super::multiply_half::LoadHalf;
 use super::vector::{Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
-super::entry_points!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt", F32x16, 4);
+super::entry_points!(
+    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt",
+    F32x16,
+    4,
+    F32x16
+);
 
 #[derive(Clone, Copy)]
 pub(crate) struct F32x16(__m512);

@@ -1,11 +1,11 @@
 //! The functions that compile the algorithms for an ISA.
 
 /// One function for each entry of [`super`], for the CPU features `$features` and the vector `$vector`,
-/// `$width` of which are a tile of [`super::multiply_half`].
+/// `$width` of which are a tile of [`super::multiply_half`], and `$refined` those of [`crate::refine`].
 ///
 /// Everything that they call is `#[inline(always)]`, so that it is compiled with the features too.
 macro_rules! entry_points {
-    ($features:literal, $vector:ident, $width:literal) => {
+    ($features:literal, $vector:ident, $width:literal, $refined:ty) => {
         use crate::block::{QK_K, TensorType};
         use crate::dot::activations::Quantize;
         use crate::error_sums::ErrorSums;
@@ -30,6 +30,21 @@ macro_rules! entry_points {
             // SAFETY: the caller's promise.
             unsafe {
                 super::quantize::quantize_rows::<$vector>(kind, x, row_length, importance, out);
+            }
+        }
+
+        /// See [`crate::kernel::refine_rows`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn refine_rows(
+            kind: TensorType,
+            x: &[f32],
+            row_length: usize,
+            importance: Option<&[f32]>,
+            out: &mut [u8],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                crate::refine::refine_rows::<$refined>(kind, x, row_length, importance, out);
             }
         }
 

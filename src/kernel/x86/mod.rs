@@ -17,6 +17,7 @@ mod multiply_half;
 pub(super) mod panel;
 mod q6_k;
 mod quantize;
+mod refine;
 mod twice;
 mod vector;
 

@@ -1,0 +1,166 @@
+//! A group of blocks turned into lanes, a sub-block each, and what is weighed there.
+
+use super::lanes::{Lanes, MOST_LANES};
+use crate::block::QK_K;
+
+/// Room for 32 numbers in each of the most lanes; of `length` numbers those at `i * LANES + lane`.
+#[repr(C, align(64))]
+struct Numbers([f32; 32 * MOST_LANES]);
+
+/// The weights of the sub-blocks of a group of blocks, and what their errors are multiplied by.
+pub(super) struct Columns {
+    x: Numbers,
+    weights: Numbers,
+    /// Weights in a sub-block.
+    length: usize,
+}
+
+/// What the numbers q on a grid add up to in each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<L> {
+    /// `Σ w q`
+    pub l: L,
+    /// `Σ w q²`
+    pub l2: L,
+    /// `Σ w x q`
+    pub xl: L,
+}
+
+/// The lanes' grids: the values `scale · q - min` for whole numbers q in `bottom..=top`.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    pub bottom: f32,
+    pub top: f32,
+}
+
+impl Columns {
+    #[inline(always)]
+    pub fn new(length: usize) -> Self {
+        let zeros = || Numbers([0.0; 32 * MOST_LANES]);
+        Self { x: zeros(), weights: zeros(), length }
+    }
+
+    /// Takes in as many blocks as the lanes hold, of `weights` none is negative.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has L's ISA; so below. There are [`Lanes::LANES`] sub-blocks.
+    #[inline(always)]
+    pub unsafe fn fill<L: Lanes>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
+        debug_assert!(x.len() * QK_K == L::LANES * self.length && x.len() == weights.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            L::transpose(x.as_ptr().cast(), self.length, self.x.0.as_mut_ptr());
+            L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
+        }
+    }
+
+    /// Number `i` of each sub-block and its weight.
+    #[inline(always)]
+    pub unsafe fn at<L: Lanes>(&self, i: usize) -> (L, L) {
+        debug_assert!(i < self.length);
+        // SAFETY: the caller's promise; i < 32.
+        unsafe {
+            let place = i * L::LANES;
+            (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
+        }
+    }
+
+    /// `Σ w` and `Σ w x`.
+    #[inline(always)]
+    pub unsafe fn totals<L: Lanes>(&self) -> (L, L) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                sum_w = sum_w.add(w);
+                sum_x = w.mul_add(x, sum_x);
+            }
+            (sum_w, sum_x)
+        }
+    }
+
+    /// Least and greatest number.
+    #[inline(always)]
+    pub unsafe fn ends<L: Lanes>(&self) -> (L, L) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
+            for i in 1..self.length {
+                let (x, _) = self.at::<L>(i);
+                (low, high) = (x.min(low), x.max(high));
+            }
+            (low, high)
+        }
+    }
+
+    /// Rounds to the grid.
+    #[inline(always)]
+    pub unsafe fn sums<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> Sums<L> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = L::splat(0.0);
+            let (inverse, offset) = inverse_and_offset(scale, min);
+            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
+            let mut sums = Sums { l: zero, l2: zero, xl: zero };
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let wq = w.mul(q);
+                sums.l = sums.l.add(wq);
+                sums.l2 = wq.mul_add(q, sums.l2);
+                sums.xl = wq.mul_add(x, sums.xl);
+            }
+            sums
+        }
+    }
+
+    /// Rounds to the grid; the first of the sums alone.
+    #[inline(always)]
+    pub unsafe fn sum_l<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> L {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (inverse, offset) = inverse_and_offset(scale, min);
+            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
+            let mut sum = L::splat(0.0);
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                sum = w.mul_add(q, sum);
+            }
+            sum
+        }
+    }
+
+    /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
+    #[inline(always)]
+    pub unsafe fn error<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> L {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (inverse, offset) = inverse_and_offset(scale, min);
+            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
+            let mut error = L::splat(0.0);
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let miss = scale.mul(q).sub(min.add(x));
+                error = w.mul(miss).mul_add(miss, error);
+            }
+            error
+        }
+    }
+}
+
+/// What a number is multiplied by, and what is then added, for its place on the grid; 0 where the
+/// grid has no scale.
+#[inline(always)]
+unsafe fn inverse_and_offset<L: Lanes>(scale: L, min: L) -> (L, L) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = L::splat(0.0);
+        let inverse = L::splat(1.0).div(scale);
+        let inverse = scale.if_less(zero, inverse, zero.if_less(scale, inverse, zero));
+        (inverse, min.mul(inverse))
+    }
+}

@@ -1,0 +1,155 @@
+//! Blocks with less error than ggml's encoder leaves, of the same types.
+//!
+//! ggml fits the sub-blocks one by one and rounds their scales afterwards. Here what is searched for is
+//! what is stored: factors, whole scales (and minima) and numbers together, under the error that counts,
+//! `Σ importance · (decoded - x)²`.
+//!
+//! 1. Each sub-block is fitted alone, from many grids; a grid is moved to where its numbers would have
+//!    it (least squares), the numbers are rounded anew, and so on.
+//! 2. Of the factors whose multiples come near to these scales the best few are tried: all whole scales
+//!    (and minima) near a sub-block's own, each with its exact error.
+//! 3. The factors are fitted to the numbers (least squares), and the neighbours tried again.
+//! 4. The block is written where it is better than the one that was there. So none is worse than ggml's.
+//!
+//! The code is written once over [`lanes::Lanes`], a sub-block a lane: for vectors, and for any CPU.
+
+mod columns;
+mod factors;
+mod k;
+pub(crate) mod lanes;
+
+use crate::block::{BlockQ4K, BlockQ5K, QK_K, TensorType, blocks_mut};
+use crate::error_sums::error_sums;
+use columns::Columns;
+use lanes::{Lanes, MOST_LANES};
+
+/// Whether blocks of that type can be refined.
+pub fn is_refinable(kind: TensorType) -> bool {
+    matches!(kind, TensorType::Q4K | TensorType::Q5K)
+}
+
+/// A number a lane.
+type InLanes = [f32; MOST_LANES];
+
+/// Makes the blocks `out` of rows `x` better where it can; `importance` is that of a row's columns.
+///
+/// # Safety
+///
+/// The CPU has L's ISA.
+#[inline(always)]
+pub(crate) unsafe fn refine_rows<L: Lanes>(
+    kind: TensorType,
+    x: &[f32],
+    row_length: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    let x = Blocks {
+        x: x.as_chunks().0,
+        importance: importance.map(|w| w.as_chunks().0),
+        row: row_length / QK_K,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match kind {
+            TensorType::Q4K => refine_blocks::<L, BlockQ4K>(x, blocks_mut(out)),
+            TensorType::Q5K => refine_blocks::<L, BlockQ5K>(x, blocks_mut(out)),
+            _ => {}
+        }
+    }
+}
+
+/// Blocks of rows.
+#[derive(Clone, Copy)]
+struct Blocks<'a> {
+    x: &'a [[f32; QK_K]],
+    /// That of a row.
+    importance: Option<&'a [[f32; QK_K]]>,
+    /// Blocks in a row.
+    row: usize,
+}
+
+impl Blocks<'_> {
+    /// Block `i`, and its importance.
+    #[inline(always)]
+    fn at(&self, i: usize) -> (&[f32; QK_K], Option<&[f32; QK_K]>) {
+        (&self.x[i], self.importance.map(|w| &w[i % self.row]))
+    }
+}
+
+#[inline(always)]
+unsafe fn refine_blocks<L: Lanes, B: k::KBlock>(blocks: Blocks<'_>, out: &mut [B]) {
+    let group = L::LANES / 8;
+    let mut columns = Columns::new(QK_K / 8);
+    let mut x = [[0f32; QK_K]; MOST_LANES / 8];
+    let mut weights = [[0f32; QK_K]; MOST_LANES / 8];
+    let mut decoded = [0f32; QK_K];
+    for (g, out) in out.chunks_mut(group).enumerate() {
+        for l in 0..group {
+            // the last block fills what is left
+            let (this, importance) = blocks.at(g * group + l.min(out.len() - 1));
+            x[l] = *this;
+            weights[l] = normalized(importance);
+        }
+        let mut found = [out[0]; MOST_LANES / 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            k::search::<L, B>(&mut columns, &x[..group], &weights[..group], &mut found[..group])
+        };
+        for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
+            let (x, importance) = blocks.at(g * group + l);
+            let mut error = |block: &B| {
+                block.dequantize(&mut decoded);
+                error_sums(x, importance.map(<[f32; QK_K]>::as_slice), &decoded).error
+            };
+            if error(&found) < error(out) {
+                *out = found;
+            }
+        }
+    }
+}
+
+/// Weights in proportion to the importance, of sum 1: so that their scale cannot matter.
+#[inline(always)]
+fn normalized(importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
+    let Some(importance) = importance else { return [1.0 / QK_K as f32; QK_K] };
+    let mut weights = *importance;
+    let mut sum = 0f32;
+    for w in importance {
+        sum += w;
+    }
+    if sum > 0.0 {
+        for w in &mut weights {
+            *w /= sum;
+        }
+    }
+    weights
+}
+
+/// The lanes as an array.
+#[inline(always)]
+unsafe fn lanes_of<L: Lanes>(lanes: L) -> InLanes {
+    let mut array = [0f32; MOST_LANES];
+    // SAFETY: the caller's promise; there is room for the most lanes.
+    unsafe { lanes.store(array.as_mut_ptr()) };
+    array
+}
+
+/// 1 in the lanes of the blocks whose `other` error is less, 0 elsewhere; `sub_blocks` lanes are one.
+#[inline(always)]
+unsafe fn keep_better<L: Lanes>(this: L, other: L, sub_blocks: usize) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (this, other) = (lanes_of(this), lanes_of(other));
+        let mut better = [0f32; MOST_LANES];
+        for at in (0..L::LANES).step_by(sub_blocks) {
+            let (mut a, mut b) = (0f32, 0f32);
+            for l in at..at + sub_blocks {
+                a += this[l];
+                b += other[l];
+            }
+            better[at..][..sub_blocks].fill(if b < a { 1.0 } else { 0.0 });
+        }
+        L::load(better.as_ptr())
+    }
+}
