@@ -75,6 +75,7 @@ def quantize_hifi(
     outliers: int,
     importance: _Floats | None,
     threads: int,
+    refine: bool = False,
 ) -> tuple[_Bytes, _Bytes, _Bytes, _Sums]: ...
 def quantize_hifi_fork(
     source: _Bytes,
@@ -83,6 +84,7 @@ def quantize_hifi_fork(
     outliers: int,
     importance: _Floats | None,
     threads: int,
+    refine: bool = False,
 ) -> tuple[_Bytes, _Sums]: ...
 def dequantize(source: _Bytes, source_type: int, row_length: int, threads: int) -> _Floats: ...
 def dequantize_hifi(

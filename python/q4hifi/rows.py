@@ -85,12 +85,16 @@ def encode(
     with _core_errors(row_length, first_row, BadOptionError):
         if target.is_fork:
             *out_, sums = _core.quantize_hifi_fork(
-                data, kind, row_length, target.outliers, importance, threads
+                data, kind, row_length, target.outliers, importance, threads, refine
             )
         elif target.is_split:
-            *out_, sums = _core.quantize_hifi(data, kind, row_length, target.outliers, importance, threads)
+            *out_, sums = _core.quantize_hifi(
+                data, kind, row_length, target.outliers, importance, threads, refine
+            )
         else:
-            *out_, sums = _core.quantize(data, kind, row_length, _codec_type(target).id, importance, threads, refine)
+            *out_, sums = _core.quantize(
+                data, kind, row_length, _codec_type(target).id, importance, threads, refine
+            )
     if not np.isfinite(sums[0]):
         raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
     out = tuple(out_)

@@ -96,6 +96,26 @@ pub fn quantize(
     outliers: usize,
     out: &mut [u8],
 ) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, importance, outliers, out, false)
+}
+
+/// As [`quantize`], with less error where [`crate::refine`] finds it.
+pub fn quantize_refined(
+    source: Source<'_>,
+    importance: Option<&[f32]>,
+    outliers: usize,
+    out: &mut [u8],
+) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, importance, outliers, out, true)
+}
+
+fn quantize_with(
+    source: Source<'_>,
+    importance: Option<&[f32]>,
+    outliers: usize,
+    out: &mut [u8],
+    refine: bool,
+) -> Result<ErrorSums, QuantError> {
     let row_bytes = row_bytes(source.row_length())?;
     check_outliers(outliers)?;
     expect_length("output", out.len(), source.rows() * row_bytes)?;
@@ -104,6 +124,9 @@ pub fn quantize(
     per_row(isa, source, out.par_chunks_exact_mut(row_bytes), |x, decoded, out| {
         let mut encoded = vec![HifiBlock::ZERO; x.len() / QK_K];
         kernel::encode_hifi_row(isa, x, importance, outliers, &mut encoded);
+        if refine {
+            kernel::refine_hifi_row(isa, x, importance, &mut encoded);
+        }
         let places = x.as_chunks().0.iter().zip(decoded.as_chunks_mut().0);
         let places = places.zip(blocks_mut::<BlockQ4Hifi>(out));
         for (block, ((x, decoded), out)) in encoded.iter().zip(places) {

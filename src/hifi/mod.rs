@@ -67,6 +67,18 @@ impl HifiBlock {
         Self { base: BlockQ4K::from_fit(plain), ..Self::ZERO }
     }
 
+    /// A block on `base`, its numbers rounded here, with the outliers that it needs most.
+    #[inline(always)]
+    pub(crate) fn on_base(
+        x: &[f32; QK_K],
+        importance: Option<&[f32; QK_K]>,
+        outliers: usize,
+        base: KFit,
+    ) -> Self {
+        let Refit { base, scores, .. } = Refit::new(x, importance, base);
+        Self::with_residuals(BlockQ4K::from_fit(&base), x, choose(outliers, &scores), outliers)
+    }
+
     /// The better encoding: on the plain base, or on the refitted one with outliers at `index`, its
     /// largest scores.
     #[inline(always)]
@@ -159,7 +171,7 @@ impl HifiBlock {
         }
     }
 
-    fn is_saturated(&self) -> bool {
+    pub(crate) fn is_saturated(&self) -> bool {
         self.residual().iter().any(|&r| f16_to_f32(r).abs() >= LARGEST_F16)
     }
 }

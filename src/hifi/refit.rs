@@ -94,7 +94,7 @@ fn windows(x: &[[f32; SUB]], weights: &[[f32; SUB]], outliers: usize) -> [Window
 
 /// The shortest window that leaves out k of a sub-block, for each k, and what the k-th gains. Where
 /// only several together gain much, the gain is shared between them, so that gains never increase.
-fn shortest_windows(x: &[f32; SUB], weight: f32) -> ([Window; DEPTH + 1], [f32; DEPTH]) {
+pub(crate) fn shortest_windows(x: &[f32; SUB], weight: f32) -> ([Window; DEPTH + 1], [f32; DEPTH]) {
     let mut sorted = *x;
     sorted.sort_by(f32::total_cmp);
     let mut costs = [0f32; DEPTH + 1];

@@ -39,6 +39,26 @@ pub fn quantize(
     base: &mut [u8],
     outliers: OutliersMut<'_>,
 ) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, importance, base, outliers, false)
+}
+
+/// As [`quantize`], with less error where [`crate::refine`] finds it.
+pub fn quantize_refined(
+    source: Source<'_>,
+    importance: Option<&[f32]>,
+    base: &mut [u8],
+    outliers: OutliersMut<'_>,
+) -> Result<ErrorSums, QuantError> {
+    quantize_with(source, importance, base, outliers, true)
+}
+
+fn quantize_with(
+    source: Source<'_>,
+    importance: Option<&[f32]>,
+    base: &mut [u8],
+    outliers: OutliersMut<'_>,
+    refine: bool,
+) -> Result<ErrorSums, QuantError> {
     let OutliersMut { outliers, index, residual } = outliers;
     check_outliers(outliers)?;
     let row_bytes = TensorType::Q4K.row_bytes(source.row_length())?;
@@ -48,7 +68,8 @@ pub fn quantize(
     expect_length("residual", residual.len(), source.rows() * row_outliers * 2)?;
     check_importance(importance, source.row_length())?;
     if outliers == 0 {
-        return rows::quantize(source, TensorType::Q4K, importance, base);
+        let quantize = if refine { rows::quantize_refined } else { rows::quantize };
+        return quantize(source, TensorType::Q4K, importance, base);
     }
     let out = base
         .par_chunks_exact_mut(row_bytes)
@@ -58,6 +79,9 @@ pub fn quantize(
     per_row(isa, source, out, |x, decoded, ((base, index), residual)| {
         let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
         kernel::encode_hifi_row(isa, x, importance, outliers, &mut blocks);
+        if refine {
+            kernel::refine_hifi_row(isa, x, importance, &mut blocks);
+        }
         let index = index.chunks_exact_mut(outliers);
         let residual = residual.chunks_exact_mut(outliers * 2);
         let places = blocks_mut::<BlockQ4K>(base).iter_mut().zip(index.zip(residual));

@@ -121,6 +121,21 @@ pub(crate) fn encode_hifi_row(
     })
 }
 
+/// Makes the encoded blocks `out` of a row `x` better where it can; see [`crate::refine`].
+pub(crate) fn refine_hifi_row(
+    isa: Isa,
+    x: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [HifiBlock],
+) {
+    let x = x.as_chunks().0;
+    let importance = importance.map(|w| w.as_chunks().0);
+    dispatch!(isa, refine_hifi_row(x, importance, out), {
+        // SAFETY: every CPU has these lanes.
+        unsafe { refine::hifi::refine_hifi_row::<Portable<8>>(x, importance, out) }
+    })
+}
+
 /// Whether no number is NaN or infinite.
 pub(crate) fn all_finite(isa: Isa, x: &[f32]) -> bool {
     dispatch!(isa, all_finite(x), dequantize::all_finite(x))

@@ -74,7 +74,8 @@ pub(super) fn quantize<'py>(
 
 /// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals.
 #[pyfunction]
-#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
+#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false))]
+#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize_hifi<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -83,13 +84,15 @@ pub(super) fn quantize_hifi<'py>(
     outliers: usize,
     importance: Importance<'py>,
     threads: usize,
+    refine: bool,
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
+    let encode = if refine { hifi::rows::quantize_refined } else { hifi::rows::quantize };
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
-        hifi::rows::quantize(source, importance, base, outliers)
+        encode(source, importance, base, outliers)
     })?;
     let (base, index, residual) = parts.into_arrays(py);
     Ok((base, index, residual, sums(error)))
@@ -97,7 +100,8 @@ pub(super) fn quantize_hifi<'py>(
 
 /// Encodes rows as Q4_HIFI, in the fork layout.
 #[pyfunction]
-#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads))]
+#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false))]
+#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize_hifi_fork<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -106,11 +110,13 @@ pub(super) fn quantize_hifi_fork<'py>(
     outliers: usize,
     importance: Importance<'py>,
     threads: usize,
+    refine: bool,
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
-    let error = detached(py, threads, || fork::quantize(source, importance, outliers, &mut out))?;
+    let encode = if refine { fork::quantize_refined } else { fork::quantize };
+    let error = detached(py, threads, || encode(source, importance, outliers, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 

@@ -55,6 +55,21 @@ impl Columns {
         }
     }
 
+    /// Writes to `rest` what lies in `low..=high`; the others weigh nothing there and lie at its ends.
+    #[inline(always)]
+    pub unsafe fn narrow<L: Lanes>(&self, low: L, high: L, rest: &mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = L::splat(0.0);
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                let w = high.if_less(x, zero, x.if_less(low, zero, w));
+                w.store(rest.weights.0.as_mut_ptr().add(i * L::LANES));
+                x.max(low).min(high).store(rest.x.0.as_mut_ptr().add(i * L::LANES));
+            }
+        }
+    }
+
     /// Number `i` of each sub-block and its weight.
     #[inline(always)]
     pub unsafe fn at<L: Lanes>(&self, i: usize) -> (L, L) {
@@ -130,6 +145,34 @@ impl Columns {
                 sum = w.mul_add(q, sum);
             }
             sum
+        }
+    }
+
+    /// As [`Self::error`], and the `N` greatest of its terms, in their order.
+    #[inline(always)]
+    pub unsafe fn worst<L: Lanes, const N: usize>(
+        &self,
+        scale: L,
+        min: L,
+        bounds: Bounds,
+    ) -> (L, [L; N]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (inverse, offset) = inverse_and_offset(scale, min);
+            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
+            let mut error = L::splat(0.0);
+            let mut worst = [L::splat(0.0); N];
+            for i in 0..self.length {
+                let (x, w) = self.at::<L>(i);
+                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let miss = scale.mul(q).sub(min.add(x));
+                let mut term = w.mul(miss).mul(miss);
+                error = error.add(term);
+                for worst in &mut worst {
+                    (*worst, term) = (worst.max(term), worst.min(term));
+                }
+            }
+            (error, worst)
         }
     }
 

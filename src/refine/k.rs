@@ -3,7 +3,7 @@
 use super::columns::{Bounds, Columns, Sums};
 use super::factors::{Candidates, LARGEST, by_error, nearest_factor};
 use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, keep_better, lanes_of};
+use super::{InLanes, MOST_BLOCKS, Refined, keep_better, lanes_of};
 use crate::block::k_fit::{KFit, SUB_BLOCKS};
 use crate::block::k_scales::pack;
 use crate::block::{BlockQ4K, BlockQ5K, QK_K};
@@ -11,36 +11,44 @@ use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
-/// Grids that a sub-block's own fit starts from.
-const STARTS: usize = 16;
-/// How often such a grid is moved to where its numbers would have it.
-const MOVES: usize = 3;
+/// The grids that a sub-block's own fit starts from.
+#[derive(Clone, Copy)]
+pub(super) struct Starts {
+    pub count: usize,
+    /// How many steps more than the numbers have there are from the least weight to the greatest: in
+    /// the first grid and between grids, for numbers of four bits.
+    pub first: f32,
+    pub step: f32,
+    /// How often a grid is moved to where its numbers would have it.
+    pub moves: usize,
+}
+
+const STARTS: Starts = Starts { count: 16, first: -2.5, step: 0.25, moves: 3 };
 /// Scales of the scales tried for a block.
 const TRIES: usize = 4;
 /// How often the best is fitted anew.
 const ROUNDS: usize = 2;
 
 /// A type with six-bit scales and minima.
-pub(super) trait KBlock: crate::block::Block {
-    /// The largest number.
-    const TOP: f32;
-    /// Packs a fitted block.
-    fn pack(fit: &KFit) -> Self;
-}
+macro_rules! k_block {
+    ($block:ident, $top:literal) => {
+        impl Refined for $block {
+            const SUB_BLOCKS: usize = SUB_BLOCKS;
 
-impl KBlock for BlockQ4K {
-    const TOP: f32 = 15.0;
-    fn pack(fit: &KFit) -> Self {
-        Self::from_fit(fit)
-    }
+            #[inline(always)]
+            unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
+                let mut fits = [KFit::EMPTY; MOST_BLOCKS];
+                // SAFETY: the caller's promise.
+                unsafe { search::<L>(columns, x, $top, &mut fits) };
+                for (out, fit) in out.iter_mut().zip(&fits) {
+                    *out = Self::from_fit(fit);
+                }
+            }
+        }
+    };
 }
-
-impl KBlock for BlockQ5K {
-    const TOP: f32 = 31.0;
-    fn pack(fit: &KFit) -> Self {
-        Self::from_fit(fit)
-    }
-}
+k_block!(BlockQ4K, 15.0);
+k_block!(BlockQ5K, 31.0);
 
 /// A choice for the sub-block in every lane: value(q) = d · scale · q - dmin · min.
 #[derive(Clone, Copy)]
@@ -53,40 +61,37 @@ struct Choice<L> {
 }
 
 /// The sub-blocks' own fits, without regard to what scales can be stored.
-struct SubFits<L> {
-    scale: L,
+pub(super) struct SubFits<L> {
+    pub scale: L,
+    pub min: L,
     /// For the numbers of the fit.
     sum_l: L,
     sum_l2: L,
 }
 
 /// The group of blocks in the lanes.
-struct Group<'a, L> {
+pub(super) struct Group<'a, L> {
     columns: &'a Columns,
     bounds: Bounds,
     sum_w: L,
     sum_x: L,
 }
 
-/// The best blocks found for `x`, as many as [`Lanes::LANES`] / 8.
+/// The best blocks found for `columns`, with the numbers in 0..=`top` that `x` has there.
 ///
 /// # Safety
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
-pub(super) unsafe fn search<L: Lanes, B: KBlock>(
-    columns: &mut Columns,
+pub(super) unsafe fn search<L: Lanes>(
+    columns: &Columns,
     x: &[[f32; QK_K]],
-    weights: &[[f32; QK_K]],
-    out: &mut [B],
+    top: f32,
+    out: &mut [KFit],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        columns.fill::<L>(x, weights);
-        let (sum_w, sum_x) = columns.totals::<L>();
-        let bounds = Bounds { bottom: 0.0, top: B::TOP };
-        let group = Group { columns, bounds, sum_w, sum_x };
-        let choice = group.best();
+        let choice = Group::<L>::new(columns, Bounds { bottom: 0.0, top }).best();
         let (d, dmin) = (lanes_of(choice.d), lanes_of(choice.dmin));
         let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
         for (b, (x, out)) in x.iter().zip(out).enumerate() {
@@ -98,18 +103,25 @@ pub(super) unsafe fn search<L: Lanes, B: KBlock>(
                 scales: pack(&six_bits(&scale), &six_bits(&min)),
                 ..KFit::EMPTY
             };
-            round_numbers(x, B::TOP, &mut fit);
-            *out = B::pack(&fit);
+            round_numbers(x, top, &mut fit);
+            *out = fit;
         }
     }
 }
 
-impl<L: Lanes> Group<'_, L> {
+impl<'a, L: Lanes> Group<'a, L> {
+    #[inline(always)]
+    pub unsafe fn new(columns: &'a Columns, bounds: Bounds) -> Self {
+        // SAFETY: the caller's promise.
+        let (sum_w, sum_x) = unsafe { columns.totals::<L>() };
+        Self { columns, bounds, sum_w, sum_x }
+    }
+
     #[inline(always)]
     unsafe fn best(&self) -> Choice<L> {
         // SAFETY: the caller's promise.
         unsafe {
-            let fits = self.fit_sub_blocks();
+            let fits = self.fit_sub_blocks(STARTS);
             let blocks = BlockFits::new(self, &fits);
             let mut best = self.neighbours::<2, 0>(blocks.place(0));
             for n in 1..TRIES {
@@ -126,7 +138,7 @@ impl<L: Lanes> Group<'_, L> {
     /// Fits scale and minimum of every sub-block: from several grids, each moved to where its numbers
     /// would have it and rounded to anew, the one that leaves the least error.
     #[inline(always)]
-    unsafe fn fit_sub_blocks(&self) -> SubFits<L> {
+    pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> SubFits<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
@@ -134,12 +146,13 @@ impl<L: Lanes> Group<'_, L> {
             let low = low.min(zero);
             let length = high.sub(low);
             let lowest = zero.sub(low);
-            let mut best = SubFits { scale: zero, sum_l: zero, sum_l2: zero };
+            let mut best = SubFits { scale: zero, min: lowest, sum_l: zero, sum_l2: zero };
             let mut most = zero;
-            for c in 0..STARTS {
-                let steps = self.bounds.top * (1.0 + (c as f32 - 10.0) / 60.0);
+            for c in 0..starts.count {
+                let more = (starts.first + starts.step * c as f32) / 15.0;
+                let steps = self.bounds.top * (1.0 + more);
                 let (mut scale, mut min) = (length.div(L::splat(steps)), lowest);
-                for _ in 0..=MOVES {
+                for _ in 0..=starts.moves {
                     let sums = self.columns.sums(scale, min, self.bounds);
                     let Sums { l, l2, xl } = sums;
                     let determinant = self.sum_w.mul(l2).sub(l.mul(l));
@@ -151,6 +164,7 @@ impl<L: Lanes> Group<'_, L> {
                     let explained = this_scale.mul(xl).sub(this_min.mul(self.sum_x));
                     let explained = zero.if_less(determinant, explained, zero);
                     best.scale = most.if_less(explained, this_scale, best.scale);
+                    best.min = most.if_less(explained, this_min, best.min);
                     best.sum_l = most.if_less(explained, l, best.sum_l);
                     best.sum_l2 = most.if_less(explained, l2, best.sum_l2);
                     most = explained.max(most);
@@ -266,7 +280,7 @@ struct BlockFits {
     sum_l: InLanes,
     sum_w: InLanes,
     sum_x: InLanes,
-    candidates: [Candidates; MOST_LANES / SUB_BLOCKS],
+    candidates: [Candidates; MOST_BLOCKS],
 }
 
 impl BlockFits {
@@ -281,7 +295,7 @@ impl BlockFits {
             let zero = L::splat(0.0);
             let cost = zero.if_less(group.sum_w, determinant.div(group.sum_w), zero);
             let cost = lanes_of(cost);
-            let mut candidates = [Candidates::default(); MOST_LANES / SUB_BLOCKS];
+            let mut candidates = [Candidates::default(); MOST_BLOCKS];
             for (b, candidates) in candidates.iter_mut().enumerate().take(L::LANES / SUB_BLOCKS) {
                 let at = b * SUB_BLOCKS;
                 *candidates = by_error(&scale[at..][..SUB_BLOCKS], &cost[at..][..SUB_BLOCKS]);

@@ -15,17 +15,21 @@
 
 mod columns;
 mod factors;
+pub(crate) mod hifi;
 mod k;
 pub(crate) mod lanes;
+mod q6_k;
+#[cfg(test)]
+mod tests;
 
-use crate::block::{BlockQ4K, BlockQ5K, QK_K, TensorType, blocks_mut};
+use crate::block::{Block, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
 use crate::error_sums::error_sums;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
 
 /// Whether blocks of that type can be refined.
 pub fn is_refinable(kind: TensorType) -> bool {
-    matches!(kind, TensorType::Q4K | TensorType::Q5K)
+    matches!(kind, TensorType::Q4K | TensorType::Q5K | TensorType::Q6K)
 }
 
 /// A number a lane.
@@ -54,6 +58,7 @@ pub(crate) unsafe fn refine_rows<L: Lanes>(
         match kind {
             TensorType::Q4K => refine_blocks::<L, BlockQ4K>(x, blocks_mut(out)),
             TensorType::Q5K => refine_blocks::<L, BlockQ5K>(x, blocks_mut(out)),
+            TensorType::Q6K => refine_blocks::<L, BlockQ6K>(x, blocks_mut(out)),
             _ => {}
         }
     }
@@ -77,12 +82,27 @@ impl Blocks<'_> {
     }
 }
 
+/// A type whose blocks can be refined.
+trait Refined: Block {
+    /// Sub-blocks with a scale of their own.
+    const SUB_BLOCKS: usize;
+
+    /// The best blocks found for `columns`, as many as fill the lanes; `x` are they untransposed.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has L's ISA.
+    unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]);
+}
+
+/// The most blocks that fill the lanes.
+const MOST_BLOCKS: usize = MOST_LANES / crate::block::k_fit::SUB_BLOCKS;
+
 #[inline(always)]
-unsafe fn refine_blocks<L: Lanes, B: k::KBlock>(blocks: Blocks<'_>, out: &mut [B]) {
-    let group = L::LANES / 8;
-    let mut columns = Columns::new(QK_K / 8);
-    let mut x = [[0f32; QK_K]; MOST_LANES / 8];
-    let mut weights = [[0f32; QK_K]; MOST_LANES / 8];
+unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B]) {
+    let group = L::LANES / B::SUB_BLOCKS;
+    let mut columns = Columns::new(QK_K / B::SUB_BLOCKS);
+    let (mut x, mut weights) = ([[0f32; QK_K]; MOST_BLOCKS], [[0f32; QK_K]; MOST_BLOCKS]);
     let mut decoded = [0f32; QK_K];
     for (g, out) in out.chunks_mut(group).enumerate() {
         for l in 0..group {
@@ -91,21 +111,30 @@ unsafe fn refine_blocks<L: Lanes, B: k::KBlock>(blocks: Blocks<'_>, out: &mut [B
             x[l] = *this;
             weights[l] = normalized(importance);
         }
-        let mut found = [out[0]; MOST_LANES / 8];
+        let mut found = [out[0]; MOST_BLOCKS];
         // SAFETY: the caller's promise.
         unsafe {
-            k::search::<L, B>(&mut columns, &x[..group], &weights[..group], &mut found[..group])
-        };
+            columns.fill::<L>(&x[..group], &weights[..group]);
+            B::search::<L>(&columns, &x[..group], &mut found[..group]);
+        }
         for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
             let (x, importance) = blocks.at(g * group + l);
-            let mut error = |block: &B| {
-                block.dequantize(&mut decoded);
-                error_sums(x, importance.map(<[f32; QK_K]>::as_slice), &decoded).error
-            };
-            if error(&found) < error(out) {
+            found.dequantize(&mut decoded);
+            let error = error_of(x, importance, &decoded);
+            out.dequantize(&mut decoded);
+            if error < error_of(x, importance, &decoded) {
                 *out = found;
             }
         }
+    }
+}
+
+/// The squared error of a decoded block, weighted by importance.
+#[inline(always)]
+fn error_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, decoded: &[f32; QK_K]) -> f64 {
+    match importance {
+        None => error_sums(x, None, decoded).error,
+        Some(w) => error_sums(x, Some(w), decoded).error,
     }
 }
 

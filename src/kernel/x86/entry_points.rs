@@ -48,6 +48,17 @@ macro_rules! entry_points {
             }
         }
 
+        /// See [`crate::kernel::refine_hifi_row`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn refine_hifi_row(
+            x: &[[f32; QK_K]],
+            importance: Option<&[[f32; QK_K]]>,
+            out: &mut [HifiBlock],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { crate::refine::hifi::refine_hifi_row::<$refined>(x, importance, out) }
+        }
+
         /// See [`crate::kernel::encode_hifi_row`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn encode_hifi_blocks(

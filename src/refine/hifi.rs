@@ -1,0 +1,176 @@
+//! Q4_HIFI: which weights the base need not represent, chosen by what that gains.
+//!
+//! A weight that is left out of the fit either narrows its sub-block's range, so that all others gain,
+//! or is just one that the base represents badly. For every sub-block a table tells the error that
+//! remains with n outliers, the first k of them at the ends of the range: k are left out, the rest is
+//! fitted, and of what it misses the n - k worst are outliers too. The outliers of the block are then
+//! spread over its sub-blocks so that the sum of the errors is least, and the base is searched for as
+//! any other Q4_K block, with the ranges' ends left out.
+
+use super::columns::{Bounds, Columns};
+use super::k::{Group, Starts};
+use super::lanes::{Lanes, MOST_LANES};
+use super::{InLanes, MOST_BLOCKS, error_of, k, lanes_of, normalized};
+use crate::block::QK_K;
+use crate::block::k_fit::{KFit, SUB_BLOCKS};
+use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
+use crate::hifi::{HifiBlock, MAX_OUTLIERS};
+
+/// The grids tried for an entry of the table.
+const STARTS: Starts = Starts { count: 7, first: -2.0, step: 0.5, moves: 1 };
+/// Outliers of a sub-block that do not narrow its range.
+const INSIDE: usize = 4;
+/// The most outliers of a sub-block.
+const MOST: usize = DEPTH + INSIDE;
+const BOUNDS: Bounds = Bounds { bottom: 0.0, top: 15.0 };
+
+/// Makes the encoded `blocks` of a row `x` better where it can.
+///
+/// # Safety
+///
+/// The CPU has L's ISA; so below.
+#[inline(always)]
+pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    blocks: &mut [HifiBlock],
+) {
+    let group = L::LANES / SUB_BLOCKS;
+    let (mut columns, mut rest) = (Columns::new(SUB), Columns::new(SUB));
+    let (mut copies, mut weights) = ([[0f32; QK_K]; MOST_BLOCKS], [[0f32; QK_K]; MOST_BLOCKS]);
+    for (g, blocks) in blocks.chunks_mut(group).enumerate() {
+        for l in 0..group {
+            // the last block fills what is left
+            let b = g * group + l.min(blocks.len() - 1);
+            copies[l] = x[b];
+            weights[l] = normalized(importance.map(|w| &w[b]));
+        }
+        let outliers = blocks[0].index().len();
+        let mut fits = [KFit::EMPTY; MOST_BLOCKS];
+        // SAFETY: the caller's promise.
+        unsafe {
+            columns.fill::<L>(&copies[..group], &weights[..group]);
+            let windows = windows(&copies[..group]);
+            let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
+            let (low, high) = ends_of::<L>(&windows, &taken);
+            columns.narrow::<L>(low, high, &mut rest);
+            k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
+        }
+        for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
+            let importance = importance.map(|w| &w[g * group + l]);
+            let found = HifiBlock::on_base(&copies[l], importance, outliers, fit);
+            let is_better =
+                error(&copies[l], importance, &found) < error(&copies[l], importance, block);
+            if is_better && !found.is_saturated() {
+                *block = found;
+            }
+        }
+    }
+}
+
+/// For every lane its window without k weights.
+type Windows = [[Window; DEPTH + 1]; MOST_LANES];
+
+#[inline(always)]
+fn windows(x: &[[f32; QK_K]]) -> Windows {
+    let mut windows = [[Window { low: 0.0, high: 0.0 }; DEPTH + 1]; MOST_LANES];
+    for (windows, x) in windows.iter_mut().zip(x.as_flattened().as_chunks::<SUB>().0) {
+        *windows = shortest_windows(x, 1.0).0;
+    }
+    windows
+}
+
+/// The windows of which each lane leaves out as many as `taken` says.
+#[inline(always)]
+unsafe fn ends_of<L: Lanes>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
+    let (mut low, mut high) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
+    for l in 0..L::LANES {
+        (low[l], high[l]) = (windows[l][taken[l]].low, windows[l][taken[l]].high);
+    }
+    // SAFETY: the caller's promise; there is room for the most lanes.
+    unsafe { (L::load(low.as_ptr()), L::load(high.as_ptr())) }
+}
+
+/// How many weights each lane's window leaves out.
+#[inline(always)]
+unsafe fn spread<L: Lanes>(
+    columns: &Columns,
+    rest: &mut Columns,
+    windows: &Windows,
+    outliers: usize,
+) -> [usize; MOST_LANES] {
+    // the error with n outliers in a lane, and how many of these the window leaves out
+    let mut errors = [[f32::INFINITY; MOST_LANES]; MOST + 1];
+    let mut windowed = [[0u8; MOST_LANES]; MOST + 1];
+    for k in 0..=DEPTH.min(outliers) {
+        // SAFETY: the caller's promise.
+        let remaining = unsafe {
+            let (low, high) = ends_of::<L>(windows, &[k; MOST_LANES]);
+            columns.narrow::<L>(low, high, rest);
+            remaining_errors::<L>(rest)
+        };
+        for (inside, remaining) in remaining.iter().enumerate() {
+            for l in 0..L::LANES {
+                if remaining[l] < errors[k + inside][l] {
+                    (errors[k + inside][l], windowed[k + inside][l]) = (remaining[l], k as u8);
+                }
+            }
+        }
+    }
+    let mut taken = [0; MOST_LANES];
+    for block in (0..L::LANES).step_by(SUB_BLOCKS) {
+        let counts = least_sum(&errors, block, outliers);
+        for (j, count) in counts.into_iter().enumerate() {
+            taken[block + j] = usize::from(windowed[count][block + j]);
+        }
+    }
+    taken
+}
+
+/// The error of the best fit, and what remains of it without the worst one, two, … weights.
+#[inline(always)]
+unsafe fn remaining_errors<L: Lanes>(columns: &Columns) -> [InLanes; INSIDE + 1] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let group = Group::<L>::new(columns, BOUNDS);
+        let fits = group.fit_sub_blocks(STARTS);
+        let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
+        let mut remaining = [lanes_of(error); INSIDE + 1];
+        for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
+            error = error.sub(worst);
+            *remaining = lanes_of(error);
+        }
+        remaining
+    }
+}
+
+/// How many of `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is
+/// least.
+fn least_sum(
+    errors: &[[f32; MOST_LANES]; MOST + 1],
+    block: usize,
+    outliers: usize,
+) -> [usize; SUB_BLOCKS] {
+    // the least sum with n outliers in the lanes so far, and how many of these the last one has
+    let mut sums = [0f32; MAX_OUTLIERS + 1];
+    let mut last = [[0u8; MAX_OUTLIERS + 1]; SUB_BLOCKS];
+    for (j, last) in last.iter_mut().enumerate() {
+        let before = sums;
+        for n in 0..=outliers {
+            sums[n] = f32::INFINITY;
+            for own in 0..=n.min(MOST) {
+                let sum = before[n - own] + errors[own][block + j];
+                if sum < sums[n] {
+                    (sums[n], last[n]) = (sum, own as u8);
+                }
+            }
+        }
+    }
+    let mut left = outliers;
+    let mut counts = [0; SUB_BLOCKS];
+    for (count, last) in counts.iter_mut().zip(&last).rev() {
+        *count = usize::from(last[left]);
+        left -= *count;
+    }
+    counts
+}

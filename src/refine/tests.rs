@@ -1,0 +1,146 @@
+use super::is_refinable;
+use crate::block::{QK_K, TensorType};
+use crate::error_sums::error_sums;
+use crate::hifi::HifiBlock;
+use crate::kernel::{self, Isa};
+use crate::testing::{importance, weights};
+
+/// Rows of 7 blocks, a number that fills no vector: ordinary, sparse, constant, and of extreme scales.
+fn rows() -> Vec<Vec<f32>> {
+    let plain = weights(7 * QK_K, 41);
+    let of = |f: &dyn Fn(usize, f32) -> f32| -> Vec<f32> {
+        plain.iter().enumerate().map(|(i, &v)| f(i, v)).collect()
+    };
+    vec![
+        plain.clone(),
+        of(&|i, v| if i % 9 == 0 { v } else { 0.0 }),
+        of(&|i, v| v * 10f32.powi((i / 32) as i32 % 50 - 25)),
+        of(&|i, v| if i % 64 < 32 { v.abs() } else { -v.abs() }),
+        of(&|_, v| v * 1e-41),
+        of(&|_, v| v * 1e-20),
+        of(&|_, v| v * 1e6),
+        of(&|_, v| v * 1e36),
+        vec![0.0; plain.len()],
+        vec![-0.37; plain.len()],
+        vec![0.37; plain.len()],
+    ]
+}
+
+fn importances() -> Vec<Option<Vec<f32>>> {
+    let some = importance(7 * QK_K, 42);
+    let scaled = |factor: f32| some.iter().map(|w| w * factor).collect::<Vec<f32>>();
+    let holes = some.iter().enumerate().map(|(i, &w)| if i % 3 == 0 { 0.0 } else { w });
+    vec![
+        None,
+        Some(scaled(1e-30)),
+        Some(scaled(1e30)),
+        Some(holes.collect()),
+        Some(vec![0.0; some.len()]),
+        Some(some),
+    ]
+}
+
+fn refinable() -> impl Iterator<Item = TensorType> {
+    TensorType::ALL.into_iter().filter(|&kind| is_refinable(kind))
+}
+
+/// Bytes of a row as ggml's encoder writes them, and refined.
+fn encode(isa: Isa, kind: TensorType, x: &[f32], w: Option<&[f32]>) -> (Vec<u8>, Vec<u8>) {
+    let mut plain = vec![0u8; kind.row_bytes(x.len()).unwrap()];
+    kernel::quantize_row(isa, kind, x, w, &mut plain);
+    let mut refined = plain.clone();
+    kernel::refine_rows(isa, kind, x, x.len(), w, &mut refined);
+    (plain, refined)
+}
+
+/// The errors of a row's blocks.
+fn errors(kind: TensorType, x: &[f32], w: Option<&[f32]>, row: &[u8]) -> Vec<f64> {
+    let mut decoded = vec![0f32; x.len()];
+    kernel::dequantize_row(Isa::Scalar, kind, row, &mut decoded);
+    let block = |i: usize| i * QK_K..(i + 1) * QK_K;
+    (0..x.len() / QK_K)
+        .map(|i| error_sums(&x[block(i)], w.map(|w| &w[block(i)]), &decoded[block(i)]).error)
+        .collect()
+}
+
+#[test]
+fn no_block_is_worse_and_most_are_better() {
+    for kind in refinable() {
+        for (number, x) in rows().iter().enumerate() {
+            for w in importances() {
+                let w = w.as_deref();
+                let (plain, refined) = encode(Isa::best(), kind, x, w);
+                let (plain, refined) = (errors(kind, x, w, &plain), errors(kind, x, w, &refined));
+                for (plain, refined) in plain.iter().zip(&refined) {
+                    let is_worse = refined > plain || (refined.is_nan() && !plain.is_nan());
+                    assert!(!is_worse, "{kind:?} row {number}: {refined} after {plain}");
+                }
+                if number == 0 && w.is_none_or(|w| w[0] > 0.0) {
+                    let (plain, refined): (f64, f64) = (plain.iter().sum(), refined.iter().sum());
+                    assert!(refined < 0.98 * plain, "{kind:?}: {refined} after {plain}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_isa_and_every_batch_of_rows_gives_the_same_bytes() {
+    for kind in refinable() {
+        for x in rows() {
+            for w in importances() {
+                let (plain, expected) = encode(Isa::Scalar, kind, &x, w.as_deref());
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                    assert!(encode(isa, kind, &x, w.as_deref()).1 == expected, "{kind:?} {isa:?}");
+                    let twice = [x.as_slice(), &x].concat();
+                    let mut out = plain.repeat(2);
+                    kernel::refine_rows(isa, kind, &twice, x.len(), w.as_deref(), &mut out);
+                    assert!(out == expected.repeat(2), "{kind:?} {isa:?} two rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
+    for x in rows() {
+        for w in importances() {
+            let w = w.as_deref();
+            for outliers in [0, 1, 8, 32] {
+                let encode = |isa| {
+                    let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
+                    kernel::encode_hifi_row(isa, &x, w, outliers, &mut blocks);
+                    let plain = blocks.clone();
+                    kernel::refine_hifi_row(isa, &x, w, &mut blocks);
+                    (plain, blocks)
+                };
+                let (plain, expected) = encode(Isa::best());
+                for (i, (plain, refined)) in plain.iter().zip(&expected).enumerate() {
+                    let place = i * QK_K..(i + 1) * QK_K;
+                    let w = w.map(|w| &w[place.clone()]);
+                    let error = |b: &HifiBlock| error_sums(&x[place.clone()], w, &b.decode()).error;
+                    let (plain, refined) = (error(plain), error(refined));
+                    assert!(!(refined > plain), "{outliers} outliers: {refined} after {plain}");
+                }
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                    let text = |blocks: &[HifiBlock]| format!("{blocks:?}");
+                    assert!(text(&encode(isa).1) == text(&expected), "{isa:?} {outliers}");
+                }
+            }
+        }
+    }
+}
+
+/// A block of values that the type can say comes out without error.
+#[test]
+fn what_can_be_stored_exactly_is() {
+    for kind in refinable() {
+        let (row, _) = encode(Isa::best(), kind, &weights(4 * QK_K, 43), None);
+        let mut x = vec![0f32; 4 * QK_K];
+        kernel::dequantize_row(Isa::Scalar, kind, &row, &mut x);
+        let (plain, refined) = encode(Isa::best(), kind, &x, None);
+        let sum = |row: &[u8]| errors(kind, &x, None, row).iter().sum::<f64>();
+        assert!(sum(&refined) <= 0.5 * sum(&plain), "{kind:?}: {} {}", sum(&refined), sum(&plain));
+    }
+}

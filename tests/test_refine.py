@@ -1,0 +1,115 @@
+"""Refined blocks: never worse than the plain encoder's, legal, and the same however they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracle
+import q4hifi
+from inputs import IMPORTANCE, INPUTS, Floats
+from q4hifi import QuantizedTensor
+from q4hifi.cli import main
+from synthetic import EXAMPLE
+
+REFINED = ["Q4_K", "Q5_K", "Q6_K"]
+OUTLIERS = [("Q4_K", 0), ("Q5_K", 0), ("Q6_K", 0), ("Q4_HIFI", 1), ("Q4_HIFI", 8), ("Q4_HIFI", 32)]
+
+by_case = pytest.mark.parametrize(("kind", "outliers"), OUTLIERS)
+
+
+def block_errors(x: Floats, tensor: QuantizedTensor, importance: Floats | None) -> np.ndarray:
+    """Squared error of each block, weighted by importance."""
+    difference = x.astype(np.float64) - tensor.dequantize()
+    weighted = difference**2 * (1.0 if importance is None else importance.astype(np.float64))
+    return weighted.reshape(-1, 256).sum(axis=1)
+
+
+@by_case
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_no_block_is_worse(kind: str, outliers: int, inputs: str) -> None:
+    rng = np.random.default_rng(7)
+    x = INPUTS[inputs](rng, 768)
+    for name, make in IMPORTANCE.items():
+        w = make(rng, 768)
+        plain, refined = (
+            q4hifi.quantize(x, kind, importance=w, outliers=outliers, refine=refine)
+            for refine in (False, True)
+        )
+        before, after = (block_errors(x, tensor, w) for tensor in (plain, refined))
+        assert (after <= before * (1 + 1e-9)).all(), f"{name}: {after} after {before}"
+
+
+@by_case
+def test_bell_shaped_weights_gain(kind: str, outliers: int) -> None:
+    rng = np.random.default_rng(8)
+    x, w = INPUTS["normal"](rng, 1024), IMPORTANCE["heavy"](rng, 1024)
+    plain, refined = (
+        block_errors(x, q4hifi.quantize(x, kind, importance=w, outliers=outliers, refine=refine), w).sum()
+        for refine in (False, True)
+    )
+    assert refined < 0.97 * plain
+
+
+@pytest.mark.parametrize("kind", REFINED)
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_ggml_decodes_the_same(kind: str, inputs: str) -> None:
+    x = INPUTS[inputs](np.random.default_rng(9), 512)
+    tensor = q4hifi.quantize(x, kind, refine=True)
+    decoded = oracle.ggml_dequantize(tensor.type.id, tensor.data, x.size).reshape(x.shape)
+    assert np.array_equal(decoded, tensor.dequantize())
+
+
+@by_case
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(
+    cuts=st.lists(st.integers(1, 15), max_size=3, unique=True).map(sorted),
+    threads=st.sampled_from([1, 2, 5]),
+    weighted=st.booleans(),
+)
+def test_bytes_depend_neither_on_threads_nor_on_chunks(
+    kind: str, outliers: int, cuts: list[int], threads: int, weighted: bool
+) -> None:
+    rng = np.random.default_rng(10)
+    x = rng.standard_normal((16, 768)).astype(np.float32)
+    w = np.exp(rng.standard_normal(768)).astype(np.float32) if weighted else None
+
+    def encode(rows: Floats) -> list[np.ndarray]:
+        tensor = q4hifi.quantize(
+            rows, kind, importance=w, outliers=outliers, refine=True, threads=threads
+        )
+        return [part.reshape(len(rows), -1) for part in tensor.parts]
+
+    pieces = [encode(rows) for rows in np.split(x, cuts)]
+    for whole, *parts in zip(encode(x), *pieces, strict=True):
+        assert np.array_equal(whole, np.concatenate(parts))
+
+
+def test_types_without_refinement_stay_as_they_are() -> None:
+    x = np.random.default_rng(11).standard_normal((2, 256)).astype(np.float32)
+    for kind in ("Q4_0", "Q5_1", "Q8_0", "F16"):
+        plain, refined = (q4hifi.quantize(x, kind, refine=refine).data for refine in (False, True))
+        assert np.array_equal(plain, refined), kind
+
+
+def test_a_refined_file_has_less_error_and_stock_llama_cpp_runs_it(tmp_path: Path) -> None:
+    plain = q4hifi.quantize_file(EXAMPLE, tmp_path / "plain.gguf", "Q4_K_M")
+    refined = q4hifi.quantize_file(EXAMPLE, tmp_path / "refined.gguf", "Q4_K_M", refine=True)
+    assert refined.file_bytes == plain.file_bytes
+    for role, error in refined.error_by_role.items():
+        assert error.relative < 0.97 * plain.error_by_role[role].relative, role
+    assert oracle.llama_loads(tmp_path / "refined.gguf")
+
+
+def test_the_command_refines(tmp_path: Path) -> None:
+    expected = tmp_path / "expected.gguf"
+    q4hifi.quantize_file(EXAMPLE, expected, "Q4_K_S", refine=True)
+    got = tmp_path / "got.gguf"
+    result = CliRunner().invoke(main, ["quantize", str(EXAMPLE), str(got), "Q4_K_S", "--refine"])
+    assert result.exit_code == 0, result.output
+    assert got.read_bytes() == expected.read_bytes()
