@@ -59,8 +59,8 @@ pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
             let importance = importance.map(|w| &w[g * group + l]);
             let found = HifiBlock::on_base(&copies[l], importance, outliers, fit);
-            let is_better =
-                error(&copies[l], importance, &found) < error(&copies[l], importance, block);
+            let error = error_of(&copies[l], importance, &found.decode());
+            let is_better = error < error_of(&copies[l], importance, &block.decode());
             if is_better && !found.is_saturated() {
                 *block = found;
             }
