@@ -8,7 +8,7 @@ use crate::kernel::dequantize;
 ///
 /// # Safety
 ///
-/// The CPU has AVX2.
+/// The CPU has AVX2 and F16C.
 #[inline(always)]
 pub(super) unsafe fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
     // SAFETY: the caller's promise.

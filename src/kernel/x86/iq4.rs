@@ -5,14 +5,13 @@
 //! within half of k at the k-th of the places where the nearest value changes; a table has that place,
 //! others have the two values. So a search is three look-ups and one comparison.
 
-use super::dot::nibbles_32;
+use super::dot::{f16_to_f32, nibbles_32};
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
 use crate::block::iq4::{MIDDLES, MOST_STEPS, VALUES, sigma2};
 use crate::block::iq4_xs::SUB_BLOCKS;
 use crate::block::legacy::{inverse, pack_nibbles};
 use crate::block::{BlockIQ4NL, BlockIQ4XS, QK, QK_K};
 use crate::fit::TINY;
-use crate::float::f16_to_f32;
 use std::arch::x86_64::*;
 
 /// The nearest value changes at the k-th place about where `position · (SLOPE - BEND · |position|)` is
@@ -270,7 +269,7 @@ pub(crate) unsafe fn quantize_xs<V: Vector>(
 ///
 /// # Safety
 ///
-/// The CPU has AVX2; so below.
+/// The CPU has AVX2 and F16C; so below.
 #[inline(always)]
 pub(super) unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> __m256i {
     // SAFETY: the caller's promise.
@@ -323,7 +322,8 @@ pub(crate) unsafe fn dequantize_nl(blocks: &[BlockIQ4NL], out: &mut [f32]) {
 #[inline(always)]
 pub(crate) unsafe fn dequantize_xs(blocks: &[BlockIQ4XS], out: &mut [f32]) {
     for (block, out) in blocks.iter().zip(out.chunks_exact_mut(QK_K)) {
-        let d = f16_to_f32(u16::from_le_bytes(block.d));
+        // SAFETY: the caller's promise.
+        let d = unsafe { f16_to_f32(u16::from_le_bytes(block.d)) };
         for (j, (qs, out)) in block.qs.iter().zip(out.chunks_exact_mut(QK)).enumerate() {
             // SAFETY: the caller's promise.
             unsafe { decode(d * block.scale(j) as f32, qs, out) };
