@@ -18,7 +18,7 @@ import numpy as np
 import q4hifi
 from q4hifi.importance import load_importance
 from q4hifi.layout import Format
-from q4hifi.names import is_quantizable, role_of
+from q4hifi.names import ROLES, is_quantizable, role_of
 from q4hifi.rows import ErrorSums, encode
 from q4hifi.types import F32, tensor_type
 
@@ -62,7 +62,9 @@ def main() -> None:
                     for role in (role_of(name), "all"):
                         errors[text, role, refine] += sums
     print(f"{'type':10} {'role':12} {'plain':>9} {'refined':>9}  ratio")
-    for text, role in sorted({key[:2] for key in errors}, key=lambda key: arguments.types.index(key[0])):
+    order = [role for role, _ in ROLES] + ["all"]
+    keys = {key[:2] for key in errors}
+    for text, role in sorted(keys, key=lambda key: (arguments.types.index(key[0]), order.index(key[1]))):
         plain, refined = (errors[text, role, refine].relative for refine in (False, True))
         times = f"  {seconds[text, True] / seconds[text, False]:.1f}x the time" if role == "all" else ""
         print(f"{text:10} {role:12} {plain:9.2e} {refined:9.2e}  {refined / plain:.4f}{times}")

@@ -80,9 +80,7 @@ def test_bytes_depend_neither_on_threads_nor_on_chunks(
     w = np.exp(rng.standard_normal(768)).astype(np.float32) if weighted else None
 
     def encode(rows: Floats) -> list[np.ndarray]:
-        tensor = q4hifi.quantize(
-            rows, kind, importance=w, outliers=outliers, refine=True, threads=threads
-        )
+        tensor = q4hifi.quantize(rows, kind, importance=w, outliers=outliers, refine=True, threads=threads)
         return [part.reshape(len(rows), -1) for part in tensor.parts]
 
     pieces = [encode(rows) for rows in np.split(x, cuts)]

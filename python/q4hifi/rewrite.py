@@ -82,9 +82,10 @@ def rewrite(
 ) -> Rewritten:
     """Write ``model`` as ``plan`` says, with ``metadata``, to ``output``.
 
-    Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.rows.encode`. With ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K
-    keeps its base's bytes. Raises :class:`NotFiniteError`, naming file, tensor and place, for
-    weights that are NaN or infinite, copied ones included.
+    Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.rows.encode`. With
+    ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps its base's bytes. Raises
+    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, copied
+    ones included.
     """
     total = plan.n_params
     errors: dict[str, ErrorSums] = {}
