@@ -1,34 +1,35 @@
-//! The factors of a block: what its whole numbers are multiplied by.
+//! The factors of a block: what its whole scales, or minima, are multiplied by.
 
+use super::columns::Bounds;
 use crate::float::{f16_to_f32, f32_to_f16};
 
-/// The largest 6-bit scale or minimum.
-pub(super) const LARGEST: f32 = 63.0;
 /// Factors compared.
 const COMPARED: usize = 32;
 /// The best of them, in their order, as f16 has them.
 pub(super) type Candidates = [f32; 4];
 
-/// Factors whose multiples in six bits come near to the non-negative `values`: those of least squared
-/// error, an error being weighed by its `costs`.
+/// Factors whose multiples by whole numbers in `bounds` come near to the `values`: those of least squared
+/// error, an error being weighed by its `costs`. The value of greatest magnitude is tried as the multiple
+/// by `end`, the bound farther from 0, and by the halves before it.
 #[inline(always)]
-pub(super) fn by_error(values: &[f32], costs: &[f32]) -> Candidates {
-    let mut max = 0f32;
+pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) -> Candidates {
+    let mut extreme = 0f32;
     for &v in values {
-        max = if v > max { v } else { max };
+        extreme = if v.abs() > extreme.abs() { v } else { extreme };
     }
     let mut factors = [0f32; COMPARED];
     let mut inverses = [0f32; COMPARED];
     for c in 0..COMPARED {
-        let factor = f16_to_f32(f32_to_f16(max / (LARGEST - 0.5 * c as f32)));
+        let factor = f16_to_f32(f32_to_f16(extreme / (end - (0.5 * c as f32).copysign(end))));
         factors[c] = factor;
-        inverses[c] = if factor > 0.0 { 1.0 / factor } else { 0.0 };
+        inverses[c] = if factor == 0.0 { 0.0 } else { 1.0 / factor };
     }
     let mut errors = [0f32; COMPARED];
     for (&v, &cost) in values.iter().zip(costs) {
         for c in 0..COMPARED {
             let number = v * inverses[c];
-            let number = if number < LARGEST { number } else { LARGEST };
+            let number = if number > bounds.bottom { number } else { bounds.bottom };
+            let number = if number < bounds.top { number } else { bounds.top };
             let miss = factors[c] * ((number + 12_582_912.0) - 12_582_912.0) - v;
             errors[c] += cost * (miss * miss);
         }

@@ -1,7 +1,7 @@
 //! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under two factors.
 
 use super::columns::{Bounds, Columns, Sums};
-use super::factors::{Candidates, LARGEST, by_error, nearest_factor};
+use super::factors::{Candidates, by_error, nearest_factor};
 use super::lanes::{Lanes, MOST_LANES};
 use super::{InLanes, MOST_BLOCKS, Refined, keep_better, lanes_of};
 use crate::block::k_fit::{KFit, SUB_BLOCKS};
@@ -11,6 +11,9 @@ use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
+/// The largest 6-bit scale or minimum.
+const LARGEST: f32 = 63.0;
+const SIX_BITS: Bounds = Bounds { bottom: 0.0, top: LARGEST };
 /// The grids that a sub-block's own fit starts from.
 #[derive(Clone, Copy)]
 pub(super) struct Starts {
@@ -298,7 +301,8 @@ impl BlockFits {
             let mut candidates = [Candidates::default(); MOST_BLOCKS];
             for (b, candidates) in candidates.iter_mut().enumerate().take(L::LANES / SUB_BLOCKS) {
                 let at = b * SUB_BLOCKS;
-                *candidates = by_error(&scale[at..][..SUB_BLOCKS], &cost[at..][..SUB_BLOCKS]);
+                let (scale, cost) = (&scale[at..][..SUB_BLOCKS], &cost[at..][..SUB_BLOCKS]);
+                *candidates = by_error(scale, cost, SIX_BITS, LARGEST);
             }
             Self { scale, sum_l, sum_w, sum_x, candidates }
         }
@@ -320,7 +324,7 @@ impl BlockFits {
                 let min = (explained - self.sum_x[l]) / self.sum_w[l];
                 *wanted = if min > 0.0 { min } else { 0.0 };
             }
-            let factor = by_error(&wanted, &self.sum_w[block.clone()])[0];
+            let factor = by_error(&wanted, &self.sum_w[block.clone()], SIX_BITS, LARGEST)[0];
             dmin[block.clone()].fill(factor);
             for (min, &wanted) in mins[block].iter_mut().zip(&wanted) {
                 *min = six_bits(wanted, factor);

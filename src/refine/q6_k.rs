@@ -1,24 +1,23 @@
 //! Q6_K: a signed scale of eight bits for each of sixteen sub-blocks, under one factor.
 
 use super::columns::{Bounds, Columns};
-use super::factors::nearest_factor;
+use super::factors::{Candidates, by_error, nearest_factor};
 use super::lanes::{Lanes, MOST_LANES};
-use super::{Refined, keep_better, lanes_of};
+use super::{MOST_BLOCKS, Refined, keep_better, lanes_of};
 use crate::block::q6_k::{SUB, SUB_BLOCKS};
 use crate::block::{BlockQ6K, QK_K};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::float::{f32_to_f16, nearest_int};
 
 /// Grids of either sign that a sub-block's own fit starts from.
 const STARTS: usize = 8;
 /// How often such a grid is moved to where its numbers would have it.
 const MOVES: usize = 2;
-/// Factors tried for a block.
-const TRIES: usize = 4;
 /// How often the best is fitted anew.
 const ROUNDS: usize = 2;
 const BOUNDS: Bounds = Bounds { bottom: -32.0, top: 31.0 };
-/// Scales are -128..=127.
+/// The lowest scale.
 const LOWEST: f32 = -128.0;
+const SCALES: Bounds = Bounds { bottom: LOWEST, top: 127.0 };
 
 /// A choice for the sub-block in every lane: value(q) = d · scale · q.
 #[derive(Clone, Copy)]
@@ -56,9 +55,16 @@ unsafe fn best<L: Lanes>(columns: &Columns) -> Choice<L> {
     unsafe {
         let (scale, cost) = fit_sub_blocks::<L>(columns);
         let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
-        let mut best = neighbours::<L, 2>(columns, scale, place(0, &fitted, &cost));
-        for n in 1..TRIES {
-            best = best.or(neighbours::<L, 2>(columns, scale, place(n, &fitted, &cost)));
+        let mut candidates = [Candidates::default(); MOST_BLOCKS];
+        let blocks = fitted.as_chunks::<SUB_BLOCKS>().0.iter().zip(cost.as_chunks().0);
+        let blocks = blocks.take(L::LANES / SUB_BLOCKS);
+        for (candidates, (fitted, cost)) in candidates.iter_mut().zip(blocks) {
+            let cost: &[f32; SUB_BLOCKS] = cost;
+            *candidates = by_error(fitted, cost, SCALES, LOWEST);
+        }
+        let mut best = neighbours::<L, 2>(columns, scale, place(&candidates, 0));
+        for n in 1..candidates[0].len() {
+            best = best.or(neighbours::<L, 2>(columns, scale, place(&candidates, n)));
         }
         for _ in 0..ROUNDS {
             let refitted = refit_factor(columns, best);
@@ -97,42 +103,18 @@ unsafe fn fit_sub_blocks<L: Lanes>(columns: &Columns) -> (L, L) {
     }
 }
 
-/// Factors whose multiples come near to the sub-blocks' scales, and the `n`-th of them.
+/// The `n`-th of each block's candidates.
 #[inline(always)]
-unsafe fn place<L: Lanes>(n: usize, fitted: &super::InLanes, costs: &super::InLanes) -> Choice<L> {
+unsafe fn place<L: Lanes>(candidates: &[Candidates; MOST_BLOCKS], n: usize) -> Choice<L> {
     let mut d = [0f32; MOST_LANES];
-    for at in (0..L::LANES).step_by(SUB_BLOCKS) {
-        let factor = factors(&fitted[at..][..SUB_BLOCKS], &costs[at..][..SUB_BLOCKS])[n];
-        d[at..][..SUB_BLOCKS].fill(factor);
+    for (d, candidates) in d.as_chunks_mut::<SUB_BLOCKS>().0.iter_mut().zip(candidates) {
+        d.fill(candidates[n]);
     }
     // SAFETY: the caller's promise.
     unsafe {
         let infinite = L::splat(f32::INFINITY);
         Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
     }
-}
-
-/// Factors of least squared error of their multiples, best first.
-fn factors(scales: &[f32], costs: &[f32]) -> [f32; TRIES] {
-    const COMPARED: usize = 32;
-    let (mut magnitude, mut extreme) = (0f32, 0f32);
-    for &scale in scales {
-        if scale.abs() > magnitude {
-            (magnitude, extreme) = (scale.abs(), scale);
-        }
-    }
-    let mut compared = [(0f32, 0f32); COMPARED];
-    for (c, (error, factor)) in compared.iter_mut().enumerate() {
-        *factor = f16_to_f32(f32_to_f16(extreme / (LOWEST + 0.5 * c as f32)));
-        let inverse = if *factor == 0.0 { 0.0 } else { 1.0 / *factor };
-        for (&scale, &cost) in scales.iter().zip(costs) {
-            let number = nearest_int((scale * inverse).clamp(LOWEST, 127.0)) as f32;
-            let miss = *factor * number - scale;
-            *error += cost * (miss * miss);
-        }
-    }
-    compared.sort_by(|a, b| a.0.total_cmp(&b.0));
-    std::array::from_fn(|n| compared[n].1)
 }
 
 /// The best of the whole scales near the `wanted` ones, `REACH` to either side, with the factors of
@@ -146,7 +128,7 @@ unsafe fn neighbours<L: Lanes, const REACH: i32>(
     // SAFETY: the caller's promise.
     unsafe {
         let zero = L::splat(0.0);
-        let (lowest, largest) = (L::splat(LOWEST), L::splat(127.0));
+        let (lowest, largest) = (L::splat(LOWEST), L::splat(SCALES.top));
         let mut best = choice;
         let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
         best.error = L::splat(f32::INFINITY);
@@ -209,7 +191,9 @@ fn numbers(x: &[f32; QK_K], block: &BlockQ6K) -> [u8; QK_K] {
         let scale = block.scale(j);
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         for i in j * SUB..(j + 1) * SUB {
-            let position = (x[i] * inverse).max(BOUNDS.bottom).min(BOUNDS.top);
+            let position = x[i] * inverse;
+            let position = if position > BOUNDS.bottom { position } else { BOUNDS.bottom };
+            let position = if position < BOUNDS.top { position } else { BOUNDS.top };
             numbers[i] = (nearest_int(position) + 32) as u8;
         }
     }
