@@ -356,10 +356,11 @@ fn round_numbers(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
     for j in 0..SUB_BLOCKS {
         let (scale, min) = fit.scale_and_min(d, dmin, j);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        for i in j * SUB..(j + 1) * SUB {
-            let position = (x[i] + min) * inverse;
+        let place = j * SUB..(j + 1) * SUB;
+        for (number, &x) in fit.numbers[place.clone()].iter_mut().zip(&x[place]) {
+            let position = (x + min) * inverse;
             let position = if position > 0.0 { position } else { 0.0 };
-            fit.numbers[i] = nearest_int(if position < top { position } else { top }) as u8;
+            *number = nearest_int(if position < top { position } else { top }) as u8;
         }
     }
 }

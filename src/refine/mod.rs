@@ -11,7 +11,7 @@
 //! 3. The factors are fitted to the numbers (least squares), and the neighbours tried again.
 //! 4. The block is written where it is better than the one that was there. So none is worse than ggml's.
 //!
-//! The code is written once over [`lanes::Lanes`], a sub-block a lane: for vectors, and for any CPU.
+//! The code is written once over `lanes::Lanes`, a sub-block a lane: for vectors, and for any CPU.
 
 mod columns;
 mod factors;

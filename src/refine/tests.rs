@@ -121,7 +121,10 @@ fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
                     let w = w.map(|w| &w[place.clone()]);
                     let error = |b: &HifiBlock| error_sums(&x[place.clone()], w, &b.decode()).error;
                     let (plain, refined) = (error(plain), error(refined));
-                    assert!(!(refined > plain), "{outliers} outliers: {refined} after {plain}");
+                    assert!(
+                        refined <= plain || plain.is_nan(),
+                        "{outliers}: {refined} after {plain}"
+                    );
                 }
                 for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
                     let text = |blocks: &[HifiBlock]| format!("{blocks:?}");
