@@ -65,7 +65,6 @@ def test_ggml_decodes_the_same(kind: str, inputs: str) -> None:
     assert np.array_equal(decoded, tensor.dequantize())
 
 
-
 @by_case
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(
