@@ -56,6 +56,7 @@ def measure_errors(
     *,
     stock: bool,
     layout: str,
+    refine: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, TensorErrors]:
@@ -67,7 +68,7 @@ def measure_errors(
         formats = candidates(tensor.row_length, stock=stock, layout=layout)
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
-            errors = relative_errors(tensor, sample, formats, importance, threads=threads)
+            errors = relative_errors(tensor, sample, formats, importance, refine=refine, threads=threads)
             if role_of(tensor.name) == "token_embd":
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:

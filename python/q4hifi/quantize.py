@@ -142,7 +142,7 @@ def quantize_file(
     started = time.monotonic()
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
-        planner = _Planner(model, options, importance, output, thread_count(threads), progress)
+        planner = _Planner(model, options, importance, output, refine, thread_count(threads), progress)
         plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
@@ -184,6 +184,7 @@ def plan_file(
     exclude_weights: Sequence[str] = (),
     keep_split: bool = False,
     split_max_size: int | None = None,
+    refine: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -214,7 +215,8 @@ def plan_file(
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
         output = Output("", keep_split=keep_split, split_max_size=split_max_size)
-        return _Planner(model, options, importance, output, thread_count(threads), progress).plan()
+        planner = _Planner(model, options, importance, output, refine, thread_count(threads), progress)
+        return planner.plan()
 
 
 def _importance(
@@ -236,6 +238,7 @@ class _Planner:
     options: Options
     importance: Importance | None
     output: Output
+    refine: bool
     threads: int
     progress: Progress | None
 
@@ -261,6 +264,7 @@ class _Planner:
             self.importance,
             stock=options.stock,
             layout=options.layout,
+            refine=self.refine,
             threads=self.threads,
             progress=self.progress,
         )

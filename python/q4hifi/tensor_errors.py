@@ -85,6 +85,7 @@ def relative_errors(
     formats: Sequence[Format],
     importance: Importance | None,
     *,
+    refine: bool = False,
     threads: int = 0,
 ) -> list[float]:
     """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
@@ -96,7 +97,7 @@ def relative_errors(
 
     def error(form: Format) -> float:
         try:
-            return _sums(tensor, samples, form, weights, threads).relative
+            return _sums(tensor, samples, form, weights, threads, refine).relative
         except NotFiniteError:  # the rows were checked, so it is what became of them
             return inf
 
@@ -148,9 +149,13 @@ def _sums(
     form: Format,
     weights: npt.NDArray[np.float32] | None,
     threads: int,
+    refine: bool = False,
 ) -> ErrorSums:
     sums = ErrorSums()
     for sample in samples:
         columns = None if weights is None else weights[sample.matrix % len(weights)]
-        sums += encode(sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads)[1]
+        _, part = encode(
+            sample.parts, tensor.format, form, tensor.row_length, columns, refine=refine, threads=threads
+        )
+        sums += part
     return sums

@@ -62,6 +62,9 @@ def _quantize_options(command: Command) -> Command:
         click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
         click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
         click.option("--pure", is_flag=True, help="Give every matrix the recipe's main type."),
+        click.option(
+            "--refine", is_flag=True, help="Search for blocks of Q4_K, Q5_K, Q6_K, Q4_HIFI with less error."
+        ),
         click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
         click.option(
@@ -109,9 +112,6 @@ def _quantize_options(command: Command) -> Command:
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
 @_quantize_options
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
-@click.option(
-    "--refine", is_flag=True, help="Search for blocks of Q4_K, Q5_K, Q6_K, Q4_HIFI with less error."
-)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, as 'plan' does.")
 @threads_option
 @overwrite_option
@@ -120,7 +120,6 @@ def quantize(
     src: str,
     rest: tuple[str, ...],
     allow_requantize: bool,
-    refine: bool,
     dry_run: bool,
     threads: int | None,
     overwrite: bool,
@@ -146,7 +145,6 @@ def quantize(
             dst,
             kind,
             allow_requantize=allow_requantize,
-            refine=refine,
             threads=threads or rest_threads,
             overwrite=overwrite,
             progress=progress,
