@@ -106,7 +106,7 @@ def rewrite_outliers(source: Path, path: Path, imatrix: str, score: Places) -> N
             parts = original.read_rows(whole)
             (base,), _ = encode(parts, whole.tensor.format, base_format, n, columns)
             x = original.dequantize_rows(whole)
-            decoded = q4hifi.dequantize(q4hifi.QuantizedTensor.from_parts((base,), base_format, x.shape))
+            decoded = q4hifi.QuantizedTensor.from_parts((base,), base_format, x.shape).dequantize()
             weights = np.broadcast_to(np.ones(n, np.float32) if columns is None else columns, x.shape)
             blocks = [a.reshape(-1, 256) for a in (x, decoded, weights)]
             kept = np.argpartition(-score(*blocks), tensor.outliers, axis=1)[:, : tensor.outliers]
