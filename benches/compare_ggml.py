@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import oracle
 
 Floats = npt.NDArray[np.float32]
-DEFAULT = ["Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+DEFAULT = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 HIFI_OUTLIERS = (8, 16)
 TURN = 0.2
 """Long enough for a system to spread threads over its cores."""

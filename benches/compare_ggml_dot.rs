@@ -32,12 +32,14 @@ it needs loaded before it. For the ggml in the Python package xllamacpp:
     GGML_LIBRARY=$(python -c \"import sysconfig as s, xllamacpp.xllamacpp as m; \\
         print(s.get_config_var('LIBDIR') + '/' + s.get_config_var('INSTSONAME'), m.__file__, sep=':')\")";
 
-const KINDS: [TensorType; 10] = [
+const KINDS: [TensorType; 12] = [
     TensorType::Q4K,
     TensorType::Q5K,
     TensorType::Q6K,
     TensorType::IQ4NL,
     TensorType::IQ4XS,
+    TensorType::Q2K,
+    TensorType::Q3K,
     TensorType::Q4_0,
     TensorType::Q4_1,
     TensorType::Q5_0,

@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 
 TYPES = [
+    "Q2_K",
+    "Q3_K_S",
+    "Q3_K_M",
+    "Q3_K_L",
     "Q4_0",
     "Q4_1",
     "Q5_0",

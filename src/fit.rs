@@ -26,15 +26,22 @@ pub struct Search {
     /// Whether a number is clamped before it is rounded. It matters where the grid has shrunk so far
     /// that a weight lies millions of steps outside of it.
     pub(crate) clamp_first: bool,
+    /// Whether the error to be minimised is `Σ w |value(q) - x|`, and not of squares.
+    pub(crate) absolute: bool,
 }
 
 impl Search {
     /// Where importance is given, for every type.
-    pub const FINE: Self = Self { first: -0.9, step: 0.05, steps: 36, clamp_first: true };
+    pub const FINE: Self =
+        Self { first: -0.9, step: 0.05, steps: 36, clamp_first: true, absolute: false };
     /// Q4_K without importance.
-    pub const Q4_K: Self = Self { first: -1.0, step: 0.1, steps: 20, clamp_first: false };
+    pub const Q4_K: Self =
+        Self { first: -1.0, step: 0.1, steps: 20, clamp_first: false, absolute: false };
     /// Q5_K without importance.
-    pub const Q5_K: Self = Self { first: -0.5, step: 0.1, steps: 15, clamp_first: false };
+    pub const Q5_K: Self =
+        Self { first: -0.5, step: 0.1, steps: 15, clamp_first: false, absolute: false };
+    /// Q2_K without importance.
+    pub const Q2_K: Self = Self { absolute: true, ..Self::Q5_K };
 }
 
 /// `value(q) = scale · q - min`, with `min` ≥ 0.
@@ -83,7 +90,8 @@ pub fn fit_affine(
         let mut sum = 0.0f32;
         for ((&v, &w), &q) in x.iter().zip(weights).zip(numbers) {
             let difference = scale * f32::from(q) + min - v;
-            sum += w * (difference * difference);
+            let error = if search.absolute { difference.abs() } else { difference * difference };
+            sum += w * error;
         }
         sum
     };
@@ -138,17 +146,10 @@ pub fn fit_affine(
 /// so that it may use the number -`half`. Returns 0 for a group of zeros.
 pub fn fit_signed(x: &[f32], weights: Option<&[f32]>, half: i32, numbers: &mut [u8]) -> f32 {
     debug_assert!(x.len() == numbers.len() && weights.is_none_or(|w| w.len() == x.len()));
-    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-    for &v in x {
-        if v.abs() > magnitude {
-            magnitude = v.abs();
-            extreme = v;
-        }
-    }
-    if magnitude < TINY {
+    let Some(extreme) = signed_extreme(x) else {
         numbers.fill(0);
         return 0.0;
-    }
+    };
 
     let round = |inverse: f32, v: f32| nearest_int(inverse * v).clamp(-half, half - 1);
     let sums = |inverse: f32| {
@@ -179,6 +180,95 @@ pub fn fit_signed(x: &[f32], weights: Option<&[f32]>, half: i32, numbers: &mut [
         *q = (round(chosen, v) + half) as u8;
     }
     scale
+}
+
+/// The weight of largest magnitude with its sign, the first of equals; None if all are tiny.
+fn signed_extreme(x: &[f32]) -> Option<f32> {
+    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
+    for &v in x {
+        if v.abs() > magnitude {
+            magnitude = v.abs();
+            extreme = v;
+        }
+    }
+    if magnitude < TINY { None } else { Some(extreme) }
+}
+
+/// As [`fit_signed`] with x² as the weights, on one grid, whose numbers are then moved one by one as
+/// long as that lowers the error, in at most five rounds.
+pub fn fit_signed_by_moves(x: &[f32], half: i32, numbers: &mut [u8]) -> f32 {
+    debug_assert!(x.len() == numbers.len());
+    let Some(extreme) = signed_extreme(x) else {
+        numbers.fill(0);
+        return 0.0;
+    };
+    let inverse = -(half as f32) / extreme;
+    let clamp = |number: i32| number.clamp(-half, half - 1);
+    let mut sums = Sums::default();
+    for (q, &v) in numbers.iter_mut().zip(x) {
+        let number = clamp(nearest_int(inverse * v));
+        *q = (number + half) as u8;
+        sums.add(v * v, v, number as f32);
+    }
+    let weights = x.iter().map(|v| v * v);
+    move_numbers(x, weights, numbers, half, clamp, |rest| rest.xl > 0.0, sums)
+}
+
+/// What numbers l leave to know of the error: the best scale for them is `xl / l2`, and it takes
+/// `xl² / l2` off.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// `Σ w x l`
+    xl: f32,
+    /// `Σ w l²`
+    l2: f32,
+}
+
+impl Sums {
+    fn add(&mut self, w: f32, x: f32, l: f32) {
+        self.xl += w * x * l;
+        self.l2 += w * l * l;
+    }
+}
+
+/// Moves single numbers, stored with `offset` added, as long as that lowers the error, in at most five
+/// rounds; where `may_move` refuses the sums of all others, a number stays. Returns the best scale.
+#[inline(always)]
+fn move_numbers(
+    x: &[f32],
+    weights: impl Iterator<Item = f32> + Clone,
+    numbers: &mut [u8],
+    offset: i32,
+    clamp: impl Fn(i32) -> i32,
+    may_move: impl Fn(&Sums) -> bool,
+    mut sums: Sums,
+) -> f32 {
+    for _ in 0..5 {
+        let mut changed = false;
+        for ((q, &v), w) in numbers.iter_mut().zip(x).zip(weights.clone()) {
+            let old = i32::from(*q) - offset;
+            let l = old as f32;
+            let mut other = Sums { xl: sums.xl - w * v * l, l2: sums.l2 - w * l * l };
+            if !may_move(&other) {
+                continue;
+            }
+            let number = clamp(nearest_int(v * other.l2 / other.xl));
+            if number == old {
+                continue;
+            }
+            other.add(w, v, number as f32);
+            let better = other.xl * other.xl * sums.l2 > sums.xl * sums.xl * other.l2;
+            if other.l2 > 0.0 && better {
+                *q = (number + offset) as u8;
+                sums = other;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    if sums.l2 > 0.0 { sums.xl / sums.l2 } else { 0.0 }
 }
 
 /// Fits `scale · q`, q in 0..=`levels`, to the non-negative `x` under `weights`; writes q to
@@ -216,39 +306,15 @@ pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, numbers: &mut [u8])
         }
     }
 
-    let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
+    let mut sums = Sums::default();
     for ((q, &v), &w) in numbers.iter_mut().zip(x).zip(weights) {
         let number = nearest_int(chosen * v).min(levels);
         *q = number as u8;
-        let l = number as f32;
-        sum_xl += w * v * l;
-        sum_l2 += w * l * l;
+        sums.add(w, v, number as f32);
     }
-    for _ in 0..5 {
-        let mut changed = false;
-        for ((q, &v), &w) in numbers.iter_mut().zip(x).zip(weights) {
-            let l = f32::from(*q);
-            let mut xl = sum_xl - w * v * l;
-            let mut l2 = sum_l2 - w * l * l;
-            if xl > 0.0 && l2 > 0.0 {
-                let number = nearest_int(v * l2 / xl).min(levels);
-                if number != i32::from(*q) {
-                    let l = number as f32;
-                    xl += w * v * l;
-                    l2 += w * l * l;
-                    if xl * xl * sum_l2 > sum_xl * sum_xl * l2 {
-                        *q = number as u8;
-                        (sum_xl, sum_l2) = (xl, l2);
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 }
+    let may_move = |rest: &Sums| rest.xl > 0.0 && rest.l2 > 0.0;
+    let weights = weights.iter().copied();
+    move_numbers(x, weights, numbers, 0, |number| number.min(levels), may_move, sums)
 }
 
 #[cfg(test)]
@@ -283,6 +349,9 @@ mod tests {
         let mut numbers = [9u8; 16];
         assert_eq!(fit_signed(&[0.0; 16], None, 32, &mut numbers), 0.0);
         assert_eq!(numbers, [0; 16]);
+        let mut numbers = [9u8; 16];
+        assert_eq!(fit_signed_by_moves(&[0.0; 16], 4, &mut numbers), 0.0);
+        assert_eq!(numbers, [0; 16]);
         let mut numbers = [9u8; 8];
         assert_eq!(fit_positive(&[0.0; 8], &[1.0; 8], 63, &mut numbers), 0.0);
         assert_eq!(numbers, [0; 8]);
@@ -298,6 +367,23 @@ mod tests {
             assert_eq!(scale, sign);
             assert_eq!(numbers, std::array::from_fn(|i| i as u8));
         }
+    }
+
+    /// Moving numbers never raises the error under x², and here lowers it.
+    #[test]
+    fn moves_lower_the_error() {
+        let x = [[-4.0, 1.55, 1.55, 2.55], [2.55, 0.55, 0.55, 0.55], [3.49; 4], [3.49; 4]].concat();
+        let error = |scale: f32, numbers: &[u8]| {
+            let terms = x.iter().zip(numbers);
+            terms.map(|(v, &q)| (v * (scale * (f32::from(q) - 4.0) - v)).powi(2)).sum::<f32>()
+        };
+        let mut numbers = [0u8; 16];
+        let scale = fit_signed_by_moves(&x, 4, &mut numbers);
+        let inverse = -4.0 / signed_extreme(&x).unwrap();
+        let plain: Vec<u8> =
+            x.iter().map(|v| (nearest_int(inverse * v).clamp(-4, 3) + 4) as u8).collect();
+        assert_ne!(numbers.as_slice(), plain);
+        assert!(error(scale, &numbers) < 0.2 * error(1.0 / inverse, &plain));
     }
 
     /// A weight on one place makes that place exact at the others' cost.

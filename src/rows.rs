@@ -247,6 +247,8 @@ mod tests {
             (TensorType::IQ4XS, 1.2e-2),
             (TensorType::Q4_1, 1.6e-2),
             (TensorType::Q4_0, 2.4e-2),
+            (TensorType::Q3K, 5e-2),
+            (TensorType::Q2K, 2e-1),
         ] {
             let (data, sums) = encode(&x, 512, kind, None);
             assert!(sums.relative() <= most, "{kind:?}: {}", sums.relative());

@@ -217,6 +217,8 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_place(
 SCALES = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (0,)),
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q6_K": (208,),
     **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
 }

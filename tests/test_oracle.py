@@ -14,7 +14,7 @@ import oracle
 MODEL = Path(__file__).parent.parent / "examples" / "tiny-qwen3-f16.gguf"
 
 BOTH_QUANTIZE = [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0]
-K_QUANTS = [Type.Q4_K, Type.Q5_K, Type.Q6_K]
+K_QUANTS = [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K]
 TABLES = [Type.IQ4_NL, Type.IQ4_XS]
 WEIGHTED = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, *K_QUANTS, *TABLES]
 

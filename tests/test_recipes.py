@@ -198,6 +198,7 @@ def test_no_fallback_refuses_and_names_the_tensors():
         ("q4_hifi", "Q4_HIFI"),
         (" Q4_k_M ", "Q4_K_M"),
         ("Q4_K", "Q4_K_M"),
+        ("q3_k", "Q3_K_M"),
         ("q5_k", "Q5_K_M"),
         ("14", "Q4_K_S"),
         ("15", "Q4_K_M"),
@@ -211,7 +212,7 @@ def test_find_recipe(text, name):
     assert find_recipe(text).name == name
 
 
-@pytest.mark.parametrize("text", ["", "Q3_K_M", "99", "-1", "Q4"])
+@pytest.mark.parametrize("text", ["", "Q3_K_XL", "99", "-1", "Q4"])
 def test_find_recipe_lists_the_choices(text):
     with pytest.raises(BadOptionError, match=r"choose one of Q4_HIFI, Q4_K_S, .*COPY"):
         find_recipe(text)

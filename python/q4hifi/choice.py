@@ -20,11 +20,14 @@ from .options import Options, compile_pattern
 from .recipes import Bumps
 from .types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
 
-Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, IQ4_NL, IQ4_XS = (
-    TYPES[name] for name in ("Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
+Q4_0, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS = (
+    TYPES[name] for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS")
 )
 
 FALLBACK: Mapping[TensorType, TensorType] = {
+    Q2_K: Q4_0,
+    Q3_K: Q4_0,
     Q4_K: Q5_0,
     Q4_HIFI: Q5_0,
     Q5_K: Q5_1,
@@ -157,7 +160,7 @@ class _Chooser:
 
     def _mixed(self, name: str, role: str, default: TensorType) -> TensorType:
         """The type that the recipe's mix gives."""
-        model, recipe = self.model, self.recipe
+        model = self.model
         if not default.quantized or self.options.pure:
             return default
         if self._is_at_least_q8_0(name):
@@ -172,8 +175,8 @@ class _Chooser:
             return self._ffn_down(name, default)
         if model.n_expert == 8 and role == "attn_k":
             return Q8_0
-        if model.n_expert == 8 and role == "attn_output" and model.architecture != "falcon":
-            return recipe.attn_output_of_8_experts or default
+        if role == "attn_output":
+            return self._attn_output() or default
         return default
 
     def _output(self, default: TensorType) -> TensorType:
@@ -199,7 +202,13 @@ class _Chooser:
             chosen = self.recipe.attn_v_grouped or chosen
         if self.model.n_expert == 8:
             return Q8_0
-        return Q5_K if self.model.is_70b and chosen == Q4_K else chosen
+        return Q5_K if self.model.is_70b and chosen in (Q3_K, Q4_K) else chosen
+
+    def _attn_output(self) -> TensorType | None:
+        recipe = self.recipe
+        if self.model.architecture == "falcon":
+            return recipe.attn_output_falcon
+        return recipe.attn_output_of_8_experts if self.model.n_expert == 8 else recipe.attn_output
 
     def _ffn_down(self, name: str, default: TensorType) -> TensorType:
         i = self._count("ffn_down")

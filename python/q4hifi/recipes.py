@@ -14,8 +14,16 @@ from .errors import BadOptionError
 from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (TYPES[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
-Q4_K, Q5_K, Q6_K = (TYPES[name] for name in ("Q4_K", "Q5_K", "Q6_K"))
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
 IQ4_NL, IQ4_XS = TYPES["IQ4_NL"], TYPES["IQ4_XS"]
+
+
+def _all(i: int, n: int) -> bool:
+    return True
+
+
+def _first_two(i: int, n: int) -> bool:
+    return i < 2
 
 
 def _first_four(i: int, n: int) -> bool:
@@ -45,7 +53,8 @@ class Recipe:
 
     ``file_type`` is ``general.file_type``; None where the layout (Q4_HIFI) or the source (COPY)
     decides it. ``attn_v_grouped`` is for models where at least four heads share a value;
-    ``ffn_down_imatrix`` and ``ffn_down_plain`` count with an imatrix and without.
+    ``ffn_down_imatrix`` and ``ffn_down_plain`` count with an imatrix and without. ``requires_imatrix`` is
+    for the matrices that take the default.
     """
 
     name: str
@@ -57,7 +66,10 @@ class Recipe:
     ffn_down_falcon: Bumps | None = None
     ffn_down_imatrix: Bumps = ()
     ffn_down_plain: Bumps = ()
+    attn_output: TensorType | None = None
+    attn_output_falcon: TensorType | None = None
     attn_output_of_8_experts: TensorType | None = None
+    requires_imatrix: bool = False
 
 
 _F = LlamaFileType
@@ -89,6 +101,45 @@ _RECIPES = (
         attn_v=((_more_bits, Q6_K),),
         ffn_down=((_more_bits, Q6_K),),
     ),
+    Recipe(
+        "Q2_K",
+        _F.MOSTLY_Q2_K,
+        Q2_K,
+        attn_v=((_all, Q3_K),),
+        attn_v_grouped=Q4_K,
+        ffn_down=((_all, Q3_K),),
+        attn_output=Q3_K,
+        attn_output_of_8_experts=Q5_K,
+    ),
+    Recipe(
+        "Q2_K_S",
+        _F.MOSTLY_Q2_K_S,
+        Q2_K,
+        attn_v_grouped=Q4_K,
+        ffn_down=((_first_eighth, Q4_K),),
+        requires_imatrix=True,
+    ),
+    Recipe("Q3_K_S", _F.MOSTLY_Q3_K_S, Q3_K, attn_output_of_8_experts=Q5_K),
+    Recipe(
+        "Q3_K_M",
+        _F.MOSTLY_Q3_K_M,
+        Q3_K,
+        attn_v=((_first_two, Q5_K), (_all, Q4_K)),
+        ffn_down=((_first_sixteenth, Q5_K), (_all, Q4_K)),
+        ffn_down_falcon=((_first_sixteenth, Q5_K), (_more_bits, Q4_K)),
+        attn_output=Q4_K,
+        attn_output_of_8_experts=Q5_K,
+    ),
+    Recipe(
+        "Q3_K_L",
+        _F.MOSTLY_Q3_K_L,
+        Q3_K,
+        attn_v=((_all, Q5_K),),
+        ffn_down=((_all, Q5_K),),
+        ffn_down_falcon=((_all, Q4_K),),
+        attn_output=Q5_K,
+        attn_output_falcon=Q4_K,
+    ),
     Recipe("Q6_K", _F.MOSTLY_Q6_K, Q6_K),
     Recipe("Q8_0", _F.MOSTLY_Q8_0, Q8_0),
     Recipe("Q4_0", _F.MOSTLY_Q4_0, Q4_0, ffn_down_imatrix=((_first_eighth, Q4_1),)),
@@ -114,8 +165,8 @@ _RECIPES = (
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 """Name -> recipe."""
 
-ALIASES: Mapping[str, str] = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-"""llama-quantize's short names of two recipes."""
+ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""llama-quantize's short names of recipes."""
 
 
 def find_recipe(name: str) -> Recipe:

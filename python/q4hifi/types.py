@@ -51,7 +51,7 @@ class TensorType:
 
 CODEC_TYPES = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q4_K", "Q5_K", "Q6_K"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS"),
 )
 """Names of the ggml types that the Rust core encodes and decodes (equal to ``_core``'s by test)."""

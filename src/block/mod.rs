@@ -10,6 +10,8 @@ pub(crate) mod iq4_xs;
 pub(crate) mod k_fit;
 pub(crate) mod k_scales;
 pub(crate) mod legacy;
+pub(crate) mod q2_k;
+pub(crate) mod q3_k;
 pub(crate) mod q4_0;
 pub(crate) mod q4_1;
 pub(crate) mod q4_k;
@@ -18,10 +20,13 @@ pub(crate) mod q5_1;
 pub(crate) mod q5_k;
 pub(crate) mod q6_k;
 mod q8_0;
+pub(crate) mod two_bits;
 
 pub use float::{BlockBF16, BlockF16, BlockF32};
 pub use iq4_nl::BlockIQ4NL;
 pub use iq4_xs::BlockIQ4XS;
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4K;
@@ -116,6 +121,14 @@ macro_rules! with_block {
                 type $block = formats::BlockQ8_0;
                 $body
             }
+            TensorType::Q2K => {
+                type $block = formats::BlockQ2K;
+                $body
+            }
+            TensorType::Q3K => {
+                type $block = formats::BlockQ3K;
+                $body
+            }
             TensorType::Q4K => {
                 type $block = formats::BlockQ4K;
                 $body
@@ -153,6 +166,8 @@ pub enum TensorType {
     Q5_0 = 6,
     Q5_1 = 7,
     Q8_0 = 8,
+    Q2K = 10,
+    Q3K = 11,
     Q4K = 12,
     Q5K = 13,
     Q6K = 14,
@@ -163,7 +178,7 @@ pub enum TensorType {
 
 impl TensorType {
     /// Every type, by id.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -171,6 +186,8 @@ impl TensorType {
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
@@ -202,6 +219,8 @@ impl TensorType {
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
             Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",

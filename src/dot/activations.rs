@@ -238,9 +238,12 @@ impl Activations {
                 Column::Q8_0(encode(isa, x))
             }
             TensorType::Q4_1 | TensorType::Q5_1 => Column::Q8_1(encode(isa, x)),
-            TensorType::Q4K | TensorType::Q5K | TensorType::Q6K | TensorType::IQ4XS => {
-                Column::Q8K(encode(isa, x))
-            }
+            TensorType::Q2K
+            | TensorType::Q3K
+            | TensorType::Q4K
+            | TensorType::Q5K
+            | TensorType::Q6K
+            | TensorType::IQ4XS => Column::Q8K(encode(isa, x)),
         };
         let half = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
         let factors = match &column {

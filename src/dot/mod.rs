@@ -6,7 +6,8 @@
 //!
 //! | rows | activations | a block's dot product |
 //! |---|---|---|
-//! | Q4_K, Q5_K | Q8_K | `d·d8 · Σ scale·(Σ q·q8) - dmin·d8 · Σ min·(Σ q8)` |
+//! | Q2_K, Q4_K, Q5_K | Q8_K | `d·d8 · Σ scale·(Σ q·q8) - dmin·d8 · Σ min·(Σ q8)` |
+//! | Q3_K | Q8_K | `d·d8 · Σ scale·(Σ (q - 4)·q8)` |
 //! | Q6_K | Q8_K | `d·d8 · Σ scale·(Σ (q - 32)·q8)` |
 //! | IQ4_XS | Q8_K | `d·d8 · Σ (scale - 32)·(Σ value[q]·q8)` |
 //! | IQ4_NL | Q8_0 | `d·d8 · Σ value[q]·q8` |

@@ -7,8 +7,9 @@ use crate::block::iq4::VALUES;
 use crate::block::k_scales::{SUB_BLOCKS, unpack};
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K,
-    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType, blocks,
+    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
+    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
+    blocks, q3_k, two_bits,
 };
 use crate::float::f16_to_f32;
 
@@ -65,6 +66,48 @@ fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, number: impl Fn(usize, usize)
     sums
 }
 
+/// The sums of the products of sixteen numbers each, `number(i)` being number i.
+#[inline(always)]
+fn dots_of_16(y: &BlockQ8K, number: impl Fn(usize) -> i32) -> [i32; QK_K / 16] {
+    std::array::from_fn(|j| dot_i32((16 * j..16 * j + 16).map(&number), &y.qs[16 * j..]))
+}
+
+impl KBlock for BlockQ2K {
+    #[inline(always)]
+    fn factors(&self) -> (f32, f32) {
+        (half(self.d), half(self.dmin))
+    }
+
+    #[inline(always)]
+    fn sums(&self, y: &BlockQ8K) -> KSums {
+        let mut numbers = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut numbers);
+        let mut sums = KSums { scaled: 0, mins: 0 };
+        for (j, dot) in dots_of_16(y, |i| i32::from(numbers[i])).into_iter().enumerate() {
+            sums.scaled += i32::from(self.scales[j] & 0x0f) * dot;
+            sums.mins += i32::from(self.scales[j] >> 4) * i32::from(i16::from_le_bytes(y.bsums[j]));
+        }
+        sums
+    }
+}
+
+impl KBlock for BlockQ3K {
+    #[inline(always)]
+    fn factors(&self) -> (f32, f32) {
+        (half(self.d), 0.0)
+    }
+
+    #[inline(always)]
+    fn sums(&self, y: &BlockQ8K) -> KSums {
+        let mut numbers = [0u8; QK_K];
+        self.unpack(&mut numbers);
+        let dots = dots_of_16(y, |i| i32::from(numbers[i]) - q3_k::HALF);
+        let scaled = dots.into_iter().zip(self.unpack_scales());
+        let scaled = scaled.map(|(dot, scale)| (i32::from(scale) - q3_k::HALF_SCALE) * dot).sum();
+        KSums { scaled, mins: 0 }
+    }
+}
+
 impl KBlock for BlockQ4K {
     #[inline(always)]
     fn factors(&self) -> (f32, f32) {
@@ -106,11 +149,9 @@ impl KBlock for BlockQ6K {
             let high = self.qh[part * 32 + i] >> (quarter * 2) & 3;
             i32::from(low | (high << 4)) - 32
         };
-        let scaled = (0..QK_K / 16).map(|j| {
-            let dot = dot_i32((0..16).map(|i| number(j * 16 + i)), &y.qs[j * 16..][..16]);
-            i32::from(self.scales[j] as i8) * dot
-        });
-        KSums { scaled: scaled.sum(), mins: 0 }
+        let scaled = dots_of_16(y, number).into_iter().zip(self.scales);
+        let scaled = scaled.map(|(dot, scale)| i32::from(scale as i8) * dot).sum();
+        KSums { scaled, mins: 0 }
     }
 }
 
@@ -227,6 +268,8 @@ fn dot_numbers<B: Block>(row: &[u8], x: &[f32]) -> f64 {
 fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f64 {
     let f = &activations.factors;
     match (kind, &activations.column) {
+        (TensorType::Q2K, Column::Q8K(y)) => dot_k::<BlockQ2K>(row, y),
+        (TensorType::Q3K, Column::Q8K(y)) => dot_k::<BlockQ3K>(row, y),
         (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y),
         (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y),
         (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y),

@@ -4,7 +4,8 @@ use super::activations::{Column, Quantize, SUM};
 use super::scalar::{KBlock, KSums};
 use super::{Activations, BlockQ8_1, BlockQ8K, Rows};
 use crate::block::{
-    BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K, TensorType, blocks,
+    BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K,
+    TensorType, blocks,
 };
 use crate::hifi::rows::{Outliers, OutliersMut};
 use crate::kernel::{self, Isa, block_sums, dot_row, dot_rows, quantize_activations};
@@ -38,6 +39,8 @@ fn assert_near(got: f32, expected: f64, magnitude: f64, tolerance: f64, what: &s
 
 fn scalar_sums(kind: TensorType, block: &[u8], y: &BlockQ8K) -> KSums {
     match kind {
+        TensorType::Q2K => blocks::<BlockQ2K>(block)[0].sums(y),
+        TensorType::Q3K => blocks::<BlockQ3K>(block)[0].sums(y),
         TensorType::Q4K => blocks::<BlockQ4K>(block)[0].sums(y),
         TensorType::Q5K => blocks::<BlockQ5K>(block)[0].sums(y),
         TensorType::IQ4XS => blocks::<BlockIQ4XS>(block)[0].sums(y),
@@ -64,7 +67,7 @@ fn extreme_activations() -> Vec<BlockQ8K> {
 fn every_isa_gives_the_same_integers() {
     let mut y = extreme_activations();
     y.extend(q8_k(&weights(8 * QK_K, 31)));
-    for kind in [TensorType::Q4K, TensorType::Q5K, TensorType::Q6K, TensorType::IQ4XS] {
+    for kind in TensorType::ALL.into_iter().filter(|kind| kind.block_weights() == QK_K) {
         let bytes = kind.block_bytes();
         let mut data = noise(64 * bytes, 32);
         data.extend(vec![0u8; bytes]);

@@ -227,9 +227,9 @@ FILLERS = {
 
 # --- runs ----------------------------------------------------------------------------------------
 
-MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_M", "Q4_0", "IQ4_XS"]
+MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_M", "Q4_0", "IQ4_XS", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L"]
 TYPES = [*MIXES, "Q5_K_S", "Q6_K", "Q8_0", "Q4_1", "Q5_0", "Q5_1"]
-TYPES += ["IQ4_NL", "F16", "BF16", "F32", "COPY", "15", "q4_k"]
+TYPES += ["IQ4_NL", "F16", "BF16", "F32", "COPY", "15", "q4_k", "q3_k"]
 EVERY_TYPE = ["qwen3-tied", "mixtral", "falcon", "odd-rows", "odd-head"]
 OPTIONS = [
     "--pure",
@@ -251,7 +251,7 @@ OPTIONS = [
     "--keep-split",
 ]
 EVERY_OPTION = ["qwen3", "qwen3-tied", "mixtral", "phi3", "gemma3n"]
-WITH_IMATRIX = ["Q4_0", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"]
+WITH_IMATRIX = ["Q4_0", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q2_K", "Q2_K_S", "Q3_K_M"]
 IMATRIX = ["qwen3", "mixtral", "falcon", "odd-rows", "qwen2moe"]
 
 

@@ -125,7 +125,11 @@ unsafe fn quantize_row<V: Vector>(
                 iq4::quantize_xs::<V>(x.as_chunks().0, importance, blocks_mut(out));
             }
             // simple loops: the compiler makes vectors of them
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
+            TensorType::F32
+            | TensorType::F16
+            | TensorType::BF16
+            | TensorType::Q2K
+            | TensorType::Q3K => {
                 with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
             }
         }

@@ -69,17 +69,17 @@ unsafe fn every_part(x: [u32; 4]) -> __m256i {
 }
 
 impl Avx2 {
-    /// Bit `bit` of every byte as its bit 4, and nothing else.
+    /// Bit `bit` of every byte as its bit `at`, and nothing else.
     #[inline(always)]
-    unsafe fn bit_to_fifth(bits: __m256i, bit: i32) -> __m256i {
+    unsafe fn move_bit(bits: __m256i, bit: i32, at: i32) -> __m256i {
         // SAFETY: the trait's contract.
         unsafe {
-            let moved = if bit < 4 {
-                _mm256_sllv_epi32(bits, _mm256_set1_epi32(4 - bit))
+            let moved = if bit < at {
+                _mm256_sllv_epi32(bits, _mm256_set1_epi32(at - bit))
             } else {
-                _mm256_srlv_epi32(bits, _mm256_set1_epi32(bit - 4))
+                _mm256_srlv_epi32(bits, _mm256_set1_epi32(bit - at))
             };
-            _mm256_and_si256(moved, _mm256_set1_epi8(16))
+            _mm256_and_si256(moved, _mm256_set1_epi8(1 << at))
         }
     }
 
@@ -203,11 +203,32 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn with_fifth_bits<const K: i32>(low: Self::Numbers, bits: __m256i) -> Self::Numbers {
+    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2] {
         // SAFETY: as above.
         unsafe {
-            let fifth = [Self::bit_to_fifth(bits, K), Self::bit_to_fifth(bits, K + 2)];
-            [_mm256_or_si256(low[0], fifth[0]), _mm256_or_si256(low[1], fifth[1])]
+            let (bytes, mask) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi8(3));
+            [
+                [
+                    _mm256_and_si256(bytes, mask),
+                    _mm256_and_si256(_mm256_srli_epi16::<2>(bytes), mask),
+                ],
+                [
+                    _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask),
+                    _mm256_and_si256(_mm256_srli_epi16::<6>(bytes), mask),
+                ],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
+        low: Self::Numbers,
+        bits: __m256i,
+    ) -> Self::Numbers {
+        // SAFETY: as above.
+        unsafe {
+            let moved = [Self::move_bit(bits, FIRST, AT), Self::move_bit(bits, SECOND, AT)];
+            [_mm256_or_si256(low[0], moved[0]), _mm256_or_si256(low[1], moved[1])]
         }
     }
 

@@ -258,12 +258,26 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn with_fifth_bits<const K: i32>(low: Self::Numbers, bits: __m256i) -> Self::Numbers {
+    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2] {
         // SAFETY: as above.
         unsafe {
-            let k = i64::from(K);
-            let bits = Self::rotated_twice(bits, 4 - k, 2 - k);
-            _mm512_ternarylogic_epi64::<OR_AND>(low, bits, _mm512_set1_epi8(16))
+            let (bytes, mask) = (_mm256_loadu_si256(from.cast()), _mm512_set1_epi8(3));
+            [
+                _mm512_and_si512(Self::rotated_twice(bytes, 0, -2), mask),
+                _mm512_and_si512(Self::rotated_twice(bytes, -4, -6), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
+        low: Self::Numbers,
+        bits: __m256i,
+    ) -> Self::Numbers {
+        // SAFETY: as above.
+        unsafe {
+            let bits = Self::rotated_twice(bits, i64::from(AT - FIRST), i64::from(AT - SECOND));
+            _mm512_ternarylogic_epi64::<OR_AND>(low, bits, _mm512_set1_epi8(1 << AT))
         }
     }
 

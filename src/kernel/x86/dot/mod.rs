@@ -16,12 +16,12 @@ mod iq4_xs;
 mod nibble_rows;
 mod outliers;
 mod plain;
-mod q6_k;
+mod sixteens;
 
 use crate::block::iq4::VALUES;
 use crate::block::{
-    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
-    BlockQ5_1, BlockQ5K, BlockQ8_0, TensorType,
+    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K,
+    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType,
 };
 use crate::dot::Rows;
 use crate::dot::activations::{Activations, Column, HalfOrder};
@@ -61,7 +61,7 @@ pub(crate) trait DotVector: Copy {
     type Integers: Copy;
     /// A vector of f32.
     type Floats: Copy;
-    /// The scales of a Q6_K block, ready to be multiplied.
+    /// The scales of sixteen sub-blocks, ready to be multiplied.
     type Scales: Copy;
     /// Lanes of `Floats`.
     const LANES: usize;
@@ -98,12 +98,17 @@ pub(crate) trait DotVector: Copy {
 
     /// 64 bytes of nibbles: the low ones, and the high ones.
     unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2];
-    /// With bit `K` of the 32 bytes `bits` as the fifth of the first 32 numbers, bit `K` + 2 of the
-    /// others.
-    unsafe fn with_fifth_bits<const K: i32>(low: Self::Numbers, bits: __m256i) -> Self::Numbers;
+    /// 32 bytes of two-bit numbers: the lowest, the next, and so on.
+    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2];
+    /// With bit `FIRST` of the 32 bytes `bits` as bit `AT` of the first 32 numbers, bit `SECOND` as that
+    /// of the others.
+    unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
+        low: Self::Numbers,
+        bits: __m256i,
+    ) -> Self::Numbers;
     /// 128 numbers of Q6_K: 64 bytes of low bits, 32 of high ones.
     unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2];
-    /// The sixteen signed scales of Q6_K.
+    /// Sixteen signed scales.
     unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales;
 
     /// Sums of the products of the 128 numbers, nibbles of 64 bytes, and the activations at `y`, times
@@ -170,7 +175,9 @@ pub(crate) unsafe fn block_sums<V: DotVector>(
             TensorType::Q4K => nibble_rows::block_sums::<V, BlockQ4K>(block, y),
             TensorType::Q5K => nibble_rows::block_sums::<V, BlockQ5K>(block, y),
             TensorType::IQ4XS => iq4_xs::block_sums::<V>(block, y),
-            _ => q6_k::block_sums::<V>(block, y),
+            TensorType::Q2K => sixteens::block_sums::<V, BlockQ2K>(block, y),
+            TensorType::Q3K => sixteens::block_sums::<V, BlockQ3K>(block, y),
+            _ => sixteens::block_sums::<V, BlockQ6K>(block, y),
         }
     }
 }
@@ -236,7 +243,15 @@ pub(crate) unsafe fn dot_rows<V: DotVector>(
             Rows::Plain(kind, data) => match (kind, column) {
                 (TensorType::Q4K, _) => nibble_rows::dot_rows::<V, BlockQ4K, 0>(data, None, k, out),
                 (TensorType::Q5K, _) => nibble_rows::dot_rows::<V, BlockQ5K, 0>(data, None, k, out),
-                (TensorType::Q6K, Column::Q8K(y)) => q6_k::dot_rows::<V>(data, y, out),
+                (TensorType::Q2K, Column::Q8K(y)) => {
+                    sixteens::dot_rows::<V, BlockQ2K>(data, y, out)
+                }
+                (TensorType::Q3K, Column::Q8K(y)) => {
+                    sixteens::dot_rows::<V, BlockQ3K>(data, y, out)
+                }
+                (TensorType::Q6K, Column::Q8K(y)) => {
+                    sixteens::dot_rows::<V, BlockQ6K>(data, y, out)
+                }
                 (TensorType::IQ4XS, _) => iq4_xs::dot_rows::<V>(data, h, out),
                 (TensorType::IQ4NL, Column::Q8_0(y)) => {
                     legacy_rows::<V, BlockIQ4NL, _>(data, y, f, out)

@@ -43,9 +43,9 @@ impl NibbleBlock for BlockQ5K {
             let bits = _mm256_loadu_si256(self.qh.as_ptr().cast());
             // bit j is that of sub-block j
             if second {
-                [V::with_fifth_bits::<4>(low, bits), V::with_fifth_bits::<5>(high, bits)]
+                [V::with_bits::<4, 6, 4>(low, bits), V::with_bits::<5, 7, 4>(high, bits)]
             } else {
-                [V::with_fifth_bits::<0>(low, bits), V::with_fifth_bits::<1>(high, bits)]
+                [V::with_bits::<0, 2, 4>(low, bits), V::with_bits::<1, 3, 4>(high, bits)]
             }
         }
     }

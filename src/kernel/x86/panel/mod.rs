@@ -13,8 +13,8 @@ pub(in crate::kernel) mod avx512;
 mod numbers;
 
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K,
-    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks,
+    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
+    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks,
 };
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
@@ -154,6 +154,8 @@ pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match (kind, columns) {
+            (TensorType::Q2K, PanelColumns::Bytes(x)) => bytes::<V, BlockQ2K, R, C>(rows, x, acc),
+            (TensorType::Q3K, PanelColumns::Bytes(x)) => bytes::<V, BlockQ3K, R, C>(rows, x, acc),
             (TensorType::Q4K, PanelColumns::Bytes(x)) => bytes::<V, BlockQ4K, R, C>(rows, x, acc),
             (TensorType::Q5K, PanelColumns::Bytes(x)) => bytes::<V, BlockQ5K, R, C>(rows, x, acc),
             (TensorType::Q6K, PanelColumns::Bytes(x)) => bytes::<V, BlockQ6K, R, C>(rows, x, acc),
@@ -296,8 +298,14 @@ unsafe fn bytes_tile<V: PanelVector, B: Numbers, const R: usize, const C: usize>
             }
             let group = (places.start + sub * B::SUB) / GROUP;
             for c in 0..C {
-                let scale = V::splat_f32(*columns.scales.get_unchecked(tile[c] * groups + group));
-                let sum = *columns.scaled_sums.get_unchecked(tile[c] * groups + group);
+                let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
+                let scale = V::splat_f32(factor);
+                let sum = if B::SUB == GROUP {
+                    *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
+                } else {
+                    let sum = (tile[c] * columns.length + places.start) / SUM + sub;
+                    factor * *columns.sums.get_unchecked(sum) as f32
+                };
                 for (r, sums) in sums.iter().enumerate() {
                     let first = row + r * V::LANES;
                     let to = acc[c].as_mut_ptr().add(first);

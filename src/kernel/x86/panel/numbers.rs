@@ -4,8 +4,8 @@ use crate::block::iq4::{OFFSET, UNSIGNED};
 use crate::block::k_scales::unpack;
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockIQ4NL, BlockIQ4XS, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
-    BlockQ6K, BlockQ8_0, QK,
+    Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k, two_bits,
 };
 use crate::kernel::x86::dot::f16_to_f32;
 use crate::kernel::x86::iq4::look_up_bytes;
@@ -13,7 +13,7 @@ use crate::kernel::x86::iq4::look_up_bytes;
 /// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
 /// by [`Self::SUB`] weights.
 pub(crate) trait Numbers: Block {
-    /// Weights in a sub-block.
+    /// Weights in a sub-block, 16 or 32.
     const SUB: usize = 32;
     /// What is taken off every number.
     const OFFSET: i32 = 0;
@@ -49,6 +49,31 @@ fn k_scales(d: f32, dmin: f32, packed: &[u8; 12], scales: &mut [f32], adds: &mut
     for (j, (scale, add)) in scales.iter_mut().zip(adds).enumerate() {
         let (s, m) = unpack(packed, j);
         (*scale, *add) = (d * f32::from(s), -(dmin * f32::from(m)));
+    }
+}
+
+impl Numbers for BlockQ2K {
+    const SUB: usize = 16;
+    const ADDS: bool = true;
+
+    #[inline(always)]
+    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], adds: &mut [f32]) {
+        two_bits::unpack(&self.qs, numbers);
+        for (j, (scale, add)) in scales.iter_mut().zip(adds).enumerate() {
+            let (s, m) = self.scale_and_min(j);
+            (*scale, *add) = (s, -m);
+        }
+    }
+}
+
+impl Numbers for BlockQ3K {
+    const SUB: usize = 16;
+    const OFFSET: i32 = q3_k::HALF;
+
+    #[inline(always)]
+    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        BlockQ3K::unpack(self, numbers);
+        scales.copy_from_slice(&self.all_scales());
     }
 }
 

@@ -1,0 +1,96 @@
+//! Q2_K: sixteen sub-blocks of 16 weights, `w = d · scale · q - dmin · min`, q in 0..4, scales and
+//! minima of four bits. 84 bytes for 256 weights, 2.625 bits a weight.
+
+use super::k_fit::{SubFits, for_each_block, importance_weights, round_numbers, round_scales};
+use super::two_bits::{self, TWO_BITS_BYTES};
+use super::{Block, Bytes, QK_K};
+use crate::fit::Search;
+use crate::float::{f16_to_f32, f32_to_f16};
+
+pub(crate) const SUB_BLOCKS: usize = 16;
+pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
+/// Numbers are in 0..=LEVELS.
+pub(crate) const LEVELS: i32 = 3;
+/// The largest scale or minimum.
+const MAX_SCALE: i32 = 15;
+
+/// A Q2_K block.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BlockQ2K {
+    /// Of each sub-block the scale, in the low four bits, and the minimum.
+    pub scales: [u8; SUB_BLOCKS],
+    /// Numbers: for each half of the block, byte i of 32 holds numbers i, i + 32, i + 64 and i + 96.
+    pub qs: [u8; TWO_BITS_BYTES],
+    /// Scale of the scales, f16.
+    pub d: [u8; 2],
+    /// Scale of the minima, f16.
+    pub dmin: [u8; 2],
+}
+const _: () = assert!(size_of::<BlockQ2K>() == 84);
+
+impl BlockQ2K {
+    /// Encodes a block with the plain fit, or with `importance`.
+    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        let (weights, search) = match importance {
+            None => (x.map(f32::abs), Search::Q2_K),
+            Some(importance) => (importance_weights(x, importance, 1.0), Search::FINE),
+        };
+        let mut fits = SubFits::<SUB_BLOCKS>::new(x, &weights, LEVELS, search);
+        let sums = importance.map(|_| &fits.weights);
+        let mut block = Self::with_scales(&fits.scales, &fits.mins, sums);
+        round_numbers::<SUB_BLOCKS>(x, LEVELS, |j| block.scale_and_min(j), &mut fits.numbers);
+        block.qs = two_bits::pack(&fits.numbers);
+        block
+    }
+
+    /// A block with the scales and minima of its sub-blocks rounded: with the sums of their weights by
+    /// a search, without to multiples of the largest.
+    pub(crate) fn with_scales(
+        scales: &[f32; SUB_BLOCKS],
+        mins: &[f32; SUB_BLOCKS],
+        weights: Option<&[f32; SUB_BLOCKS]>,
+    ) -> Self {
+        // a negative one wraps, and spoils the other of its byte, as in ggml
+        let round = |values| round_scales(values, weights, MAX_SCALE, [u8::MAX; 2]);
+        let ((d, scales), (dmin, mins)) = (round(scales), round(mins));
+        Self {
+            scales: std::array::from_fn(|j| scales[j] | (mins[j] << 4)),
+            qs: [0; TWO_BITS_BYTES],
+            d: f32_to_f16(d).to_le_bytes(),
+            dmin: f32_to_f16(dmin).to_le_bytes(),
+        }
+    }
+
+    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    #[inline(always)]
+    pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
+        (d * f32::from(self.scales[j] & 0x0f), dmin * f32::from(self.scales[j] >> 4))
+    }
+}
+
+// SAFETY: `repr(C)`, byte arrays only.
+unsafe impl Bytes for BlockQ2K {}
+
+impl Block for BlockQ2K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let mut numbers = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut numbers);
+        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
+        for (j, (out, numbers)) in subs.enumerate() {
+            let (scale, min) = self.scale_and_min(j);
+            for (y, &q) in out.iter_mut().zip(numbers) {
+                *y = scale * f32::from(q) - min;
+            }
+        }
+    }
+
+    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        for_each_block(x, importance, out, Self::quantize);
+    }
+}

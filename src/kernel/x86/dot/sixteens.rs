@@ -1,0 +1,199 @@
+//! Q2_K, Q3_K and Q6_K: sixteen sub-blocks of 16 weights, each with a scale of its own.
+
+use super::{DotVector, f16_to_f32, prefetch, total_eight_floats};
+use crate::block::{BlockQ2K, BlockQ3K, BlockQ6K, Bytes, blocks, q3_k};
+use crate::dot::activations::BlockQ8K;
+#[cfg(test)]
+use crate::dot::scalar::KSums;
+use std::arch::x86_64::*;
+
+/// What a block has for the product.
+///
+/// # Safety
+///
+/// Every function may be called only where the CPU has V's ISA.
+pub(super) trait Sixteens: Bytes {
+    /// Whether there are minima, under a factor of their own.
+    const MINS: bool = false;
+
+    /// 128 numbers, unsigned.
+    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2];
+
+    /// The scales, signed bytes.
+    unsafe fn scales(&self) -> __m128i;
+
+    /// What the sums of 16 activations are multiplied by, words: the minima, or, where there are none,
+    /// what the numbers are too large by times the scales.
+    unsafe fn taken_off(&self) -> __m256i;
+
+    /// The scale of the scales, and that of the minima if there are any, f16.
+    fn factors(&self) -> (u16, u16);
+}
+
+impl Sixteens for BlockQ2K {
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+        // SAFETY: the caller's promise; within the block.
+        unsafe { V::two_bits(self.qs.as_ptr().add(32 * usize::from(second))) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(&self) -> __m128i {
+        // SAFETY: the caller's promise; so below.
+        unsafe {
+            let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
+            _mm_and_si128(bytes, _mm_set1_epi8(0x0f))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn taken_off(&self) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
+            _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> (u16, u16) {
+        (u16::from_le_bytes(self.d), u16::from_le_bytes(self.dmin))
+    }
+}
+
+impl Sixteens for BlockQ3K {
+    #[inline(always)]
+    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+        // SAFETY: the caller's promise; within the block.
+        unsafe {
+            let [first, next] = V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)));
+            let bits = _mm256_loadu_si256(self.hmask.as_ptr().cast());
+            if second {
+                [V::with_bits::<4, 5, 2>(first, bits), V::with_bits::<6, 7, 2>(next, bits)]
+            } else {
+                [V::with_bits::<0, 1, 2>(first, bits), V::with_bits::<2, 3, 2>(next, bits)]
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(&self) -> __m128i {
+        let scales = self.unpack_scales();
+        // SAFETY: as above.
+        unsafe {
+            let scales = _mm_loadu_si128(scales.as_ptr().cast());
+            _mm_sub_epi8(scales, _mm_set1_epi8(q3_k::HALF_SCALE as i8))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn taken_off(&self) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_slli_epi16::<2>(_mm256_cvtepi8_epi16(self.scales())) }
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> (u16, u16) {
+        (u16::from_le_bytes(self.d), 0)
+    }
+}
+
+impl Sixteens for BlockQ6K {
+    #[inline(always)]
+    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+        let half = usize::from(second);
+        // SAFETY: the caller's promise; within the block.
+        unsafe { V::six_bits(self.ql.as_ptr().add(64 * half), self.qh.as_ptr().add(32 * half)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(&self) -> __m128i {
+        // SAFETY: as above.
+        unsafe { _mm_loadu_si128(self.scales.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn taken_off(&self) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_slli_epi16::<5>(_mm256_cvtepi8_epi16(self.scales())) }
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> (u16, u16) {
+        (u16::from_le_bytes(self.d), 0)
+    }
+}
+
+/// The integers of a block's product; the second are those under the factor of the minima.
+#[inline(always)]
+unsafe fn sums<V: DotVector, B: Sixteens>(block: &B, y: &BlockQ8K) -> (V::Integers, __m256i) {
+    let y8 = y.qs.as_ptr();
+    // SAFETY: the caller's promise; all within the blocks.
+    unsafe {
+        let scales = V::scales_of_16(block.scales());
+        let first = V::scaled_of_16::<false>(block.numbers::<V>(false), y8, scales);
+        let second = V::scaled_of_16::<true>(block.numbers::<V>(true), y8.add(128), scales);
+        let scaled = V::add(first, second);
+        let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
+        let taken = _mm256_madd_epi16(block.taken_off(), bsums);
+        if B::MINS {
+            (scaled, taken)
+        } else {
+            (V::sub_eight(scaled, taken), _mm256_setzero_si256())
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_row<V: DotVector, B: Sixteens>(row: &[B], y: &[BlockQ8K]) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut acc, mut mins) = (V::zero_floats(), _mm256_setzero_ps());
+        for (block, y) in row.iter().zip(y) {
+            prefetch(block, size_of::<B>());
+            let (scaled, taken) = sums::<V, B>(block, y);
+            let (d, dmin) = block.factors();
+            acc = V::fma(V::to_floats(scaled), V::spread(f16_to_f32(d) * y.scale()), acc);
+            if B::MINS {
+                let factor = _mm256_set1_ps(f16_to_f32(dmin) * y.scale());
+                mins = _mm256_fmadd_ps(_mm256_cvtepi32_ps(taken), factor, mins);
+            }
+        }
+        let total = V::total_floats(acc);
+        if B::MINS { total - total_eight_floats(mins) } else { total }
+    }
+}
+
+/// See [`crate::kernel::dot_rows`]; the lengths have been checked.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(super) unsafe fn dot_rows<V: DotVector, B: Sixteens>(
+    data: &[u8],
+    y: &[BlockQ8K],
+    out: &mut [f32],
+) {
+    for (row, out) in blocks::<B>(data).chunks_exact(y.len()).zip(out) {
+        // SAFETY: the caller's promise.
+        *out = unsafe { dot_row::<V, B>(row, y) };
+    }
+}
+
+/// The integers of a block, added up.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[cfg(test)]
+#[inline(always)]
+pub(super) unsafe fn block_sums<V: DotVector, B: Sixteens>(block: &[u8], y: &BlockQ8K) -> KSums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (scaled, mins) = sums::<V, B>(&blocks::<B>(block)[0], y);
+        KSums { scaled: V::total(scaled), mins: super::total_eight(mins) }
+    }
+}
