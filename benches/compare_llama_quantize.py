@@ -19,11 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from q4hifi.recipes import RECIPES
+
 TYPES = [
-    "Q2_K",
-    "Q3_K_S",
-    "Q3_K_M",
-    "Q3_K_L",
     "Q4_0",
     "Q4_1",
     "Q5_0",
@@ -36,6 +34,11 @@ TYPES = [
     "Q6_K",
     "IQ4_NL",
     "IQ4_XS",
+    "Q2_K",
+    "Q2_K_S",
+    "Q3_K_S",
+    "Q3_K_M",
+    "Q3_K_L",
     "F16",
     "BF16",
 ]
@@ -70,7 +73,8 @@ def main() -> None:
     q4hifi = shutil.which("q4hifi") or sys.exit("q4hifi is not installed")
     different = 0
     print(f"{'type':<8} {'file':<10} {'q4hifi':>18} {'llama-quantize':>18} {'times as fast':>14}")
-    for kind in args.types or TYPES:
+    possible = [kind for kind in TYPES if imatrix or not RECIPES[kind].requires_imatrix]
+    for kind in args.types or possible:
         with tempfile.TemporaryDirectory(dir=args.model.parent) as folder:
             ours, theirs = f"{folder}/ours.gguf", f"{folder}/theirs.gguf"
             model = str(args.model)

@@ -25,12 +25,17 @@ fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("quantize");
     group.throughput(Throughput::Elements(x.len() as u64));
     for kind in TensorType::ALL {
+        let most = match kind {
+            TensorType::Q2K => 0.2,
+            TensorType::Q3K => 0.06,
+            _ => 0.03,
+        };
         for (name, w) in [("plain", None), ("importance", Some(w.as_slice()))] {
             let mut out = vec![0u8; ROWS * kind.row_bytes(ROW).expect("whole blocks")];
             group.bench_function(format!("{}/{name}", kind.name()), |b| {
                 b.iter(|| {
                     let sums = pool.install(|| quantize(black_box(source), kind, w, &mut out));
-                    assert!(sums.expect("finite").relative() < 0.03, "{kind:?}");
+                    assert!(sums.expect("finite").relative() < most, "{kind:?}");
                 });
             });
         }

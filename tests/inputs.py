@@ -47,17 +47,17 @@ def powers(low: int, high: int) -> Callable[[Generator, int], Floats]:
 
 def ties_symmetric(rng: Generator, n: int) -> Floats:
     """Halves of the step of a grid -half..half, with -half itself in every group of 16."""
-    half = np.array([8, 16, 32, 127] * 2)[:, None]
+    half = np.array([8, 16, 32, 127, 4, 8, 4, 16])[:, None]
     x = rng.integers(-2 * half, 2 * half - 1, (ROWS, n)) / 2
     x[:, ::16] = -half
     return (x * 2.0 ** np.arange(-4, ROWS - 4)[:, None]).astype(np.float32)
 
 
 def ties_affine(rng: Generator, n: int) -> Floats:
-    """Halves of the step of a grid 0..levels, with both ends in every group of 32; some rows shifted."""
-    levels = np.array([15, 31] * 4)[:, None]
+    """Halves of the step of a grid 0..levels, with both ends in every group of 16; some rows shifted."""
+    levels = np.array([15, 31, 3, 3, 15, 31, 15, 3])[:, None]
     x = rng.integers(0, 2 * levels + 1, (ROWS, n)) / 2
-    x[:, ::32], x[:, 1::32] = 0, levels
+    x[:, ::16], x[:, 1::16] = 0, levels
     return (x - levels // 2 * (np.arange(ROWS)[:, None] // 2 % 2)).astype(np.float32)
 
 

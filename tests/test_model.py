@@ -116,7 +116,8 @@ def test_numbers_give_llama_cpps_logits(kind: str, text: list[int], tmp_path: Pa
     assert distance(ours, llama_logits(path, text)) < (NEAR if kind != "BF16" else 10 * NEAR)
 
 
-QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]
+QUANTIZED = ["Q2_K", "Q3_K_M", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K"]
+QUANTIZED += ["IQ4_NL", "IQ4_XS"]
 
 
 @pytest.mark.parametrize("recipe", QUANTIZED)

@@ -101,6 +101,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_tensor_is_what_ggml_writes(recipe: str, weighted: bool, imatrix: Path, tmp_path: Path) -> None:
     dst = tmp_path / "out.gguf"
     options: dict[str, Any] = {"imatrix": imatrix} if weighted else {}
+    if RECIPES[recipe].requires_imatrix:
+        needed = UNKNOWN if weighted else ""
+        with pytest.raises(BadOptionError, match=f"{recipe} needs an imatrix.* {needed}"):
+            q4hifi.quantize_file(EXAMPLE, dst, recipe, **options)
+        assert not dst.exists()
+        if not weighted:
+            return
+        options["tensor_types"] = [(UNKNOWN, "Q3_K")]
     plan = q4hifi.plan_file(EXAMPLE, recipe, **options)
     report = q4hifi.quantize_file(EXAMPLE, dst, recipe, **options)
     assert report.plan == plan
@@ -138,7 +146,7 @@ def test_the_gguf_package_reads_the_file(hifi: Made) -> None:
     assert got == {name: (t.type_id, t.shape, t.data) for name, t in read_tensors(hifi.path).items()}
 
 
-@pytest.mark.parametrize("recipe", ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("recipe", ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"])
 def test_the_stock_engine_runs_the_file(recipe: str, tmp_path: Path) -> None:
     q4hifi.quantize_file(EXAMPLE, tmp_path / "out.gguf", recipe)
     assert oracle.llama_generate(EXAMPLE, PROMPT, 12, threads=1) == TEXT

@@ -31,7 +31,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["split", "fork"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if not recipe.requires_imatrix])
 def test_what_q4hifi_writes_is_sound(recipe: str, layout: str, small: Path, tmp_path: Path) -> None:
     q4hifi.quantize_file(small, tmp_path / "out.gguf", recipe, layout=layout)
     assert q4hifi.verify_file(tmp_path / "out.gguf") == []

@@ -21,6 +21,7 @@ from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options
 from .plan import Plan, make_plan
+from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
@@ -29,6 +30,9 @@ from .sensitivities import default_sensitivities, load_sensitivities
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
+
+NEED_NO_IMATRIX = frozenset({"token_embd", "output"})
+"""Roles that a recipe which requires an imatrix can do without, as in llama-quantize."""
 
 
 def quantize_file(
@@ -146,6 +150,8 @@ def quantize_file(
         plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
+        if options.recipe.requires_imatrix:
+            _require_importance(model, plan, options.recipe, importance)
         written = rewrite(
             model,
             plan,
@@ -357,4 +363,16 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
             " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
             " --allow-requantize (allow_requantize=True)"
+        )
+
+
+def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance: Importance | None) -> None:
+    encoded = [t for t in plan.tensors if t.type == recipe.default and not t.copied]
+    needed = [t.name for t in encoded if t.role not in NEED_NO_IMATRIX]
+    missing = [name for name in needed if importance is None or name not in importance]
+    if missing:
+        raise BadOptionError(
+            f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
+            f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
+            " them with --imatrix (imatrix=...), or give them another type with --tensor-type"
         )

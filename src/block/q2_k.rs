@@ -12,7 +12,7 @@ pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
 /// Numbers are in 0..=LEVELS.
 pub(crate) const LEVELS: i32 = 3;
 /// The largest scale or minimum.
-const MAX_SCALE: i32 = 15;
+pub(crate) const MAX_SCALE: i32 = 15;
 
 /// A Q2_K block.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ impl BlockQ2K {
         let sums = importance.map(|_| &fits.weights);
         let mut block = Self::with_scales(&fits.scales, &fits.mins, sums);
         round_numbers::<SUB_BLOCKS>(x, LEVELS, |j| block.scale_and_min(j), &mut fits.numbers);
-        block.qs = two_bits::pack(&fits.numbers);
+        block.pack(&fits.numbers);
         block
     }
 
@@ -53,13 +53,26 @@ impl BlockQ2K {
     ) -> Self {
         // a negative one wraps, and spoils the other of its byte, as in ggml
         let round = |values| round_scales(values, weights, MAX_SCALE, [u8::MAX; 2]);
-        let ((d, scales), (dmin, mins)) = (round(scales), round(mins));
+        Self::from_scales(round(scales), round(mins))
+    }
+
+    /// A block of these scales and minima, each under a factor, and of zeros.
+    pub(crate) fn from_scales(
+        (d, scales): (f32, [u8; SUB_BLOCKS]),
+        (dmin, mins): (f32, [u8; SUB_BLOCKS]),
+    ) -> Self {
         Self {
             scales: std::array::from_fn(|j| scales[j] | (mins[j] << 4)),
             qs: [0; TWO_BITS_BYTES],
             d: f32_to_f16(d).to_le_bytes(),
             dmin: f32_to_f16(dmin).to_le_bytes(),
         }
+    }
+
+    /// Stores the numbers, each 0 to 3.
+    #[inline(always)]
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+        self.qs = two_bits::pack(numbers);
     }
 
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.

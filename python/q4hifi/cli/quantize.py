@@ -128,8 +128,9 @@ def quantize(
 ) -> None:
     """Quantize the model SRC to DST.
 
-    TYPE is Q4_HIFI (default) or one of llama.cpp's mixes: Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0,
-    Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY. DST defaults to SRC's name with the type.
+    TYPE is Q4_HIFI (default) or one of llama.cpp's mixes: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S,
+    Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY. DST
+    defaults to SRC's name with the type.
     """
     dst, kind, rest_threads = _positional(src, rest)
     choices, types_file = _choices(choices, overwrite)

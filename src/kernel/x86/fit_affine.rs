@@ -7,9 +7,6 @@
 use super::vector::{InLanes, Vector};
 use crate::fit::Search;
 
-/// Weights in a group.
-pub(crate) const GROUP: usize = 32;
-
 /// Lane by lane what [`crate::fit::Affine`] holds, and the sum of the weights.
 pub(crate) struct Fits<V> {
     pub scale: V,
@@ -27,9 +24,9 @@ pub(crate) struct Fits<V> {
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; `x` and `w` hold 32 · LANES elements.
+/// The CPU has V's ISA; `x` and `w` hold GROUP · LANES elements.
 #[inline(always)]
-pub(crate) unsafe fn fit_affine<V: Vector>(
+pub(crate) unsafe fn fit_affine<V: Vector, const GROUP: usize>(
     x: *const f32,
     w: *const f32,
     levels: i32,
@@ -53,7 +50,8 @@ pub(crate) unsafe fn fit_affine<V: Vector>(
         let flat = max.le(min);
 
         let mut numbers = InLanes::<GROUP>::new();
-        let mut groups = Groups { x, w, numbers: numbers.as_mut_ptr(), levels };
+        let absolute = search.absolute;
+        let mut groups = Groups::<GROUP> { x, w, numbers: numbers.as_mut_ptr(), levels, absolute };
         let mut inverse = V::splat(levels as f32).div(max.sub(min));
         let ends = Ends::of(inverse, min, low, max);
         if !ends.in_range(flat) {
@@ -149,14 +147,16 @@ impl<V: Vector> Ends<V> {
 }
 
 /// The groups under a fit, and their numbers on the grid last tried.
-struct Groups {
+struct Groups<const GROUP: usize> {
     x: *const f32,
     w: *const f32,
     numbers: *mut f32,
     levels: i32,
+    /// As [`Search::absolute`].
+    absolute: bool,
 }
 
-impl Groups {
+impl<const GROUP: usize> Groups<GROUP> {
     /// Rounds to numbers l on a grid, clamped if they are `outside` of it, and adds up `Σ w l`,
     /// `Σ w l²` and `Σ w l x`.
     ///
@@ -207,7 +207,7 @@ impl Groups {
         }
     }
 
-    /// `Σ w (scale · l + min - x)²`.
+    /// `Σ w (scale · l + min - x)²`, or of magnitudes.
     #[inline(always)]
     unsafe fn error<V: Vector>(&self, scale: V, min: V) -> V {
         // SAFETY: the caller's promise.
@@ -218,7 +218,9 @@ impl Groups {
                 let w = V::load(self.w.add(i * V::LANES));
                 let l = V::load(self.numbers.add(i * V::LANES));
                 let difference = scale.mul(l).add(min).sub(v);
-                error = error.add(w.mul(difference.mul(difference)));
+                let distance =
+                    if self.absolute { difference.abs() } else { difference.mul(difference) };
+                error = error.add(w.mul(distance));
             }
             error
         }

@@ -2,8 +2,7 @@
 //!
 //! The vector version of [`crate::hifi::refit`], which stays its oracle.
 
-use super::fit_affine::GROUP;
-use super::k_fit::{Columns, MOST_BLOCKS, group_size};
+use super::k_fit::{Columns, GROUP, MOST_BLOCKS, group_size};
 use super::twice::Twice;
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
 use crate::block::QK_K;

@@ -3,13 +3,17 @@
 //! The vector version of [`crate::block::k_fit::Recipe`], which stays its oracle: the same numbers
 //! from the same operations in the same order.
 
-use super::fit_affine::{GROUP, fit_affine};
+use super::fit_affine::fit_affine;
 use super::twice::Twice;
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
+use super::weights::{means_of_squares, of_lanes, weigh};
 use crate::block::QK_K;
 use crate::block::k_fit::{KFit, Recipe, SUB_BLOCKS};
 use crate::fit::Search;
 use crate::float::f16_to_f32;
+
+/// Weights in a sub-block.
+pub(crate) const GROUP: usize = QK_K / SUB_BLOCKS;
 
 /// The most blocks that are fitted together.
 pub(crate) const MOST_BLOCKS: usize = MOST / SUB_BLOCKS;
@@ -120,13 +124,16 @@ impl Columns {
                 }
                 Some(importance) => {
                     V::transpose(importance.as_ptr().cast(), GROUP, it.as_mut_ptr());
-                    importance_weights::<V>(x, xt, it, wt);
+                    let sigma2 = of_lanes::<SUB_BLOCKS>(&means_of_squares::<MOST_BLOCKS>(x, 2.0));
+                    let sigma2 = V::load(sigma2.as_ptr());
+                    weigh::<V, GROUP>(sigma2, xt.as_ptr(), it.as_ptr(), wt.as_mut_ptr());
                 }
             }
         }
         let search = importance.map_or(recipe.search, |_| Search::FINE);
         // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
-        let sub = unsafe { fit_affine::<V>(xt.as_ptr(), wt.as_ptr(), recipe.levels, search) };
+        let sub =
+            unsafe { fit_affine::<V, GROUP>(xt.as_ptr(), wt.as_ptr(), recipe.levels, search) };
         let Some(sub) = sub else { return false };
         let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
         let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
@@ -144,7 +151,14 @@ impl Columns {
             recipe.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
             let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
             // SAFETY: the caller's promise.
-            unsafe { round_numbers::<V>(recipe, &x[l], grid, fit) };
+            unsafe {
+                let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
+                let mut stored = [(0.0, 0.0); SUB_BLOCKS];
+                for (j, stored) in stored.iter_mut().enumerate() {
+                    *stored = fit.scale_and_min(d, dmin, j);
+                }
+                round_numbers::<V, _>(recipe.levels, &x[l], &stored, grid, &mut fit.numbers);
+            }
         }
         true
     }
@@ -180,59 +194,34 @@ unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>)
     }
 }
 
-/// Importance · √(twice the mean square of the block + x²).
+/// The numbers, each 0 to `levels`, under the scales and minima as stored; where a scale is 0, those of
+/// the sub-block's own fit, which has these inverse scales and minima.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
 #[inline(always)]
-unsafe fn importance_weights<V: Vector>(
-    x: &[[f32; QK_K]],
-    xt: &InLanes<GROUP>,
-    it: &InLanes<GROUP>,
-    wt: &mut InLanes<GROUP>,
-) {
-    let mut sums = [0f32; MOST_BLOCKS];
-    for i in 0..QK_K {
-        // side by side, so that one sum's addition hides behind the other's
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += x[i] * x[i];
-        }
-    }
-    let mut sigma2 = [0f32; MOST];
-    for (l, sigma2) in sigma2.iter_mut().enumerate() {
-        *sigma2 = 2.0 * sums[l / SUB_BLOCKS] / QK_K as f32;
-    }
-    // SAFETY: the caller's promise; as in `fit_group`.
-    unsafe {
-        let sigma2 = V::load(sigma2.as_ptr());
-        for i in 0..GROUP {
-            let v = V::load(xt.as_ptr().add(i * V::LANES));
-            let w = V::load(it.as_ptr().add(i * V::LANES));
-            w.mul(sigma2.add(v.mul(v)).sqrt()).store(wt.as_mut_ptr().add(i * V::LANES));
-        }
-    }
-}
-
-/// The numbers under the scales as stored; where a scale is 0, those of the sub-block's own fit,
-/// which has these inverse scales and minima.
-#[inline(always)]
-unsafe fn round_numbers<V: Vector>(
-    recipe: &Recipe,
+pub(super) unsafe fn round_numbers<V: Vector, const N: usize>(
+    levels: i32,
     x: &[f32; QK_K],
-    (inverses, mins): (&[f32; SUB_BLOCKS], &[f32; SUB_BLOCKS]),
-    fit: &mut KFit,
+    stored: &[(f32, f32); N],
+    (inverses, mins): (&[f32; N], &[f32; N]),
+    numbers: &mut [u8; QK_K],
 ) {
-    let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
+    let group = QK_K / N;
     for (j, (&inverse, &grid_min)) in inverses.iter().zip(mins).enumerate() {
-        let (scale, min) = fit.scale_and_min(d, dmin, j);
-        for i in (j * GROUP..(j + 1) * GROUP).step_by(V::LANES) {
-            // SAFETY: the caller's promise; LANES divides 32.
+        let (scale, min) = stored[j];
+        for i in (j * group..(j + 1) * group).step_by(V::LANES) {
+            // SAFETY: the caller's promise; LANES divides 16.
             unsafe {
                 let v = V::load(x.as_ptr().add(i));
                 let q = if scale == 0.0 {
                     let position = V::splat(inverse).mul(v.sub(V::splat(grid_min)));
-                    position.nearest_in(0, recipe.levels)
+                    position.nearest_in(0, levels)
                 } else {
-                    v.add(V::splat(min)).nearest_quotient(scale, 0, recipe.levels)
+                    v.add(V::splat(min)).nearest_quotient(scale, 0, levels)
                 };
-                q.store_bytes(i32::MAX, fit.numbers.as_mut_ptr().add(i));
+                q.store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
             }
         }
     }

@@ -1,11 +1,15 @@
 //! The legacy types' fits under importance, every lane a block of the row.
 
-use super::fit_affine::{GROUP, fit_affine};
+use super::fit_affine::fit_affine;
 use super::fit_signed::fit_signed;
 use super::twice::Twice;
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
+use super::weights::weigh;
 use crate::block::QK;
 use crate::fit::{self, Search};
+
+/// Weights in a group.
+const GROUP: usize = QK;
 
 /// Blocks of a row side by side.
 struct Blocks<'a> {
@@ -31,12 +35,7 @@ impl Blocks<'_> {
             V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
             V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
             let mean_square = V::splat(self.mean_square);
-            for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-                let v = V::load(xt.as_ptr().add(i));
-                let w = V::load(wt.as_ptr().add(i));
-                let w = w.mul(mean_square.add(v.mul(v)).sqrt());
-                w.store(wt.as_mut_ptr().add(i));
-            }
+            weigh::<V, GROUP>(mean_square, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
         }
         (xt, wt)
     }
@@ -179,7 +178,7 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
     // SAFETY: the caller's promise.
     let (xt, wt) = unsafe { blocks.in_lanes::<W>() };
     // SAFETY: the caller's promise.
-    let fits = unsafe { fit_affine::<W>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE) };
+    let fits = unsafe { fit_affine::<W, GROUP>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE) };
     let Some(fits) = fits else {
         for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
             // SAFETY: `in_lanes` has written every element of every lane.

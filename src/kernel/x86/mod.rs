@@ -7,6 +7,7 @@ mod dequantize;
 pub(super) mod dot;
 mod entry_points;
 mod fit_affine;
+mod fit_moves;
 mod fit_signed;
 mod hifi;
 mod iq4;
@@ -15,11 +16,14 @@ mod legacy;
 mod legacy_plain;
 mod multiply_half;
 pub(super) mod panel;
+mod q2_k;
+mod q3_k;
 mod q6_k;
 mod quantize;
 mod refine;
 mod twice;
 mod vector;
+mod weights;
 
 use entry_points::entry_points;
 

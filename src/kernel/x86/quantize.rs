@@ -2,7 +2,7 @@
 
 use super::k_fit::{MOST_BLOCKS, fit_blocks};
 use super::vector::Vector;
-use super::{iq4, legacy, legacy_plain, q6_k};
+use super::{iq4, legacy, legacy_plain, q2_k, q3_k, q6_k};
 use crate::block::k_fit::{KFit, Recipe};
 use crate::block::legacy::mean_square;
 use crate::block::{
@@ -101,6 +101,14 @@ unsafe fn quantize_row<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         match kind {
+            TensorType::Q2K => {
+                let importance = importance.map(|w| w.as_chunks().0);
+                q2_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
+            }
+            TensorType::Q3K => {
+                let importance = importance.map(|w| w.as_chunks().0);
+                q3_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
+            }
             TensorType::Q4K => {
                 quantize_k_row::<V, _>(&q4_k::RECIPE, x, importance, out, BlockQ4K::from_fit);
             }
@@ -125,11 +133,7 @@ unsafe fn quantize_row<V: Vector>(
                 iq4::quantize_xs::<V>(x.as_chunks().0, importance, blocks_mut(out));
             }
             // simple loops: the compiler makes vectors of them
-            TensorType::F32
-            | TensorType::F16
-            | TensorType::BF16
-            | TensorType::Q2K
-            | TensorType::Q3K => {
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                 with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
             }
         }
