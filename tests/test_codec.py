@@ -388,7 +388,7 @@ BAD_ARGUMENTS = {
     "row length": {"array": X[:, :500]},
     "row length of a legacy type": {"array": X[:, :500], "type": "Q8_0"},
     "type": {"type": "Q9_K"},
-    "type without codec": {"type": "Q2_K"},
+    "type without codec": {"type": "IQ2_XS"},
     "33 outliers": {"type": "Q4_HIFI", "outliers": 33},
     "-1 outliers": {"type": "Q4_HIFI", "outliers": -1},
     "outliers of Q4_K": {"outliers": 1},
@@ -436,7 +436,7 @@ def test_the_core_refuses_lengths_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="importance has 255"):
         _core.quantize(data, 12, 256, 12, np.ones(255, np.float32), 1)
     with pytest.raises(ValueError, match="unknown tensor type"):
-        _core.quantize(data, 12, 256, 10, None, 1)
+        _core.quantize(data, 12, 256, 16, None, 1)
 
 
 def test_the_interpreter_lock_is_released() -> None:

@@ -181,10 +181,10 @@ def test_copied_and_requantized():
 
 
 def test_a_source_type_without_a_codec_is_refused_unless_copied():
-    tensors = [StoredTensor("blk.0.attn_q.weight", (256, 2), TYPES["IQ3_S"])]
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.weight is stored as IQ3_S"):
+    tensors = [StoredTensor("blk.0.attn_q.weight", (256, 2), TYPES["IQ2_XS"])]
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.weight is stored as IQ2_XS"):
         small_plan(tensors)
-    assert small_plan(tensors, type="COPY").tensor_bytes == 2 * 110
+    assert small_plan(tensors, type="COPY").tensor_bytes == 2 * 74
 
 
 def test_as_dict_is_json():
