@@ -29,6 +29,7 @@ __all__ = [
     "NotFinite",
     "Sampler",
     "Sequence",
+    "Trace",
     "Unavailable",
     "__version__",
     "check_finite",
@@ -126,6 +127,13 @@ class Model:
     def __new__(cls, config: object, tensors: Iterable[_Tensor], threads: int) -> Model: ...
     def sequence(self) -> Sequence: ...
     def collector(self) -> Collector: ...
+    def replaced(self, tensor: _Tensor) -> Model: ...
+    def trace(self, tokens: npt.NDArray[np.uint32]) -> Trace: ...
+    def resume(self, trace: Trace, layer: int) -> _Floats: ...
+
+@final
+class Trace:
+    """The states of a text's tokens on their way through the layers."""
 
 @final
 class Sequence:

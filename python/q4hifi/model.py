@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .rows import Parts, relayout, thread_count
+from .tensor import QuantizedTensor
 from .tokenizer import Tokenizer
 from .types import Q4_HIFI, TYPES
 
@@ -28,12 +30,14 @@ Tokens = npt.ArrayLike
 
 Wanted = Literal["last", "all", "none"] | range
 
+Trace = _core.Trace
+
 
 class Model:
     """A language model that can be run.
 
-    Attributes: ``path``, ``metadata`` of the file, ``n_vocab`` tokens of its vocabulary, ``n_ctx`` tokens
-    that a sequence may have. May be used from several threads at the same time.
+    Attributes: ``path``, ``metadata`` of the file, ``n_vocab`` tokens of its vocabulary, ``n_layer``
+    layers, ``n_ctx`` tokens that a sequence may have. May be used from several threads at the same time.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Model:
             self._core = _load(file, config, thread_count(threads))
             self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
         self.n_vocab: int = config.n_vocab
+        self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
 
     @cached_property
@@ -147,6 +152,63 @@ class Model:
     def input_sums(self) -> InputSums:
         """Return a collector of the matrices' inputs, to be given to :meth:`Sequence.evaluate`."""
         return InputSums(self._core.collector(), self._matrices)
+
+    def replaced(self, name: str, tensor: QuantizedTensor) -> Model:
+        """Return this model with another matrix under that name; all others are shared.
+
+        Embeddings that serve as output do so here, too. Raises :class:`BadOptionError` for a name that
+        is not a matrix of the model, and a tensor that has not its shape or cannot be run.
+        """
+        parts = [part.copy() for part in tensor.parts]
+        for part in parts:
+            part.flags.writeable = False
+        kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
+        model = copy.copy(self)
+        try:
+            for role, layer in self._places(name):
+                entry = (role, layer, kind.id, tensor.shape[-1], tensor.outliers, parts)
+                model._core = model._core.replaced(entry)
+        except ValueError as cause:
+            raise BadOptionError(f"{self.path}: {name} cannot be replaced: {cause.args[0]}") from None
+        return model
+
+    def _places(self, name: str) -> list[tuple[str, int | None]]:
+        """Where a matrix is used."""
+        if name not in self._matrices:
+            raise BadOptionError(f"{self.path}: there is no tensor {name}")
+        places = [self._matrices[name]]
+        if name == "token_embd.weight" and "output.weight" not in self._matrices:
+            places.append(("output", None))
+        return places
+
+    def first_layer(self, name: str) -> int:
+        """Return the layer from which on a matrix makes a difference; see :meth:`resume`."""
+        role, layer = self._places(name)[0]
+        return self.n_layer if role == "output" else layer or 0
+
+    def trace(self, tokens: Tokens) -> Trace:
+        """Follow a text on its own, 512 tokens at most, through the layers; see :meth:`resume`.
+
+        The result holds n_layer + 1 states of each token, float32 [n_embd]. Raises
+        :class:`BadOptionError` as :meth:`Sequence.evaluate` does, and for more tokens.
+        """
+        array = _token_array(tokens, self.n_vocab)
+        try:
+            return self._core.trace(array)
+        except ValueError as cause:
+            raise BadOptionError(str(cause)) from None
+
+    def resume(self, trace: Trace, layer: int) -> Floats:
+        """Return the logits of a traced text, float32 [n_tokens, n_vocab], taken up where it enters a layer.
+
+        They are those that this model gives the text if it differs from the one that traced it only
+        from ``layer`` on; ``n_layer`` takes the states that leave the last. Raises
+        :class:`BadOptionError` for a layer that there is not, and a trace of a model of another shape.
+        """
+        try:
+            return self._core.resume(trace, layer)
+        except (ValueError, OverflowError) as cause:
+            raise BadOptionError(f"{self.path}: {cause}") from None
 
 
 class Sequence:

@@ -7,21 +7,21 @@ use super::error::ModelError;
 use super::kv_cache::Sequence;
 use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
 use super::rope::Rope;
-use super::weights::{Builder, Layer, Linear, Tensors};
+use super::weights::{Builder, Layer, Linear, Table, Tensors};
 use crate::kernel::{self, Isa};
 use crate::team;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens that go through the layers together.
-const BATCH: usize = 512;
+pub const BATCH: usize = 512;
 
 /// Numbers from which on a loop is spread over the threads.
 const PARALLEL: usize = 1 << 16;
 
 /// A transformer's weights, ready to run. Any number of sequences may use it at the same time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model<'a> {
     config: Config,
     tensors: Tensors<'a>,
@@ -29,7 +29,7 @@ pub struct Model<'a> {
     local_rope: Option<Rope>,
     isa: Isa,
     /// Kept from one evaluation to the next, one for each that runs at the same time.
-    buffers: Mutex<Vec<Buffers>>,
+    buffers: Arc<Mutex<Vec<Buffers>>>,
 }
 
 /// What to evaluate.
@@ -45,6 +45,21 @@ pub struct Request<'a> {
     pub collector: Option<&'a mut Collector>,
     /// Looked at before every layer; the work is given up once it is set.
     pub cancelled: &'a AtomicBool,
+}
+
+/// The states of a text's tokens on their way: those that enter each layer, and those that leave the
+/// last.
+#[derive(Debug)]
+pub struct Trace {
+    tokens: usize,
+    states: Vec<Vec<f32>>,
+}
+
+impl Trace {
+    /// Tokens that it follows.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
 }
 
 /// Rows of numbers, one a token.
@@ -69,7 +84,7 @@ impl<'a> Model<'a> {
         let rope = Rope::new(&config.rope);
         let local_rope = config.local.as_ref().map(|local| Rope::new(&local.rope));
         let isa = Isa::active()?;
-        Ok(Self { config, tensors, rope, local_rope, isa, buffers: Mutex::default() })
+        Ok(Self { config, tensors, rope, local_rope, isa, buffers: Arc::default() })
     }
 
     /// What it is.
@@ -100,11 +115,8 @@ impl<'a> Model<'a> {
         let n_vocab = self.config.n_vocab;
         assert!(wanted.start <= wanted.end && wanted.end <= tokens.len());
         assert_eq!(logits.len(), wanted.len() * n_vocab);
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            return Err(ModelError::Token { token, n_vocab });
-        }
-        let kept = self.buffers.lock().expect("no panic holds the lock").pop();
-        let mut buffers = kept.unwrap_or_default();
+        self.check_tokens(tokens)?;
+        let mut buffers = self.take_buffers();
         let mut done = 0;
         for (i, tokens) in tokens.chunks(BATCH).enumerate() {
             let start = i * BATCH;
@@ -114,11 +126,83 @@ impl<'a> Model<'a> {
             done += wanted.len();
             let collector = collector.as_deref_mut();
             let mut pass = Pass { model: self, sequence, buffers: &mut buffers, collector };
-            pass.run(tokens, wanted, out, cancelled)?;
+            pass.embed(tokens);
+            pass.layers(0..self.config.n_layer, wanted.clone(), cancelled)?;
+            pass.output(wanted, out)?;
             sequence.advance(tokens.len());
         }
-        self.buffers.lock().expect("no panic holds the lock").push(buffers);
+        self.give_back(buffers);
         Ok(())
+    }
+
+    /// This model with another matrix in the place of one; both share all others.
+    pub fn replaced(
+        &self,
+        role: &str,
+        layer: Option<usize>,
+        table: Table<'a>,
+    ) -> Result<Self, ModelError> {
+        let mut model = self.clone();
+        model.tensors.replace(&self.config, role, layer, table)?;
+        Ok(model)
+    }
+
+    /// Follows a text of at most [`BATCH`] tokens through the layers.
+    pub fn trace(&self, tokens: &[u32], cancelled: &AtomicBool) -> Result<Trace, ModelError> {
+        assert!(tokens.len() <= BATCH);
+        self.check_tokens(tokens)?;
+        let mut buffers = self.take_buffers();
+        let mut states = Vec::new();
+        let (sequence, collector) = (&mut self.sequence(), None);
+        let mut pass = Pass { model: self, sequence, buffers: &mut buffers, collector };
+        pass.embed(tokens);
+        for layer in 0..self.config.n_layer {
+            states.push(pass.buffers.state.clone());
+            pass.layers(layer..layer + 1, 0..tokens.len(), cancelled)?;
+        }
+        states.push(pass.buffers.state.clone());
+        self.give_back(buffers);
+        Ok(Trace { tokens: tokens.len(), states })
+    }
+
+    /// The logits of a text that was followed, by this model or one that differs from it only from
+    /// `layer` on, a row for each token; a `layer` past the last takes the states that leave it.
+    pub fn resume(
+        &self,
+        trace: &Trace,
+        layer: usize,
+        logits: &mut [f32],
+        cancelled: &AtomicBool,
+    ) -> Result<(), ModelError> {
+        let (all, n_layer) = (0..trace.tokens, self.config.n_layer);
+        assert_eq!(trace.states.len(), n_layer + 1);
+        assert_eq!(trace.states[layer].len(), trace.tokens * self.config.n_embd);
+        assert_eq!(logits.len(), trace.tokens * self.config.n_vocab);
+        let mut buffers = self.take_buffers();
+        let (sequence, collector) = (&mut self.sequence(), None);
+        let mut pass = Pass { model: self, sequence, buffers: &mut buffers, collector };
+        pass.resize(trace.tokens);
+        pass.buffers.state.copy_from_slice(&trace.states[layer]);
+        pass.layers(layer..n_layer, all.clone(), cancelled)?;
+        pass.output(all, logits)?;
+        self.give_back(buffers);
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
+        let n_vocab = self.config.n_vocab;
+        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            None => Ok(()),
+            Some(&token) => Err(ModelError::Token { token, n_vocab }),
+        }
+    }
+
+    fn take_buffers(&self) -> Buffers {
+        self.buffers.lock().expect("no panic holds the lock").pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, buffers: Buffers) {
+        self.buffers.lock().expect("no panic holds the lock").push(buffers);
     }
 }
 
@@ -131,29 +215,51 @@ struct Pass<'p, 'a> {
 }
 
 impl Pass<'_, '_> {
-    fn run(
+    /// Makes room for the batch.
+    fn resize(&mut self, tokens: usize) {
+        self.buffers.resize(&self.model.config, tokens);
+        self.turn(tokens);
+    }
+
+    /// The states that enter the first layer.
+    fn embed(&mut self, tokens: &[u32]) {
+        self.resize(tokens.len());
+        let Model { config, tensors, isa, .. } = self.model;
+        each_row(&mut self.buffers.state, config.n_embd, |i, row| {
+            tensors.token_embd.row(*isa, tokens[i] as usize, row);
+            if config.embedding_scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= config.embedding_scale);
+            }
+        });
+    }
+
+    /// Runs some of the layers.
+    fn layers(
         &mut self,
-        tokens: &[u32],
+        layers: Range<usize>,
         wanted: Range<usize>,
-        logits: &mut [f32],
         cancelled: &AtomicBool,
     ) -> Result<(), ModelError> {
-        let Model { config, tensors, isa, .. } = self.model;
-        self.buffers.resize(config, tokens.len());
-        self.embed(tokens);
-        self.turn(tokens.len());
-        let all = 0..tokens.len();
-        for (i, layer) in tensors.layers.iter().enumerate() {
+        let Model { config, tensors, .. } = self.model;
+        let all = 0..self.buffers.state.len() / config.n_embd;
+        for i in layers {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(ModelError::Cancelled);
             }
             // past the last layer's keys only what is wanted is needed
-            let last = i + 1 == tensors.layers.len() && self.collector.is_none();
-            self.layer(i, layer, if last { wanted.clone() } else { all.clone() })?;
+            let last = i + 1 == config.n_layer && self.collector.is_none();
+            let active = if last { wanted.clone() } else { all.clone() };
+            self.layer(i, &tensors.layers[i], active)?;
         }
+        Ok(())
+    }
+
+    /// The logits of the states that leave the last layer.
+    fn output(&mut self, wanted: Range<usize>, logits: &mut [f32]) -> Result<(), ModelError> {
         if wanted.is_empty() {
             return Ok(());
         }
+        let Model { config, tensors, isa, .. } = self.model;
         let n = config.n_embd;
         let Buffers { state, normed, .. } = self.buffers;
         let normed = &mut normed[..wanted.len() * n];
@@ -168,16 +274,6 @@ impl Pass<'_, '_> {
             });
         }
         Ok(())
-    }
-
-    fn embed(&mut self, tokens: &[u32]) {
-        let Model { config, tensors, isa, .. } = self.model;
-        each_row(&mut self.buffers.state, config.n_embd, |i, row| {
-            tensors.token_embd.row(*isa, tokens[i] as usize, row);
-            if config.embedding_scale != 1.0 {
-                row.iter_mut().for_each(|x| *x *= config.embedding_scale);
-            }
-        });
     }
 
     /// The angles of the batch's positions, for all layers.

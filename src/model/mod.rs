@@ -18,7 +18,7 @@ mod weights;
 pub use collector::{Collector, Sums};
 pub use config::{Activation, Config, Local, Pairs, Temperature};
 pub use error::ModelError;
-pub use forward::{Model, Request};
+pub use forward::{BATCH, Model, Request, Trace};
 pub use kv_cache::Sequence;
 pub use rope::{RopeConfig, Yarn};
 pub use sampling::{Sampler, Sampling};

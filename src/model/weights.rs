@@ -113,14 +113,14 @@ impl Role {
 }
 
 /// A matrix and what is added to its product.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Linear<'a> {
     pub matrix: Matrix<'a>,
     pub bias: Option<Vec<f32>>,
 }
 
 /// The tensors of one layer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Layer<'a> {
     pub attn_norm: Vec<f32>,
     pub query: Linear<'a>,
@@ -186,13 +186,71 @@ impl<'a> Table<'a> {
     }
 }
 
-/// All tensors of a model.
-#[derive(Debug)]
+/// All tensors of a model; a copy shares the matrices.
+#[derive(Debug, Clone)]
 pub(super) struct Tensors<'a> {
     pub token_embd: Table<'a>,
     pub layers: Vec<Layer<'a>>,
     pub output_norm: Vec<f32>,
     pub output: Linear<'a>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Puts another matrix in the place of one.
+    pub fn replace(
+        &mut self,
+        config: &Config,
+        role: &str,
+        layer: Option<usize>,
+        table: Table<'a>,
+    ) -> Result<(), ModelError> {
+        let checked = place(config, role, layer, &table)?;
+        if checked == Role::TokenEmbd {
+            self.token_embd = table;
+            return Ok(());
+        }
+        let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
+        self.linear(checked, layer).ok_or_else(unknown)?.matrix = table.matrix()?;
+        Ok(())
+    }
+
+    fn linear(&mut self, role: Role, layer: Option<usize>) -> Option<&mut Linear<'a>> {
+        let Some(layer) = layer else {
+            return (role == Role::Output).then_some(&mut self.output);
+        };
+        let layer = &mut self.layers[layer];
+        match role {
+            Role::AttnQ => Some(&mut layer.query),
+            Role::AttnK => Some(&mut layer.key),
+            Role::AttnV => Some(&mut layer.value),
+            Role::AttnOutput => Some(&mut layer.attn_output),
+            Role::FfnGate => Some(&mut layer.gate),
+            Role::FfnUp => Some(&mut layer.up),
+            Role::FfnDown => Some(&mut layer.down),
+            _ => None,
+        }
+    }
+}
+
+/// The role of that name; fails unless a model of that shape has a place for such a tensor.
+fn place(
+    config: &Config,
+    role: &str,
+    layer: Option<usize>,
+    table: &Table<'_>,
+) -> Result<Role, ModelError> {
+    let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
+    let role = Role::from_name(role).ok_or_else(unknown)?;
+    let placed = match layer {
+        Some(layer) => role.in_layers() && layer < config.n_layer,
+        None => !role.in_layers(),
+    };
+    if !placed || role.need(config) == Need::Unused {
+        return Err(unknown());
+    }
+    let got = [table.rows.rows(), table.rows.row_length()];
+    let expected = role.shape(config);
+    if got == expected { Ok(role) } else { Err(ModelError::Shape { got, expected }) }
 }
 
 #[derive(Debug)]
@@ -223,23 +281,10 @@ impl<'a> Builder<'a> {
         layer: Option<usize>,
         table: Table<'a>,
     ) -> Result<(), ModelError> {
-        let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
-        let role = Role::from_name(role).ok_or_else(unknown)?;
-        let placed = match layer {
-            Some(layer) => role.in_layers() && layer < self.config.n_layer,
-            None => !role.in_layers(),
-        };
-        if !placed || role.need(&self.config) == Need::Unused {
-            return Err(unknown());
-        }
-        let got = [table.rows.rows(), table.rows.row_length()];
-        let expected = role.shape(&self.config);
-        if got != expected {
-            return Err(ModelError::Shape { got, expected });
-        }
+        let role = place(&self.config, role, layer, &table)?;
         let stored = match role {
             Role::TokenEmbd => Stored::Table(table),
-            _ if expected[0] == 1 => Stored::Vector(table.vector()?),
+            _ if table.rows.rows() == 1 => Stored::Vector(table.vector()?),
             _ => Stored::Matrix(table.matrix()?),
         };
         self.stored.insert((role, layer), stored);

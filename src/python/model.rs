@@ -3,8 +3,8 @@
 use super::{Unavailable, pool, slice};
 use crate::block::TensorType;
 use crate::hifi::rows::Outliers;
-use crate::model::{self, Activation, Builder, Config, Local, ModelError, Pairs, Role, Sampling};
-use crate::model::{Request, RopeConfig, Table, Temperature, Yarn};
+use crate::model::{self, Activation, BATCH, Builder, Config, Local, ModelError, Pairs, Request};
+use crate::model::{Role, RopeConfig, Sampling, Table, Temperature, Yarn};
 use crate::rows::Source;
 use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
@@ -64,9 +64,11 @@ struct Loaded {
     /// For many tokens at once.
     pool: Arc<rayon::ThreadPool>,
     /// For single tokens, of one sequence at a time.
-    team: Mutex<Team>,
+    team: Arc<Mutex<Team>>,
     /// Borrowed by `model`, which goes first.
     _arrays: Vec<Py<PyArray1<u8>>>,
+    /// Whose arrays `model` borrows, too.
+    _origin: Option<Arc<Loaded>>,
 }
 
 /// A tensor: role, layer, type, row length, outliers a block, the parts of its rows.
@@ -193,7 +195,61 @@ impl Model {
         let (model, pool) = (model::Model::new(builder)?, pool(threads)?);
         let team = Team::new(pool.current_num_threads());
         let team = Mutex::new(team.map_err(|error| Unavailable::new_err(error.to_string()))?);
-        Ok(Self { loaded: Arc::new(Loaded { model, pool, team, _arrays: arrays }) })
+        let team = Arc::new(team);
+        let loaded = Loaded { model, pool, team, _arrays: arrays, _origin: None };
+        Ok(Self { loaded: Arc::new(loaded) })
+    }
+
+    /// The model with another matrix in the place of one.
+    fn replaced(&self, tensor: Tensor<'_>) -> PyResult<Self> {
+        let (role, layer, kind, row_length, outliers, parts) = tensor;
+        let table = table_of(kind, row_length, outliers, &parts)?;
+        let loaded = Loaded {
+            model: self.loaded.model.replaced(&role, layer, table)?,
+            pool: Arc::clone(&self.loaded.pool),
+            team: Arc::clone(&self.loaded.team),
+            _arrays: parts.into_iter().map(Bound::unbind).collect(),
+            _origin: Some(Arc::clone(&self.loaded)),
+        };
+        Ok(Self { loaded: Arc::new(loaded) })
+    }
+
+    /// Follows a text through the layers.
+    fn trace(&self, py: Python<'_>, tokens: PyReadonlyArray1<'_, u32>) -> PyResult<Trace> {
+        let tokens = slice(&tokens, "tokens")?;
+        if tokens.len() > BATCH {
+            let n = tokens.len();
+            return Err(PyValueError::new_err(format!("{n} tokens to follow, at most {BATCH}")));
+        }
+        let Loaded { model, pool, .. } = &*self.loaded;
+        let cancelled = AtomicBool::new(false);
+        let trace = interruptible(py, pool, &cancelled, || model.trace(tokens, &cancelled))?;
+        Ok(Trace { trace, config: model.config().clone() })
+    }
+
+    /// The logits of a text that was followed, taken up where it enters `layer`, a row each.
+    fn resume<'py>(
+        &self,
+        py: Python<'py>,
+        trace: &Trace,
+        layer: usize,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let Loaded { model, pool, .. } = &*self.loaded;
+        let config = model.config();
+        if trace.config != *config {
+            return Err(PyValueError::new_err("followed by a model of another shape"));
+        }
+        if layer > config.n_layer {
+            let n = config.n_layer;
+            return Err(PyValueError::new_err(format!("layer {layer} of {n}")));
+        }
+        let (trace, rows) = (&trace.trace, trace.trace.tokens());
+        let mut logits = vec![0f32; rows * config.n_vocab];
+        let cancelled = AtomicBool::new(false);
+        interruptible(py, pool, &cancelled, || {
+            model.resume(trace, layer, &mut logits, &cancelled)
+        })?;
+        PyArray1::from_vec(py, logits).reshape([rows, config.n_vocab])
     }
 
     /// An empty sequence.
@@ -206,6 +262,13 @@ impl Model {
     fn collector(&self) -> Collector {
         Collector { state: Mutex::new(self.loaded.model.collector()) }
     }
+}
+
+/// A text's way through the layers of a model of that shape.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Trace {
+    trace: model::Trace,
+    config: Config,
 }
 
 /// A text that is read.
