@@ -13,7 +13,8 @@ Running
     :class:`Writer` and :class:`Chat` make text of them.
 Measuring
     :func:`perplexity`, :func:`kl_divergence` and :func:`compare` tell how good models are,
-    :func:`bench` how fast, :func:`collect_importance` which of their inputs matter.
+    :func:`bench` how fast, :func:`collect_importance` which of their inputs matter,
+    :func:`calibrate` which of their matrices.
 Machine
     :func:`cpu_features` tells which instruction set the kernels use.
 Errors
@@ -22,6 +23,7 @@ Errors
 
 from ._core import __version__
 from .bench import Speed, bench
+from .calibrate import Calibrated, calibrate
 from .collect import collect_importance
 from .compare import ComparedModel, Comparison, compare
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
@@ -48,6 +50,7 @@ open = ModelFile.open
 __all__ = [
     "BadFileError",
     "BadOptionError",
+    "Calibrated",
     "Chat",
     "ComparedModel",
     "Comparison",
@@ -77,6 +80,7 @@ __all__ = [
     "Writer",
     "__version__",
     "bench",
+    "calibrate",
     "collect_importance",
     "compare",
     "cpu_features",

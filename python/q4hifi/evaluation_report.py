@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from .bench import Speed
+from .calibrate import Calibrated
 from .compare import ComparedModel, Comparison
 from .estimates import Estimate
 from .importance_statistics import TensorStatistics, layer_statistics
 from .kl_divergence import KlDivergence
+from .names import role_of
 from .perplexity import Perplexity
 from .report import human_bytes, paragraphs, printable
 
@@ -217,3 +219,25 @@ def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
         cells = (f"{layer.total:.2f}", f"{100 * layer.outlying:.4f}%", f"{layer.similarity:.4f}")
         layers.add_row(str(layer.layer), *cells)
     return paragraphs([table], [layers])
+
+
+def calibration_table(found: Calibrated) -> RenderableType:
+    """What errors cost, role by role: the KL divergence that the probe adds, and sensitivities."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for head in ("tensors", "", "KLD", "share", "sensitivity", "least", "most"):
+        table.add_column(head, justify="left" if head == "tensors" else "right", no_wrap=True)
+    roles: dict[str, list[str]] = {}
+    for name in found.sensitivities:
+        roles.setdefault(role_of(name), []).append(name)
+    total = sum(kld.value for kld in found.klds.values())
+    for role, names in roles.items():
+        kld = sum(found.klds[name].value for name in names)
+        values = [found.sensitivities[name].value for name in names]
+        table.add_row(
+            *(role, str(len(names)), f"{kld:.5f}", f"{100 * kld / total if total else 0:.1f}%"),
+            *(f"{sum(values) / len(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"),
+        )
+    n = found.n_chunks
+    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {found.n_ctx} tokens"
+    all_together = f"all at ~4 bits: KLD {total:.5f}; {read}"
+    return paragraphs([table], [all_together])

@@ -181,10 +181,13 @@ class Model:
             places.append(("output", None))
         return places
 
-    def first_layer(self, name: str) -> int:
-        """Return the layer from which on a matrix makes a difference; see :meth:`resume`."""
+    def first_layer(self, name: str) -> int | None:
+        """Return the layer from which on a matrix makes a difference; None for the embeddings.
+
+        For the output matrix that is ``n_layer``; see :meth:`resume`.
+        """
         role, layer = self._places(name)[0]
-        return self.n_layer if role == "output" else layer or 0
+        return self.n_layer if role == "output" else layer
 
     def trace(self, tokens: Tokens) -> Trace:
         """Follow a text on its own, 512 tokens at most, through the layers; see :meth:`resume`.

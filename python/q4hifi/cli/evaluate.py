@@ -1,4 +1,4 @@
-"""Commands that run models to see how good and how fast they are: perplexity, compare, imatrix, bench.
+"""Commands that run models to see how good and how fast they are, and what matters in them.
 
 Options and labels that llama-perplexity, llama-imatrix and llama-bench have are spelled as there.
 """
@@ -14,12 +14,15 @@ import click
 
 from ..bench import Speed
 from ..bench import bench as measure_speed
+from ..calibrate import LONGEST_CHUNK, SUFFIX
+from ..calibrate import calibrate as measure_sensitivities
 from ..chunks import MIN_CONTEXT
 from ..collect import collect_importance
 from ..compare import compare as compare_models
 from ..errors import BadOptionError
 from ..evaluation_report import (
     KLD_HEADER,
+    calibration_table,
     comparison_table,
     final_divergence,
     final_perplexity,
@@ -309,6 +312,67 @@ def imatrix(
         console().print(importance_table(tensors))
     if output is not None:
         click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+
+
+@main.command()
+@click.argument("model")
+@file_option
+@click.option("--imatrix", metavar="I", help="The importance matrix that MODEL is to be quantized with.")
+@click.option("-o", "--output", metavar="OUT", help=f"Where the result is kept. [default: I{SUFFIX}]")
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), default=256, show_default=True,
+    help="Tokens of a chunk.",
+)  # fmt: skip
+@click.option(
+    "--chunks", "n_chunks", type=click.IntRange(1), default=4, show_default=True,
+    help="Chunks to evaluate; more of them sharpen what is there.",
+)  # fmt: skip
+@click.option(
+    "--group", type=click.IntRange(1), default=1, show_default=True,
+    help="Measure so many neighbouring layers together, which divides the time.",
+)  # fmt: skip
+@click.option("--budget", type=click.FloatRange(0), metavar="MINUTES", help="Begin no chunk after so long.")
+@threads_option
+@json_option
+def calibrate(
+    model: str,
+    file: str | None,
+    imatrix: str | None,
+    output: str | None,
+    n_ctx: int,
+    n_chunks: int,
+    group: int,
+    budget: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what an error in each matrix of MODEL does to its answers, one after another.
+
+    What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
+    """
+    text = read_text(_named(file))
+    if output is None:
+        if imatrix is None:
+            raise BadOptionError("nowhere to keep the result; name a file with -o")
+        output = imatrix + SUFFIX
+    with progress_bar() as progress:
+        found = measure_sensitivities(
+            model,
+            text,
+            output,
+            imatrix=imatrix,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            group=group,
+            seconds=None if budget is None else 60 * budget,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        console().print(calibration_table(found))
+        click.echo(printable(f"{len(found.sensitivities)} matrices: wrote {output}"))
 
 
 @main.command()

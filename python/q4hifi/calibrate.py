@@ -1,0 +1,308 @@
+"""What an error in each matrix of a model costs, measured by running it: :func:`calibrate`.
+
+One matrix at a time is quantized, all others left as they are, and the KL divergence from the untouched
+model is taken over every token of a few chunks of text. For errors as small as those of 4 bits the
+divergence is proportional to the error, and those of several matrices add up: so divergence over error,
+the matrix' *sensitivity*, tells what any other type would cost there.
+
+The untouched model's states before every layer are kept for the chunk at hand, so that a run begins at
+the layer of its matrix: that halves the work. Memory is bounded by one chunk. All matrices meet a chunk
+before the next begins: what makes a text hard is common to them all, so there is an answer after the
+first, and each further one sharpens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .calibration import Calibration, Setting
+from .chunks import Progress, bos_of
+from .errors import BadOptionError
+from .estimates import Estimate
+from .gguf_write import check_destination
+from .importance import Floats as Weights
+from .importance import Importance, load_importance
+from .layout import Format
+from .logits import Doubles, Logits, Tokens, divergence
+from .model import Model, Trace
+from .model_file import ModelFile
+from .names import is_quantizable, layer_of, processing_order, role_of
+from .rows import encode, thread_count
+from .tensor import QuantizedTensor
+from .types import TYPES, TensorType
+
+PROBES: tuple[TensorType, ...] = (TYPES["Q4_K"], TYPES["Q4_0"])
+"""What a matrix is quantized to: the first whose blocks divide its rows."""
+
+SUFFIX = ".sensitivity.json"
+"""After the importance matrix' name: where a calibration is kept."""
+
+LONGEST_CHUNK = 512
+"""Tokens that can be followed through the layers at a time."""
+
+SPREAD = (5**0.5 - 1) / 2
+"""Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What was found: the sensitivity of each matrix, and the divergence that the probe had there.
+
+    Sensitivities are nats of KL divergence per unit of relative squared error, weighted by importance
+    where there is any. ``n_chunks`` is how many all matrices met, ``file`` where it is kept.
+    """
+
+    sensitivities: dict[str, Estimate]
+    klds: dict[str, Estimate]
+    n_chunks: int
+    n_ctx: int
+    file: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return {
+            "file": self.file,
+            "n_ctx": self.n_ctx,
+            "n_chunks": self.n_chunks,
+            "matrices": {
+                name: {"sensitivity": value.as_dict(), "kld": self.klds[name].as_dict()}
+                for name, value in self.sensitivities.items()
+            },
+        }
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    text: str,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    imatrix: str | os.PathLike[str] | None = None,
+    n_ctx: int = 256,
+    n_chunks: int = 4,
+    group: int = 1,
+    seconds: float | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Measure the sensitivity of each matrix of ``model``, a file, on a text.
+
+    Parameters
+    ----------
+    model
+        The model as it is before it is quantized, 16 bits.
+    text
+        A text like those that the model is for; some thousand words of it are read.
+    file
+        Where measurements are noted, after every matrix; what is there already is not measured again.
+        None keeps nothing.
+    imatrix
+        The importance matrix that the model will be quantized with.
+    n_ctx, n_chunks
+        ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
+        of a sensitivity is about 1.5 / sqrt(n_ctx · n_chunks) of it.
+    group
+        Matrices of the same role in so many neighbouring layers are measured together, and taken as
+        equally sensitive; the first and the last layer stay alone. Divides the time.
+    seconds
+        Begin no chunk but the first after so long.
+    threads
+        None is one a core.
+    progress
+        Called with the work done, the work in all (weights multiplied by), and the matrix.
+
+    Raises :class:`BadOptionError` for a text that is too short and a file of another model, text or
+    setting, and what loading and running a model raises.
+    """
+    if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
+        raise BadOptionError(
+            f"n_ctx is {n_ctx}, n_chunks {n_chunks}, group {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
+            " 1 or more"
+        )
+    if file is not None:
+        sources = [Path(path) for path in (model, imatrix) if path is not None]
+        check_destination(Path(file), overwrite=True, sources=sources)  # before any work
+    importance = None if imatrix is None else load_importance(imatrix)
+    lm = Model(model, n_ctx=n_ctx, threads=threads)
+    tokens = np.asarray(lm.tokenize(text), np.uint32)
+    if tokens.size < n_ctx * n_chunks:
+        raise BadOptionError(
+            f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"
+            " give a longer text, or fewer or shorter chunks"
+        )
+    with ExitStack() as stack:
+        source = stack.enter_context(ModelFile.open(model))
+        groups = _groups(source, lm.n_layer, group)
+        setting = Setting(
+            model=_model_print(source),
+            text=_print(tokens.tobytes()),
+            importance=None if imatrix is None else _print(Path(imatrix).read_bytes()),
+            n_ctx=n_ctx,
+            group=group,
+        )
+        found = Calibration.resumed(file, setting)
+        run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
+        run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
+        names = run.names
+        done = found.n_chunks(names)
+        return Calibrated(
+            found.sensitivities(names),
+            {name: found.matrices[name].kld(n_ctx, done) for name in names if done},
+            done,
+            n_ctx,
+            None if file is None else os.fspath(file),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A calibration at work."""
+
+    model: Model
+    source: ModelFile
+    importance: Importance | None
+    groups: Sequence[Sequence[str]]
+    found: Calibration
+    file: str | os.PathLike[str] | None
+    threads: int
+
+    @property
+    def names(self) -> list[str]:
+        return [name for group in self.groups for name in group]
+
+    def chunks(self, chunks: Sequence[Tokens], seconds: float | None, progress: Progress | None) -> None:
+        """Measure what is not measured yet, chunk by chunk."""
+        todo = [
+            [group for group in self.groups if self.found.n_chunks(group) <= i]
+            for i in range(len(chunks))
+        ]
+        work = _Work(self._cost, sum(self._cost(group) for groups in todo for group in groups), progress)
+        started = time.monotonic()
+        for i, (chunk, groups) in enumerate(zip(chunks, todo, strict=True)):
+            if i and seconds is not None and time.monotonic() - started > seconds:
+                return
+            if not groups:
+                continue
+            trace = self.model.trace(chunk)
+            reference = self.model.resume(trace, self.model.n_layer)
+            for group in groups:
+                work.begin(group, f"chunk {i + 1}: {group[0]}")
+                self._measure(group, chunk, trace, reference)
+
+    def _measure(self, group: Sequence[str], chunk: Tokens, trace: Trace, reference: Logits) -> None:
+        model, error = self.model, 0.0
+        for name in group:
+            tensor, its_error = self._probed(name)
+            model, error = model.replaced(name, tensor), error + its_error
+        first = self.model.first_layer(group[0])
+        logits = model.logits(chunk) if first is None else model.resume(trace, first)
+        targets = np.zeros_like(chunk)  # which divergences do not depend on
+        kld: Doubles = divergence(logits, reference, targets, threads=self.threads).kld
+        for name in group:
+            probe = self._probe(name)
+            self.found.add(name, probe.name, error, float(kld.mean()), float((kld * kld).mean()))
+        if self.file is not None:
+            self.found.save(self.file, self.names)
+
+    def _probe(self, name: str) -> TensorType:
+        row_length = self.source.tensors[name].row_length
+        return next(kind for kind in PROBES if row_length % kind.block_size == 0)
+
+    def _probed(self, name: str) -> tuple[QuantizedTensor, float]:
+        """The matrix as the probe has it, and its relative squared error."""
+        tensor = self.source[name]
+        weights: Weights | None = None
+        if self.importance is not None:
+            weights = self.importance.weights(name, tensor.shape[-1], 1)
+        target = Format(self._probe(name))
+        row = None if weights is None else weights[0]
+        with self.source.errors_at(name):
+            parts, sums = encode(
+                tensor.parts, tensor.format, target, tensor.shape[-1], row, threads=self.threads
+            )
+        return QuantizedTensor.from_parts(parts, target, tensor.shape), sums.relative
+
+    def _cost(self, group: Sequence[str]) -> int:
+        """Weights that a token is multiplied by."""
+        first = self.model.first_layer(group[0]) or 0
+        return sum(
+            tensor.n_elements
+            for name, tensor in self.source.tensors.items()
+            if (layer := layer_of(name)) is None or layer >= first
+        )
+
+
+@dataclass(slots=True)
+class _Work:
+    """Tells how far it has come."""
+
+    cost: Callable[[Sequence[str]], int]
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def begin(self, group: Sequence[str], what: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, what)
+        self.done += self.cost(group)
+
+
+def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
+    """The matrices that are measured together, each of which some probe fits."""
+    architecture = str(source.metadata.get("general.architecture"))
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in sorted(source.tensors, key=processing_order):
+        tensor = source.tensors[name]
+        if not is_quantizable(name, tensor.shape, architecture):
+            continue
+        if tensor.row_length % PROBES[-1].block_size:
+            continue
+        layer = layer_of(name)
+        if layer is None:
+            part = -1
+        elif layer in (0, n_layer - 1):
+            part = layer
+        else:
+            part = 1 + (layer - 1) // size * size
+        groups.setdefault((name if layer is None else role_of(name), part), []).append(name)
+    return list(groups.values())
+
+
+def _chunk(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:
+    first = round(i * SPREAD % 1 * (tokens.size - n_ctx))
+    chunk: Tokens = tokens[first : first + n_ctx].copy()
+    if bos is not None:
+        chunk[0] = bos
+    return chunk
+
+
+# ---- fingerprints --------------------------------------------------------------------------------
+
+SAMPLE = 4096
+"""Bytes of each tensor that a model is known by."""
+
+
+def _model_print(source: ModelFile) -> str:
+    def pieces() -> Iterator[bytes]:
+        for info in source.gguf.tensors.values():
+            yield f"{info.name} {info.shape} {info.type.name};".encode()
+            sample = np.empty(min(info.nbytes, SAMPLE), np.uint8)
+            source.gguf.read_into(info, 0, sample)
+            yield sample.tobytes()
+
+    return _print(*pieces())
+
+
+def _print(*pieces: bytes) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

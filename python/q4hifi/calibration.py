@@ -1,0 +1,142 @@
+"""What was measured of a model's matrices, in a file that the work goes on from: :class:`Calibration`.
+
+JSON, one object::
+
+    {"version": 1,
+     "model": "...", "text": "...", "importance": "...", "n_ctx": 256, "group": 1,
+     "matrices": {"blk.0.attn_v.weight": {"probe": "Q4_K", "error": 0.0049, "divergences": [[m, s], ...]}},
+     "sensitivities": {"blk.0.attn_v.weight": 0.0172}}
+
+``model``, ``text`` and ``importance`` are fingerprints. ``error`` is the relative squared error of the
+matrix as ``probe``; with it and all else as it was, the divergence from the untouched model had the mean
+``m`` and the mean square ``s``, an entry for each chunk of ``n_ctx`` tokens. ``sensitivities``, mean
+divergence over error, is there once every matrix has met a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+from .errors import BadFileError, BadOptionError
+from .estimates import Estimate
+from .gguf_io import os_errors
+from .output_file import new_file
+
+VERSION = 1
+
+Divergences = tuple[tuple[float, float], ...]
+"""Mean and mean square of each chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """All that a measurement depends on; see the module."""
+
+    model: str
+    text: str
+    importance: str | None
+    n_ctx: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a matrix does to a model: ``divergences`` with an ``error`` in it, made by the type ``probe``."""
+
+    probe: str
+    error: float
+    divergences: Divergences
+
+    def kld(self, n_ctx: int, n_chunks: int) -> Estimate:
+        """Mean divergence over the first chunks, of ``n_ctx`` tokens each."""
+        means, squares = zip(*self.divergences[:n_chunks], strict=True)
+        value, square = sum(means) / n_chunks, sum(squares) / n_chunks
+        return Estimate(value, sqrt(max(0.0, square - value * value) / max(1, n_ctx * n_chunks - 1)))
+
+    def sensitivity(self, n_ctx: int, n_chunks: int) -> Estimate:
+        """Divergence per unit of error; 0 for a matrix that the probe holds exactly."""
+        return self.kld(n_ctx, n_chunks).scaled(1 / self.error if self.error else 0.0)
+
+
+@dataclass(slots=True)
+class Calibration:
+    """Measurements of a model's matrices by name, as far as they have come."""
+
+    setting: Setting
+    matrices: dict[str, Measurement] = field(default_factory=dict)
+
+    def n_chunks(self, names: Sequence[str]) -> int:
+        """Chunks that all of these matrices have met: only they compare them fairly."""
+        known = [self.matrices.get(name) for name in names]
+        return min((len(m.divergences) if m else 0 for m in known), default=0)
+
+    def sensitivities(self, names: Sequence[str]) -> dict[str, Estimate]:
+        """Return the sensitivity of each matrix; empty before all have met a chunk."""
+        n = self.n_chunks(names)
+        return {name: self.matrices[name].sensitivity(self.setting.n_ctx, n) for name in names if n}
+
+    def add(self, name: str, probe: str, error: float, mean: float, mean_square: float) -> None:
+        """Note what a matrix did to the next chunk."""
+        before = self.matrices[name].divergences if name in self.matrices else ()
+        self.matrices[name] = Measurement(probe, error, (*before, (mean, mean_square)))
+
+    def save(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
+        """Write the file, or let it take the place of the one before, of a model of these matrices."""
+        found = {
+            "version": VERSION,
+            **asdict(self.setting),
+            "matrices": {name: asdict(matrix) for name, matrix in self.matrices.items()},
+        }
+        if sensitivities := self.sensitivities(names):
+            found["sensitivities"] = {name: value.value for name, value in sensitivities.items()}
+        with new_file(path, overwrite=True) as file:
+            file.write(json.dumps(found).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read a file. Raises :class:`BadFileError` where it is something else."""
+        file = Path(path)
+        with os_errors(file, "read the calibration", BadFileError):
+            text = file.read_bytes()
+        try:
+            found = json.loads(text)
+            if found["version"] != VERSION:
+                raise BadFileError(
+                    f"{file}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
+                    f" {VERSION}; update it, or calibrate again into another file"
+                )
+            setting = Setting(**{key: found[key] for key in Setting.__dataclass_fields__})
+            matrices = {str(name): _measurement(value) for name, value in found["matrices"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as cause:
+            raise BadFileError(f"{file}: is no calibration, or a damaged one; calibrate again") from cause
+        return cls(setting, matrices)
+
+    @classmethod
+    def resumed(cls, path: str | os.PathLike[str] | None, setting: Setting) -> Calibration:
+        """Read the file if it is there, or begin.
+
+        Raises :class:`BadOptionError` where it is of another setting.
+        """
+        if path is None or not Path(path).exists():
+            return cls(setting)
+        found = cls.load(path)
+        old, new = asdict(found.setting), asdict(setting)
+        if different := [key for key in new if old[key] != new[key]]:
+            raise BadOptionError(
+                f"{path}: measured with another {', '.join(different)}; name another file, or remove it"
+            )
+        return found
+
+
+def _measurement(value: Mapping[str, Any]) -> Measurement:
+    error = float(value["error"])
+    divergences = tuple((float(mean), float(square)) for mean, square in value["divergences"])
+    if not all(isfinite(x) and x >= 0 for pair in ((error, 0.0), *divergences) for x in pair):
+        raise ValueError("not a measurement")
+    return Measurement(str(value["probe"]), error, divergences)
