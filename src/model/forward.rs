@@ -11,8 +11,8 @@ use super::weights::{Builder, Layer, Linear, Table, Tensors};
 use crate::kernel::{self, Isa};
 use crate::team;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Tokens that go through the layers together.
 pub const BATCH: usize = 512;
