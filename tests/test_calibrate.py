@@ -186,12 +186,27 @@ def test_further_chunks_sharpen_what_is_there(measured: Path, tmp_path: Path) ->
     assert json.loads(path.read_text()) == json.loads(measured.read_text())
 
 
-def test_groups_have_one_sensitivity(tmp_path: Path) -> None:
-    found = calibrate(EXAMPLE, TEXT, **CUT, group=3).sensitivities
+def test_groups_share_their_divergence(measured: Path, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    found = calibrate(EXAMPLE, TEXT, path, **CUT, group=3)
+    assert len(found.sensitivities) == N_MATRICES
     groups = ((0,), (1, 2, 3), (4, 5, 6), (7,))
-    same = [{found[f"blk.{i}.ffn_up.weight"] for i in layers} for layers in groups]
-    assert [len(values) for values in same] == [1, 1, 1, 1]
-    assert len(set.union(*same)) == 4 and len(found) == N_MATRICES
+    names = [[f"blk.{i}.ffn_up.weight" for i in layers] for layers in groups]
+    same = [{round(found.sensitivities[name].value, 9) for name in group} for group in names]
+    assert [len(values) for values in same] == [1, 1, 1, 1] and len(set.union(*same)) == 4
+    alone = Calibration.load(measured).matrices
+    for role in ("ffn_up", "ffn_down"):
+        for layers in groups:
+            members = [f"blk.{i}.{role}.weight" for i in layers]
+            together = sum(found.klds[name].value for name in members)
+            assert together == pytest.approx(sum(alone[n].kld(32, 2).value for n in members), rel=0.15)
+    # what is written to the stream counts by its size
+    matrices = Calibration.load(path).matrices
+    with q4hifi.open(EXAMPLE) as file:
+        norms = {i: (file[f"blk.{i}.ffn_down.weight"].dequantize() ** 2).sum() for i in (1, 2)}
+    sizes = {i: matrices[f"blk.{i}.ffn_down.weight"].error * norms[i] for i in (1, 2)}
+    klds = {i: found.klds[f"blk.{i}.ffn_down.weight"].value for i in (1, 2)}
+    assert klds[1] / klds[2] == pytest.approx(sizes[1] / sizes[2], rel=1e-4)
 
 
 def test_importance_weighs_the_error(tmp_path: Path) -> None:

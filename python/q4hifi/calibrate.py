@@ -36,7 +36,7 @@ from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
-from .rows import encode, thread_count
+from .rows import ErrorSums, encode, thread_count
 from .tensor import QuantizedTensor
 from .types import TYPES, TensorType
 
@@ -48,6 +48,11 @@ SUFFIX = ".sensitivity.json"
 
 LONGEST_CHUNK = 512
 """Tokens that can be followed through the layers at a time."""
+
+WRITERS = frozenset({"attn_output", "ffn_down"})
+"""Roles that write to the residual stream. There an error counts by its size beside the stream, which
+grows slowly, while what a layer writes may be a thousand times as much in one as in the next (the massive
+activations of a text's first token). Errors in other roles count by their size beside what they are in."""
 
 SPREAD = (5**0.5 - 1) / 2
 """Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
@@ -110,8 +115,8 @@ def calibrate(
         ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
         of a sensitivity is about 1.5 / sqrt(n_ctx · n_chunks) of it.
     group
-        Matrices of the same role in so many neighbouring layers are measured together, and taken as
-        equally sensitive; the first and the last layer stay alone. Divides the time.
+        Matrices of the same role in so many neighbouring layers are measured together, and their
+        errors taken as equally harmful; the first and the last layer stay alone. Divides the time.
     seconds
         Begin no chunk but the first after so long.
     threads
@@ -181,8 +186,7 @@ class _Run:
     def chunks(self, chunks: Sequence[Tokens], seconds: float | None, progress: Progress | None) -> None:
         """Measure what is not measured yet, chunk by chunk."""
         todo = [
-            [group for group in self.groups if self.found.n_chunks(group) <= i]
-            for i in range(len(chunks))
+            [group for group in self.groups if self.found.n_chunks(group) <= i] for i in range(len(chunks))
         ]
         work = _Work(self._cost, sum(self._cost(group) for groups in todo for group in groups), progress)
         started = time.monotonic()
@@ -198,17 +202,19 @@ class _Run:
                 self._measure(group, chunk, trace, reference)
 
     def _measure(self, group: Sequence[str], chunk: Tokens, trace: Trace, reference: Logits) -> None:
-        model, error = self.model, 0.0
+        model, errors = self.model, list[ErrorSums]()
         for name in group:
-            tensor, its_error = self._probed(name)
-            model, error = model.replaced(name, tensor), error + its_error
+            tensor, sums = self._probed(name)
+            model = model.replaced(name, tensor)
+            errors.append(sums)
         first = self.model.first_layer(group[0])
         logits = model.logits(chunk) if first is None else model.resume(trace, first)
         targets = np.zeros_like(chunk)  # which divergences do not depend on
         kld: Doubles = divergence(logits, reference, targets, threads=self.threads).kld
-        for name in group:
-            probe = self._probe(name)
-            self.found.add(name, probe.name, error, float(kld.mean()), float((kld * kld).mean()))
+        for name, sums, share in zip(group, errors, _shares(role_of(group[0]), errors), strict=True):
+            part = kld * share
+            probe = self._probe(name).name
+            self.found.add(name, probe, sums.relative, float(part.mean()), float((part * part).mean()))
         if self.file is not None:
             self.found.save(self.file, self.names)
 
@@ -216,8 +222,8 @@ class _Run:
         row_length = self.source.tensors[name].row_length
         return next(kind for kind in PROBES if row_length % kind.block_size == 0)
 
-    def _probed(self, name: str) -> tuple[QuantizedTensor, float]:
-        """The matrix as the probe has it, and its relative squared error."""
+    def _probed(self, name: str) -> tuple[QuantizedTensor, ErrorSums]:
+        """The matrix as the probe has it, and its error."""
         tensor = self.source[name]
         weights: Weights | None = None
         if self.importance is not None:
@@ -228,7 +234,7 @@ class _Run:
             parts, sums = encode(
                 tensor.parts, tensor.format, target, tensor.shape[-1], row, threads=self.threads
             )
-        return QuantizedTensor.from_parts(parts, target, tensor.shape), sums.relative
+        return QuantizedTensor.from_parts(parts, target, tensor.shape), sums
 
     def _cost(self, group: Sequence[str]) -> int:
         """Weights that a token is multiplied by."""
@@ -274,6 +280,13 @@ def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
             part = 1 + (layer - 1) // size * size
         groups.setdefault((name if layer is None else role_of(name), part), []).append(name)
     return list(groups.values())
+
+
+def _shares(role: str, errors: Sequence[ErrorSums]) -> list[float]:
+    """What part each of the matrices of a group is taken to have in their divergence."""
+    sizes = [sums.error if role in WRITERS else sums.relative for sums in errors]
+    total = sum(sizes)
+    return [size / total if total else 1 / len(sizes) for size in sizes]
 
 
 def _chunk(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:

@@ -9,8 +9,9 @@ JSON, one object::
 
 ``model``, ``text`` and ``importance`` are fingerprints. ``error`` is the relative squared error of the
 matrix as ``probe``; with it and all else as it was, the divergence from the untouched model had the mean
-``m`` and the mean square ``s``, an entry for each chunk of ``n_ctx`` tokens. ``sensitivities``, mean
-divergence over error, is there once every matrix has met a chunk.
+``m`` and the mean square ``s``, an entry for each chunk of ``n_ctx`` tokens. Of matrices that were measured
+together, ``group`` neighbouring layers, each has its part of it. ``sensitivities``, mean divergence over
+error, is there once every matrix has met a chunk.
 """
 
 from __future__ import annotations
