@@ -592,8 +592,8 @@ def test_a_signal_ends_the_run_and_leaves_nothing(number: signal.Signals, folder
         assert names_in(folder) != before, "the run has not begun"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err.strip() == "Aborted!"
+    assert process.returncode == 130
+    assert err.strip() == "Interrupted."
     assert names_in(folder) == before
 
 

@@ -219,7 +219,8 @@ def read_header(file: PositionedFile) -> Header:
         cursor.fail(f"a file of {cursor.size} bytes is not a GGUF file")
     magic, version, n_tensors, n_pairs = cursor.unpack(_HEAD, "the start of the header")
     if magic != GGUF_MAGIC:
-        cursor.fail(f"not a GGUF file: it begins with {bytes(cursor.data[:4])!r}")
+        begin = bytes(cursor.data[:4])
+        raise BadFileError(f"{file.path}: not a GGUF file: it begins with {begin!r} and not with b'GGUF'")
     _check_version(file, version)
     cursor.require(n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors")
     metadata = _read_metadata(cursor, n_pairs)

@@ -223,4 +223,7 @@ def check_destination(path: Path, overwrite: bool, sources: Sequence[Path]) -> N
 
 def _check_overwrite(path: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path):
-        raise BadOptionError(f"{path}: exists already; choose another destination or allow to overwrite it")
+        raise BadOptionError(
+            f"{path}: exists already; choose another destination, or allow to replace it with --overwrite"
+            " (overwrite=True)"
+        )

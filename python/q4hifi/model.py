@@ -63,7 +63,9 @@ class Model:
             with file.errors_at("token_embd.weight"):
                 embeddings = file.tensors.get("token_embd.weight")
                 if embeddings is None or len(embeddings.shape) != 2:
-                    raise UnsupportedModelError(f"it is not there, or is no matrix; {SUPPORTED}")
+                    raise UnsupportedModelError(
+                        f"it is not there, or is no matrix, so this is no language model; {SUPPORTED}"
+                    )
             with ErrorsAt(f"{self.path}: "):
                 config = config_of(file.metadata, embeddings.n_rows, _factors(file))
             self._core = _load(file, config, thread_count(threads))
@@ -294,7 +296,8 @@ class Sampler:
             ("seed", seed, 0, (1 << 32) - 1),
         ):
             if not least <= value <= most:
-                raise BadOptionError(f"{name} is {value}; choose {least} to {most}")
+                allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
+                raise BadOptionError(f"{name} is {value}; choose {allowed}")
         self.seed = seed
         self._core = _core.Sampler(temperature, top_k, top_p, min_p, seed)
 

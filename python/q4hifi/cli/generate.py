@@ -12,10 +12,7 @@ from ..errors import BadOptionError
 from ..generation import Chat, Effort, Writer
 from ..model import Model, Sampler
 from .common import read_text, threads_option
-from .group import main
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of shells."""
+from .group import INTERRUPTED, main
 
 
 @main.command()

@@ -17,6 +17,10 @@ from ..report import printable
 from ..rows import cpu_features
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of shells."""
+
+
 class _Group(click.Group):
     """Turns q4hifi's errors into messages and exit statuses."""
 
@@ -36,6 +40,9 @@ def _messages() -> Iterator[None]:
     except Q4HifiError as error:
         kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
         raise kind(printable(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted.", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def _note_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
