@@ -16,7 +16,6 @@ from ..errors import BadOptionError, Q4HifiError
 from ..report import printable
 from ..rows import cpu_features
 
-
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of shells."""
 
