@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,20 @@ def test_sensitivities_are_divergence_over_error(measured: Path) -> None:
     for first in (0, round(0.618033988749895 * (tokens.size - 32))):
         chunk = tokens[first : first + 32]
         logits = model.replaced(name, tensor).logits(chunk)
-        klds.append(divergence(logits, model.logits(chunk), chunk).kld)
+        klds.append(divergence(logits[16:], model.logits(chunk)[16:], chunk[16:]).kld)
     found = calibrate(EXAMPLE, TEXT, measured, **CUT)
     assert found.n_chunks == 2 and len(found.sensitivities) == N_MATRICES
-    kld = np.concatenate(klds)
-    assert found.klds[name].value == pytest.approx(kld.mean(), rel=1e-6)
-    assert found.klds[name].error == pytest.approx(kld.std() / 63**0.5, rel=1e-5)
-    assert found.sensitivities[name].value == pytest.approx(kld.mean() / error, rel=1e-4)
-    stored = json.loads(measured.read_text())["sensitivities"]
-    assert stored == {name: value.value for name, value in found.sensitivities.items()}
+    roots = np.sqrt(np.concatenate(klds))
+    stored = json.loads(measured.read_text())
+    noted = {n: np.mean(matrix["divergences"], axis=0) for n, matrix in stored["matrices"].items()}
+    assert noted[name] == pytest.approx([(roots**2).mean(), roots.mean()], rel=1e-6)
+    spread = np.median([mean / root**2 for mean, root in noted.values()])
+    assert 1 < spread < 4
+    kld = spread * roots.mean() ** 2
+    assert found.klds[name].value == pytest.approx(kld, rel=1e-6)
+    assert found.klds[name].error == pytest.approx(2 * kld * roots.std() / roots.mean() / 31**0.5, rel=1e-5)
+    assert found.sensitivities[name].value == pytest.approx(kld / error, rel=1e-4)
+    assert stored["sensitivities"] == {name: value.value for name, value in found.sensitivities.items()}
 
 
 def test_divergences_add_up(measured: Path, tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ def test_divergences_add_up(measured: Path, tmp_path: Path) -> None:
     klds = []
     for first in (0, round(0.618033988749895 * (tokens.size - 32))):
         chunk = tokens[first : first + 32]
-        klds.append(divergence(pure.logits(chunk), model.logits(chunk), chunk).kld)
+        klds.append(divergence(pure.logits(chunk)[16:], model.logits(chunk)[16:], chunk[16:]).kld)
     found = calibrate(EXAMPLE, TEXT, measured, **CUT)
     total = sum(kld.value for kld in found.klds.values())
     assert total == pytest.approx(np.concatenate(klds).mean(), rel=0.2)
@@ -194,12 +200,12 @@ def test_groups_share_their_divergence(measured: Path, tmp_path: Path) -> None:
     names = [[f"blk.{i}.ffn_up.weight" for i in layers] for layers in groups]
     same = [{round(found.sensitivities[name].value, 9) for name in group} for group in names]
     assert [len(values) for values in same] == [1, 1, 1, 1] and len(set.union(*same)) == 4
-    alone = Calibration.load(measured).matrices
+    alone = calibrate(EXAMPLE, TEXT, measured, **CUT).klds
     for role in ("ffn_up", "ffn_down"):
         for layers in groups:
             members = [f"blk.{i}.{role}.weight" for i in layers]
             together = sum(found.klds[name].value for name in members)
-            assert together == pytest.approx(sum(alone[n].kld(32, 2).value for n in members), rel=0.15)
+            assert together == pytest.approx(sum(alone[n].value for n in members), rel=0.15)
     # what is written to the stream counts by its size
     matrices = Calibration.load(path).matrices
     with q4hifi.open(EXAMPLE) as file:
@@ -226,16 +232,17 @@ def test_importance_weighs_the_error(tmp_path: Path) -> None:
 
 def test_a_file_gives_back_what_was_noted(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    noted = Calibration(Setting(model="m", text="t", importance=None, n_ctx=2, group=1))
-    noted.add("a", "Q4_0", 0.5, 1.0, 2.0)
-    noted.add("a", "Q4_0", 0.5, 3.0, 10.0)
+    noted = Calibration(Setting(model="m", text="t", importance=None, n_ctx=4, group=1))
+    noted.add("a", "Q4_0", 0.5, 2.0, 1.0)
+    noted.add("a", "Q4_0", 0.5, 6.0, 1.0)
     noted.add("zeros", "Q4_0", 0.0, 0.0, 0.0)
     noted.save(path, ["a", "zeros"])
     found = Calibration.load(path)
     assert found == noted
-    assert found.sensitivities(["a"])["a"] == Estimate(4.0, pytest.approx(2 * (2 / 3) ** 0.5))
+    # the root's standard error over 2 chunks of 2 tokens is sqrt((4 - 1) / 3)
+    assert found.sensitivities(["a"])["a"] == Estimate(8.0, pytest.approx(16.0))
     assert found.sensitivities(["a", "zeros"]) == {
-        "a": Estimate(2.0, pytest.approx(2.0)),  # of the one chunk that both have met
+        "a": Estimate(4.0, pytest.approx(8.0)),  # of the one chunk that both have met
         "zeros": Estimate(0.0, 0.0),
     }
 
@@ -292,7 +299,6 @@ def test_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
     arguments = ("calibrate", EXAMPLE, "-f", "text.txt", "-c", 32, "--chunks", 1, "--group", 6)
-    assert "name a file with -o" in run(*arguments).err
     outcome = run(*arguments, "-o", "found.json")
     assert (outcome.status, outcome.err) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in outcome.out.splitlines() if line}
@@ -303,3 +309,26 @@ def test_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     values = [found["matrices"][f"blk.{i}.ffn_down.weight"]["sensitivity"]["value"] for i in range(8)]
     assert (min(values), max(values)) == (pytest.approx(least, abs=1e-4), pytest.approx(most, abs=1e-4))
     assert (found["n_chunks"], found["file"]) == (1, "found.json")
+
+
+def test_quantizing_measures_once_and_uses_it(tmp_path: Path) -> None:
+    model, text = tmp_path / "model.gguf", tmp_path / "text.txt"
+    shutil.copy(EXAMPLE, model)
+    text.write_text(TEXT * 3)
+    seen: list[str] = []
+
+    def plan() -> q4hifi.Plan:
+        seen.clear()
+        return q4hifi.plan_file(
+            model, like="Q4_K_M", calibrate=text, progress=lambda done, total, what: seen.append(what)
+        )
+
+    first = plan()
+    kept = tmp_path / "model.gguf.sensitivity.json"
+    assert first.measured is not None and first.measured.sensitivities == str(kept)
+    assert any(what.startswith("chunk 4: ") for what in seen)
+    assert plan() == first
+    assert not any(what.startswith("chunk") for what in seen)
+    assert q4hifi.plan_file(model, like="Q4_K_M", sensitivities=kept) == first
+    with pytest.raises(BadOptionError, match="sensitivities and calibrate cannot go together"):
+        q4hifi.plan_file(model, calibrate=text, sensitivities=kept)

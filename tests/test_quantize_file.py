@@ -100,7 +100,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_tensor_is_what_ggml_writes(recipe: str, weighted: bool, imatrix: Path, tmp_path: Path) -> None:
     dst = tmp_path / "out.gguf"
-    options: dict[str, Any] = {"imatrix": imatrix} if weighted else {}
+    options: dict[str, Any] = {"refine": False, **({"imatrix": imatrix} if weighted else {})}
     if RECIPES[recipe].requires_imatrix:
         needed = UNKNOWN if weighted else ""
         with pytest.raises(BadOptionError, match=f"{recipe} needs an imatrix.* {needed}"):
@@ -132,7 +132,9 @@ def test_q4_hifi_tensors_are_what_the_array_function_gives(hifi: Made) -> None:
     assert names == sorted(covered)
     for name in names:
         importance = example_sums()[name][0] / np.float32(TOKENS)
-        made = q4hifi.quantize(example_weights()[name], "Q4_HIFI", importance=importance, outliers=8)
+        made = q4hifi.quantize(
+            example_weights()[name], "Q4_HIFI", importance=importance, outliers=8, refine=True
+        )
         parts = [stored[name + suffix] for suffix in ("", ".outlier_index", ".outlier_residual")]
         assert [part.data for part in parts] == [part.tobytes() for part in made.parts]
         assert [part.type_name for part in parts] == ["Q4_K", "I8", "F16"]
@@ -320,7 +322,11 @@ def expert_model(folder: Path) -> tuple[dict[str, Floats], dict[str, tuple[Float
 def test_every_expert_takes_its_own_importance(recipe: str, types: tuple[str, str], tmp_path: Path) -> None:
     tensors, sums = expert_model(tmp_path)
     report = q4hifi.quantize_file(
-        tmp_path / "moe.gguf", tmp_path / "out.gguf", recipe, imatrix=tmp_path / "moe-imatrix.gguf"
+        tmp_path / "moe.gguf",
+        tmp_path / "out.gguf",
+        recipe,
+        imatrix=tmp_path / "moe-imatrix.gguf",
+        refine=False,
     )
     assert report.inactive_experts == dict.fromkeys(EXPERTS, (2,))
     assert report.without_importance == ("token_embd.weight", "blk.1.attn_q.weight")

@@ -111,3 +111,13 @@ def test_the_command_refines(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["quantize", str(EXAMPLE), str(got), "Q4_K_S", "--refine"])
     assert result.exit_code == 0, result.output
     assert got.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("type", ["Q4_HIFI", "Q4_K_S"])
+def test_q4_hifi_is_refined_unless_told_otherwise_and_stock_mixes_are_not(type: str, tmp_path: Path) -> None:
+    data = {}
+    for refine in (None, False, True):
+        q4hifi.quantize_file(EXAMPLE, tmp_path / f"{refine}.gguf", type, refine=refine)
+        data[refine] = (tmp_path / f"{refine}.gguf").read_bytes()
+    assert data[True] != data[False]
+    assert data[None] == data[type == "Q4_HIFI"]

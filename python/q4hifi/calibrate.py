@@ -1,9 +1,10 @@
 """What an error in each matrix of a model costs, measured by running it: :func:`calibrate`.
 
 One matrix at a time is quantized, all others left as they are, and the KL divergence from the untouched
-model is taken over every token of a few chunks of text. For errors as small as those of 4 bits the
-divergence is proportional to the error, and those of several matrices add up: so divergence over error,
-the matrix' *sensitivity*, tells what any other type would cost there.
+model is taken over the second half of a few chunks of text, as for perplexity: a text's first tokens are
+where models put their massive activations, and errors there say nothing of the text. For errors as small
+as those of 4 bits the divergence is proportional to the error, and those of several matrices add up: so
+divergence over error, the matrix' *sensitivity*, tells what any other type would cost there.
 
 The untouched model's states before every layer are kept for the chunk at hand, so that a run begins at
 the layer of its matrix: that halves the work. Memory is bounded by one chunk. All matrices meet a chunk
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import Calibration, Setting
+from .calibration import Calibration, Setting, n_scored
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
@@ -43,9 +44,6 @@ from .types import TYPES, TensorType
 PROBES: tuple[TensorType, ...] = (TYPES["Q4_K"], TYPES["Q4_0"])
 """What a matrix is quantized to: the first whose blocks divide its rows."""
 
-SUFFIX = ".sensitivity.json"
-"""After the importance matrix' name: where a calibration is kept."""
-
 LONGEST_CHUNK = 512
 """Tokens that can be followed through the layers at a time."""
 
@@ -56,6 +54,11 @@ activations of a text's first token). Errors in other roles count by their size 
 
 SPREAD = (5**0.5 - 1) / 2
 """Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
+
+
+def calibration_file(model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None) -> str:
+    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model."""
+    return f"{os.fspath(model if imatrix is None else imatrix)}.sensitivity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def calibrate(
         The importance matrix that the model will be quantized with.
     n_ctx, n_chunks
         ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
-        of a sensitivity is about 1.5 / sqrt(n_ctx · n_chunks) of it.
+        of a sensitivity is about 2 / sqrt(n_ctx / 2 · n_chunks) of it.
     group
         Matrices of the same role in so many neighbouring layers are measured together, and their
         errors taken as equally harmful; the first and the last layer stay alone. Divides the time.
@@ -160,7 +163,7 @@ def calibrate(
         done = found.n_chunks(names)
         return Calibrated(
             found.sensitivities(names),
-            {name: found.matrices[name].kld(n_ctx, done) for name in names if done},
+            found.klds(names),
             done,
             n_ctx,
             None if file is None else os.fspath(file),
@@ -209,12 +212,13 @@ class _Run:
             errors.append(sums)
         first = self.model.first_layer(group[0])
         logits = model.logits(chunk) if first is None else model.resume(trace, first)
-        targets = np.zeros_like(chunk)  # which divergences do not depend on
-        kld: Doubles = divergence(logits, reference, targets, threads=self.threads).kld
+        scored = slice(len(chunk) - n_scored(len(chunk)), None)
+        targets = np.zeros_like(chunk[scored])  # which divergences do not depend on
+        kld: Doubles = divergence(logits[scored], reference[scored], targets, threads=self.threads).kld
         for name, sums, share in zip(group, errors, _shares(role_of(group[0]), errors), strict=True):
             part = kld * share
             probe = self._probe(name).name
-            self.found.add(name, probe, sums.relative, float(part.mean()), float((part * part).mean()))
+            self.found.add(name, probe, sums.relative, float(part.mean()), float(np.sqrt(part).mean()))
         if self.file is not None:
             self.found.save(self.file, self.names)
 

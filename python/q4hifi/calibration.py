@@ -4,14 +4,14 @@ JSON, one object::
 
     {"version": 1,
      "model": "...", "text": "...", "importance": "...", "n_ctx": 256, "group": 1,
-     "matrices": {"blk.0.attn_v.weight": {"probe": "Q4_K", "error": 0.0049, "divergences": [[m, s], ...]}},
+     "matrices": {"blk.0.attn_v.weight": {"probe": "Q4_K", "error": 0.0049, "divergences": [[m, r], ...]}},
      "sensitivities": {"blk.0.attn_v.weight": 0.0172}}
 
 ``model``, ``text`` and ``importance`` are fingerprints. ``error`` is the relative squared error of the
 matrix as ``probe``; with it and all else as it was, the divergence from the untouched model had the mean
-``m`` and the mean square ``s``, an entry for each chunk of ``n_ctx`` tokens. Of matrices that were measured
-together, ``group`` neighbouring layers, each has its part of it. ``sensitivities``, mean divergence over
-error, is there once every matrix has met a chunk.
+``m``, and its square root the mean ``r``, over the second half of each chunk of ``n_ctx`` tokens. Of
+matrices that were measured together, ``group`` neighbouring layers, each has its part of it.
+``sensitivities``, divergence over error, is there once every matrix has met a chunk.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite, sqrt
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .errors import BadFileError, BadOptionError
@@ -32,7 +33,12 @@ from .output_file import new_file
 VERSION = 1
 
 Divergences = tuple[tuple[float, float], ...]
-"""Mean and mean square of each chunk."""
+"""Mean, and mean of the square roots, of each chunk."""
+
+
+def n_scored(n_ctx: int) -> int:
+    """Return how many tokens of a chunk count, its last ones."""
+    return n_ctx - n_ctx // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +60,10 @@ class Measurement:
     error: float
     divergences: Divergences
 
-    def kld(self, n_ctx: int, n_chunks: int) -> Estimate:
-        """Mean divergence over the first chunks, of ``n_ctx`` tokens each."""
-        means, squares = zip(*self.divergences[:n_chunks], strict=True)
-        value, square = sum(means) / n_chunks, sum(squares) / n_chunks
-        return Estimate(value, sqrt(max(0.0, square - value * value) / max(1, n_ctx * n_chunks - 1)))
-
-    def sensitivity(self, n_ctx: int, n_chunks: int) -> Estimate:
-        """Divergence per unit of error; 0 for a matrix that the probe holds exactly."""
-        return self.kld(n_ctx, n_chunks).scaled(1 / self.error if self.error else 0.0)
+    def means(self, n_chunks: int) -> tuple[float, float]:
+        """Mean divergence over the first chunks, and the mean of its roots."""
+        means, roots = zip(*self.divergences[:n_chunks], strict=True)
+        return sum(means) / n_chunks, sum(roots) / n_chunks
 
 
 @dataclass(slots=True)
@@ -77,15 +78,39 @@ class Calibration:
         known = [self.matrices.get(name) for name in names]
         return min((len(m.divergences) if m else 0 for m in known), default=0)
 
-    def sensitivities(self, names: Sequence[str]) -> dict[str, Estimate]:
-        """Return the sensitivity of each matrix; empty before all have met a chunk."""
-        n = self.n_chunks(names)
-        return {name: self.matrices[name].sensitivity(self.setting.n_ctx, n) for name in names if n}
+    def klds(self, names: Sequence[str]) -> dict[str, Estimate]:
+        """Return the divergence of each matrix as its probe; empty before all have met a chunk.
 
-    def add(self, name: str, probe: str, error: float, mean: float, mean_square: float) -> None:
+        Divergences have a long tail: at one token in a hundred a matrix may do more than at all others,
+        and a mean over some hundred tokens is ruled by whether such a one was met. The mean of their
+        roots is not. Its square is brought to a mean's size by a factor common to all matrices, the
+        median of what it is for each.
+        """
+        n_chunks = self.n_chunks(names)
+        if not n_chunks:
+            return {}
+        means = {name: self.matrices[name].means(n_chunks) for name in names}
+        spread = median([mean / root**2 for mean, root in means.values() if root] or [1.0])
+        tokens = n_scored(self.setting.n_ctx) * n_chunks
+
+        def estimate(mean: float, root: float) -> Estimate:
+            error = sqrt(max(0.0, mean - root**2) / max(1, tokens - 1))
+            return Estimate(spread * root**2, 2 * spread * root * error)
+
+        return {name: estimate(*pair) for name, pair in means.items()}
+
+    def sensitivities(self, names: Sequence[str]) -> dict[str, Estimate]:
+        """Return divergence per unit of error of each matrix, 0 for one that the probe holds exactly."""
+        errors = {name: matrix.error for name, matrix in self.matrices.items()}
+        return {
+            name: kld.scaled(1 / errors[name] if errors[name] else 0.0)
+            for name, kld in self.klds(names).items()
+        }
+
+    def add(self, name: str, probe: str, error: float, mean: float, mean_root: float) -> None:
         """Note what a matrix did to the next chunk."""
         before = self.matrices[name].divergences if name in self.matrices else ()
-        self.matrices[name] = Measurement(probe, error, (*before, (mean, mean_square)))
+        self.matrices[name] = Measurement(probe, error, (*before, (mean, mean_root)))
 
     def save(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
         """Write the file, or let it take the place of the one before, of a model of these matrices."""
@@ -137,7 +162,7 @@ class Calibration:
 
 def _measurement(value: Mapping[str, Any]) -> Measurement:
     error = float(value["error"])
-    divergences = tuple((float(mean), float(square)) for mean, square in value["divergences"])
+    divergences = tuple((float(mean), float(root)) for mean, root in value["divergences"])
     if not all(isfinite(x) and x >= 0 for pair in ((error, 0.0), *divergences) for x in pair):
         raise ValueError("not a measurement")
     return Measurement(str(value["probe"]), error, divergences)

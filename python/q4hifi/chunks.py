@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadOptionError
+from .gguf_io import os_errors
+from .gguf_metadata import decode_text
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
 
@@ -30,6 +32,15 @@ PIECE_LOGITS = 1 << 25
 
 Progress = Callable[[int, int, str], None]
 """Called as work goes on with the tokens done, the tokens in all, and what is being done."""
+
+
+def read_text(file: str | os.PathLike[str]) -> str:
+    """Read a text as llama.cpp's tools do: without one line end at its end.
+
+    Raises :class:`BadOptionError` where that cannot be done.
+    """
+    with os_errors(Path(file), "be read", BadOptionError):
+        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))
 
 
 class TextTokenizer(Protocol):

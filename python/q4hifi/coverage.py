@@ -23,6 +23,10 @@ from .rewrite import Progress
 from .sensitivities import Energy, Sensitivities
 from .tensor_errors import output_energy, read_sample, relative_errors, row_energy, sampled_rows
 
+REFINED: Mapping[str, float] = {"Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
+"""What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
+(``benches/refine.py``), so that the plain encoder's need be measured only."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorErrors:
@@ -56,7 +60,6 @@ def measure_errors(
     *,
     stock: bool,
     layout: str,
-    refine: bool = False,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, TensorErrors]:
@@ -68,7 +71,7 @@ def measure_errors(
         formats = candidates(tensor.row_length, stock=stock, layout=layout)
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
-            errors = relative_errors(tensor, sample, formats, importance, refine=refine, threads=threads)
+            errors = relative_errors(tensor, sample, formats, importance, threads=threads)
             if role_of(tensor.name) == "token_embd":
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
@@ -80,8 +83,14 @@ def measure_errors(
     return found
 
 
-def make_menu(model: ModelFile, found: Mapping[str, TensorErrors], sensitivities: Sensitivities) -> Menu:
-    """Price the candidates in bytes and predicted divergence.
+def make_menu(
+    model: ModelFile,
+    found: Mapping[str, TensorErrors],
+    sensitivities: Sensitivities,
+    *,
+    refine: bool = False,
+) -> Menu:
+    """Price the candidates in bytes and predicted divergence; ``refine`` if they will be refined.
 
     Raises :class:`BadOptionError` where the sensitivities leave a tensor out, and
     :class:`NotFiniteError` where no candidate can hold a tensor's weights.
@@ -100,7 +109,7 @@ def make_menu(model: ModelFile, found: Mapping[str, TensorErrors], sensitivities
             Candidate(
                 Choice(form.type, form.outliers),
                 _padded_bytes(form, shape, model.gguf.alignment),
-                sensitivity * error,
+                sensitivity * error * (REFINED.get(form.type.name, 1.0) if refine else 1.0),
             )
             for form, error in zip(measured.formats, measured.errors, strict=True)
             if isfinite(error)

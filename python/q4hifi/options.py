@@ -59,7 +59,8 @@ class Options:
 
     ``target_size`` (bytes of the file), ``target_bpw`` (bits a weight) and ``like`` (a recipe, whose size
     counts) are budgets of measured coverage, ``stock`` keeps it to types that stock llama.cpp loads, and
-    ``sensitivities`` is a file that says what an error in each tensor costs.
+    ``sensitivities`` is a file that says what an error in each tensor costs, ``calibrate`` a text to
+    measure that on. ``refine`` None is where no other program's bytes are to be met: for Q4_HIFI.
     """
 
     type: str = "Q4_HIFI"
@@ -79,6 +80,8 @@ class Options:
     like: str | None = None
     stock: bool = False
     sensitivities: str | os.PathLike[str] | None = None
+    calibrate: str | os.PathLike[str] | None = None
+    refine: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and that they fit together."""
@@ -115,9 +118,10 @@ class Options:
             )
         if self.coverage == MEASURED and by_scale:
             raise BadOptionError(f"{', '.join(by_scale)}: not for coverage measured, which decides by errors")
-        targets = [name for name in measured if name in ("target_size", "target_bpw", "like")]
-        if len(targets) > 1:
-            raise BadOptionError(f"{' and '.join(targets)} cannot go together; choose one")
+        for rivals in (("target_size", "target_bpw", "like"), ("sensitivities", "calibrate")):
+            given = [name for name in measured if name in rivals]
+            if len(given) > 1:
+                raise BadOptionError(f"{' and '.join(given)} cannot go together; choose one")
         if self.target_size is not None and self.target_size <= 0:
             raise BadOptionError(f"target_size is {self.target_size}; give a number of bytes")
         if self.target_bpw is not None and not 0 < self.target_bpw < inf:
@@ -128,7 +132,7 @@ class Options:
     @property
     def _only_measured(self) -> list[str]:
         """The names of the options given that mean something to measured coverage only."""
-        names = ("target_size", "target_bpw", "like", "stock", "sensitivities")
+        names = ("target_size", "target_bpw", "like", "stock", "sensitivities", "calibrate")
         return [name for name in names if getattr(self, name) not in (None, False)]
 
     @property
@@ -143,6 +147,11 @@ class Options:
             return False
         default = MEASURED if self._only_measured else DEFAULT_COVERAGE[has_imatrix]
         return (self.coverage or default) == MEASURED
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether blocks are searched for beyond ggml's encoders."""
+        return self.recipe.default == Q4_HIFI if self.refine is None else self.refine
 
     @property
     def recipe(self) -> Recipe:

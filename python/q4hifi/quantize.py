@@ -10,7 +10,10 @@ from math import floor
 
 from gguf.constants import GGUFValueType
 
+from .calibrate import calibrate as measure_sensitivities
+from .calibrate import calibration_file
 from .choice import Choice, open_tensors
+from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
@@ -26,7 +29,7 @@ from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
 from .scale import overhead_for
-from .sensitivities import default_sensitivities, load_sensitivities
+from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
@@ -57,12 +60,13 @@ def quantize_file(
     like: str | None = None,
     stock: bool = False,
     sensitivities: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
     allow_requantize: bool = False,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     keep_split: bool = False,
     split_max_size: int | None = None,
-    refine: bool = False,
+    refine: bool | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -102,6 +106,9 @@ def quantize_file(
         Measured coverage takes only types that stock llama.cpp loads.
     sensitivities
         A file that says what an error in each tensor costs (:mod:`q4hifi.sensitivities`).
+    calibrate
+        A text file on which that is measured by running the model (:func:`q4hifi.calibrate`); what was
+        measured is kept beside the imatrix, and used the next time.
     allow_requantize
         Let tensors that are quantized already change their type, which loses quality.
     include_weights, exclude_weights
@@ -110,7 +117,8 @@ def quantize_file(
         Cut the output as the source is, or so that no file's data exceeds so many bytes.
     refine
         Search for blocks of Q4_K, Q5_K, Q6_K and Q4_HIFI with less error, weighted by importance, than
-        ggml's encoder leaves. The types and sizes stay; it takes several times as long.
+        ggml's encoder leaves. The types and sizes stay; encoding takes two to three times as long. None:
+        for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
         None is one a core.
     overwrite
@@ -141,12 +149,14 @@ def quantize_file(
         like=like,
         stock=stock,
         sensitivities=sensitivities,
+        calibrate=calibrate,
+        refine=refine,
     )
     output = Output(dst, overwrite, keep_split, split_max_size)
     started = time.monotonic()
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
-        planner = _Planner(model, options, importance, output, refine, thread_count(threads), progress)
+        planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
         plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
@@ -158,7 +168,7 @@ def quantize_file(
             planner.metadata(plan),
             output,
             importance=importance,
-            refine=refine,
+            refine=options.is_refined,
             threads=thread_count(threads),
             progress=progress,
         )
@@ -186,11 +196,12 @@ def plan_file(
     like: str | None = None,
     stock: bool = False,
     sensitivities: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     keep_split: bool = False,
     split_max_size: int | None = None,
-    refine: bool = False,
+    refine: bool | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -217,11 +228,13 @@ def plan_file(
         like=like,
         stock=stock,
         sensitivities=sensitivities,
+        calibrate=calibrate,
+        refine=refine,
     )
     with ModelFile.open(src) as model:
         importance = _importance(imatrix, include_weights, exclude_weights)
         output = Output("", keep_split=keep_split, split_max_size=split_max_size)
-        planner = _Planner(model, options, importance, output, refine, thread_count(threads), progress)
+        planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
         return planner.plan()
 
 
@@ -242,9 +255,9 @@ class _Planner:
 
     model: ModelFile
     options: Options
+    imatrix: str | os.PathLike[str] | None
     importance: Importance | None
     output: Output
-    refine: bool
     threads: int
     progress: Progress | None
 
@@ -262,7 +275,7 @@ class _Planner:
         model, options = self.model, self.options
         shape = ModelShape.from_metadata(model.metadata)
         names = list(open_tensors(model.tensors.values(), shape, options))
-        given = None if options.sensitivities is None else load_sensitivities(options.sensitivities)
+        given = self._given_sensitivities()
         budget, size_of = self._budget()
         errors = measure_errors(
             model,
@@ -270,19 +283,30 @@ class _Planner:
             self.importance,
             stock=options.stock,
             layout=options.layout,
-            refine=self.refine,
             threads=self.threads,
             progress=self.progress,
         )
         sensitivities = given or default_sensitivities({name: e.energy for name, e in errors.items()})
         return measured_plan(
-            make_menu(model, errors, sensitivities),
+            make_menu(model, errors, sensitivities, refine=options.is_refined),
             budget,
             lambda chosen: self._sized(options, chosen),
             size_of,
             sensitivities=sensitivities.source,
             stock=options.stock,
         )
+
+    def _given_sensitivities(self) -> Sensitivities | None:
+        """Those that the user names or has measured; None leaves them to be told from the weights."""
+        file = self.options.sensitivities
+        if self.options.calibrate is not None:
+            source = self.model.paths[0]
+            file = calibration_file(source, self.imatrix)
+            text = read_text(self.options.calibrate)
+            measure_sensitivities(
+                source, text, file, imatrix=self.imatrix, threads=self.threads or None, progress=self.progress
+            )
+        return None if file is None else load_sensitivities(file)
 
     def _budget(self) -> tuple[int, Callable[[Plan], int]]:
         """The most bytes that a measured plan may have, and what counts of them."""

@@ -85,19 +85,18 @@ def relative_errors(
     formats: Sequence[Format],
     importance: Importance | None,
     *,
-    refine: bool = False,
     threads: int = 0,
 ) -> list[float]:
     """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
 
-    The encoder and the importances w are those that a quantization of the tensor uses. Infinite for a
-    format that cannot hold weights so large.
+    The importances w are those that a quantization of the tensor uses, the encoder is the plain one.
+    Infinite for a format that cannot hold weights so large.
     """
     weights = _weights(tensor, importance)
 
     def error(form: Format) -> float:
         try:
-            return _sums(tensor, samples, form, weights, threads, refine).relative
+            return _sums(tensor, samples, form, weights, threads).relative
         except NotFiniteError:  # the rows were checked, so it is what became of them
             return inf
 
@@ -149,13 +148,10 @@ def _sums(
     form: Format,
     weights: npt.NDArray[np.float32] | None,
     threads: int,
-    refine: bool = False,
 ) -> ErrorSums:
     sums = ErrorSums()
     for sample in samples:
         columns = None if weights is None else weights[sample.matrix % len(weights)]
-        _, part = encode(
-            sample.parts, tensor.format, form, tensor.row_length, columns, refine=refine, threads=threads
-        )
+        _, part = encode(sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads)
         sums += part
     return sums

@@ -26,9 +26,9 @@ pub(super) struct Starts {
     pub moves: usize,
 }
 
-const STARTS: Starts = Starts { count: 16, first: -2.5, step: 0.25, moves: 3 };
+const STARTS: Starts = Starts { count: 16, first: -2.5, step: 0.25, moves: 2 };
 /// Scales of the scales tried for a block.
-const TRIES: usize = 4;
+const TRIES: usize = 2;
 /// How often the best is fitted anew.
 const ROUNDS: usize = 2;
 

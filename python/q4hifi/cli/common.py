@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ..errors import BadOptionError
-from ..gguf_io import os_errors
-from ..gguf_metadata import decode_text
 from ..report import human_time, printable
 from ..rows import MAX_THREADS
 
@@ -65,9 +61,3 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """Print JSON to standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=True))
-
-
-def read_text(file: str) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end."""
-    with os_errors(Path(file), "be read", BadOptionError):
-        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))

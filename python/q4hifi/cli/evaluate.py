@@ -14,9 +14,9 @@ import click
 
 from ..bench import Speed
 from ..bench import bench as measure_speed
-from ..calibrate import LONGEST_CHUNK, SUFFIX
+from ..calibrate import LONGEST_CHUNK, calibration_file
 from ..calibrate import calibrate as measure_sensitivities
-from ..chunks import MIN_CONTEXT
+from ..chunks import MIN_CONTEXT, read_text
 from ..collect import collect_importance
 from ..compare import compare as compare_models
 from ..errors import BadOptionError
@@ -40,7 +40,7 @@ from ..perplexity import Perplexity
 from ..perplexity import perplexity as measure_perplexity
 from ..plot import check_plot, plot_comparison
 from ..report import printable
-from .common import console, json_option, print_json, progress_bar, read_text, threads_option
+from .common import console, json_option, print_json, progress_bar, threads_option
 from .group import main
 
 Found = TypeVar("Found")
@@ -318,7 +318,12 @@ def imatrix(
 @click.argument("model")
 @file_option
 @click.option("--imatrix", metavar="I", help="The importance matrix that MODEL is to be quantized with.")
-@click.option("-o", "--output", metavar="OUT", help=f"Where the result is kept. [default: I{SUFFIX}]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help=f"Where the result is kept. [default: {calibration_file('MODEL', 'I')}]",
+)
 @click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), default=256, show_default=True,
     help="Tokens of a chunk.",
@@ -351,10 +356,7 @@ def calibrate(
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
     text = read_text(_named(file))
-    if output is None:
-        if imatrix is None:
-            raise BadOptionError("nowhere to keep the result; name a file with -o")
-        output = imatrix + SUFFIX
+    output = output or calibration_file(model, imatrix)
     with progress_bar() as progress:
         found = measure_sensitivities(
             model,

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import click
 from rich.console import Console
 
+from ..chunks import read_text
 from ..errors import BadOptionError
 from ..generation import Chat, Effort, Writer
 from ..model import Model, Sampler
-from .common import read_text, threads_option
+from .common import threads_option
 from .group import INTERRUPTED, main
 
 

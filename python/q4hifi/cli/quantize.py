@@ -63,7 +63,9 @@ def _quantize_options(command: Command) -> Command:
         click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
         click.option("--pure", is_flag=True, help="Give every matrix the recipe's main type."),
         click.option(
-            "--refine", is_flag=True, help="Search for blocks of Q4_K, Q5_K, Q6_K, Q4_HIFI with less error."
+            "--refine/--no-refine",
+            default=None,
+            help="Search for blocks with less error than llama-quantize's. [default: for Q4_HIFI]",
         ),
         click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
@@ -81,6 +83,9 @@ def _quantize_options(command: Command) -> Command:
         click.option("--stock", is_flag=True, help="Measured: only types that stock llama.cpp loads."),
         click.option(
             "--sensitivities", metavar="FILE", help="Measured: what an error in each tensor costs, in JSON."
+        ),
+        click.option(
+            "--calibrate", metavar="TEXT", help="Measured: find that out on this text; kept and used again."
         ),
         click.option(
             "--write-tensor-types",
