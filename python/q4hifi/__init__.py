@@ -2,9 +2,9 @@
 
 Files
     :func:`quantize_file` writes a quantized model and reports on it, :func:`plan_file` says
-    beforehand what that would give, :func:`export_file` and :func:`dequantize_file` bring a
-    quantized model into other forms, :func:`verify_file` checks one, :func:`open` reads tensors by
-    name.
+    beforehand what that would give (:func:`plan_shapes` knowing shapes alone), :func:`export_file`
+    and :func:`dequantize_file` bring a quantized model into other forms, :func:`verify_file` checks
+    one, :func:`open` reads tensors by name.
 Arrays
     :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
     the first returns.
@@ -41,6 +41,7 @@ from .plan import Plan, PlannedTensor
 from .quantize import plan_file, quantize_file
 from .report import QuantizeReport
 from .rows import CpuFeatures, cpu_features
+from .shapes import plan_shapes
 from .tensor import QuantizedTensor, dequantize, quantize
 from .types import TensorType
 from .verify import Finding, verify_file
@@ -92,6 +93,7 @@ __all__ = [
     "open",
     "perplexity",
     "plan_file",
+    "plan_shapes",
     "quantize",
     "quantize_file",
     "verify_file",

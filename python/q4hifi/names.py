@@ -33,7 +33,10 @@ Expert tensors (``ffn_down_exps``, ``ffn_down.3``, ``ffn_down_shexp``) have the 
 ATTN_V_LIKE = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
 """Roles that hold the value projection, alone or fused with others; the mixes treat them alike."""
 
-MASSIVE = frozenset({"token_embd", "output", "lm_head"})
+OUTPUT_LIKE = frozenset({"output", "lm_head"})
+"""Roles of the matrix that makes logits; a model without one has token_embd do it."""
+
+MASSIVE = OUTPUT_LIKE | {"token_embd"}
 """Roles as large as the vocabulary; Q4_HIFI gives them twice the outliers."""
 
 KEPT: tuple[str, ...] = (

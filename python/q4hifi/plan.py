@@ -14,7 +14,7 @@ from .choice import Choice, SourceTensor, choose_types
 from .errors import UnsupportedModelError
 from .layout import FILE_TYPE, FORK, SPLIT, Format, StoredTensor
 from .model_shape import ModelShape
-from .names import ATTN_V_LIKE, layer_of, processing_order, role_of
+from .names import ATTN_V_LIKE, OUTPUT_LIKE, layer_of, processing_order, role_of
 from .options import Options
 from .recipes import RECIPES
 from .scale import Scale
@@ -153,6 +153,15 @@ class Plan:
         return 8 * self.tensor_bytes / max(1, self.n_params)
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that are read for every token of a dense model: what bounds its decoding speed.
+
+        All matrices but the embeddings, of which a token needs one row, unless they serve as output too.
+        """
+        tied = not any(t.role in OUTPUT_LIKE for t in self.tensors)
+        return sum(t.nbytes for t in self.tensors if tied or t.role != "token_embd")
+
+    @property
     def by_type(self) -> dict[str, TypeTotal]:
         """Type name -> totals, the type with the most bytes first."""
         totals: dict[str, TypeTotal] = {}
@@ -188,6 +197,7 @@ class Plan:
             "tensor_bytes": self.tensor_bytes,
             "file_bytes": self.file_bytes,
             "bits_per_weight": self.bits_per_weight,
+            "token_bytes": self.token_bytes,
             "fallbacks": len(self.fallbacks),
             "measured": self.measured and asdict(self.measured),
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},

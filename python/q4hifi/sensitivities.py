@@ -26,7 +26,7 @@ from pathlib import Path
 
 from .errors import BadFileError
 from .gguf_io import os_errors
-from .names import MASSIVE, layer_of, role_of
+from .names import MASSIVE, OUTPUT_LIKE, layer_of, role_of
 
 STREAM = 0.3
 """Nats per relative squared noise in the residual stream, so that of token_embd, too."""
@@ -85,7 +85,7 @@ def default_sensitivities(energies: Mapping[str, Energy | None]) -> Sensitivitie
     or None where its importance is not known; for token_embd the mean squared length of its rows.
     """
     stream = _stream(energies)
-    tied = not any(role_of(name) in ("output", "lm_head") for name in energies)
+    tied = not any(role_of(name) in OUTPUT_LIKE for name in energies)
 
     def value(name: str) -> float:
         role = role_of(name)

@@ -17,11 +17,13 @@ from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
 from ..gguf_split import parse_size
 from ..gguf_write import check_destination
 from ..layout import LAYOUTS, SPLIT
-from ..options import COVERAGES, parse_tensor_type, read_tensor_type_file
+from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
 from ..plan import Plan
 from ..quantize import plan_file, quantize_file
 from ..recipes import RECIPES, find_recipe
 from ..report import QuantizeReport, human_bytes, notes, paragraphs, role_table, tensor_table, type_table
+from ..shapes import SUFFIX as SHAPES
+from ..shapes import plan_shapes
 from ..tensor_types import write_tensor_types
 from .common import (
     console,
@@ -179,11 +181,14 @@ def plan(
 ) -> None:
     """Say what 'quantize' would make of SRC, sizes to the byte.
 
-    Reads no weights, but some for measured coverage.
+    Reads no weights, but some for measured coverage. SRC may also be a JSON file of a model's shapes.
     """
     choices, types_file = _choices(choices, overwrite)
-    with progress_bar() as progress:
-        found = plan_file(src, type, threads=threads, progress=progress, **choices)
+    if src.endswith(SHAPES):
+        found = plan_shapes(src, type, **_of_shapes(choices))
+    else:
+        with progress_bar() as progress:
+            found = plan_file(src, type, threads=threads, progress=progress, **choices)
     _print_plan(found, as_json, tensors)
     _write_types(found, types_file, overwrite)
 
@@ -282,6 +287,17 @@ def _choices(options: Mapping[str, Any], overwrite: bool) -> tuple[dict[str, Any
     return choices, types_file
 
 
+def _of_shapes(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices that a plan of shapes alone can follow."""
+    known = {name: choices[name] for name in choices if name in Options.__dataclass_fields__}
+    unknown = [name for name, value in choices.items() if name not in known and value]
+    if unknown:
+        raise BadOptionError(
+            f"{', '.join(unknown)}: for a model file; shapes alone have no weights and no header"
+        )
+    return known
+
+
 def _write_types(plan: Plan, file: str | None, overwrite: bool) -> None:
     if file is not None:
         write_tensor_types(plan, file, overwrite=overwrite)
@@ -298,7 +314,11 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
         print_json(plan.as_dict())
         return
-    size = f"{human_bytes(plan.file_bytes or 0)} in all, {plan.bits_per_weight:.3f} bits a weight"
+    whole = plan.tensor_bytes if plan.file_bytes is None else plan.file_bytes
+    size = (
+        f"{human_bytes(whole)} {'of tensors' if plan.file_bytes is None else 'in all'},"
+        f" {plan.bits_per_weight:.3f} bits a weight; a token reads {human_bytes(plan.token_bytes)} of weights"
+    )
     tables = [[tensor_table(plan)]] if tensors else []
     roles = [role_table(plan)] if plan.measured else []
     console().print(paragraphs(*tables, [type_table(plan)], roles, notes(plan), [size]))
