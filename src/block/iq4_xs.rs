@@ -43,8 +43,11 @@ impl BlockIQ4XS {
     /// numbers are found.
     #[inline(always)]
     pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> (Self, [f32; SUB_BLOCKS]) {
+        // NaN, from squares that overflow, is stored as 0 would be; said here, because memcheck's
+        // maximum, which the search below may become, does not tell the two arguments apart
+        let fitted = fitted.map(|scale| if scale.is_nan() { 0.0 } else { scale });
         let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for &scale in fitted {
+        for scale in fitted {
             if scale.abs() > magnitude {
                 magnitude = scale.abs();
                 extreme = scale;
@@ -54,7 +57,7 @@ impl BlockIQ4XS {
         let id = inverse(d);
         let (mut low, mut high) = (0u32, 0u16);
         let mut inverses = [0f32; SUB_BLOCKS];
-        for (j, (&scale, inverse_scale)) in fitted.iter().zip(&mut inverses).enumerate() {
+        for (j, (scale, inverse_scale)) in fitted.into_iter().zip(&mut inverses).enumerate() {
             let number = nearest_int(id * scale).clamp(-32, 31);
             *inverse_scale = inverse(d * number as f32);
             let stored = (number + 32) as u32;
