@@ -159,12 +159,20 @@ def test_what_is_not_finite_shows(xp: Any, value: float) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ["75", "80", "90"])
 def test_every_kernel_compiles_without_warnings(arch: str) -> None:
-    ptx, names = nvrtc.compile_ptx(kernels.source(), arch, kernels.every_kernel())
-    assert f".target {arch}" in ptx
+    code, names = nvrtc.compile(kernels.source(), f"compute_{arch}", kernels.every_kernel())
+    ptx = code.decode()
+    assert f".target sm_{arch}" in ptx
     assert all(f".entry {name}(" in ptx for name in names.values())
     assert ptx.count(".entry ") == len(names)
+
+
+@compiled
+def test_every_kernel_becomes_machine_code() -> None:
+    """It has the registers and the shared memory that the kernels ask for."""
+    code, names = nvrtc.compile(kernels.source(), "sm_90", kernels.every_kernel())
+    assert all(name.encode() in code for name in names.values())
 
 
 # --- from Python -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""NVRTC from its PyPI wheel, by ctypes: CUDA C++ to PTX, with no GPU, driver or toolkit."""
+"""NVRTC from its PyPI wheel, by ctypes: CUDA C++ to PTX or machine code, with no GPU, driver or toolkit."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ class CompileError(Exception):
     """The source does not compile, or not without warnings; the message is NVRTC's log."""
 
 
-def compile_ptx(source: str, arch: str, kernels: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """PTX for an architecture such as "sm_90", and the kernels' names in it."""
+def compile(source: str, arch: str, kernels: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+    """PTX for "compute_90" or machine code for "sm_90", and the kernels' names in it."""
     lib = library()
     assert lib is not None
 
     def call(name: str, *arguments: object) -> None:
         status = getattr(lib, name)(*arguments)
-        log = text("ProgramLog") if status or name == "nvrtcCompileProgram" else ""
+        log = output("ProgramLog").rstrip(b"\0") if status or name == "nvrtcCompileProgram" else b""
         if status or log:
-            raise CompileError(f"{name}: status {status}\n{log}")
+            raise CompileError(f"{name}: status {status}\n{log.decode()}")
 
-    def text(what: str) -> str:
+    def output(what: str) -> bytes:
         size = c_size_t()
         getattr(lib, f"nvrtcGet{what}Size")(program, byref(size))
         buffer = ctypes.create_string_buffer(size.value)
         getattr(lib, f"nvrtcGet{what}")(program, buffer)
-        return buffer.value.decode()
+        return buffer.raw
 
     program = c_void_p()
     call("nvrtcCreateProgram", byref(program), source.encode(), b"kernels.cu", 0, None, None)
     try:
         for kernel in kernels:
             call("nvrtcAddNameExpression", program, kernel.encode())
-        options = [f"--gpu-architecture={arch.replace('sm', 'compute')}", "-std=c++17"]
+        options = [f"--gpu-architecture={arch}", "-std=c++17"]
         array = (c_char_p * len(options))(*(option.encode() for option in options))
         call("nvrtcCompileProgram", program, c_int(len(options)), array)
         names = {}
@@ -61,6 +61,6 @@ def compile_ptx(source: str, arch: str, kernels: Sequence[str]) -> tuple[str, di
             call("nvrtcGetLoweredName", program, kernel.encode(), byref(lowered))
             assert lowered.value is not None
             names[kernel] = lowered.value.decode()
-        return text("PTX"), names
+        return output("CUBIN" if arch.startswith("sm") else "PTX"), names
     finally:
         lib.nvrtcDestroyProgram(byref(program))
