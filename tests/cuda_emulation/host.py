@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from q4hifi.cuda import kernels
 from q4hifi.cuda.kernels import Launch
 
-COMPILER = shutil.which("g++") or shutil.which("clang++")
-"""None where there is no C++ compiler."""
+COMPILER = shutil.which("g++")
+"""None where it is not installed."""
 
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]

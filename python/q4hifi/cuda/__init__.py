@@ -6,7 +6,7 @@
     product = weights.matmul(cupy.ones((3, weights.shape[1]), cupy.float16))  # float32 [3, n_out]
 
 The kernels are CUDA C++ (``kernels.cu``), compiled for the card when they are first used, so only a driver
-and CuPy are needed: ``pip install 'q4hifi[cuda12]'`` or ``'q4hifi[cuda13]'``. This module can be imported
+and CuPy are needed, which q4hifi's extras ``cuda12`` and ``cuda13`` install. This module can be imported
 without either; :func:`upload` then raises :class:`~q4hifi.UnavailableError` and says what is missing.
 """
 

@@ -156,8 +156,12 @@ struct Q6_K {
     };
 
     __device__ static const u8 *low(const Tensor &t, u64 block) { return t.data + block * 128; }
-    __device__ static const u8 *high(const Tensor &t, u64 block) { return t.data + t.blocks * 128 + block * 64; }
-    __device__ static const u8 *scales(const Tensor &t, u64 block) { return t.data + t.blocks * 192 + block * 16; }
+    __device__ static const u8 *high(const Tensor &t, u64 block) {
+        return t.data + t.blocks * 128 + block * 64;
+    }
+    __device__ static const u8 *scales(const Tensor &t, u64 block) {
+        return t.data + t.blocks * 192 + block * 16;
+    }
     __device__ static u16 d(const Tensor &t, u64 block) {
         return __ldg(reinterpret_cast<const u16 *>(t.data + t.blocks * 208) + block);
     }

@@ -17,14 +17,15 @@ CUDA_DEVICES = (2, 13)
 """DLPack's device types for a GPU's memory and for managed memory."""
 
 
+@cache
 def cupy() -> Any:
     """Return the module. Raises :class:`UnavailableError` where it or a GPU is missing, and says what."""
     try:
         import cupy
     except ImportError as cause:
         raise UnavailableError(
-            "q4hifi.cuda needs CuPy: pip install 'q4hifi[cuda12]' or 'q4hifi[cuda13]', by the CUDA version"
-            f" that nvidia-smi prints ({cause})"
+            "q4hifi.cuda needs CuPy: pip install cupy-cuda12x, or cupy-cuda13x, by the CUDA version that"
+            f" nvidia-smi prints ({cause})"
         ) from cause
     try:
         devices = cupy.cuda.runtime.getDeviceCount()

@@ -27,7 +27,10 @@ BLOCK, WEIGHTS, Q8, SHARES = 256, 8, 32, 8
 """Weights in a block, weights that a thread writes, activations in a block of Q8_1, lanes a block."""
 
 ENOUGH_WARPS = 8448
-"""Twice what the 132 SMs of an H100 hold at 32 warps each; more would only have less to do each."""
+"""Twice what the 132 SMs of an H100 hold at 32 warps each."""
+
+ENOUGH_TURNS = 3
+"""Turns of the loop that make up for a warp's beginning and end."""
 
 FLOATS = {"float32": "float", "float16": "Half"}
 """Names of the arrays' dtypes -> the kernels' types."""
@@ -67,14 +70,18 @@ def quantize_q8_1(activations: int, dtype: str) -> Launch:
 def matvec(form: Format, rows: int, row_length: int, columns: int) -> Launch:
     """Launch that multiplies rows by 1 to 8 columns.
 
-    A block has four warps. As many of them share a row (1, 2 or 4) as it takes to have warps for the
-    whole GPU, but no more than the row has work for.
+    A block has four warps, of which 1, 2 or 4 share a row. The more do, the more evenly the end of the
+    work is spread over the GPU; so they are as many as have enough turns each, or any, where there are not
+    enough warps for the whole GPU.
     """
     warps, warp_rows = constant("MATVEC_WARPS"), constant("MATVEC_ROWS")
     groups = -(-rows // warp_rows)
     steps = row_length // BLOCK * SHARES / 32
     sharing = 1
-    while sharing < warps and sharing * groups < ENOUGH_WARPS and 2 * sharing <= steps:
+    while sharing < warps:
+        turns = 1 if sharing * groups < ENOUGH_WARPS else ENOUGH_TURNS
+        if steps < 2 * sharing * turns:
+            break
         sharing *= 2
     side_by_side = warps // sharing
     kernel = f"matvec<{device_type(form)}, {columns}>"

@@ -61,7 +61,9 @@ struct Q4_HIFI_FORK : WithMin<4, 244, 4> {
 
     __device__ static const u8 *bytes(const Tensor &t, u64 block) { return t.data + block * 244; }
 
-    __device__ static int count(const Tensor &t, u64 block) { return min(int(__ldg(bytes(t, block) + COUNT)), 32); }
+    __device__ static int count(const Tensor &t, u64 block) {
+        return min(int(__ldg(bytes(t, block) + COUNT)), 32);
+    }
 
     __device__ static int outlier_place(const Tensor &t, u64 block, int k) {
         return __ldg(bytes(t, block) + INDEX + k);

@@ -1,7 +1,7 @@
 // Words and halves: what every other file here is made of.
 //
-// No header of CUDA's is included, so NVRTC needs nothing but this folder. The conversions of f16 are
-// PTX; a host compiler gets them, and everything else that CUDA has built in, from tests/cuda_emulation/emulation.hpp.
+// No header of CUDA's is included, so NVRTC needs nothing but this folder. The conversions of f16 are PTX; a
+// host compiler gets them, and all else that CUDA has built in, from tests/cuda_emulation/emulation.hpp.
 #pragma once
 
 using u8 = unsigned char;
