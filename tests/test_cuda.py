@@ -296,6 +296,12 @@ def test_what_else_is_refused(xp: Any) -> None:
         elsewhere.matmul(x)
 
 
+def test_a_gpu_that_is_too_old_is_refused(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xp.cuda.Device, "compute_capability", "70")
+    with pytest.raises(UnavailableError, match=r"7\.5 or later, .* has 7\.0"):
+        q4hifi.cuda.upload(quantized("Q4_K", (6, 512)))
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = quantized("Q4_K", (6, 512))
     forget_cupy()

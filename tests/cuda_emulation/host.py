@@ -63,11 +63,11 @@ backwards = False
 """Whether threads and blocks run in the opposite order."""
 
 
-def launch(launch: Launch, arguments: Sequence[ctypes._SimpleCData]) -> None:
+def launch(plan: Launch, arguments: Sequence[ctypes._SimpleCData]) -> None:
     """Run a kernel. Raises RuntimeError where its threads wait for each other."""
     addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
     message = library().launch(
-        launch.kernel.encode(), launch.grid, (ctypes.c_uint * 3)(*launch.block), addresses, backwards
+        plan.kernel.encode(), plan.grid, (ctypes.c_uint * 3)(*plan.block), addresses, backwards
     )
     if message is not None:
         raise RuntimeError(message.decode())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,13 +89,20 @@ class _CUDARuntimeError(RuntimeError):
     pass
 
 
-@contextmanager
-def _device(number: int) -> Iterator[None]:
-    assert number == 0
-    yield
+class _Device:
+    compute_capability = "90"
+
+    def __init__(self, number: int = 0) -> None:
+        assert number == 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 cuda = SimpleNamespace(
-    Device=_device,
+    Device=_Device,
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=_CUDARuntimeError),
 )

@@ -13,6 +13,9 @@ from .kernels import Launch
 Array = Any
 """A CuPy array. CuPy is optional, so its types cannot be named."""
 
+MIN_CAPABILITY = 75
+"""The first with the tensor cores' instruction; dp4a is older."""
+
 CUDA_DEVICES = (2, 13)
 """DLPack's device types for a GPU's memory and for managed memory."""
 
@@ -36,10 +39,20 @@ def cupy() -> Any:
     return cupy
 
 
-def launch(launch: Launch, *arguments: object) -> None:
+def check_capability() -> None:
+    """Raise :class:`UnavailableError` where the current GPU is older than the kernels' instructions."""
+    found = int(cupy().cuda.Device().compute_capability)
+    if found < MIN_CAPABILITY:
+        raise UnavailableError(
+            f"q4hifi.cuda needs a GPU of compute capability {MIN_CAPABILITY / 10} or later, Turing or newer;"
+            f" the current one has {found / 10}"
+        )
+
+
+def launch(plan: Launch, *arguments: object) -> None:
     """Put a kernel onto CuPy's current stream. Numbers are numpy scalars of the kernel's types."""
-    if launch.grid:
-        _function(launch.kernel)((launch.grid,), launch.block, arguments)
+    if plan.grid:
+        _function(plan.kernel)((plan.grid,), plan.block, arguments)
 
 
 @cache

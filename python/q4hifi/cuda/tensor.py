@@ -14,7 +14,7 @@ from ..errors import BadOptionError
 from ..layout import Format
 from ..tensor import QuantizedTensor
 from . import kernels
-from .device import Array, borrow, cupy, hand_back, launch
+from .device import Array, borrow, check_capability, cupy, hand_back, launch
 
 NO_POINTER = np.uint64(0)
 
@@ -143,13 +143,15 @@ class CudaTensor:
 def upload(tensor: QuantizedTensor) -> CudaTensor:
     """Copy a quantized tensor to CuPy's current GPU: Q4_K, Q5_K, Q6_K, Q8_0 or Q4_HIFI.
 
-    Raises :class:`BadOptionError` for other types and :class:`UnavailableError` without CuPy or a GPU.
+    Raises :class:`BadOptionError` for other types and :class:`UnavailableError` without CuPy or a GPU (of compute
+    capability 7.5 or later).
     """
     if tensor.type.name not in kernels.PLAIN:
         raise BadOptionError(
             f"{tensor.type} has no kernels for CUDA; those that do are {', '.join(kernels.PLAIN)}"
         )
     xp = cupy()
+    check_capability()
     parts = [xp.asarray(part) for part in device_parts(tensor)]
     device = int(parts[0].device.id)
     return CudaTensor(tensor.shape, tensor.format, device, *parts)
