@@ -347,7 +347,7 @@ def test_warps_share_rows_where_these_are_few_or_long(rows: int, row_length: int
 
 
 def test_every_launch_names_a_kernel() -> None:
-    forms = [Format(TYPES[name]) for name in kernels.PLAIN if name != "Q4_HIFI"]
+    forms = [Format(TYPES[name]) for name in kernels.TYPES if name != "Q4_HIFI"]
     forms += [Format(Q4_HIFI, n) for n in range(33)] + [Format(Q4_HIFI, 8, FORK)]
     launches = [kernels.dequantize(form, 256, dtype) for form in forms for dtype in kernels.FLOATS]
     launches += [kernels.quantize_q8_1(256, dtype) for dtype in kernels.FLOATS]

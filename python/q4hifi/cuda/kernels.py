@@ -14,8 +14,8 @@ from ..types import MAX_OUTLIERS
 FOLDER = Path(__file__).parent
 MAIN = "kernels.cu"
 
-PLAIN = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_HIFI")
-"""Names of the tensor types that can be uploaded."""
+TYPES = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_HIFI")
+"""Names of the tensor types that have kernels."""
 
 DOT = ("Q4_K", "Q5_K", "Q6_K", "Q4_HIFI")
 """Those that are multiplied as they are; the others are dequantized for it."""

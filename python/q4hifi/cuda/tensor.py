@@ -143,12 +143,12 @@ class CudaTensor:
 def upload(tensor: QuantizedTensor) -> CudaTensor:
     """Copy a quantized tensor to CuPy's current GPU: Q4_K, Q5_K, Q6_K, Q8_0 or Q4_HIFI.
 
-    Raises :class:`BadOptionError` for other types and :class:`UnavailableError` without CuPy or a GPU (of compute
-    capability 7.5 or later).
+    Raises :class:`BadOptionError` for other types and :class:`UnavailableError` without CuPy or a GPU of
+    compute capability 7.5.
     """
-    if tensor.type.name not in kernels.PLAIN:
+    if tensor.type.name not in kernels.TYPES:
         raise BadOptionError(
-            f"{tensor.type} has no kernels for CUDA; those that do are {', '.join(kernels.PLAIN)}"
+            f"{tensor.type} has no kernels for CUDA; those that do are {', '.join(kernels.TYPES)}"
         )
     xp = cupy()
     check_capability()
