@@ -98,7 +98,8 @@ class CudaTensor:
             raise BadOptionError(
                 f"a tensor of shape {self.shape} is no matrix; multiply its matrices one by one"
             )
-        view = borrow(x, self.device)
+        with cupy().cuda.Device(self.device):
+            view = borrow(x, self.device)
         if view.dtype.name not in kernels.FLOATS:
             raise BadOptionError(
                 f"activations of {view.dtype} cannot be multiplied; make them float16 or float32"
