@@ -16,7 +16,8 @@ Measuring
     :func:`bench` how fast, :func:`collect_importance` which of their inputs matter,
     :func:`calibrate` which of their matrices.
 Machine
-    :func:`cpu_features` tells which instruction set the kernels use.
+    :func:`cpu_features` tells which instruction set the kernels use; :mod:`q4hifi.cuda`, imported by
+    itself, brings weights to a GPU.
 Errors
     Everything raised on purpose is a :class:`Q4HifiError`.
 """
@@ -26,7 +27,14 @@ from .bench import Speed, bench
 from .calibrate import Calibrated, calibrate
 from .collect import collect_importance
 from .compare import ComparedModel, Comparison, compare
-from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
+from .errors import (
+    BadFileError,
+    BadOptionError,
+    NotFiniteError,
+    Q4HifiError,
+    UnavailableError,
+    UnsupportedModelError,
+)
 from .estimates import Estimate
 from .export import dequantize_file, export_file
 from .generation import Chat, Writer
@@ -77,6 +85,7 @@ __all__ = [
     "Sequence",
     "Speed",
     "TensorType",
+    "UnavailableError",
     "UnsupportedModelError",
     "Writer",
     "__version__",

@@ -24,3 +24,7 @@ class BadOptionError(Q4HifiError, ValueError):
 
 class NotFiniteError(Q4HifiError, ValueError):
     """Weights or importance values are NaN or infinite, or too large for the target type."""
+
+
+class UnavailableError(Q4HifiError):
+    """What was asked for needs something that this machine lacks: a GPU, or a package."""
