@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from q4hifi.errors import BadFileError
-from q4hifi.names import role_of
+from q4hifi.names import layer_of, role_of
 from q4hifi.sensitivities import (
+    FIRST_LAYER,
     OUTPUT,
     STREAM,
     UNKNOWN_SHARE,
@@ -38,6 +39,11 @@ ENERGIES = energies_of(
 )
 
 
+def part_of(name: str) -> float:
+    role = role_of(name)
+    return WRITTEN_BY[role][1] * (FIRST_LAYER.get(role, 1.0) if layer_of(name) == 0 else 1.0)
+
+
 def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
     values = default_sensitivities(ENERGIES).values
     assert values["token_embd.weight"] == STREAM
@@ -49,7 +55,7 @@ def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
         "blk.1.ffn_down.weight": 10 / 20,
     }
     for name, share in stream.items():
-        assert values[name] == pytest.approx(STREAM * share * WRITTEN_BY[role_of(name)][1])
+        assert values[name] == pytest.approx(STREAM * share * part_of(name))
     assert values["blk.0.ffn_up.weight"] < values["blk.0.ffn_down.weight"]
     assert values["blk.0.attn_v.weight"] > values["blk.0.attn_output.weight"]
 
@@ -70,10 +76,10 @@ def test_the_parts_of_one_block_add_up() -> None:
             "blk.0.ffn_up_exps.weight": None,
         }
     )
-    values, down = default_sensitivities(energies).values, WRITTEN_BY["ffn_down"][1]
-    assert values["blk.0.ffn_down_exps.weight"] == pytest.approx(STREAM / 4 * down)
-    assert values["blk.0.ffn_down_shexp.weight"] == pytest.approx(STREAM / 4 * down)
-    assert values["blk.0.ffn_up_exps.weight"] == pytest.approx(STREAM / 2 * WRITTEN_BY["ffn_up"][1])
+    values = default_sensitivities(energies).values
+    for name, share in {"ffn_down_exps": 1 / 4, "ffn_down_shexp": 1 / 4, "ffn_up_exps": 1 / 2}.items():
+        full = f"blk.0.{name}.weight"
+        assert values[full] == pytest.approx(STREAM * share * part_of(full))
 
 
 def test_massive_activations_make_noise_but_no_stream() -> None:
@@ -86,8 +92,9 @@ def test_massive_activations_make_noise_but_no_stream() -> None:
 
 def test_without_energies_all_layers_are_alike() -> None:
     values = default_sensitivities(dict.fromkeys(ENERGIES)).values
-    assert values["blk.0.ffn_down.weight"] == values["blk.1.ffn_down.weight"]
-    assert values["blk.0.ffn_down.weight"] == STREAM * WRITTEN_BY["ffn_down"][1] * UNKNOWN_SHARE
+    for name in ("blk.0.attn_output.weight", "blk.1.attn_output.weight", "blk.1.ffn_down.weight"):
+        assert values[name] == STREAM * part_of(name) * UNKNOWN_SHARE
+    assert values["blk.0.ffn_down.weight"] < values["blk.1.ffn_down.weight"], "what layer 0 adds counts less"
 
 
 def test_nothing_is_insensitive_by_default() -> None:
