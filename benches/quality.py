@@ -35,6 +35,9 @@ SIZES = ("Q4_K_S", "Q4_K_M", "Q5_K_S")
 ABLATED = "Q4_K_M"
 """The size at which its parts are left out."""
 
+PLOTTED = ("recipes", "measured", "calibrated")
+"""Parts of the table that the plot shows."""
+
 MIB = 2**20
 
 
@@ -54,25 +57,25 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     for kind in (*SIZES, "IQ4_XS"):
         yield Row(kind, "Q4_K_M", {"type": kind})
     yield Row("Q4_HIFI scale", "Q4_K_S", {"coverage": "scale"})
-    yield Row("Q4_HIFI measured", "Q4_K_M", {"coverage": "measured", "sensitivities": calibrated})
-    for size in SIZES:
-        at = {"like": size, "sensitivities": calibrated, "refine": True}
-        yield Row(f"measured at {size}", size, at, "measured")
-        yield Row(f"stock at {size}", size, {**at, "stock": True}, "measured")
-    scale = {"coverage": "scale"}
-    yield Row("largest weights, no refit", "Q4_K_S", scale, "outliers", largest)
-    yield Row("largest errors, no refit", "Q4_K_S", scale, "outliers", most_wrong)
-    yield Row("chosen and refitted", "Q4_K_S", scale, "outliers")
-    at = {"like": ABLATED}
-    yield Row("stock, uncalibrated", ABLATED, {**at, "stock": True}, "coverage")
-    yield Row("outliers, uncalibrated", ABLATED, at, "coverage")
-    yield Row("stock, refined", ABLATED, {**at, "stock": True, "refine": True}, "coverage")
-    yield Row("outliers, refined", ABLATED, {**at, "refine": True}, "coverage")
+    yield Row("Q4_HIFI measured", "Q4_K_M", {"coverage": "measured"})
+    yield from at_sizes("measured", {})
     if calibrated:
-        at["sensitivities"] = calibrated
-        yield Row("stock, calibrated", ABLATED, {**at, "stock": True}, "coverage")
-        yield Row("outliers, calibrated", ABLATED, at, "coverage")
-    yield Row(f"{ABLATED}, refined", ABLATED, {"type": ABLATED, "refine": True}, "coverage")
+        yield from at_sizes("calibrated", {"sensitivities": calibrated})
+    scale = {"coverage": "scale", "refine": False}
+    yield Row("scale, largest weights, no refit", "Q4_K_S", scale, "outliers", largest)
+    yield Row("scale, largest errors, no refit", "Q4_K_S", scale, "outliers", most_wrong)
+    yield Row("scale, chosen and refitted", "Q4_K_S", scale, "outliers")
+    at = {"like": ABLATED, "refine": False}
+    yield Row(f"{ABLATED}, refined", ABLATED, {"type": ABLATED, "refine": True}, "refinement")
+    yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
+    yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
+
+
+def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:
+    """Yield rows of measured coverage at the sizes of recipes, with all types and with stock ones."""
+    for size in SIZES:
+        for what, stock in ((part, False), (f"{part}, stock", True)):
+            yield Row(f"{what}, at {size}", size, {**options, "like": size, "stock": stock}, part)
 
 
 # ---- Q4_HIFI with parts of its encoder left out --------------------------------------------------
@@ -178,7 +181,7 @@ def main() -> None:
         },
     }
     (folder / "quality.json").write_text(json.dumps(data, indent=1))
-    plotted = tuple(found[row.name] for row in table if row.part in ("recipes", "measured"))
+    plotted = tuple(found[row.name] for row in table if row.part in PLOTTED)
     plot_comparison(replace(comparison, models=plotted), folder / "quality.svg", overwrite=True)
 
 

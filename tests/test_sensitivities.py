@@ -13,6 +13,7 @@ from q4hifi.sensitivities import (
     FIRST_LAYER,
     OUTPUT,
     STREAM,
+    TOKEN_EMBD,
     UNKNOWN_SHARE,
     WRITTEN_BY,
     Energy,
@@ -46,7 +47,7 @@ def part_of(name: str) -> float:
 
 def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
     values = default_sensitivities(ENERGIES).values
-    assert values["token_embd.weight"] == STREAM
+    assert values["token_embd.weight"] == TOKEN_EMBD
     assert values["output.weight"] == OUTPUT
     stream = {
         "blk.0.attn_output.weight": 1 / 2,
@@ -62,7 +63,7 @@ def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
 
 def test_tied_embeddings_are_the_output_as_well() -> None:
     energies = {name: e for name, e in ENERGIES.items() if name != "output.weight"}
-    assert default_sensitivities(energies).values["token_embd.weight"] == STREAM + OUTPUT
+    assert default_sensitivities(energies).values["token_embd.weight"] == TOKEN_EMBD + OUTPUT
 
 
 def test_the_parts_of_one_block_add_up() -> None:

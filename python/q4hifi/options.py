@@ -46,7 +46,7 @@ SCALE, MEASURED = "scale", "measured"
 COVERAGES = (SCALE, MEASURED)
 """How Q4_HIFI decides what a tensor becomes: by the table of :mod:`q4hifi.scale`, or by measured errors."""
 
-DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: SCALE}
+DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
 """With an imatrix or without -> the coverage where the user's options ask for none."""
 
 

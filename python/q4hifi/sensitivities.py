@@ -30,9 +30,12 @@ from .gguf_io import os_errors
 from .names import MASSIVE, OUTPUT_LIKE, layer_of, role_of
 
 STREAM = 0.3
-"""Nats per relative squared noise in the residual stream, so that of token_embd, too."""
+"""Nats per relative squared noise in the residual stream."""
 
-OUTPUT = 1.3
+TOKEN_EMBD = 0.15
+"""Nats per relative squared error of token_embd: half of that in a stream to which layers have added."""
+
+OUTPUT = 1.45
 """Nats per relative squared error of the output matrix; where it is tied to token_embd, both add up."""
 
 UNKNOWN_SHARE = 0.08
@@ -101,7 +104,7 @@ def default_sensitivities(energies: Mapping[str, Energy | None]) -> Sensitivitie
     def value(name: str) -> float:
         role = role_of(name)
         if role == "token_embd":
-            return STREAM + OUTPUT * tied
+            return TOKEN_EMBD + OUTPUT * tied
         if role in MASSIVE:
             return OUTPUT
         writer, part = WRITTEN_BY.get(role, WRITTEN_BY["other"])
