@@ -15,6 +15,7 @@ from q4hifi.sensitivities import (
     STREAM,
     TOKEN_EMBD,
     UNKNOWN_SHARE,
+    UNKNOWN_VARIANCE,
     WRITTEN_BY,
     Energy,
     default_sensitivities,
@@ -46,7 +47,7 @@ def part_of(name: str) -> float:
 
 
 def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
-    values = default_sensitivities(ENERGIES).values
+    values = default_sensitivities(ENERGIES, 1).values
     assert values["token_embd.weight"] == TOKEN_EMBD
     assert values["output.weight"] == OUTPUT
     stream = {
@@ -63,7 +64,14 @@ def test_what_writes_most_to_the_stream_is_most_sensitive() -> None:
 
 def test_tied_embeddings_are_the_output_as_well() -> None:
     energies = {name: e for name, e in ENERGIES.items() if name != "output.weight"}
-    assert default_sensitivities(energies).values["token_embd.weight"] == TOKEN_EMBD + OUTPUT
+    assert default_sensitivities(energies, 1).values["token_embd.weight"] == TOKEN_EMBD + OUTPUT
+
+
+def test_all_are_in_proportion_to_the_logits_variance() -> None:
+    one, two = (default_sensitivities(ENERGIES, variance).values for variance in (1.5, 3.0))
+    assert two == {name: 2 * value for name, value in one.items()}
+    unknown = default_sensitivities(ENERGIES).values
+    assert unknown == default_sensitivities(ENERGIES, UNKNOWN_VARIANCE).values
 
 
 def test_the_parts_of_one_block_add_up() -> None:
@@ -77,7 +85,7 @@ def test_the_parts_of_one_block_add_up() -> None:
             "blk.0.ffn_up_exps.weight": None,
         }
     )
-    values = default_sensitivities(energies).values
+    values = default_sensitivities(energies, 1).values
     for name, share in {"ffn_down_exps": 1 / 4, "ffn_down_shexp": 1 / 4, "ffn_up_exps": 1 / 2}.items():
         full = f"blk.0.{name}.weight"
         assert values[full] == pytest.approx(STREAM * share * part_of(full))
@@ -92,7 +100,7 @@ def test_massive_activations_make_noise_but_no_stream() -> None:
 
 
 def test_without_energies_all_layers_are_alike() -> None:
-    values = default_sensitivities(dict.fromkeys(ENERGIES)).values
+    values = default_sensitivities(dict.fromkeys(ENERGIES), 1).values
     for name in ("blk.0.attn_output.weight", "blk.1.attn_output.weight", "blk.1.ffn_down.weight"):
         assert values[name] == STREAM * part_of(name) * UNKNOWN_SHARE
     assert values["blk.0.ffn_down.weight"] < values["blk.1.ffn_down.weight"], "what layer 0 adds counts less"

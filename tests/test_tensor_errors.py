@@ -18,6 +18,7 @@ from q4hifi.tensor_errors import (
     FEWEST_WEIGHTS,
     MOST_WEIGHTS,
     Sample,
+    logit_variance,
     output_energy,
     read_sample,
     relative_errors,
@@ -150,3 +151,38 @@ def test_rows_of_other_lengths_take_other_types() -> None:
     assert names(96, False) == names(96, True)
     assert {"Q4_0", "Q5_0", "Q8_0"} <= set(names(96, False))
     assert names(40, False) == ["F16"]
+
+
+def test_logits_vary_by_the_norms_gain_and_the_columns(tmp_path: Path) -> None:
+    """Of vectors as long as the norm makes them, in any direction."""
+    rng = np.random.default_rng(6)
+    output, gain = random_weights(250, 64, seed=5), rng.uniform(0.5, 4, 64).astype(np.float32)
+    tensors = {"token_embd.weight": random_weights(250, 64, seed=6), "output_norm.weight": gain}
+    write_model(tmp_path / "tied.gguf", tensors)
+    write_model(tmp_path / "untied.gguf", {**tensors, "output.weight": output})
+    vectors = rng.standard_normal((4000, 64))
+    vectors *= 8 / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for name, matrix in (("untied", output), ("tied", tensors["token_embd.weight"])):
+        with q4hifi.open(tmp_path / f"{name}.gguf") as model:
+            logits = (vectors * gain) @ matrix.T
+            assert logit_variance(model) == pytest.approx(logits.var(axis=1).mean(), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"output_norm.weight": np.ones(64)},
+        {"token_embd.weight": np.ones((9, 64))},
+        {"token_embd.weight": np.ones((9, 64)), "output_norm.weight": np.ones(32)},
+        {"token_embd.weight": np.ones((9, 64)), "output_norm.weight": np.ones(64)},
+        {"token_embd.weight": random_weights(9, 64), "output_norm.weight": np.full(64, np.nan)},
+    ],
+    ids=["nothing", "no matrix", "no norm", "another length", "all rows alike", "no number"],
+)
+def test_where_weights_do_not_tell_the_logits_variance(
+    tensors: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model.gguf", tensors)
+    with q4hifi.open(tmp_path / "model.gguf") as model:
+        assert logit_variance(model) is None

@@ -30,6 +30,7 @@ from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
 from .scale import overhead_for
 from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
+from .tensor_errors import logit_variance
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
@@ -286,7 +287,8 @@ class _Planner:
             threads=self.threads,
             progress=self.progress,
         )
-        sensitivities = given or default_sensitivities({name: e.energy for name, e in errors.items()})
+        energies = {name: e.energy for name, e in errors.items()}
+        sensitivities = given or default_sensitivities(energies, logit_variance(model))
         return measured_plan(
             make_menu(model, errors, sensitivities, refine=options.is_refined),
             budget,

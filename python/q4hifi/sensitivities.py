@@ -7,9 +7,9 @@ Without running the model a sensitivity is told from what each matrix adds to th
 energy (squared length) of a matrix' output is Σ importance x weight², so the stream's is known after every
 attention and feed-forward block. An error in attn_output or ffn_down is noise in the stream, of relative
 size error x (its energy / the stream's after it): small where the stream is large already. Measured, the
-divergence is that times one constant, in every layer but the first; errors in the matrices before them
-arrive there as a fixed part. (Measured with `q4hifi calibrate` on the example model, SmolLM2-135M and
-Qwen2.5-Coder-1.5B; the constants are geometric means of the three.)
+divergence is that times the variance of the logits and one constant, in every layer but the first; errors
+in the matrices before them arrive there as a fixed part. (Measured with `q4hifi calibrate` on the example
+model, SmolLM2-135M and Qwen2.5-Coder-1.5B; the constants are geometric means of the three.)
 
 Some models give a few tokens, such as the first of a text, activations that are a thousand times those of
 all others. They do not count in the stream, which is that of ordinary tokens; the noise that the matrices
@@ -29,14 +29,17 @@ from .errors import BadFileError
 from .gguf_io import os_errors
 from .names import MASSIVE, OUTPUT_LIKE, layer_of, role_of
 
-STREAM = 0.3
-"""Nats per relative squared noise in the residual stream."""
+STREAM = 0.07
+"""Nats per relative squared noise in the residual stream and variance of a token's logits."""
 
-TOKEN_EMBD = 0.15
-"""Nats per relative squared error of token_embd: half of that in a stream to which layers have added."""
+TOKEN_EMBD = 0.035
+"""The same for token_embd: half of that in a stream to which layers have added."""
 
-OUTPUT = 1.45
-"""Nats per relative squared error of the output matrix; where it is tied to token_embd, both add up."""
+OUTPUT = 0.34
+"""The same for the output matrix; where it is tied to token_embd, both add up."""
+
+UNKNOWN_VARIANCE = 6.0
+"""That of logits, where it is not known: between the three models' 2.7, 8.1 and 19."""
 
 UNKNOWN_SHARE = 0.08
 """The share of the stream that a block is taken to add where its energy is not known."""
@@ -92,13 +95,18 @@ class Sensitivities:
     probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
-def default_sensitivities(energies: Mapping[str, Energy | None]) -> Sensitivities:
+def default_sensitivities(
+    energies: Mapping[str, Energy | None], logit_variance: float | None = None
+) -> Sensitivities:
     """Return what can be said of the matrices of a model without running it.
 
     ``energies`` has for each matrix by name Σ importance x weight², the mean squared length of its output,
     or None where its importance is not known; for token_embd the mean squared length of its rows.
+    ``logit_variance`` is that over the vocabulary (:func:`~q4hifi.tensor_errors.logit_variance`). All
+    values are in proportion to it.
     """
     stream = _stream(energies)
+    unit = UNKNOWN_VARIANCE if logit_variance is None else logit_variance
     tied = not any(role_of(name) in OUTPUT_LIKE for name in energies)
 
     def value(name: str) -> float:
@@ -116,7 +124,7 @@ def default_sensitivities(energies: Mapping[str, Energy | None]) -> Sensitivitie
             part *= FIRST_LAYER.get(role, 1.0)
         return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
-    return Sensitivities({name: value(name) for name in energies}, DEFAULT_SOURCE)
+    return Sensitivities({name: unit * value(name) for name in energies}, DEFAULT_SOURCE)
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:

@@ -33,6 +33,9 @@ activations of single tokens, such as the first of a text, come from a few colum
 ROW_GROUPS = 15
 """The rows are measured in so many groups for that, and the median counts."""
 
+OUTPUTS = ("output.weight", "token_embd.weight")
+"""Names of the matrix that makes the logits; the first that a model has does."""
+
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -126,6 +129,23 @@ def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int =
     """Return the mean squared length of a row."""
     mean = _row_energy(tensor, samples, None, threads)
     return Energy(mean, mean)
+
+
+def logit_variance(model: ModelFile) -> float | None:
+    """Return the variance of a token's logits over the vocabulary, nats², by the weights alone.
+
+    The output matrix meets a vector of length √n, times the gain of the norm before it: taken to be alike in
+    all directions, as in no one token, but in the mean of many. None where the weights do not tell.
+    """
+    output = next((t for name in OUTPUTS if (t := model.tensors.get(name)) is not None), None)
+    norm = model.tensors.get("output_norm.weight")
+    if output is None or norm is None or norm.shape[0] != output.row_length:
+        return None
+    numbers = sampled_rows(output.n_rows, output.row_length).tolist()
+    rows = np.concatenate([model.dequantize_rows(RowRange(output, 0, row, 1)) for row in numbers])
+    gain = model.dequantize_rows(RowRange(norm, 0, 0, 1)).reshape(-1)
+    variance = float(np.square(gain, dtype=np.float64) @ rows.var(axis=0, dtype=np.float64))
+    return variance if 0 < variance < inf else None
 
 
 def _row_energy(
