@@ -2,7 +2,7 @@
 
 python benches/refine.py MODEL-f16.gguf [--imatrix FILE] [--rows N] [TYPE ...]
 
-TYPE is Q4_K, Q5_K, Q6_K or Q4_HIFI:N. Errors are squared, weighted by importance and relative to the
+TYPE is IQ4_XS, Q4_K, Q5_K, Q6_K or Q4_HIFI:N. Errors are squared, weighted by importance and relative to the
 weights; of every matrix that llama-quantize would quantize N rows are taken, evenly spread. Times are of
 one thread.
 """
@@ -22,7 +22,7 @@ from q4hifi.names import ROLES, is_quantizable, role_of
 from q4hifi.rows import ErrorSums, encode
 from q4hifi.types import F32, tensor_type
 
-DEFAULT = ["Q4_K", "Q5_K", "Q6_K", "Q4_HIFI:8", "Q4_HIFI:16"]
+DEFAULT = ["IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q4_HIFI:8", "Q4_HIFI:16"]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from .rewrite import Progress
 from .sensitivities import Energy, Sensitivities
 from .tensor_errors import output_energy, read_sample, relative_errors, row_energy, sampled_rows
 
-REFINED: Mapping[str, float] = {"Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
+REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 

@@ -74,7 +74,7 @@ def encode(
 ) -> tuple[Parts, ErrorSums]:
     """Encode rows stored as ``source`` as ``target``, under the importance of each column.
 
-    ``importance`` is float32 [row_length]; with ``refine`` blocks of Q4_K, Q5_K, Q6_K and Q4_HIFI get
+    ``importance`` is float32 [row_length]; with ``refine`` blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI get
     less error; ``first_row`` is the number of the first row, for errors. Raises
     :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
     the target.

@@ -46,7 +46,7 @@ pub(crate) fn nearest(position: f32) -> u8 {
 
 /// The numbers of 32 weights under an inverse scale.
 #[inline(always)]
-pub(super) fn numbers(x: &[f32; QK], inverse: f32) -> [u8; QK] {
+pub(crate) fn numbers(x: &[f32; QK], inverse: f32) -> [u8; QK] {
     x.map(|v| nearest(inverse * v))
 }
 

@@ -55,22 +55,25 @@ impl BlockIQ4XS {
         }
         let d = -extreme / 32.0;
         let id = inverse(d);
+        let scales = fitted.map(|scale| nearest_int(id * scale).clamp(-32, 31));
+        (Self::new(d, &scales), scales.map(|scale| inverse(d * scale as f32)))
+    }
+
+    /// A block with these scales, each -32..=31; its numbers are those of the lowest value.
+    #[inline(always)]
+    pub(crate) fn new(d: f32, scales: &[i32; SUB_BLOCKS]) -> Self {
         let (mut low, mut high) = (0u32, 0u16);
-        let mut inverses = [0f32; SUB_BLOCKS];
-        for (j, (scale, inverse_scale)) in fitted.into_iter().zip(&mut inverses).enumerate() {
-            let number = nearest_int(id * scale).clamp(-32, 31);
-            *inverse_scale = inverse(d * number as f32);
-            let stored = (number + 32) as u32;
+        for (j, scale) in scales.iter().enumerate() {
+            let stored = (scale + 32) as u32;
             low |= (stored & 0x0f) << (4 * j);
             high |= ((stored >> 4) as u16) << (2 * j);
         }
-        let block = Self {
+        Self {
             d: f32_to_f16(d).to_le_bytes(),
             scales_h: high.to_le_bytes(),
             scales_l: low.to_le_bytes(),
             qs: [[0; QK / 2]; SUB_BLOCKS],
-        };
-        (block, inverses)
+        }
     }
 
     /// The scale of sub-block `j`, -32..=31.

@@ -26,11 +26,41 @@ pub(super) struct Sums<L> {
     pub xl: L,
 }
 
-/// The lanes' grids: the values `scale · q - min` for whole numbers q in `bottom..=top`.
+/// The numbers q that a type has. A lane's grid are the values `scale · q - min`.
+pub(super) trait Grid: Copy {
+    /// The number nearest to a place between them.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has L's ISA.
+    unsafe fn nearest<L: Lanes>(self, place: L) -> L;
+}
+
+/// The whole numbers in `bottom..=top`.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     pub bottom: f32,
     pub top: f32,
+}
+
+impl Grid for Bounds {
+    #[inline(always)]
+    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest() }
+    }
+}
+
+/// The sixteen values of IQ4.
+#[derive(Clone, Copy)]
+pub(super) struct Iq4Values;
+
+impl Grid for Iq4Values {
+    #[inline(always)]
+    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
+        // SAFETY: the caller's promise; 130 lies beyond the values.
+        unsafe { place.max(L::splat(-130.0)).min(L::splat(130.0)).nearest_iq4() }
+    }
 }
 
 impl Columns {
@@ -112,16 +142,15 @@ impl Columns {
 
     /// Rounds to the grid.
     #[inline(always)]
-    pub unsafe fn sums<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> Sums<L> {
+    pub unsafe fn sums<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> Sums<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
             let (inverse, offset) = inverse_and_offset(scale, min);
-            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
             let mut sums = Sums { l: zero, l2: zero, xl: zero };
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
-                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let q = grid.nearest(x.mul_add(inverse, offset));
                 let wq = w.mul(q);
                 sums.l = sums.l.add(wq);
                 sums.l2 = wq.mul_add(q, sums.l2);
@@ -133,15 +162,14 @@ impl Columns {
 
     /// Rounds to the grid; the first of the sums alone.
     #[inline(always)]
-    pub unsafe fn sum_l<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> L {
+    pub unsafe fn sum_l<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
-            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
             let mut sum = L::splat(0.0);
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
-                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let q = grid.nearest(x.mul_add(inverse, offset));
                 sum = w.mul_add(q, sum);
             }
             sum
@@ -154,17 +182,16 @@ impl Columns {
         &self,
         scale: L,
         min: L,
-        bounds: Bounds,
+        grid: impl Grid,
     ) -> (L, [L; N]) {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
-            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
             let mut error = L::splat(0.0);
             let mut worst = [L::splat(0.0); N];
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
-                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let q = grid.nearest(x.mul_add(inverse, offset));
                 let miss = scale.mul(q).sub(min.add(x));
                 let mut term = w.mul(miss).mul(miss);
                 error = error.add(term);
@@ -178,15 +205,14 @@ impl Columns {
 
     /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
     #[inline(always)]
-    pub unsafe fn error<L: Lanes>(&self, scale: L, min: L, bounds: Bounds) -> L {
+    pub unsafe fn error<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
-            let (bottom, top) = (L::splat(bounds.bottom), L::splat(bounds.top));
             let mut error = L::splat(0.0);
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
-                let q = x.mul_add(inverse, offset).max(bottom).min(top).nearest();
+                let q = grid.nearest(x.mul_add(inverse, offset));
                 let miss = scale.mul(q).sub(min.add(x));
                 error = w.mul(miss).mul_add(miss, error);
             }

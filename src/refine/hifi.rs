@@ -17,7 +17,7 @@ use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
 use crate::hifi::{HifiBlock, MAX_OUTLIERS};
 
 /// The grids tried for an entry of the table.
-const STARTS: Starts = Starts { count: 7, first: -2.0, step: 0.5, moves: 1 };
+const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
 /// Outliers of a sub-block that do not narrow its range.
 const INSIDE: usize = 4;
 /// The most outliers of a sub-block.

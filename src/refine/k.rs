@@ -26,11 +26,11 @@ pub(super) struct Starts {
     pub moves: usize,
 }
 
-const STARTS: Starts = Starts { count: 16, first: -2.5, step: 0.25, moves: 2 };
+const STARTS: Starts = Starts { count: 12, first: -2.5, step: 0.33, moves: 2 };
 /// Scales of the scales tried for a block.
 const TRIES: usize = 2;
 /// How often the best is fitted anew.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 1;
 
 /// A type with six-bit scales and minima.
 macro_rules! k_block {

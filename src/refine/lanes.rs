@@ -1,5 +1,7 @@
 //! The operations on lanes that the refinement is written in.
 
+use crate::block::iq4::{VALUES, nearest};
+
 /// The most lanes.
 pub(crate) const MOST_LANES: usize = 32;
 
@@ -33,6 +35,9 @@ pub(crate) trait Lanes: Copy {
     /// `to[i * LANES + l] = from[l * length + i]`.
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32);
 
+    /// The nearest of IQ4's values ([`crate::block::iq4::VALUES`]) to a number within ±136.
+    unsafe fn nearest_iq4(self) -> Self;
+
     /// The nearest whole number, ties to even, of a number within ±2²².
     #[inline(always)]
     unsafe fn nearest(self) -> Self {
@@ -50,12 +55,12 @@ pub(crate) struct Portable<const N: usize>([f32; N]);
 
 /// Methods that compute each lane from those of `self` and others.
 macro_rules! lane_by_lane {
-    ($($method:ident($($other:ident),*) => |$a:ident, $($b:ident),*| $result:expr;)*) => {$(
+    ($($method:ident($($other:ident),*) => |$a:ident $(, $b:ident)*| $result:expr;)*) => {$(
         #[inline(always)]
         unsafe fn $method(self, $($other: Self),*) -> Self {
             let mut lanes = self.0;
             for l in 0..N {
-                let ($a, $($b),*) = (self.0[l], $($other.0[l]),*);
+                let ($a, $($b,)*) = (self.0[l], $($other.0[l],)*);
                 lanes[l] = $result;
             }
             Self(lanes)
@@ -67,6 +72,7 @@ impl<const N: usize> Lanes for Portable<N> {
     const LANES: usize = N;
 
     lane_by_lane! {
+        nearest_iq4() => |a| f32::from(VALUES[usize::from(nearest(a))]);
         add(other) => |a, b| a + b;
         sub(other) => |a, b| a - b;
         mul(other) => |a, b| a * b;

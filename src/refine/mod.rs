@@ -18,18 +18,18 @@ mod factors;
 pub(crate) mod hifi;
 mod k;
 pub(crate) mod lanes;
-mod q6_k;
+mod signed;
 #[cfg(test)]
 mod tests;
 
-use crate::block::{Block, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
+use crate::block::{Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
 use crate::error_sums::error_sums;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
 
 /// Whether blocks of that type can be refined.
 pub fn is_refinable(kind: TensorType) -> bool {
-    matches!(kind, TensorType::Q4K | TensorType::Q5K | TensorType::Q6K)
+    matches!(kind, TensorType::IQ4XS | TensorType::Q4K | TensorType::Q5K | TensorType::Q6K)
 }
 
 /// A number a lane.
@@ -56,6 +56,7 @@ pub(crate) unsafe fn refine_rows<L: Lanes>(
     // SAFETY: the caller's promise.
     unsafe {
         match kind {
+            TensorType::IQ4XS => refine_blocks::<L, BlockIQ4XS>(x, blocks_mut(out)),
             TensorType::Q4K => refine_blocks::<L, BlockQ4K>(x, blocks_mut(out)),
             TensorType::Q5K => refine_blocks::<L, BlockQ5K>(x, blocks_mut(out)),
             TensorType::Q6K => refine_blocks::<L, BlockQ6K>(x, blocks_mut(out)),

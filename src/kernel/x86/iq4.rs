@@ -71,6 +71,13 @@ unsafe fn nearest<V: Vector>(position: V, sides: &Sides) -> V {
     }
 }
 
+/// The value nearest to each `position` within ±[`END`].
+#[inline(always)]
+pub(super) unsafe fn nearest_value<V: Vector>(position: V) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { nearest(position, &NEAREST_VALUE) }
+}
+
 /// Groups of 32 weights in lanes: element `i` of the group in lane `l` is `x[i * V::LANES + l]`, its
 /// weight likewise in `w`.
 struct Groups {
@@ -115,7 +122,7 @@ impl Groups {
             let (mut sum_qx, mut sum_q2) = (V::splat(0.0), V::splat(0.0));
             for i in (0..QK * V::LANES).step_by(V::LANES) {
                 let v = V::load(self.x.as_ptr().add(i));
-                let q = nearest(inverse.mul(v), &NEAREST_VALUE);
+                let q = nearest_value(inverse.mul(v));
                 let wq = V::load(self.w.as_ptr().add(i)).mul(q);
                 sum_qx = sum_qx.add(wq.mul(v));
                 sum_q2 = sum_q2.add(wq.mul(q));

@@ -1,5 +1,6 @@
 //! The vectors as lanes of [`crate::refine`].
 
+use super::iq4::nearest_value;
 use super::vector::Vector;
 use crate::refine::lanes::Lanes;
 
@@ -39,6 +40,11 @@ impl<V: Vector> Lanes for V {
     unsafe fn if_less(self, other: Self, this: Self, that: Self) -> Self {
         // SAFETY: as above.
         unsafe { V::select(self.lt(other), this, that) }
+    }
+    #[inline(always)]
+    unsafe fn nearest_iq4(self) -> Self {
+        // SAFETY: as above.
+        unsafe { nearest_value(self) }
     }
     #[inline(always)]
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
