@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
+from q4hifi.chunks import read_text
 from q4hifi.estimates import Estimate, mean
 from q4hifi.layout import Format
 from q4hifi.model_file import RowRange
@@ -130,13 +131,13 @@ def main() -> None:
     calibrated = None
     if options.calibrate:
         calibrated = f"{options.imatrix}.sensitivity.json"
-        text = Path(options.calibrate).read_text(encoding="utf-8")
+        text = read_text(options.calibrate)
         q4hifi.calibrate(
             options.model, text, calibrated, imatrix=options.imatrix, n_chunks=options.calibrate_chunks,
             threads=options.threads, progress=told("calibrating"),
         )  # fmt: skip
     table = list(rows(calibrated))
-    text = Path(options.file).read_text(encoding="utf-8").removesuffix("\n")
+    text = read_text(options.file)
     found: dict[str, q4hifi.ComparedModel] = {}
     reports: dict[str, q4hifi.QuantizeReport] = {}
     comparison: q4hifi.Comparison | None = None
