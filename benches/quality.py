@@ -37,7 +37,7 @@ ABLATED = "Q4_K_M"
 """The size at which its parts are left out."""
 
 PLOTTED = ("recipes", "measured", "calibrated")
-"""Parts of the table that the plot shows."""
+"""Parts of the table that the plot shows; of stock types only, a point lies next to that of all types."""
 
 MIB = 2**20
 
@@ -182,7 +182,8 @@ def main() -> None:
         },
     }
     (folder / "quality.json").write_text(json.dumps(data, indent=1))
-    plotted = tuple(found[row.name] for row in table if row.part in PLOTTED)
+    shown = [row for row in table if row.part in PLOTTED and not row.options.get("stock")]
+    plotted = tuple(found[row.name] for row in shown)
     plot_comparison(replace(comparison, models=plotted), folder / "quality.svg", overwrite=True)
 
 
