@@ -62,6 +62,7 @@ def plan_shapes(
     choices = Options(type=type, **options)
     if choices.is_measured(has_imatrix):
         raise BadOptionError(
-            f"{file}: measured coverage measures weights, and shapes have none; plan the model, or with coverage scale"
+            f"{file}: measured coverage measures weights, and shapes have none;"
+            " plan the model, or with coverage scale"
         )
     return make_plan(tensors, model, choices, has_imatrix=has_imatrix)
