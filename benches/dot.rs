@@ -20,7 +20,7 @@ use support::{ROWS, weights};
 
 fn dots(c: &mut Criterion) {
     let plain = TensorType::ALL.into_iter().map(Format::Plain);
-    let formats: Vec<Format> = plain.chain([8, 16].map(Format::Hifi)).collect();
+    let formats: Vec<Format> = plain.chain([4, 8, 16, 32].map(Format::Hifi)).collect();
     let mut group = c.benchmark_group("dot");
     for n in LENGTHS {
         let x = weights(n);

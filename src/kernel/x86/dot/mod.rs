@@ -235,8 +235,10 @@ pub(crate) unsafe fn dot_rows<V: DotVector>(
                 let sparse = activations.sparse.as_ref().expect("checked at the border");
                 let outliers = Some(Outliers { index, residual, sparse });
                 match sparse.outliers {
+                    4 => nibble_rows::dot_rows::<V, BlockQ4K, 4>(base, outliers, k, out),
                     8 => nibble_rows::dot_rows::<V, BlockQ4K, 8>(base, outliers, k, out),
                     16 => nibble_rows::dot_rows::<V, BlockQ4K, 16>(base, outliers, k, out),
+                    32 => nibble_rows::dot_rows::<V, BlockQ4K, 32>(base, outliers, k, out),
                     _ => nibble_rows::dot_rows::<V, BlockQ4K, 0>(base, outliers, k, out),
                 }
             }

@@ -46,6 +46,23 @@ unsafe fn add_eight(
     }
 }
 
+/// `acc + residual · value` of four outliers, in the first lanes.
+#[inline(always)]
+unsafe fn add_four(
+    acc: __m256,
+    index: *const u8,
+    residual: *const u8,
+    values: *const f32,
+) -> __m256 {
+    // SAFETY: as above.
+    unsafe {
+        let places = _mm_cvtepu8_epi32(_mm_loadu_si32(index));
+        let values = _mm_i32gather_ps::<4>(values, places);
+        let residual = _mm_cvtph_ps(_mm_loadl_epi64(residual.cast()));
+        _mm256_fmadd_ps(_mm256_zextps128_ps256(residual), _mm256_zextps128_ps256(values), acc)
+    }
+}
+
 impl<V: DotVector> Sums<V> {
     #[inline(always)]
     pub unsafe fn zero() -> Self {
@@ -84,6 +101,10 @@ impl<V: DotVector> Sums<V> {
                 let (index, residual) = (index.add(last), residual.add(2 * last));
                 self.eight = add_eight(self.eight, index, residual, values, k - last);
             } else {
+                if k + 4 <= n {
+                    self.eight = add_four(self.eight, index.add(k), residual.add(2 * k), values);
+                    k += 4;
+                }
                 for k in k..n {
                     let value = *values.add(usize::from(*index.add(k)));
                     let residual = residual.add(2 * k).cast::<[u8; 2]>().read();
