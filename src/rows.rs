@@ -154,6 +154,21 @@ pub fn dequantize(source: Source<'_>, out: &mut [f32]) -> Result<(), QuantError>
     Ok(())
 }
 
+/// How far `decoded` weights are from rows, under the `weights` of each column, which need not be those
+/// under which they were encoded.
+pub fn errors(
+    source: Source<'_>,
+    decoded: &[f32],
+    weights: Option<&[f32]>,
+) -> Result<ErrorSums, QuantError> {
+    expect_length("decoded", decoded.len(), source.rows() * source.row_length)?;
+    check_importance(weights, source.row_length)?;
+    let isa = Isa::active()?;
+    per_row(isa, source, decoded.par_chunks_exact(source.row_length), |x, _, decoded| {
+        kernel::error_sums(isa, x, weights, decoded)
+    })
+}
+
 /// Fails on the first weight that decodes to NaN or infinity.
 pub fn check_finite(source: Source<'_>) -> Result<(), QuantError> {
     let isa = Isa::active()?;
@@ -267,6 +282,20 @@ mod tests {
             pool.install(|| encode(&x, 256, TensorType::Q4K, Some(&w)))
         };
         assert_eq!(run(1), run(4));
+    }
+
+    #[test]
+    fn errors_are_the_encoders_under_its_weights_and_others_under_others() {
+        let (x, w) = (weights(8 * 256, 6), importance(256, 7));
+        let source = Source::from_f32(&x, 256).unwrap();
+        let (data, sums) = encode(&x, 256, TensorType::Q4K, Some(&w));
+        let mut back = vec![0f32; x.len()];
+        dequantize(Source::new(TensorType::Q4K, &data, 256).unwrap(), &mut back).unwrap();
+        assert_eq!(errors(source, &back, Some(&w)), Ok(sums));
+        let plain: f64 = x.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        assert!((errors(source, &back, None).unwrap().error / plain - 1.0).abs() < 1e-6);
+        assert!(errors(source, &back[1..], None).is_err());
+        assert!(errors(source, &back, Some(&w[1..])).is_err());
     }
 
     #[test]

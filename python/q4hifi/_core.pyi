@@ -97,6 +97,14 @@ def split_to_fork(
     base: _Bytes, index: _Bytes, residual: _Bytes, row_length: int, outliers: int
 ) -> _Bytes: ...
 def check_finite(source: _Bytes, source_type: int, row_length: int, threads: int) -> None: ...
+def errors(
+    source: _Bytes,
+    source_type: int,
+    row_length: int,
+    decoded: _Floats,
+    weights: _Floats | None,
+    threads: int,
+) -> tuple[float, float]: ...
 def matmul(
     source: _Bytes, source_type: int, row_length: int, activations: _Floats, threads: int
 ) -> _Floats: ...
@@ -130,10 +138,17 @@ class Model:
     def replaced(self, tensor: _Tensor) -> Model: ...
     def trace(self, tokens: npt.NDArray[np.uint32]) -> Trace: ...
     def resume(self, trace: Trace, layer: int) -> _Floats: ...
+    def fisher(self, tokens: npt.NDArray[np.uint32], first: int, seed: int) -> Fisher: ...
 
 @final
 class Trace:
     """The states of a text's tokens on their way through the layers."""
+
+@final
+class Fisher:
+    """The Fisher information of a matrix, by its role and layer, in the shares of its columns."""
+
+    def of(self, role: str, layer: int | None) -> npt.NDArray[np.float64] | None: ...
 
 @final
 class Sequence:

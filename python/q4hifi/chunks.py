@@ -110,6 +110,10 @@ class LanguageModel(Protocol):
         """Begin to collect inputs."""
         ...
 
+    def fisher(self, tokens: Tokens, *, first: int, seed: int) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Fisher information of the matrices in a text, by their columns."""
+        ...
+
 
 ModelOrPath = str | os.PathLike[str] | LanguageModel
 Text = str | Sequence[int] | npt.NDArray[Any]

@@ -14,7 +14,7 @@ from .allocate import allocate
 from .candidates import candidates
 from .choice import Choice
 from .errors import BadOptionError, NotFiniteError
-from .importance import Importance
+from .importance import Floats, Importance
 from .layout import Format
 from .model_file import ModelFile
 from .names import role_of
@@ -58,6 +58,7 @@ def measure_errors(
     names: Sequence[str],
     importance: Importance | None,
     *,
+    fisher: Mapping[str, Floats] | None = None,
     stock: bool,
     layout: str,
     threads: int = 0,
@@ -71,7 +72,8 @@ def measure_errors(
         formats = candidates(tensor.row_length, stock=stock, layout=layout)
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
-            errors = relative_errors(tensor, sample, formats, importance, threads=threads)
+            columns = None if fisher is None else fisher[tensor.name]
+            errors = relative_errors(tensor, sample, formats, importance, fisher=columns, threads=threads)
             if role_of(tensor.name) == "token_embd":
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:

@@ -8,6 +8,10 @@ GGUF
     For each tensor ``NAME``: ``NAME.in_sum2``, F32 [n_in, n_mat], and ``NAME.counts``, F32 [1,
     n_mat], one count a matrix (expert); and the keys ``imatrix.*``. An expert that no token
     reached has count 0; its weights are 1.
+
+    q4hifi's own have besides, which llama.cpp passes over: ``NAME.fisher``, F32 [n_in], and
+    ``NAME.fisher_counts``, F32 [1]: the matrix' Fisher information by columns
+    (:meth:`q4hifi.Model.fisher`), summed over so many tokens.
 binary (older)
     Little-endian: i32 entries; for each: i32 length, name, i32 calls, i32 values, f32 sums. Then,
     or not: i32 chunks; then, or not: i32 length, name of the data set. There is one count for all
@@ -39,6 +43,7 @@ from .gguf_metadata import decode_text
 Floats = npt.NDArray[np.float32]
 
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
+FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -80,6 +85,7 @@ class Importance:
     chunk_count: int | None
     chunk_size: int | None
     _entries: Mapping[str, _Entry] = field(repr=False)
+    _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -121,11 +127,33 @@ class Importance:
         if entry.n_values != row_length * n_matrices:
             if name in TOLERATED:
                 return None
-            raise BadFileError(
-                f"{self.file}: {name} has {entry.n_values} values, but the model's tensor has "
-                f"{row_length} columns x {n_matrices} matrices; use an imatrix made from this model"
-            )
+            raise self._of_another_model(name, entry, row_length, n_matrices)
         return self._means(name).reshape(n_matrices, row_length)
+
+    @property
+    def fisher_names(self) -> tuple[str, ...]:
+        """The tensors whose Fisher information the file has; :meth:`filtered` leaves them all."""
+        return tuple(self._fisher)
+
+    def fisher(self, name: str, row_length: int) -> Floats | None:
+        """Return the Fisher information of a matrix, of one token and by columns: float32 [row_length].
+
+        None where the file does not have it. Raises :class:`BadFileError` for another number of columns.
+        """
+        entry = self._fisher.get(name)
+        if entry is None:
+            return None
+        if entry.n_values != row_length:
+            raise self._of_another_model(name, entry, row_length, 1)
+        sums, counts = self.fisher_sums(name)
+        mean: Floats = sums[0] / max(np.float32(1), counts[0])
+        return mean
+
+    def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
+        return BadFileError(
+            f"{self.file}: {name} has {entry.n_values} values, but the model's tensor has "
+            f"{row_length} columns x {n_matrices} matrices; use an imatrix made from this model"
+        )
 
     @property
     def has_token_counts(self) -> bool:
@@ -137,7 +165,13 @@ class Importance:
 
         KeyError where the file has no entry of that name.
         """
-        entry = self._entries[name]
+        return self._read(name, self._entries[name])
+
+    def fisher_sums(self, name: str) -> tuple[Floats, Floats]:
+        """As :meth:`sums`, of the Fisher information: float32 [1, row_length], and the tokens, [1]."""
+        return self._read(name, self._fisher[name])
+
+    def _read(self, name: str, entry: _Entry) -> tuple[Floats, Floats]:
         with os_errors(entry.path, f"read the values of {name}", BadFileError):
             sums = np.fromfile(entry.path, "<f4", entry.n_values, offset=entry.offset)
         if sums.size != entry.n_values:
@@ -215,6 +249,8 @@ def load_importance(path: str | os.PathLike[str]) -> Importance:
         importance = _read_gguf(file) if is_gguf else _read_binary(file, stream)
     for name in importance.names:  # now, rather than in the middle of hours of work
         importance._means(name)
+    for name in importance.fisher_names:
+        importance.fisher_sums(name)
     return importance
 
 
@@ -230,24 +266,27 @@ def _read_gguf(file: str) -> Importance:
             _checked_count(gguf.metadata.get(key), f"{file}: key {key}")
             for key in ("imatrix.chunk_count", "imatrix.chunk_size")
         )
-        entries = dict(_gguf_entries(file, gguf))
+        entries = dict(_gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX))
+        fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
     if not entries:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher)
 
 
-def _gguf_entries(file: str, gguf: GgufFile) -> Iterator[tuple[str, _Entry]]:
+def _gguf_entries(
+    file: str, gguf: GgufFile, sums_suffix: str, counts_suffix: str
+) -> Iterator[tuple[str, _Entry]]:
     tensors = gguf.tensors
     names = {
         tensor.removesuffix(suffix): None
         for tensor in tensors
-        for suffix in (SUMS_SUFFIX, COUNTS_SUFFIX)
+        for suffix in (sums_suffix, counts_suffix)
         if tensor.endswith(suffix)
     }
     for name in names:
-        sums, counts = tensors.get(name + SUMS_SUFFIX), tensors.get(name + COUNTS_SUFFIX)
+        sums, counts = tensors.get(name + sums_suffix), tensors.get(name + counts_suffix)
         if sums is None or counts is None:
-            missing = SUMS_SUFFIX if sums is None else COUNTS_SUFFIX
+            missing = sums_suffix if sums is None else counts_suffix
             raise BadFileError(f"{file}: tensor {name}{missing} is missing; make the imatrix again")
         for tensor in (sums, counts):
             if tensor.type.name != "F32":

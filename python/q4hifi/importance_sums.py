@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from gguf.constants import GGUFValueType
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter
-from .importance import COUNTS_SUFFIX, SUMS_SUFFIX, Importance
+from .importance import COUNTS_SUFFIX, FISHER_COUNTS_SUFFIX, FISHER_SUFFIX, SUMS_SUFFIX, Importance
 from .layout import StoredTensor
 from .output_file import new_file
 from .types import F32
@@ -62,12 +62,15 @@ class ColumnSums(NamedTuple):
 class ImportanceSums:
     """The inputs of a model's matrices over a text, as sums: tensor name -> :class:`ColumnSums`.
 
-    ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks.
+    ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks. ``fisher`` has the
+    matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
+    squares, or nothing.
     """
 
     tensors: Mapping[str, ColumnSums]
     datasets: tuple[str, ...]
     chunk_size: int
+    fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
 
     @property
     def chunk_count(self) -> int:
@@ -88,22 +91,19 @@ class ImportanceSums:
             for name in importance.names
             for squares, counts in [importance.sums(name)]
         }
-        return cls(tensors, importance.datasets, size)
+        fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
+        return cls(tensors, importance.datasets, size, fisher)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
         if not isinstance(other, ImportanceSums):
             return NotImplemented
-        tensors = dict(self.tensors)
-        for name, sums in other.tensors.items():
-            mine = tensors.get(name)
-            if mine is not None and mine.squares.size != sums.squares.size:
-                raise BadOptionError(
-                    f"{name} has {mine.squares.size} values in one importance matrix and"
-                    f" {sums.squares.size} in another; add up those of one model only"
-                )
-            tensors[name] = sums if mine is None else mine + sums
-        return ImportanceSums(tensors, self.datasets + other.datasets, self.chunk_size)
+        return ImportanceSums(
+            _added(self.tensors, other.tensors),
+            self.datasets + other.datasets,
+            self.chunk_size,
+            _added(self.fisher, other.fisher),
+        )
 
     def save(
         self,
@@ -115,7 +115,8 @@ class ImportanceSums:
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        ``sources`` are files that ``path`` must not be.
+        Fisher information, which llama.cpp passes over, is in the first form only. ``sources`` are files that
+        ``path`` must not be.
         """
         if form not in FORMS:
             raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -142,6 +143,9 @@ class ImportanceSums:
         for name, sums in sorted(self.tensors.items()):
             yield name + SUMS_SUFFIX, sums.squares
             yield name + COUNTS_SUFFIX, sums.counts.reshape(-1, 1)
+        for name, sums in sorted(self.fisher.items()):
+            yield name + FISHER_SUFFIX, sums.squares
+            yield name + FISHER_COUNTS_SUFFIX, sums.counts.reshape(-1, 1)
 
     def _dat(self) -> Iterator[bytes]:
         """The older form: means times chunks; a matrix without counts gets 1."""
@@ -156,6 +160,20 @@ class ImportanceSums:
             yield (means * np.float32(chunks)).astype("<f4").tobytes()
         dataset = (self.datasets[-1] if self.datasets else "").encode("utf-8", "surrogateescape")
         yield I32.pack(self.chunk_count) + I32.pack(len(dataset)) + dataset
+
+
+def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> dict[str, ColumnSums]:
+    """Both, added up where they are of the same matrix."""
+    found = dict(mine)
+    for name, sums in other.items():
+        known = found.get(name)
+        if known is not None and known.squares.size != sums.squares.size:
+            raise BadOptionError(
+                f"{name} has {known.squares.size} values in one importance matrix and"
+                f" {sums.squares.size} in another; add up those of one model only"
+            )
+        found[name] = sums if known is None else known + sums
+    return found
 
 
 def _ggml_shape(values: Floats) -> tuple[int, ...]:

@@ -215,6 +215,30 @@ class Model:
         except (ValueError, OverflowError) as cause:
             raise BadOptionError(f"{self.path}: {cause}") from None
 
+    def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the Fisher information of every matrix in a text on its own, 512 tokens at most.
+
+        It is that of predictions of the tokens after each one from number ``first`` on, added up over
+        these; tokens are drawn from the predictions, by ``seed``. Matrix name -> float64 [row length],
+        whose sum is twice the divergence, in nats, that errors in the matrix make which are as large as its
+        weights; its parts weigh the columns that they are in (``src/model/fisher``). Embeddings that serve
+        as output have both parts. Raises :class:`BadOptionError` as :meth:`trace` does, and
+        :class:`NotFiniteError` where the model gives no numbers.
+        """
+        array = _token_array(tokens, self.n_vocab)
+        try:
+            core = self._core.fisher(array, first, seed)
+        except (ValueError, OverflowError) as cause:
+            raise BadOptionError(f"{self.path}: {cause}") from None
+        except _core.BadModel as cause:
+            raise NotFiniteError(f"{self.path}: {cause.args[0]}; its weights may be damaged") from None
+        found = {}
+        for name in self._matrices:
+            parts = [part for place in self._places(name) if (part := core.of(*place)) is not None]
+            if parts:
+                found[name] = np.sum(parts, axis=0)
+        return found
+
 
 class Sequence:
     """A text that a model reads, and what it remembers of it. ``length`` is in tokens."""

@@ -18,7 +18,7 @@ from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
-from .importance import Importance, load_importance
+from .importance import Floats, Importance, load_importance
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
 from .model_file import ModelFile
 from .model_shape import ModelShape
@@ -29,7 +29,12 @@ from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
 from .scale import overhead_for
-from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
+from .sensitivities import (
+    Sensitivities,
+    default_sensitivities,
+    fisher_sensitivities,
+    load_sensitivities,
+)
 from .tensor_errors import logit_variance
 from .types import Q4_HIFI
 
@@ -278,17 +283,24 @@ class _Planner:
         names = list(open_tensors(model.tensors.values(), shape, options))
         given = self._given_sensitivities()
         budget, size_of = self._budget()
+        fisher = self._fisher(names) if given is None else None
         errors = measure_errors(
             model,
             names,
             self.importance,
+            fisher=fisher,
             stock=options.stock,
             layout=options.layout,
             threads=self.threads,
             progress=self.progress,
         )
-        energies = {name: e.energy for name, e in errors.items()}
-        sensitivities = given or default_sensitivities(energies, logit_variance(model))
+        if given is not None:
+            sensitivities = given
+        elif fisher is not None:
+            sensitivities = fisher_sensitivities(fisher)
+        else:
+            energies = {name: e.energy for name, e in errors.items()}
+            sensitivities = default_sensitivities(energies, logit_variance(model))
         return measured_plan(
             make_menu(model, errors, sensitivities, refine=options.is_refined),
             budget,
@@ -309,6 +321,18 @@ class _Planner:
                 source, text, file, imatrix=self.imatrix, threads=self.threads or None, progress=self.progress
             )
         return None if file is None else load_sensitivities(file)
+
+    def _fisher(self, names: Sequence[str]) -> dict[str, Floats] | None:
+        """The Fisher information of all these matrices, if the imatrix has it."""
+        if self.importance is None:
+            return None
+        found = {}
+        for name in names:
+            columns = self.importance.fisher(name, self.model.tensors[name].row_length)
+            if columns is None:
+                return None
+            found[name] = columns
+        return found
 
     def _budget(self) -> tuple[int, Callable[[Plan], int]]:
         """The most bytes that a measured plan may have, and what counts of them."""

@@ -102,6 +102,27 @@ def encode(
     return out, ErrorSums(*sums)
 
 
+def errors(
+    parts: Parts,
+    source: Format,
+    decoded: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32] | None,
+    *,
+    threads: int = 0,
+) -> ErrorSums:
+    """Return how far ``decoded``, float32 [rows, row_length], is from rows stored as ``source``.
+
+    ``weights`` is float32 [row_length]; they need not be those that the encoder had.
+    """
+    _require_codec(source.type)
+    row_length = decoded.shape[-1]
+    parts, source = _flat(parts, source, row_length, threads, 0)
+    flat = np.ascontiguousarray(decoded, np.float32).reshape(-1)
+    with _core_errors(row_length, 0):
+        sums = _core.errors(parts[0], _codec_type(source).id, row_length, flat, weights, threads)
+    return ErrorSums(*sums)
+
+
 def multiply(
     parts: Parts,
     form: Format,

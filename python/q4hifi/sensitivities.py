@@ -25,6 +25,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import BadFileError
 from .gguf_io import os_errors
 from .names import MASSIVE, OUTPUT_LIKE, layer_of, role_of
@@ -72,6 +75,7 @@ FIRST_LAYER: Mapping[str, float] = {
 and of its error, later layers do not read."""
 
 DEFAULT_SOURCE = "the residual stream"
+FISHER_SOURCE = "the Fisher information"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,16 @@ def default_sensitivities(
         return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
     return Sensitivities({name: unit * value(name) for name in energies}, DEFAULT_SOURCE)
+
+
+def fisher_sensitivities(fisher: Mapping[str, npt.NDArray[np.float32]]) -> Sensitivities:
+    """Return what the Fisher information says, which has to weigh the errors, too.
+
+    Of the matrices by name, as :meth:`q4hifi.importance.Importance.fisher` has it: the divergence by small
+    errors is half of their squares times it.
+    """
+    values = {name: float(columns.sum(dtype=np.float64)) / 2 for name, columns in fisher.items()}
+    return Sensitivities(values, FISHER_SOURCE)
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:

@@ -13,7 +13,7 @@ from .errors import NotFiniteError
 from .importance import Importance
 from .layout import Format
 from .model_file import ModelFile, ModelTensor, RowRange
-from .rows import ErrorSums, Parts, check_finite, encode
+from .rows import ErrorSums, Parts, check_finite, decode, encode, errors
 from .sensitivities import Energy
 from .types import F32, TYPES
 
@@ -96,18 +96,20 @@ def relative_errors(
     formats: Sequence[Format],
     importance: Importance | None,
     *,
+    fisher: npt.NDArray[np.float32] | None = None,
     threads: int = 0,
 ) -> list[float]:
     """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
 
-    The importances w are those that a quantization of the tensor uses, the encoder is the plain one.
-    Infinite for a format that cannot hold weights so large.
+    The encoder is the plain one, with the importances that a quantization of the tensor uses. They are w,
+    too, unless ``fisher``, float32 [row length], is given. Infinite for a format that cannot hold weights
+    so large.
     """
     weights = _weights(tensor, importance)
 
     def error(form: Format, samples: Sequence[Sample]) -> float:
         try:
-            return _sums(tensor, samples, form, weights, threads).relative
+            return _sums(tensor, samples, form, weights, threads, fisher).relative
         except NotFiniteError:  # the rows were checked, so it is what became of them
             return inf
 
@@ -182,10 +184,14 @@ def _sums(
     form: Format,
     weights: npt.NDArray[np.float32] | None,
     threads: int,
+    fisher: npt.NDArray[np.float32] | None = None,
 ) -> ErrorSums:
-    sums = ErrorSums()
+    sums, length = ErrorSums(), tensor.row_length
     for sample in samples:
         columns = None if weights is None else weights[sample.matrix % len(weights)]
-        _, part = encode(sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads)
+        encoded, part = encode(sample.parts, tensor.format, form, length, columns, threads=threads)
+        if fisher is not None:
+            decoded = decode(encoded, form, length, threads=threads)
+            part = errors(sample.parts, tensor.format, decoded, fisher, threads=threads)
         sums += part
     return sums

@@ -19,6 +19,7 @@ mod tests;
 use crate::block::{QK_K, TensorType};
 use crate::dot::{Activations, Rows};
 use crate::error::QuantError;
+use crate::float::f16_to_f32;
 use crate::hifi::rows::{Outliers, check_parts};
 use crate::kernel::{self, Isa};
 use crate::rows::{Source, expect_length};
@@ -57,6 +58,22 @@ impl<'a> Matrix<'a> {
         let rows = Source::new(TensorType::Q4K, base, row_length)?;
         check_parts(rows, outliers)?;
         Ok(Self { rows, outliers: Some(outliers).filter(|outliers| outliers.outliers > 0) })
+    }
+
+    /// Decodes row `row`, which there is, into `out`.
+    pub(crate) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        let rows = row..row + 1;
+        let data = &self.rows.data()[bytes(&rows, self.rows.row_bytes())];
+        kernel::dequantize_row(isa, self.rows.kind(), data, out);
+        let Some(Outliers { outliers: n, index, residual }) = self.outliers_of(&rows) else {
+            return;
+        };
+        let outliers = index.chunks_exact(n).zip(residual.chunks_exact(2 * n));
+        for (block, (index, residual)) in out.chunks_exact_mut(QK_K).zip(outliers) {
+            for (&i, r) in index.iter().zip(residual.as_chunks().0) {
+                block[usize::from(i)] += f16_to_f32(u16::from_le_bytes(*r));
+            }
+        }
     }
 
     /// Number of rows: the length of a column of the product.

@@ -81,6 +81,14 @@ pub struct Temperature {
     pub interval: usize,
 }
 
+impl Temperature {
+    /// What the query at a position is multiplied by.
+    pub(super) fn factor(&self, position: usize) -> f32 {
+        let steps = (position / self.interval + 1) as f32;
+        1.0 + self.scale * steps.ln()
+    }
+}
+
 /// Larger than any model; with it no product of two overflows.
 const MOST: usize = 1 << 28;
 

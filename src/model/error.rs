@@ -38,6 +38,8 @@ pub enum ModelError {
         /// Tokens of the vocabulary.
         n_vocab: usize,
     },
+    /// The model gives logits that are not finite.
+    NotFinite,
     /// The work was given up because the caller asked for that.
     Cancelled,
     /// The codec's.
@@ -62,6 +64,7 @@ impl fmt::Display for ModelError {
             Self::Token { token, n_vocab } => {
                 write!(f, "token {token} is not in the vocabulary, which has {n_vocab}")
             }
+            Self::NotFinite => write!(f, "it gives logits that are not finite"),
             Self::Cancelled => write!(f, "given up"),
             Self::Quant(error) => error.fmt(f),
         }

@@ -7,8 +7,9 @@ use super::error::ModelError;
 use super::kv_cache::Sequence;
 use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
 use super::rope::Rope;
-use super::weights::{Builder, Layer, Linear, Table, Tensors};
+use super::weights::{Builder, Layer, Linear, Tensors};
 use crate::kernel::{self, Isa};
+use crate::matmul::Matrix;
 use crate::team;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +24,11 @@ const PARALLEL: usize = 1 << 16;
 /// A transformer's weights, ready to run. Any number of sequences may use it at the same time.
 #[derive(Debug, Clone)]
 pub struct Model<'a> {
-    config: Config,
-    tensors: Tensors<'a>,
-    rope: Rope,
-    local_rope: Option<Rope>,
-    isa: Isa,
+    pub(super) config: Config,
+    pub(super) tensors: Tensors<'a>,
+    pub(super) rope: Rope,
+    pub(super) local_rope: Option<Rope>,
+    pub(super) isa: Isa,
     /// Kept from one evaluation to the next, one for each that runs at the same time.
     buffers: Arc<Mutex<Vec<Buffers>>>,
 }
@@ -52,7 +53,7 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct Trace {
     tokens: usize,
-    states: Vec<Vec<f32>>,
+    pub(super) states: Vec<Vec<f32>>,
 }
 
 impl Trace {
@@ -140,10 +141,10 @@ impl<'a> Model<'a> {
         &self,
         role: &str,
         layer: Option<usize>,
-        table: Table<'a>,
+        matrix: Matrix<'a>,
     ) -> Result<Self, ModelError> {
         let mut model = self.clone();
-        model.tensors.replace(&self.config, role, layer, table)?;
+        model.tensors.replace(&self.config, role, layer, matrix)?;
         Ok(model)
     }
 
@@ -337,8 +338,7 @@ impl Pass<'_, '_> {
         let first = first + active.start;
         if let Some(temperature) = config.temperature {
             each_row(query, config.n_query(), |i, row| {
-                let steps = ((first + i) / temperature.interval + 1) as f32;
-                let factor = 1.0 + temperature.scale * steps.ln();
+                let factor = temperature.factor(first + i);
                 row.iter_mut().for_each(|x| *x *= factor);
             });
         }
@@ -388,7 +388,7 @@ impl Buffers {
 }
 
 /// Works on rows of `width` numbers, spread over the threads where there are many.
-fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     if rows.len() < PARALLEL {
         rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
     } else {
@@ -396,7 +396,7 @@ fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + S
     }
 }
 
-fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
+pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let n = config.n_embd;
     each_row(out, n, |i, out| {
         kernel::run(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
@@ -404,7 +404,13 @@ fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
 }
 
 /// Adds `part` to the state, normed first where there is a weight for that.
-fn add(isa: Isa, config: &Config, state: &mut [f32], part: &mut [f32], weight: Option<&[f32]>) {
+pub(super) fn add(
+    isa: Isa,
+    config: &Config,
+    state: &mut [f32],
+    part: &mut [f32],
+    weight: Option<&[f32]>,
+) {
     let n = config.n_embd;
     if let Some(weight) = weight {
         let eps = config.norm_eps;
@@ -413,7 +419,7 @@ fn add(isa: Isa, config: &Config, state: &mut [f32], part: &mut [f32], weight: O
     each_row(state, n, |i, x| kernel::run(isa, Add { x, y: &part[i * n..][..n] }));
 }
 
-fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
     let head_size = config.head_size;
     match config.pairs {
         Pairs::Neighbours => kernel::run(isa, Rotate::<false> { row, head_size, cos, sin }),
@@ -421,7 +427,12 @@ fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) 
     }
 }
 
-fn apply(isa: Isa, linear: &Linear<'_>, x: &[f32], out: &mut [f32]) -> Result<(), ModelError> {
+pub(super) fn apply(
+    isa: Isa,
+    linear: &Linear<'_>,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<(), ModelError> {
     linear.matrix.matmul(x, out)?;
     if let Some(bias) = &linear.bias {
         each_row(out, bias.len(), |_, x| kernel::run(isa, Add { x, y: bias }));

@@ -2,13 +2,8 @@
 
 use super::config::Config;
 use super::error::ModelError;
-use crate::block::QK_K;
-use crate::error::QuantError;
-use crate::float::f16_to_f32;
-use crate::hifi::rows::{Outliers, check_parts};
-use crate::kernel::{self, Isa};
+use crate::kernel::Isa;
 use crate::matmul::Matrix;
-use crate::rows::Source;
 use std::collections::HashMap;
 
 macro_rules! roles {
@@ -59,7 +54,7 @@ roles! {
 
 /// Whether a model has a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
+pub(super) enum Need {
     Required,
     Optional,
     Unused,
@@ -77,7 +72,7 @@ impl Role {
     }
 
     /// Rows and row length; a vector is one row.
-    fn shape(self, c: &Config) -> [usize; 2] {
+    pub(super) fn shape(self, c: &Config) -> [usize; 2] {
         let (query, key) = (c.n_query(), c.n_key());
         match self {
             Self::TokenEmbd | Self::Output => [c.n_vocab, c.n_embd],
@@ -97,7 +92,7 @@ impl Role {
         }
     }
 
-    fn need(self, c: &Config) -> Need {
+    pub(super) fn need(self, c: &Config) -> Need {
         let when = |wanted| if wanted { Need::Required } else { Need::Unused };
         match self {
             Self::AttnQNorm | Self::AttnKNorm => when(c.norm_heads),
@@ -137,59 +132,10 @@ pub(super) struct Layer<'a> {
     pub ffn_post_norm: Option<Vec<f32>>,
 }
 
-/// Rows of weights as they lie in a file.
-#[derive(Debug, Clone, Copy)]
-pub struct Table<'a> {
-    rows: Source<'a>,
-    outliers: Option<Outliers<'a>>,
-}
-
-impl<'a> Table<'a> {
-    /// Rows of one type.
-    pub fn new(rows: Source<'a>) -> Self {
-        Self { rows, outliers: None }
-    }
-
-    /// Q4_K rows and their outliers.
-    pub fn hifi(rows: Source<'a>, outliers: Outliers<'a>) -> Result<Self, QuantError> {
-        check_parts(rows, outliers)?;
-        Ok(Self { rows, outliers: Some(outliers).filter(|outliers| outliers.outliers > 0) })
-    }
-
-    fn matrix(&self) -> Result<Matrix<'a>, QuantError> {
-        match self.outliers {
-            None => Ok(Matrix::new(self.rows)),
-            Some(outliers) => Matrix::hifi(self.rows.data(), self.rows.row_length(), outliers),
-        }
-    }
-
-    fn vector(&self) -> Result<Vec<f32>, QuantError> {
-        let mut out = vec![0f32; self.rows.row_length()];
-        self.row(Isa::active()?, 0, &mut out);
-        Ok(out)
-    }
-
-    /// Decodes row `row`, which there is, into `out`.
-    pub(super) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) {
-        let kind = self.rows.kind();
-        let bytes = self.rows.row_bytes();
-        kernel::dequantize_row(isa, kind, &self.rows.data()[row * bytes..][..bytes], out);
-        let Some(Outliers { outliers: n, index, residual }) = self.outliers else { return };
-        let per_row = self.rows.row_length() / QK_K * n;
-        let index = index[row * per_row..][..per_row].chunks_exact(n);
-        let residual = residual[row * per_row * 2..][..per_row * 2].chunks_exact(2 * n);
-        for (block, (index, residual)) in out.chunks_exact_mut(QK_K).zip(index.zip(residual)) {
-            for (&i, r) in index.iter().zip(residual.as_chunks().0) {
-                block[usize::from(i)] += f16_to_f32(u16::from_le_bytes(*r));
-            }
-        }
-    }
-}
-
 /// All tensors of a model; a copy shares the matrices.
 #[derive(Debug, Clone)]
 pub(super) struct Tensors<'a> {
-    pub token_embd: Table<'a>,
+    pub token_embd: Matrix<'a>,
     pub layers: Vec<Layer<'a>>,
     pub output_norm: Vec<f32>,
     pub output: Linear<'a>,
@@ -202,15 +148,15 @@ impl<'a> Tensors<'a> {
         config: &Config,
         role: &str,
         layer: Option<usize>,
-        table: Table<'a>,
+        matrix: Matrix<'a>,
     ) -> Result<(), ModelError> {
-        let checked = place(config, role, layer, &table)?;
+        let checked = place(config, role, layer, &matrix)?;
         if checked == Role::TokenEmbd {
-            self.token_embd = table;
+            self.token_embd = matrix;
             return Ok(());
         }
         let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
-        self.linear(checked, layer).ok_or_else(unknown)?.matrix = table.matrix()?;
+        self.linear(checked, layer).ok_or_else(unknown)?.matrix = matrix;
         Ok(())
     }
 
@@ -237,7 +183,7 @@ fn place(
     config: &Config,
     role: &str,
     layer: Option<usize>,
-    table: &Table<'_>,
+    matrix: &Matrix<'_>,
 ) -> Result<Role, ModelError> {
     let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
     let role = Role::from_name(role).ok_or_else(unknown)?;
@@ -248,14 +194,13 @@ fn place(
     if !placed || role.need(config) == Need::Unused {
         return Err(unknown());
     }
-    let got = [table.rows.rows(), table.rows.row_length()];
+    let got = [matrix.rows(), matrix.row_length()];
     let expected = role.shape(config);
     if got == expected { Ok(role) } else { Err(ModelError::Shape { got, expected }) }
 }
 
 #[derive(Debug)]
 enum Stored<'a> {
-    Table(Table<'a>),
     Matrix(Matrix<'a>),
     Vector(Vec<f32>),
 }
@@ -279,13 +224,15 @@ impl<'a> Builder<'a> {
         &mut self,
         role: &str,
         layer: Option<usize>,
-        table: Table<'a>,
+        matrix: Matrix<'a>,
     ) -> Result<(), ModelError> {
-        let role = place(&self.config, role, layer, &table)?;
-        let stored = match role {
-            Role::TokenEmbd => Stored::Table(table),
-            _ if table.rows.rows() == 1 => Stored::Vector(table.vector()?),
-            _ => Stored::Matrix(table.matrix()?),
+        let role = place(&self.config, role, layer, &matrix)?;
+        let stored = if matrix.rows() == 1 && role != Role::TokenEmbd {
+            let mut vector = vec![0f32; matrix.row_length()];
+            matrix.row(Isa::active()?, 0, &mut vector);
+            Stored::Vector(vector)
+        } else {
+            Stored::Matrix(matrix)
         };
         self.stored.insert((role, layer), stored);
         Ok(())
@@ -293,13 +240,8 @@ impl<'a> Builder<'a> {
 
     /// The model, if nothing is missing.
     pub(super) fn finish(mut self) -> Result<(Config, Tensors<'a>), ModelError> {
-        let Some(Stored::Table(token_embd)) = self.stored.remove(&(Role::TokenEmbd, None)) else {
-            return Err(ModelError::Missing { role: Role::TokenEmbd, layer: None });
-        };
-        let output = match self.take_matrix(Role::Output, None) {
-            Ok(matrix) => matrix,
-            Err(_) => token_embd.matrix()?,
-        };
+        let token_embd = self.take_matrix(Role::TokenEmbd, None)?;
+        let output = self.take_matrix(Role::Output, None).unwrap_or(token_embd);
         let output = Linear { matrix: output, bias: self.take_vector(Role::OutputBias, None)? };
         let output_norm = self.vector(Role::OutputNorm, None)?;
         let layers = (0..self.config.n_layer).map(|i| self.layer(i)).collect::<Result<_, _>>()?;

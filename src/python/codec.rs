@@ -226,6 +226,25 @@ pub(super) fn check_finite(
     detached(py, threads, || rows::check_finite(source))
 }
 
+/// How far decoded weights are from rows, and what they are, under the weights of each column.
+#[pyfunction]
+#[pyo3(signature = (source, source_type, row_length, decoded, weights, threads))]
+pub(super) fn errors<'py>(
+    py: Python<'py>,
+    source: BytesArgument<'py>,
+    source_type: u32,
+    row_length: usize,
+    decoded: PyReadonlyArray1<'py, f32>,
+    weights: Option<PyReadonlyArray1<'py, f32>>,
+    threads: usize,
+) -> PyResult<(f64, f64)> {
+    let source = source_of(&source, source_type, row_length)?;
+    let decoded = slice(&decoded, "decoded")?;
+    let weights = weights.as_ref().map(|w| slice(w, "weights")).transpose()?;
+    let sums = detached(py, threads, || rows::errors(source, decoded, weights))?;
+    Ok((sums.error, sums.reference))
+}
+
 /// Multiplies rows of a type of the codec by columns of activations, one after another.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, activations, threads))]

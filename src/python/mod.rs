@@ -109,7 +109,7 @@ mod _core {
 
     #[pymodule_export]
     use super::codec::{
-        check_finite, cpu_features, dequantize, dequantize_hifi, dequantize_hifi_fork,
+        check_finite, cpu_features, dequantize, dequantize_hifi, dequantize_hifi_fork, errors,
         fork_to_split, matmul, matmul_hifi, quantize, quantize_hifi, quantize_hifi_fork,
         split_to_fork, tensor_types,
     };
@@ -118,7 +118,7 @@ mod _core {
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
-    use super::model::{Collector, Model, Sampler, Sequence, Trace};
+    use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -3,8 +3,9 @@
 use super::{Unavailable, pool, slice};
 use crate::block::TensorType;
 use crate::hifi::rows::Outliers;
+use crate::matmul::Matrix;
 use crate::model::{self, Activation, BATCH, Builder, Config, Local, ModelError, Pairs, Request};
-use crate::model::{Role, RopeConfig, Sampling, Table, Temperature, Yarn};
+use crate::model::{Role, RopeConfig, Sampling, Temperature, Yarn};
 use crate::rows::Source;
 use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
@@ -156,19 +157,18 @@ fn frozen(array: &Bound<'_, PyArray1<u8>>) -> PyResult<&'static [u8]> {
     Ok(unsafe { std::slice::from_raw_parts(array.data(), array.len()) })
 }
 
-fn table_of(
+fn matrix_of(
     kind: u32,
     row_length: usize,
     outliers: usize,
     parts: &[Bound<'_, PyArray1<u8>>],
-) -> PyResult<Table<'static>> {
+) -> PyResult<Matrix<'static>> {
     let kind = TensorType::from_id(kind)?;
     match parts {
-        [rows] => Ok(Table::new(Source::new(kind, frozen(rows)?, row_length)?)),
+        [rows] => Ok(Matrix::new(Source::new(kind, frozen(rows)?, row_length)?)),
         [base, index, residual] => {
-            let base = Source::new(kind, frozen(base)?, row_length)?;
             let (index, residual) = (frozen(index)?, frozen(residual)?);
-            Ok(Table::hifi(base, Outliers { outliers, index, residual })?)
+            Ok(Matrix::hifi(frozen(base)?, row_length, Outliers { outliers, index, residual })?)
         }
         _ => Err(PyValueError::new_err("a tensor has one part, or three")),
     }
@@ -189,7 +189,7 @@ impl Model {
         let mut arrays = Vec::new();
         for tensor in tensors.try_iter()? {
             let (role, layer, kind, row_length, outliers, parts): Tensor<'_> = tensor?.extract()?;
-            builder.add(&role, layer, table_of(kind, row_length, outliers, &parts)?)?;
+            builder.add(&role, layer, matrix_of(kind, row_length, outliers, &parts)?)?;
             arrays.extend(parts.into_iter().map(Bound::unbind));
         }
         let (model, pool) = (model::Model::new(builder)?, pool(threads)?);
@@ -203,9 +203,9 @@ impl Model {
     /// The model with another matrix in the place of one.
     fn replaced(&self, tensor: Tensor<'_>) -> PyResult<Self> {
         let (role, layer, kind, row_length, outliers, parts) = tensor;
-        let table = table_of(kind, row_length, outliers, &parts)?;
+        let matrix = matrix_of(kind, row_length, outliers, &parts)?;
         let loaded = Loaded {
-            model: self.loaded.model.replaced(&role, layer, table)?,
+            model: self.loaded.model.replaced(&role, layer, matrix)?,
             pool: Arc::clone(&self.loaded.pool),
             team: Arc::clone(&self.loaded.team),
             _arrays: parts.into_iter().map(Bound::unbind).collect(),
@@ -252,6 +252,29 @@ impl Model {
         PyArray1::from_vec(py, logits).reshape([rows, config.n_vocab])
     }
 
+    /// What errors in the matrices do to the predictions of a text's tokens from `first` on.
+    fn fisher(
+        &self,
+        py: Python<'_>,
+        tokens: PyReadonlyArray1<'_, u32>,
+        first: usize,
+        seed: u32,
+    ) -> PyResult<Fisher> {
+        let tokens = slice(&tokens, "tokens")?;
+        let n = tokens.len();
+        if n > BATCH || first >= n {
+            let what =
+                format!("{n} tokens from number {first} on; at most {BATCH}, and one to score");
+            return Err(PyValueError::new_err(what));
+        }
+        let Loaded { model, pool, .. } = &*self.loaded;
+        let cancelled = AtomicBool::new(false);
+        let found = interruptible(py, pool, &cancelled, || {
+            model.fisher(tokens, first..n, seed, &cancelled)
+        })?;
+        Ok(Fisher { found })
+    }
+
     /// An empty sequence.
     fn sequence(&self) -> Sequence {
         let state = Mutex::new(self.loaded.model.sequence());
@@ -269,6 +292,25 @@ impl Model {
 pub(super) struct Trace {
     trace: model::Trace,
     config: Config,
+}
+
+/// The Fisher information of a model's matrices.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Fisher {
+    found: model::Fisher,
+}
+
+#[pymethods]
+impl Fisher {
+    /// That of a matrix, by columns; None where there is no matrix.
+    fn of<'py>(
+        &self,
+        py: Python<'py>,
+        role: &str,
+        layer: Option<usize>,
+    ) -> Option<Bound<'py, PyArray1<f64>>> {
+        Some(PyArray1::from_slice(py, self.found.of(Role::from_name(role)?, layer)?))
+    }
 }
 
 /// A text that is read.

@@ -1,0 +1,120 @@
+//! Attention with all scores of a head at once, forward and back.
+
+use super::layer::Forward;
+use super::products::{dot, put, take, times, turned};
+use crate::error::QuantError;
+use crate::model::config::Config;
+use crate::model::error::ModelError;
+use rayon::prelude::*;
+
+/// The attention of one layer.
+pub(super) struct Attention<'a> {
+    config: &'a Config,
+    window: usize,
+    tokens: usize,
+}
+
+/// The numbers of one head, a row a token.
+pub(super) struct Head {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl<'a> Attention<'a> {
+    pub(super) fn new(config: &'a Config, layer: usize, tokens: usize) -> Self {
+        Self { config, window: config.window(layer).unwrap_or(tokens), tokens }
+    }
+
+    pub(super) fn forward(
+        &self,
+        query: &[f32],
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<Vec<f32>, ModelError> {
+        let size = self.config.head_size;
+        let heads: Vec<Vec<f32>> = (0..self.config.n_head)
+            .into_par_iter()
+            .map(|head| {
+                let Head { value, weights, .. } = self.head(head, query, key, value)?;
+                times(&turned(&value, size), self.tokens, &weights)
+            })
+            .collect::<Result<_, QuantError>>()?;
+        let mut out = vec![0f32; query.len()];
+        for (head, attended) in heads.iter().enumerate() {
+            put(&mut out, self.config.n_query(), head * size, size, attended);
+        }
+        Ok(out)
+    }
+
+    /// The gradients at queries, keys and values.
+    pub(super) fn backward(
+        &self,
+        forward: &Forward,
+        attended: &[f32],
+    ) -> Result<[Vec<f32>; 3], ModelError> {
+        let (size, scale) = (self.config.head_size, self.config.attention_scale);
+        let width = self.config.n_query();
+        let heads: Vec<[Vec<f32>; 3]> = (0..self.config.n_head)
+            .into_par_iter()
+            .map(|number| {
+                let head = self.head(number, &forward.query, &forward.key, &forward.value)?;
+                let out = take(attended, width, number * size, size);
+                let mut scores = times(&head.value, size, &out)?;
+                for (score, weight) in
+                    scores.chunks_exact_mut(self.tokens).zip(head.weights.chunks_exact(self.tokens))
+                {
+                    let mean = dot(score, weight) as f32;
+                    for (score, &weight) in score.iter_mut().zip(weight) {
+                        *score = (*score - mean) * weight * scale;
+                    }
+                }
+                let back = turned(&scores, self.tokens);
+                let weights = turned(&head.weights, self.tokens);
+                Ok([
+                    times(&turned(&head.key, size), self.tokens, &scores)?,
+                    times(&turned(&head.query, size), self.tokens, &back)?,
+                    times(&turned(&out, size), self.tokens, &weights)?,
+                ])
+            })
+            .collect::<Result<_, QuantError>>()?;
+        let lengths = [forward.query.len(), forward.key.len(), forward.value.len()];
+        let mut gradients = lengths.map(|length| vec![0f32; length]);
+        for (head, [query, key, value]) in heads.iter().enumerate() {
+            let shared = head / self.config.group() * size;
+            put(&mut gradients[0], width, head * size, size, query);
+            put(&mut gradients[1], self.config.n_key(), shared, size, key);
+            put(&mut gradients[2], self.config.n_key(), shared, size, value);
+        }
+        Ok(gradients)
+    }
+
+    /// A query head and what it sees, with the weights of the softmax.
+    pub(super) fn head(
+        &self,
+        head: usize,
+        query: &[f32],
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<Head, QuantError> {
+        let (size, shared) = (self.config.head_size, head / self.config.group());
+        let query = take(query, self.config.n_query(), head * size, size);
+        let key = take(key, self.config.n_key(), shared * size, size);
+        let value = take(value, self.config.n_key(), shared * size, size);
+        let mut weights = times(&key, size, &query)?;
+        for (t, row) in weights.chunks_exact_mut(self.tokens).enumerate() {
+            let seen = (t + 1).saturating_sub(self.window)..t + 1;
+            let greatest = row[seen.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for (s, x) in row.iter_mut().enumerate() {
+                let visible = seen.contains(&s);
+                let score = (*x - greatest) * self.config.attention_scale;
+                *x = if visible { score.exp() } else { 0.0 };
+                sum += *x;
+            }
+            row.iter_mut().for_each(|x| *x /= sum);
+        }
+        Ok(Head { query, key, value, weights })
+    }
+}
