@@ -37,7 +37,7 @@ class ToyModel:
     """A model whose answer depends on the last token only: row ``table[token]``.
 
     ``read`` records every token sequence that was begun. The one matrix, blk.0.attn_v.weight, has as
-    input (1, token); so has output.weight.
+    input (1, token); so has output.weight. As its Fisher information it gives the sums of these.
     """
 
     table: Floats
@@ -60,6 +60,11 @@ class ToyModel:
 
     def input_sums(self) -> ToySums:
         return ToySums()
+
+    def fisher(
+        self, tokens: npt.NDArray[np.uint32], *, first: int, seed: int
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        return {"blk.0.attn_v.weight": np.array([len(tokens) - first, tokens[first:].sum()], np.float64)}
 
 
 @dataclass

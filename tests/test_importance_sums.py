@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import q4hifi
-from q4hifi import BadOptionError, ImportanceSums, NotFiniteError, load_importance
+from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, load_importance
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
+from q4hifi.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
 from stand_ins import ToySums, toy
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, read_tensors, write_imatrix
 
@@ -102,6 +104,25 @@ def test_nothing_to_write_and_unknown_forms(tmp_path: Path) -> None:
         sums().save(tmp_path / "m.gguf", form="csv")
 
 
+def test_fisher_information_is_kept_beside(tmp_path: Path) -> None:
+    fisher = {DENSE: ColumnSums(np.float32([[1, 2, 3, 6]]), np.float32([4]))}
+    made = replace(sums(), fisher=fisher)
+    made.save(tmp_path / "imatrix.gguf")
+    tensors = read_tensors(tmp_path / "imatrix.gguf")
+    assert list(tensors)[-2:] == [DENSE + ".fisher", DENSE + ".fisher_counts"]
+    read = load_importance(tmp_path / "imatrix.gguf")
+    assert read.names == (DENSE, EXPERTS) and read.fisher_names == (DENSE,)
+    np.testing.assert_array_equal(read.fisher(DENSE, 4), np.float32([0.25, 0.5, 0.75, 1.5]))
+    assert read.fisher(EXPERTS, 8) is None
+    assert read.filtered(exclude=["attn_v"]).fisher(DENSE, 4) is not None
+    with pytest.raises(BadFileError, match=rf"{DENSE} has 4 values, but the model's tensor has 5"):
+        read.fisher(DENSE, 5)
+    both = ImportanceSums.of(read) + sums(5) + made
+    assert both.fisher[DENSE].squares.tolist() == [[2, 4, 6, 12]] and both.fisher[DENSE].counts == [8]
+    made.save(tmp_path / "imatrix.dat", form=DAT)
+    assert load_importance(tmp_path / "imatrix.dat").fisher_names == ()
+
+
 # ---- sums of several -----------------------------------------------------------------------------
 
 
@@ -176,6 +197,16 @@ def test_every_token_counts_and_output_only_if_asked() -> None:
     assert list(again.tensors) == [DENSE, "output.weight"]
 
 
+def test_some_chunks_tell_the_fisher_information() -> None:
+    letters = "".join(chr(48 + i * 7 % 50) for i in range(100))
+    model = toy()
+    made = q4hifi.collect_importance(model, letters, n_ctx=32, fisher_chunks=2)
+    expected = [sum(chunk[16:]) for chunk in (model.read[0], model.read[1])]  # the first half is context
+    assert made.fisher[DENSE].squares.tolist() == [[32, sum(expected)]]
+    assert made.fisher[DENSE].counts.tolist() == [32]
+    assert not q4hifi.collect_importance(toy(), letters, n_ctx=32, fisher_chunks=0).fisher
+
+
 def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToySums, "all", lambda self: {DENSE: (np.array([np.inf]), 1)})
     with pytest.raises(NotFiniteError, match=rf"toy.gguf: the inputs of {DENSE} are not finite"):
@@ -194,8 +225,10 @@ def test_the_example_gives_what_llama_imatrix_gives() -> None:
 
 def test_a_model_can_be_quantized_with_it(tmp_path: Path) -> None:
     made = q4hifi.collect_importance(EXAMPLE, TEXT, n_ctx=64, n_chunks=2, score=False, dataset="text.txt")
-    for form in (GGUF, DAT):
+    for form, source in ((GGUF, FISHER_SOURCE), (DAT, DEFAULT_SOURCE)):
         imatrix = tmp_path / f"imatrix.{form}"
         made.save(imatrix, form=form)
         report = q4hifi.quantize_file(EXAMPLE, tmp_path / f"{form}.gguf", imatrix=imatrix)
         assert report.without_importance == ("token_embd.weight",)
+        assert report.plan.measured is not None
+        assert report.plan.measured.sensitivities == source

@@ -18,7 +18,7 @@ from llama_oracle import Floats, distance, divergence, llama_logits, llama_sampl
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.gguf_header import header_bytes
-from synthetic import EXAMPLE, random_weights, write_model, write_runnable
+from synthetic import EXAMPLE, ROOT, random_weights, write_model, write_runnable
 
 U32, F32, BOOL, STRING = (
     GGUFValueType.UINT32,
@@ -350,6 +350,43 @@ def test_sums_are_those_of_the_matrices_inputs(model: q4hifi.Model) -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
+
+
+NAMES = ("blk.0.attn_q.weight", "blk.3.attn_v.weight", "blk.5.ffn_down.weight", "token_embd.weight")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fisher_information_tells_the_divergence(model: q4hifi.Model, name: str) -> None:
+    tokens = np.array(model.tokenize((ROOT / "tests/golden/text.txt").read_text())[:256])
+    told = sum(float(model.fisher(tokens, first=128, seed=seed)[name].sum()) for seed in range(4)) / 4
+    with q4hifi.open(EXAMPLE) as file:
+        weights = file[name].dequantize()
+    noise = np.random.default_rng(1).uniform(-1, 1, weights.shape) * 3**0.5
+    size = 0.05 * np.sqrt(np.square(weights).mean(axis=-1, keepdims=True))
+    changed = model.replaced(name, q4hifi.quantize((weights + noise * size).astype(np.float32), "F32"))
+    old, new = (np.float64(m.logits(tokens)[128:]) for m in (model, changed))
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (old, new))
+    divergence = float((np.exp(p) * (p - q)).sum())
+    assert divergence == pytest.approx(0.5 * told * 0.05**2, rel=0.4)
+
+
+def test_fisher_information_is_of_all_matrices_and_of_a_draw(model: q4hifi.Model) -> None:
+    tokens = model.tokenize((ROOT / "tests/golden/text.txt").read_text())[:64]
+    found = model.fisher(tokens, first=32, seed=1)
+    with q4hifi.open(EXAMPLE) as file:
+        matrices = {name: t for name, t in file.tensors.items() if len(t.shape) == 2}
+    assert {name: columns.shape for name, columns in found.items()} == {
+        name: (tensor.row_length,) for name, tensor in matrices.items()
+    }
+    assert all((columns >= 0).all() for columns in found.values())
+    again, other = (model.fisher(tokens, first=32, seed=seed) for seed in (1, 2))
+    name = "blk.0.ffn_up.weight"
+    assert (again[name] == found[name]).all() and (other[name] != found[name]).any()
+    for wrong in ({"first": 64}, {"first": -1}, {"seed": -1}):
+        with pytest.raises(BadOptionError):
+            model.fisher(tokens, **wrong)
+    with pytest.raises(BadOptionError, match="at most 512"):
+        model.fisher([1] * 513)
 
 
 def test_options_that_do_not_fit_are_refused(model: q4hifi.Model) -> None:

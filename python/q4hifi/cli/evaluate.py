@@ -17,7 +17,7 @@ from ..bench import bench as measure_speed
 from ..calibrate import LONGEST_CHUNK, calibration_file
 from ..calibrate import calibrate as measure_sensitivities
 from ..chunks import MIN_CONTEXT, read_text
-from ..collect import collect_importance
+from ..collect import FISHER_CHUNKS, collect_importance
 from ..compare import compare as compare_models
 from ..errors import BadOptionError
 from ..evaluation_report import (
@@ -224,6 +224,11 @@ def compare(
 @click.option("--process-output", is_flag=True, help="Take output.weight in, too.")
 @click.option("--no-ppl", is_flag=True, help="Do not measure perplexity on the way; a little faster.")
 @click.option(
+    "--fisher-chunks", type=click.IntRange(min=0), default=FISHER_CHUNKS, show_default=True,
+    help="In so many chunks, measure what an error in each matrix does, too; quantize chooses types by it. "
+    "llama.cpp passes over it.",
+)  # fmt: skip
+@click.option(
     "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
 )
 @click.option(
@@ -242,6 +247,7 @@ def imatrix(
     n_chunks: int | None,
     process_output: bool,
     no_ppl: bool,
+    fisher_chunks: int,
     in_files: tuple[str, ...],
     form: str,
     show_statistics: bool,
@@ -280,6 +286,7 @@ def imatrix(
                     n_chunks=n_chunks,
                     process_output=process_output,
                     score=not no_ppl,
+                    fisher_chunks=fisher_chunks if form == GGUF else 0,
                     threads=threads,
                     dataset=str(file),
                     progress=progress,
