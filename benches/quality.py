@@ -136,7 +136,7 @@ def main() -> None:
             options.model, text, calibrated, imatrix=options.imatrix, n_chunks=options.calibrate_chunks,
             threads=options.threads, progress=told("calibrating"),
         )  # fmt: skip
-    table = list(rows(calibrated))
+    table = [row for row in rows(calibrated) if not options.parts or row.part in options.parts]
     text = read_text(options.file)
     found: dict[str, q4hifi.ComparedModel] = {}
     reports: dict[str, q4hifi.QuantizeReport] = {}
@@ -242,6 +242,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-f", "--file", required=True, help="a text that the imatrix was not made from")
     parser.add_argument("--calibrate", metavar="TEXT", help="measure the tensors' sensitivities on TEXT")
     parser.add_argument("--calibrate-chunks", type=int, default=4)
+    parser.add_argument("--parts", nargs="*", metavar="PART", help="only these parts, recipes among them")
     parser.add_argument("-o", "--output", default="quality", help="folder for the results")
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int)

@@ -3,7 +3,10 @@
 For errors as small as those of 4 bits and more, the divergences that the tensors add on their own add up,
 and each is proportional to the tensor's relative error: KLD = Σ sensitivity x error.
 
-Without running the model a sensitivity is told from what each matrix adds to the residual stream. The
+By small errors E the divergence is ½ Σ F E², F being the Fisher information, which `q4hifi imatrix` measures
+(:meth:`q4hifi.Model.fisher`) and leaves in its file: that is the default.
+
+With other importance matrices a sensitivity is told from what each matrix adds to the residual stream. The
 energy (squared length) of a matrix' output is Σ importance x weight², so the stream's is known after every
 attention and feed-forward block. An error in attn_output or ffn_down is noise in the stream, of relative
 size error x (its energy / the stream's after it): small where the stream is large already. Measured, the

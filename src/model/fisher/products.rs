@@ -1,13 +1,13 @@
 //! Products of rows of numbers, and what is made of them.
 
 use crate::error::QuantError;
-use crate::kernel::Isa;
+use crate::kernel::{self, Isa};
 use crate::matmul::Matrix;
 use crate::rows::Source;
 use rayon::prelude::*;
 
 /// Rows of a matrix that are turned into columns together.
-pub(super) const ROWS: usize = 2048;
+pub(super) const ROWS: usize = 512;
 /// Numbers of these columns that a thread writes together.
 const COLUMNS: usize = 32;
 
@@ -79,9 +79,10 @@ pub(super) fn multiply_turned(
 
 /// Of each row of a matrix Σᵢ cᵢ w².
 pub(super) fn row_sums(isa: Isa, matrix: &Matrix<'_>, columns: &[f64]) -> Vec<f64> {
+    let columns: Vec<f32> = columns.iter().map(|&c| c as f32).collect();
     let sum = |row: &mut Vec<f32>, i| {
         matrix.row(isa, i, row);
-        row.iter().zip(columns).map(|(&w, c)| c * f64::from(w) * f64::from(w)).sum()
+        kernel::error_sums(isa, row, Some(&columns), row).reference
     };
     let scratch = || vec![0f32; matrix.row_length()];
     (0..matrix.rows()).into_par_iter().map_init(scratch, sum).collect()
