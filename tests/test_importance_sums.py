@@ -14,7 +14,7 @@ from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError,
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
 from q4hifi.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
-from stand_ins import ToySums, toy
+from stand_ins import ToyModel, ToySums, toy
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, read_tensors, write_imatrix
 
 GOLDEN = json.loads((ROOT / "tests/golden/llama_evaluation.json").read_text())
@@ -210,6 +210,12 @@ def test_some_chunks_tell_the_fisher_information() -> None:
 def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToySums, "all", lambda self: {DENSE: (np.array([np.inf]), 1)})
     with pytest.raises(NotFiniteError, match=rf"toy.gguf: the inputs of {DENSE} are not finite"):
+        q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
+
+
+def test_gradients_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyModel, "fisher", lambda *_, **__: {DENSE: np.array([np.nan])})
+    with pytest.raises(NotFiniteError, match=rf"toy.gguf: the gradients of {DENSE} are not finite"):
         q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
 
 

@@ -10,7 +10,9 @@ import pytest
 from q4hifi.errors import BadFileError
 from q4hifi.names import layer_of, role_of
 from q4hifi.sensitivities import (
+    DEFAULT_SOURCE,
     FIRST_LAYER,
+    FISHER_SOURCE,
     OUTPUT,
     STREAM,
     TOKEN_EMBD,
@@ -104,6 +106,17 @@ def test_without_energies_all_layers_are_alike() -> None:
     for name in ("blk.0.attn_output.weight", "blk.1.attn_output.weight", "blk.1.ffn_down.weight"):
         assert values[name] == STREAM * part_of(name) * UNKNOWN_SHARE
     assert values["blk.0.ffn_down.weight"] < values["blk.1.ffn_down.weight"], "what layer 0 adds counts less"
+
+
+def test_what_the_fisher_information_tells_is_weighed_with_that() -> None:
+    told = default_sensitivities(ENERGIES, 1)
+    fisher = dict.fromkeys(ENERGIES, 4.0) | {"blk.0.ffn_up.weight": 0.0}
+    both = default_sensitivities(ENERGIES, 1, fisher)
+    assert (told.source, both.source) == (DEFAULT_SOURCE, FISHER_SOURCE)
+    for name, value in told.values.items():
+        expected = (value * 4) ** 0.5 if fisher[name] else value
+        assert both.values[name] == pytest.approx(expected)
+    assert default_sensitivities(ENERGIES, 1, fisher | {"output.weight": None}) == told
 
 
 def test_nothing_is_insensitive_by_default() -> None:

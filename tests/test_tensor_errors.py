@@ -18,6 +18,7 @@ from q4hifi.tensor_errors import (
     FEWEST_WEIGHTS,
     MOST_WEIGHTS,
     Sample,
+    fisher_sensitivity,
     logit_variance,
     output_energy,
     read_sample,
@@ -99,6 +100,28 @@ def test_energy_is_that_of_the_outputs(folder: Path) -> None:
         assert energy.whole == pytest.approx(expected, rel=1e-4)
         assert output_energy(tensor, samples, None) is None
         assert row_energy(tensor, samples).whole == pytest.approx((weights**2).sum(-1).mean(), rel=1e-4)
+
+
+def test_fisher_information_counts_errors_where_they_are_felt(folder: Path) -> None:
+    importance = load_importance(folder / "imatrix.gguf")
+    with q4hifi.open(folder / "model.gguf") as model:
+        tensor = model.tensors[MATRIX]
+        length, sample = tensor.row_length, read_sample(model, tensor)
+        weights = importance.weights(tensor.name, length, 1)
+        assert weights is not None
+        # the importances themselves: half of their sum
+        half = float(weights.sum()) / 2
+        told = fisher_sensitivity(tensor, sample, importance, weights[0])
+        assert told == pytest.approx(half, rel=1e-6)
+        # one column: that column's error
+        column = np.zeros(length, np.float32)
+        column[3] = 2
+        told = fisher_sensitivity(tensor, sample, importance, column)
+        rows = np.concatenate([model.dequantize_rows(RowRange(tensor, 0, r, 1)) for r in sample[0].rows])
+        decoded = q4hifi.quantize(rows, "Q4_K", importance=weights[0]).dequantize()
+        error = np.square(decoded - rows, dtype=np.float64)
+        overall = (error @ weights[0]).sum() / (np.square(rows, dtype=np.float64) @ weights[0]).sum()
+        assert told == pytest.approx(error[:, 3].sum() / np.square(rows[:, 3]).sum() / overall, rel=1e-4)
 
 
 def test_massive_activations_are_not_of_ordinary_tokens(tmp_path: Path) -> None:

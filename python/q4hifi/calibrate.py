@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .calibration import Calibration, Setting, n_scored
+from .candidates import PROBES
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
@@ -39,10 +40,7 @@ from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
 from .rows import ErrorSums, encode, thread_count
 from .tensor import QuantizedTensor
-from .types import TYPES, TensorType
-
-PROBES: tuple[TensorType, ...] = (TYPES["Q4_K"], TYPES["Q4_0"])
-"""What a matrix is quantized to: the first whose blocks divide its rows."""
+from .types import TensorType
 
 LONGEST_CHUNK = 512
 """Tokens that can be followed through the layers at a time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .layout import Format
-from .types import F16, Q4_HIFI, TYPES
+from .types import F16, Q4_HIFI, TYPES, TensorType
 
 STOCK = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types of rows that 256 divides; stock llama.cpp loads them all. What is not here has more error than
@@ -14,6 +14,9 @@ STOCK_OF_32 = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 OUTLIERS = (4, 8, 16, 32)
 """Of Q4_HIFI, a block: 4.875, 5.25, 6 and 7.5 bits a weight."""
+
+PROBES: tuple[TensorType, ...] = (TYPES["Q4_K"], TYPES["Q4_0"])
+"""By which of them it is found out what errors do to a matrix: the first whose blocks divide its rows."""
 
 
 def candidates(row_length: int, *, stock: bool, layout: str) -> tuple[Format, ...]:

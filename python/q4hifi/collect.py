@@ -77,10 +77,13 @@ def _with_fisher(
     """Add what a text tells, whose first half only gives context."""
     first = len(tokens) // 2
     count = np.array([len(tokens) - first], np.float32)
-    found = {
-        name: ColumnSums(columns.astype(np.float32).reshape(1, -1), count)
-        for name, columns in model.fisher(tokens, first=first, seed=seed).items()
-    }
+    found = {}
+    for name, columns in model.fisher(tokens, first=first, seed=seed).items():
+        if not np.isfinite(columns).all():
+            raise NotFiniteError(
+                f"{model.path}: the gradients of {name} are not finite; 'q4hifi verify' finds damaged weights"
+            )
+        found[name] = ColumnSums(columns.astype(np.float32).reshape(1, -1), count)
     return {name: fisher[name] + sums if name in fisher else sums for name, sums in found.items()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
+from types import MappingProxyType
 
 from .allocate import allocate
 from .candidates import candidates
@@ -21,7 +22,14 @@ from .names import role_of
 from .plan import Measured, Plan
 from .rewrite import Progress
 from .sensitivities import Energy, Sensitivities
-from .tensor_errors import output_energy, read_sample, relative_errors, row_energy, sampled_rows
+from .tensor_errors import (
+    fisher_sensitivity,
+    output_energy,
+    read_sample,
+    relative_errors,
+    row_energy,
+    sampled_rows,
+)
 
 REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
@@ -32,12 +40,13 @@ REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q
 class TensorErrors:
     """What a tensor could become, and the relative squared error of each.
 
-    ``energy`` is what :func:`~q4hifi.sensitivities.default_sensitivities` asks for.
+    ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for.
     """
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
     energy: Energy | None
+    fisher: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ def measure_errors(
     names: Sequence[str],
     importance: Importance | None,
     *,
-    fisher: Mapping[str, Floats] | None = None,
+    fisher: Mapping[str, Floats] = MappingProxyType({}),
     stock: bool,
     layout: str,
     threads: int = 0,
@@ -72,13 +81,15 @@ def measure_errors(
         formats = candidates(tensor.row_length, stock=stock, layout=layout)
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
-            columns = None if fisher is None else fisher[tensor.name]
-            errors = relative_errors(tensor, sample, formats, importance, fisher=columns, threads=threads)
+            errors = relative_errors(tensor, sample, formats, importance, threads=threads)
+            told: float | None = None
+            if (columns := fisher.get(tensor.name)) is not None:
+                told = fisher_sensitivity(tensor, sample, importance, columns, threads=threads)
             if role_of(tensor.name) == "token_embd":
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
                 energy = output_energy(tensor, sample, importance, threads=threads)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), energy)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, told)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")

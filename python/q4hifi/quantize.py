@@ -29,12 +29,7 @@ from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .rows import thread_count
 from .scale import overhead_for
-from .sensitivities import (
-    Sensitivities,
-    default_sensitivities,
-    fisher_sensitivities,
-    load_sensitivities,
-)
+from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .tensor_errors import logit_variance
 from .types import Q4_HIFI
 
@@ -283,7 +278,7 @@ class _Planner:
         names = list(open_tensors(model.tensors.values(), shape, options))
         given = self._given_sensitivities()
         budget, size_of = self._budget()
-        fisher = self._fisher(names) if given is None else None
+        fisher = self._fisher(names) if given is None else {}
         errors = measure_errors(
             model,
             names,
@@ -294,13 +289,11 @@ class _Planner:
             threads=self.threads,
             progress=self.progress,
         )
-        if given is not None:
-            sensitivities = given
-        elif fisher is not None:
-            sensitivities = fisher_sensitivities(fisher)
-        else:
-            energies = {name: e.energy for name, e in errors.items()}
-            sensitivities = default_sensitivities(energies, logit_variance(model))
+        sensitivities = given or default_sensitivities(
+            {name: e.energy for name, e in errors.items()},
+            logit_variance(model),
+            {name: e.fisher for name, e in errors.items()},
+        )
         return measured_plan(
             make_menu(model, errors, sensitivities, refine=options.is_refined),
             budget,
@@ -322,17 +315,13 @@ class _Planner:
             )
         return None if file is None else load_sensitivities(file)
 
-    def _fisher(self, names: Sequence[str]) -> dict[str, Floats] | None:
-        """The Fisher information of all these matrices, if the imatrix has it."""
+    def _fisher(self, names: Sequence[str]) -> dict[str, Floats]:
+        """The Fisher information of these matrices, where the imatrix has it."""
         if self.importance is None:
-            return None
-        found = {}
-        for name in names:
-            columns = self.importance.fisher(name, self.model.tensors[name].row_length)
-            if columns is None:
-                return None
-            found[name] = columns
-        return found
+            return {}
+        tensors = self.model.tensors
+        found = {name: self.importance.fisher(name, tensors[name].row_length) for name in names}
+        return {name: columns for name, columns in found.items() if columns is not None}
 
     def _budget(self) -> tuple[int, Callable[[Plan], int]]:
         """The most bytes that a measured plan may have, and what counts of them."""

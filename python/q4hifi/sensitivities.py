@@ -4,9 +4,9 @@ For errors as small as those of 4 bits and more, the divergences that the tensor
 and each is proportional to the tensor's relative error: KLD = Σ sensitivity x error.
 
 By small errors E the divergence is ½ Σ F E², F being the Fisher information, which `q4hifi imatrix` measures
-(:meth:`q4hifi.Model.fisher`) and leaves in its file: that is the default.
+(:meth:`q4hifi.Model.fisher`) and leaves in its file.
 
-With other importance matrices a sensitivity is told from what each matrix adds to the residual stream. The
+Without it a sensitivity is told from what each matrix adds to the residual stream. The
 energy (squared length) of a matrix' output is Σ importance x weight², so the stream's is known after every
 attention and feed-forward block. An error in attn_output or ffn_down is noise in the stream, of relative
 size error x (its energy / the stream's after it): small where the stream is large already. Measured, the
@@ -17,6 +17,9 @@ model, SmolLM2-135M and Qwen2.5-Coder-1.5B; the constants are geometric means of
 Some models give a few tokens, such as the first of a text, activations that are a thousand times those of
 all others. They do not count in the stream, which is that of ordinary tokens; the noise that the matrices
 make of them does.
+
+The first is nearer to the truth for most matrices, but single tokens can rule it; the second is coarse, but
+knows no tokens. They err apart, and their geometric mean is better than either: that is the default.
 """
 
 from __future__ import annotations
@@ -25,11 +28,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from types import MappingProxyType
 
 from .errors import BadFileError
 from .gguf_io import os_errors
@@ -78,7 +79,7 @@ FIRST_LAYER: Mapping[str, float] = {
 and of its error, later layers do not read."""
 
 DEFAULT_SOURCE = "the residual stream"
-FISHER_SOURCE = "the Fisher information"
+FISHER_SOURCE = "the Fisher information and the residual stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +104,17 @@ class Sensitivities:
 
 
 def default_sensitivities(
-    energies: Mapping[str, Energy | None], logit_variance: float | None = None
+    energies: Mapping[str, Energy | None],
+    logit_variance: float | None = None,
+    fisher: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Sensitivities:
     """Return what can be said of the matrices of a model without running it.
 
     ``energies`` has for each matrix by name Σ importance x weight², the mean squared length of its output,
     or None where its importance is not known; for token_embd the mean squared length of its rows.
-    ``logit_variance`` is that over the vocabulary (:func:`~q4hifi.tensor_errors.logit_variance`). All
-    values are in proportion to it.
+    ``logit_variance`` is that over the vocabulary (:func:`~q4hifi.tensor_errors.logit_variance`). What the
+    stream tells is in proportion to it. ``fisher`` is what the Fisher information tells
+    (:func:`~q4hifi.tensor_errors.fisher_sensitivity`): where it tells of all, the geometric means of both.
     """
     stream = _stream(energies)
     unit = UNKNOWN_VARIANCE if logit_variance is None else logit_variance
@@ -131,17 +135,13 @@ def default_sensitivities(
             part *= FIRST_LAYER.get(role, 1.0)
         return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
-    return Sensitivities({name: unit * value(name) for name in energies}, DEFAULT_SOURCE)
-
-
-def fisher_sensitivities(fisher: Mapping[str, npt.NDArray[np.float32]]) -> Sensitivities:
-    """Return what the Fisher information says, which has to weigh the errors, too.
-
-    Of the matrices by name, as :meth:`q4hifi.importance.Importance.fisher` has it: the divergence by small
-    errors is half of their squares times it.
-    """
-    values = {name: float(columns.sum(dtype=np.float64)) / 2 for name, columns in fisher.items()}
-    return Sensitivities(values, FISHER_SOURCE)
+    told = {name: unit * value(name) for name in energies}
+    if any(fisher.get(name) is None for name in energies):
+        return Sensitivities(told, DEFAULT_SOURCE)
+    both = {name: (told[name], fisher[name] or 0.0) for name in energies}
+    # where one says that a matrix does nothing, the other is to be heard
+    means = {name: sqrt(a * b) or a or b for name, (a, b) in both.items()}
+    return Sensitivities(means, FISHER_SOURCE)
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:

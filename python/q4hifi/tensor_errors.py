@@ -9,8 +9,9 @@ from math import ceil, inf
 import numpy as np
 import numpy.typing as npt
 
+from .candidates import PROBES
 from .errors import NotFiniteError
-from .importance import Importance
+from .importance import Floats, Importance
 from .layout import Format
 from .model_file import ModelFile, ModelTensor, RowRange
 from .rows import ErrorSums, Parts, check_finite, decode, encode, errors
@@ -96,20 +97,18 @@ def relative_errors(
     formats: Sequence[Format],
     importance: Importance | None,
     *,
-    fisher: npt.NDArray[np.float32] | None = None,
     threads: int = 0,
 ) -> list[float]:
     """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
 
-    The encoder is the plain one, with the importances that a quantization of the tensor uses. They are w,
-    too, unless ``fisher``, float32 [row length], is given. Infinite for a format that cannot hold weights
-    so large.
+    The importances w are those that a quantization of the tensor uses, the encoder is the plain one.
+    Infinite for a format that cannot hold weights so large.
     """
     weights = _weights(tensor, importance)
 
     def error(form: Format, samples: Sequence[Sample]) -> float:
         try:
-            return _sums(tensor, samples, form, weights, threads, fisher).relative
+            return _sums(tensor, samples, form, weights, threads).relative
         except NotFiniteError:  # the rows were checked, so it is what became of them
             return inf
 
@@ -120,6 +119,33 @@ def relative_errors(
     whole, of_few = error(base, samples), error(base, few)
     scale = whole / of_few if 0 < whole < inf and 0 < of_few < inf else 1.0
     return [scale * error(form, few) if form.outliers else error(form, samples) for form in formats]
+
+
+def fisher_sensitivity(
+    tensor: ModelTensor,
+    samples: Sequence[Sample],
+    importance: Importance | None,
+    fisher: Floats,
+    *,
+    threads: int = 0,
+) -> float:
+    """Return the nats per relative error, under the importances, that a matrix' Fisher information tells.
+
+    Half of its sum is per relative error under ``fisher`` itself, float32 [row length]: how much larger that
+    is, the first of :data:`PROBES` that fits tells.
+    """
+    length, value = tensor.row_length, float(fisher.sum(dtype=np.float64)) / 2
+    probe = next((Format(kind) for kind in PROBES if length % kind.block_size == 0), None)
+    if probe is None:
+        return value
+    weights, own, felt = _weights(tensor, importance), ErrorSums(), ErrorSums()
+    for sample in samples:
+        columns = None if weights is None else weights[sample.matrix % len(weights)]
+        encoded, sums = encode(sample.parts, tensor.format, probe, length, columns, threads=threads)
+        decoded = decode(encoded, probe, length, threads=threads)
+        own += sums
+        felt += errors(sample.parts, tensor.format, decoded, fisher, threads=threads)
+    return value * felt.relative / own.relative if own.relative else value
 
 
 def output_energy(
@@ -184,14 +210,10 @@ def _sums(
     form: Format,
     weights: npt.NDArray[np.float32] | None,
     threads: int,
-    fisher: npt.NDArray[np.float32] | None = None,
 ) -> ErrorSums:
-    sums, length = ErrorSums(), tensor.row_length
+    sums = ErrorSums()
     for sample in samples:
         columns = None if weights is None else weights[sample.matrix % len(weights)]
-        encoded, part = encode(sample.parts, tensor.format, form, length, columns, threads=threads)
-        if fisher is not None:
-            decoded = decode(encoded, form, length, threads=threads)
-            part = errors(sample.parts, tensor.format, decoded, fisher, threads=threads)
+        _, part = encode(sample.parts, tensor.format, form, tensor.row_length, columns, threads=threads)
         sums += part
     return sums

@@ -85,13 +85,10 @@ impl Model<'_> {
     fn angles(&self, layer: usize, tokens: usize) -> [Vec<f32>; 2] {
         let local = self.config.window(layer).and(self.local_rope.as_ref());
         let rope = local.unwrap_or(&self.rope);
-        let mut angles = [const { Vec::new() }; 2].map(|mut a: Vec<f32>| {
-            a.resize(tokens * rope.pairs(), 0.0);
-            a
-        });
-        let [cos, sin] = &mut angles;
-        rope.angles(0, cos, sin);
-        angles
+        let mut cos = vec![0f32; tokens * rope.pairs()];
+        let mut sin = cos.clone();
+        rope.angles(0, &mut cos, &mut sin);
+        [cos, sin]
     }
 }
 
@@ -104,6 +101,7 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     fn add(&mut self, role: Role, layer: Option<usize>, information: f64, shares: Vec<f64>) {
+        let information = information.max(0.0); // of a matrix that does nothing, rounding may leave less
         let columns = shares.into_iter().map(|share| share * information).collect();
         self.found.found.push((role, layer, columns));
     }
