@@ -18,14 +18,14 @@ from .rows import ErrorSums, Parts, check_finite, decode, encode, errors
 from .sensitivities import Energy
 from .types import F32, TYPES
 
-SHARE = 1 / 32
+SHARE = 1 / 64
 """Of the rows of a matrix that are measured, but for the limits below."""
 
-FEWEST_ROWS, FEWEST_WEIGHTS = 256, 100_000
+FEWEST_ROWS, FEWEST_WEIGHTS = 128, 100_000
 """Small matrices are measured to at least so much, or whole: rows differ."""
 
-MOST_WEIGHTS = 1 << 19
-"""Large ones to at most so much: enough to know the error to a percent or two."""
+MOST_WEIGHTS = 1 << 18
+"""Large ones to at most so much: enough to know the error to a few percent."""
 
 OUTLIERS_SHARE = 4
 """Of a large sample's rows one in so many is encoded with outliers, which takes longest: they leave nearly
