@@ -24,6 +24,7 @@ import numpy.typing as npt
 import q4hifi
 from q4hifi.chunks import read_text
 from q4hifi.estimates import Estimate, mean
+from q4hifi.importance_sums import ImportanceSums
 from q4hifi.layout import Format
 from q4hifi.model_file import RowRange
 from q4hifi.plot import plot_comparison
@@ -44,13 +45,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """A model to make: its name, quantize_file's options, and the row that it is to be held against."""
+    """A model to make: its name, quantize_file's options, and the row that it is to be held against.
+
+    ``fisher`` is whether it may know the Fisher information that the imatrix has.
+    """
 
     name: str
     against: str
     options: dict[str, Any]
     part: str = "recipes"
     afterwards: Callable[[Path, Path, str], None] | None = None
+    fisher: bool = True
 
 
 def rows(calibrated: str | None) -> Iterator[Row]:
@@ -70,6 +75,9 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"{ABLATED}, refined", ABLATED, {"type": ABLATED, "refine": True}, "refinement")
     yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
     yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
+    yield Row(
+        f"measured, at {ABLATED}, by the stream alone", ABLATED, {"like": ABLATED}, "fisher", fisher=False
+    )
 
 
 def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:
@@ -142,13 +150,15 @@ def main() -> None:
     reports: dict[str, q4hifi.QuantizeReport] = {}
     comparison: q4hifi.Comparison | None = None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        without = Path(scratch) / "imatrix.gguf"
+        replace(ImportanceSums.of(q4hifi.load_importance(options.imatrix)), fisher={}).save(without)
         for start in range(0, len(table), options.at_once):
             batch, paths = table[start : start + options.at_once], []
             for row in batch:
                 path = (folder if options.keep else Path(scratch)) / f"{row.name}.gguf"
                 reports[row.name] = q4hifi.quantize_file(
-                    options.model, path, imatrix=options.imatrix, threads=options.threads, overwrite=True,
-                    progress=told(row.name), **row.options,
+                    options.model, path, imatrix=options.imatrix if row.fisher else without,
+                    threads=options.threads, overwrite=True, progress=told(row.name), **row.options,
                 )  # fmt: skip
                 if row.afterwards is not None:
                     row.afterwards(Path(options.model), path, options.imatrix)
