@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .calibration import Calibration, Setting, n_scored
-from .candidates import PROBES
+from .candidates import probe_of
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
@@ -221,8 +221,9 @@ class _Run:
             self.found.save(self.file, self.names)
 
     def _probe(self, name: str) -> TensorType:
-        row_length = self.source.tensors[name].row_length
-        return next(kind for kind in PROBES if row_length % kind.block_size == 0)
+        probe = probe_of(self.source.tensors[name].row_length)
+        assert probe is not None  # others are in no group
+        return probe
 
     def _probed(self, name: str) -> tuple[QuantizedTensor, ErrorSums]:
         """The matrix as the probe has it, and its error."""
@@ -271,7 +272,7 @@ def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
         tensor = source.tensors[name]
         if not is_quantizable(name, tensor.shape, architecture):
             continue
-        if tensor.row_length % PROBES[-1].block_size:
+        if probe_of(tensor.row_length) is None:
             continue
         layer = layer_of(name)
         if layer is None:

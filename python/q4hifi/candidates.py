@@ -30,3 +30,8 @@ def candidates(row_length: int, *, stock: bool, layout: str) -> tuple[Format, ..
     if not stock and row_length % Q4_HIFI.block_size == 0:
         formats += [Format(Q4_HIFI, outliers, layout) for outliers in OUTLIERS]
     return tuple(formats) or (Format(F16),)
+
+
+def probe_of(row_length: int) -> TensorType | None:
+    """Return the first of :data:`PROBES` that rows of that length can take, if there is one."""
+    return next((kind for kind in PROBES if row_length % kind.block_size == 0), None)

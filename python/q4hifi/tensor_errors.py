@@ -9,7 +9,7 @@ from math import ceil, inf
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import PROBES
+from .candidates import probe_of
 from .errors import NotFiniteError
 from .importance import Floats, Importance
 from .layout import Format
@@ -132,12 +132,13 @@ def fisher_sensitivity(
     """Return the nats per relative error, under the importances, that a matrix' Fisher information tells.
 
     Half of its sum is per relative error under ``fisher`` itself, float32 [row length]: how much larger that
-    is, the first of :data:`PROBES` that fits tells.
+    is, :func:`~q4hifi.candidates.probe_of` tells.
     """
     length, value = tensor.row_length, float(fisher.sum(dtype=np.float64)) / 2
-    probe = next((Format(kind) for kind in PROBES if length % kind.block_size == 0), None)
-    if probe is None:
+    kind = probe_of(length)
+    if kind is None:
         return value
+    probe = Format(kind)
     weights, own, felt = _weights(tensor, importance), ErrorSums(), ErrorSums()
     for sample in samples:
         columns = None if weights is None else weights[sample.matrix % len(weights)]
