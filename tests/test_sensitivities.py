@@ -114,9 +114,15 @@ def test_what_the_fisher_information_tells_is_weighed_with_that() -> None:
     both = default_sensitivities(ENERGIES, 1, fisher)
     assert (told.source, both.source) == (DEFAULT_SOURCE, FISHER_SOURCE)
     for name, value in told.values.items():
-        expected = (value * 4) ** 0.5 if fisher[name] else value
-        assert both.values[name] == pytest.approx(expected)
+        alone = not fisher[name] or name == "token_embd.weight"  # its rows serve one token each
+        assert both.values[name] == pytest.approx(value if alone else (value * 4) ** 0.5)
     assert default_sensitivities(ENERGIES, 1, fisher | {"output.weight": None}) == told
+
+
+def test_fisher_information_of_tied_embeddings_counts_as_that_of_an_output() -> None:
+    energies = {name: e for name, e in ENERGIES.items() if name != "output.weight"}
+    value = default_sensitivities(energies, 1, dict.fromkeys(energies, 4.0)).values["token_embd.weight"]
+    assert value == pytest.approx(((TOKEN_EMBD + OUTPUT) * 4) ** 0.5)
 
 
 def test_nothing_is_insensitive_by_default() -> None:

@@ -19,7 +19,9 @@ all others. They do not count in the stream, which is that of ordinary tokens; t
 make of them does.
 
 The first is nearer to the truth for most matrices, but single tokens can rule it; the second is coarse, but
-knows no tokens. They err apart, and their geometric mean is better than either: that is the default.
+knows no tokens. They err apart, and their geometric mean is better than either: that is the default. But
+for embeddings that are not the output as well: each row serves one token, and what the few that a sample
+meets tell is chance.
 """
 
 from __future__ import annotations
@@ -114,7 +116,8 @@ def default_sensitivities(
     or None where its importance is not known; for token_embd the mean squared length of its rows.
     ``logit_variance`` is that over the vocabulary (:func:`~q4hifi.tensor_errors.logit_variance`). What the
     stream tells is in proportion to it. ``fisher`` is what the Fisher information tells
-    (:func:`~q4hifi.tensor_errors.fisher_sensitivity`): where it tells of all, the geometric means of both.
+    (:func:`~q4hifi.tensor_errors.fisher_sensitivity`): where it tells of all, the geometric means of both,
+    but for untied token_embd.
     """
     stream = _stream(energies)
     unit = UNKNOWN_VARIANCE if logit_variance is None else logit_variance
@@ -138,10 +141,14 @@ def default_sensitivities(
     told = {name: unit * value(name) for name in energies}
     if any(fisher.get(name) is None for name in energies):
         return Sensitivities(told, DEFAULT_SOURCE)
-    both = {name: (told[name], fisher[name] or 0.0) for name in energies}
-    # where one says that a matrix does nothing, the other is to be heard
-    means = {name: sqrt(a * b) or a or b for name, (a, b) in both.items()}
-    return Sensitivities(means, FISHER_SOURCE)
+
+    def mean(name: str) -> float:
+        a, b = told[name], fisher[name] or 0.0
+        if role_of(name) == "token_embd" and not tied:
+            return a
+        return sqrt(a * b) or a or b  # where one says that a matrix does nothing, the other is to be heard
+
+    return Sensitivities({name: mean(name) for name in energies}, FISHER_SOURCE)
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:
