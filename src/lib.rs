@@ -12,7 +12,7 @@
 //! | [`fit`] | the searches for scales and minima that the formats share |
 //! | [`error_sums`] | how far decoded weights are from their source |
 //! | [`hifi`] | Q4_HIFI: choose outliers, refit, encode, decode |
-//! | [`refine`] | blocks with less error than ggml's encoder leaves |
+//! | [`refine`] | blocks with less error than ggml's encoder leaves, and rows whose errors cancel |
 //! | [`dot`] | dot products with quantized activations, and the activations |
 //! | [`logits`] | a model's answers: probabilities of tokens, divergence of two models |
 //! | [`kernel`] | the same bytes, faster: SIMD, chosen at run time |

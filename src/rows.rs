@@ -8,6 +8,8 @@ use crate::block::TensorType;
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::kernel::{self, Isa};
+use crate::refine::Inputs;
+use crate::refine::cancel::{Batch, ROWS};
 use rayon::prelude::*;
 
 /// Rows of one type, as they lie in a file.
@@ -104,17 +106,19 @@ pub fn quantize(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<ErrorSums, QuantError> {
-    quantize_with(source, kind, importance, false, out)
+    quantize_with(source, kind, importance, false, None, out)
 }
 
-/// As [`quantize`], with blocks of less error where [`crate::refine`] finds them.
+/// As [`quantize`], with blocks of less error where [`crate::refine`] finds them; where more is known of the
+/// `inputs` of the rows, their errors are made to cancel, though each may then be larger.
 pub fn quantize_refined(
     source: Source<'_>,
     kind: TensorType,
     importance: Option<&[f32]>,
+    inputs: Option<&Inputs>,
     out: &mut [u8],
 ) -> Result<ErrorSums, QuantError> {
-    quantize_with(source, kind, importance, true, out)
+    quantize_with(source, kind, importance, true, inputs, out)
 }
 
 fn quantize_with(
@@ -122,19 +126,30 @@ fn quantize_with(
     kind: TensorType,
     importance: Option<&[f32]>,
     refine: bool,
+    inputs: Option<&Inputs>,
     out: &mut [u8],
 ) -> Result<ErrorSums, QuantError> {
     let row_bytes = kind.row_bytes(source.row_length)?;
     expect_length("output", out.len(), source.rows() * row_bytes)?;
     check_importance(importance, source.row_length)?;
+    if let Some(inputs) = inputs {
+        inputs.check(source.row_length)?;
+    }
     let isa = Isa::active()?;
     let row_length = source.row_length;
-    let at_once = kernel::rows_at_once(kind, importance);
+    let at_once = inputs.map_or(kernel::rows_at_once(kind, importance), |_| ROWS);
     let out = out.par_chunks_mut(at_once * row_bytes);
     per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
         kernel::quantize_rows(isa, kind, x, row_length, importance, out);
         if refine {
             kernel::refine_rows(isa, kind, x, row_length, importance, out);
+        }
+        if let Some(inputs) = inputs {
+            let decode = |row: usize, out: &[u8], errors: &mut [f32]| {
+                kernel::dequantize_row(isa, kind, out, errors);
+                subtract(errors, &x[row * row_length..]);
+            };
+            cancel_rows(isa, kind, inputs, decoded, out.chunks_exact_mut(row_bytes), decode);
         }
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
         for ((x, out), sums) in rows.zip(sums) {
@@ -142,6 +157,35 @@ fn quantize_with(
             *sums = kernel::error_sums(isa, x, importance, decoded);
         }
     })
+}
+
+/// Lets the errors of at most [`ROWS`] encoded rows cancel; `decode` makes the errors of one.
+pub(crate) fn cancel_rows<'a>(
+    isa: Isa,
+    kind: TensorType,
+    inputs: &Inputs,
+    errors: &mut [f32],
+    encoded: impl Iterator<Item = &'a mut [u8]>,
+    decode: impl Fn(usize, &[u8], &mut [f32]),
+) {
+    let mut batch = Batch::new(errors.len());
+    let mut encoded: Vec<&mut [u8]> = encoded.collect();
+    for (row, encoded) in encoded.iter().enumerate() {
+        decode(row, encoded, errors);
+        batch.put(row, kind, errors, encoded);
+    }
+    batch.cancel(isa, inputs);
+    for (row, encoded) in encoded.iter_mut().enumerate() {
+        decode(row, encoded, errors);
+        batch.take(row, kind, errors, encoded);
+    }
+}
+
+/// Makes of a decoded row its errors.
+pub(crate) fn subtract(decoded: &mut [f32], x: &[f32]) {
+    for (y, x) in decoded.iter_mut().zip(x) {
+        *y -= x;
+    }
 }
 
 /// Decodes rows into `out`.
@@ -192,7 +236,7 @@ pub(crate) fn per_row<O: Send>(
 
 /// As [`per_row`], `at_once` rows at a time, fewer at the end; the scratch row is still one, and
 /// `encode` writes the sums of each row.
-fn per_rows<O: Send>(
+pub(crate) fn per_rows<O: Send>(
     isa: Isa,
     source: Source<'_>,
     at_once: usize,

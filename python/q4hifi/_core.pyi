@@ -70,6 +70,7 @@ def quantize(
     importance: _Floats | None,
     threads: int,
     refine: bool = False,
+    directions: _Floats | None = None,
 ) -> tuple[_Bytes, _Sums]: ...
 def quantize_hifi(
     source: _Bytes,
@@ -79,6 +80,7 @@ def quantize_hifi(
     importance: _Floats | None,
     threads: int,
     refine: bool = False,
+    directions: _Floats | None = None,
 ) -> tuple[_Bytes, _Bytes, _Bytes, _Sums]: ...
 def quantize_hifi_fork(
     source: _Bytes,

@@ -69,13 +69,16 @@ def encode(
     importance: npt.NDArray[np.float32] | None = None,
     *,
     refine: bool = False,
+    directions: npt.NDArray[np.float32] | None = None,
     threads: int = 0,
     first_row: int = 0,
 ) -> tuple[Parts, ErrorSums]:
     """Encode rows stored as ``source`` as ``target``, under the importance of each column.
 
     ``importance`` is float32 [row_length]; with ``refine`` blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI get
-    less error; ``first_row`` is the number of the first row, for errors. Raises
+    less error. ``directions``, float32 [row_length, n], are those in which the inputs of the rows lie, of
+    their length: a refined row's errors are made to cancel there, but for the fork layout
+    (``src/refine/cancel.rs``). ``first_row`` is the number of the first row, for errors. Raises
     :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
     the target.
     """
@@ -83,6 +86,7 @@ def encode(
     parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
     out: Parts
+    flat = None if directions is None else np.ascontiguousarray(directions, np.float32).reshape(-1)
     with _core_errors(row_length, first_row, BadOptionError):
         if target.is_fork:
             *out_, sums = _core.quantize_hifi_fork(
@@ -90,11 +94,11 @@ def encode(
             )
         elif target.is_split:
             *out_, sums = _core.quantize_hifi(
-                data, kind, row_length, target.outliers, importance, threads, refine
+                data, kind, row_length, target.outliers, importance, threads, refine, flat
             )
         else:
             *out_, sums = _core.quantize(
-                data, kind, row_length, _codec_type(target).id, importance, threads, refine
+                data, kind, row_length, _codec_type(target).id, importance, threads, refine, flat
             )
     if not np.isfinite(sums[0]):
         raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")

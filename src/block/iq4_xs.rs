@@ -76,6 +76,33 @@ impl BlockIQ4XS {
         }
     }
 
+    /// Scale of the scales.
+    #[inline(always)]
+    pub(crate) fn factor(&self) -> f32 {
+        f16_to_f32(u16::from_le_bytes(self.d))
+    }
+
+    /// The numbers, each 0 to 15.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
+            for i in 0..QK / 2 {
+                let (low, high) = unpack_nibbles(qs, i);
+                (numbers[i], numbers[i + QK / 2]) = (low as u8, high as u8);
+            }
+        }
+        numbers
+    }
+
+    /// Stores the numbers, each 0 to 15.
+    #[inline(always)]
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+        for (qs, numbers) in self.qs.iter_mut().zip(numbers.as_chunks::<QK>().0) {
+            *qs = pack_nibbles(numbers);
+        }
+    }
+
     /// The scale of sub-block `j`, -32..=31.
     #[inline(always)]
     pub(crate) fn scale(&self, j: usize) -> i32 {
@@ -93,7 +120,7 @@ impl Block for BlockIQ4XS {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let d = self.factor();
         for (j, (out, qs)) in out.chunks_exact_mut(QK).zip(&self.qs).enumerate() {
             let scale = d * self.scale(j) as f32;
             for i in 0..QK / 2 {

@@ -49,11 +49,23 @@ impl BlockQ4K {
 
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
-    fn scale_and_min(&self, j: usize) -> (f32, f32) {
+    pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
         let (scale, min) = unpack(&self.scales, j);
         (d * f32::from(scale), dmin * f32::from(min))
+    }
+
+    /// The numbers, each 0 to 15.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
+            for (number, &q) in numbers.iter_mut().zip(&self.qs[j / 2 * 32..]) {
+                *number = (q >> (j % 2 * 4)) & 0x0f;
+            }
+        }
+        numbers
     }
 
     /// Packs a fitted block.

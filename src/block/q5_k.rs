@@ -33,6 +33,36 @@ impl BlockQ5K {
         Self::from_fit(&RECIPE.fit(x, importance))
     }
 
+    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    #[inline(always)]
+    pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
+        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
+        let (scale, min) = unpack(&self.scales, j);
+        (d * f32::from(scale), dmin * f32::from(min))
+    }
+
+    /// The numbers of sub-block `j`, each 0 to 31.
+    #[inline(always)]
+    fn numbers_of(&self, j: usize) -> impl Iterator<Item = u8> {
+        let qs = &self.qs[j / 2 * 32..][..32];
+        qs.iter()
+            .zip(&self.qh)
+            .map(move |(q, h)| ((q >> (j % 2 * 4)) & 0x0f) | (((h >> j) & 1) << 4))
+    }
+
+    /// The numbers, each 0 to 31.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
+            for (number, q) in numbers.iter_mut().zip(self.numbers_of(j)) {
+                *number = q;
+            }
+        }
+        numbers
+    }
+
     /// Packs a fitted block.
     pub(crate) fn from_fit(fit: &KFit) -> Self {
         let (mut qh, mut qs) = ([0u8; QK_K / 8], [0u8; QK_K / 2]);
@@ -55,14 +85,9 @@ impl Block for BlockQ5K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
         for j in 0..SUB_BLOCKS {
-            let (scale, min) = unpack(&self.scales, j);
-            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
-            let qs = &self.qs[j / 2 * 32..][..32];
-            for ((y, &q), &h) in out[j * 32..][..32].iter_mut().zip(qs).zip(&self.qh) {
-                let number = ((q >> (j % 2 * 4)) & 0x0f) | (((h >> j) & 1) << 4);
+            let (scale, min) = self.scale_and_min(j);
+            for (y, number) in out[j * 32..][..32].iter_mut().zip(self.numbers_of(j)) {
                 *y = scale * f32::from(number) - min;
             }
         }

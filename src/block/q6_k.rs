@@ -79,6 +79,22 @@ impl BlockQ6K {
         f16_to_f32(u16::from_le_bytes(self.d)) * f32::from(self.scales[j] as i8)
     }
 
+    /// The numbers, each 0 to 63.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
+        for ((ql, qh), numbers) in halves.zip(numbers.chunks_exact_mut(128)) {
+            for quarter in 0..4 {
+                for (i, q) in numbers[quarter * 32..][..32].iter_mut().enumerate() {
+                    let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
+                    *q = low | ((qh[i] >> (quarter * 2)) & 3) << 4;
+                }
+            }
+        }
+        numbers
+    }
+
     /// Stores the numbers, each 0 to 63.
     pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
         let halves = self.ql.chunks_exact_mut(64).zip(self.qh.chunks_exact_mut(32));
@@ -104,22 +120,12 @@ impl Block for BlockQ6K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let mut numbers = [0i8; QK_K]; // apart from the products, so that both loops become vectors
-        let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
-        for ((ql, qh), numbers) in halves.zip(numbers.chunks_exact_mut(128)) {
-            for quarter in 0..4 {
-                for (i, q) in numbers[quarter * 32..][..32].iter_mut().enumerate() {
-                    let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
-                    let high = (qh[i] >> (quarter * 2)) & 3;
-                    *q = (low | (high << 4)) as i8 - 32;
-                }
-            }
-        }
+        let numbers = self.numbers(); // apart from the products, so that both loops become vectors
         let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB)).zip(&self.scales);
         for ((out, numbers), &scale) in subs {
             let scale = d * f32::from(scale as i8);
             for (y, &q) in out.iter_mut().zip(numbers) {
-                *y = scale * f32::from(q);
+                *y = scale * f32::from(q as i8 - 32);
             }
         }
     }

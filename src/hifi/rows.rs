@@ -7,7 +7,9 @@ use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::float::f16_to_f32;
 use crate::kernel::{self, Isa};
-use crate::rows::{self, Source, check_importance, expect_length, per_row};
+use crate::refine::Inputs;
+use crate::refine::cancel::ROWS;
+use crate::rows::{self, Source, check_importance, expect_length, per_rows};
 use rayon::prelude::*;
 
 /// The outliers of rows, to be written. For each block `outliers` places and as many residuals.
@@ -39,17 +41,18 @@ pub fn quantize(
     base: &mut [u8],
     outliers: OutliersMut<'_>,
 ) -> Result<ErrorSums, QuantError> {
-    quantize_with(source, importance, base, outliers, false)
+    quantize_with(source, importance, base, outliers, false, None)
 }
 
-/// As [`quantize`], with less error where [`crate::refine`] finds it.
+/// As [`quantize`], with less error where [`crate::refine`] finds it, as [`rows::quantize_refined`] has it.
 pub fn quantize_refined(
     source: Source<'_>,
     importance: Option<&[f32]>,
+    inputs: Option<&Inputs>,
     base: &mut [u8],
     outliers: OutliersMut<'_>,
 ) -> Result<ErrorSums, QuantError> {
-    quantize_with(source, importance, base, outliers, true)
+    quantize_with(source, importance, base, outliers, true, inputs)
 }
 
 fn quantize_with(
@@ -58,6 +61,7 @@ fn quantize_with(
     base: &mut [u8],
     outliers: OutliersMut<'_>,
     refine: bool,
+    inputs: Option<&Inputs>,
 ) -> Result<ErrorSums, QuantError> {
     let OutliersMut { outliers, index, residual } = outliers;
     check_outliers(outliers)?;
@@ -68,19 +72,30 @@ fn quantize_with(
     expect_length("residual", residual.len(), source.rows() * row_outliers * 2)?;
     check_importance(importance, source.row_length())?;
     if outliers == 0 {
-        let quantize = if refine { rows::quantize_refined } else { rows::quantize };
-        return quantize(source, TensorType::Q4K, importance, base);
+        return if refine {
+            rows::quantize_refined(source, TensorType::Q4K, importance, inputs, base)
+        } else {
+            rows::quantize(source, TensorType::Q4K, importance, base)
+        };
     }
+    if let Some(inputs) = inputs {
+        inputs.check(source.row_length())?;
+    }
+    let at_once = inputs.map_or(1, |_| ROWS);
     let out = base
-        .par_chunks_exact_mut(row_bytes)
-        .zip(index.par_chunks_exact_mut(row_outliers))
-        .zip(residual.par_chunks_exact_mut(row_outliers * 2));
+        .par_chunks_mut(at_once * row_bytes)
+        .zip(index.par_chunks_mut(at_once * row_outliers))
+        .zip(residual.par_chunks_mut(at_once * row_outliers * 2));
     let isa = Isa::active()?;
-    per_row(isa, source, out, |x, decoded, ((base, index), residual)| {
-        let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
-        kernel::encode_hifi_row(isa, x, importance, outliers, &mut blocks);
-        if refine {
-            kernel::refine_hifi_row(isa, x, importance, &mut blocks);
+    per_rows(isa, source, at_once, out, |x, decoded, ((base, index), residual), sums| {
+        let n_blocks = source.row_length() / QK_K;
+        let x = x.chunks_exact(source.row_length());
+        let mut blocks = vec![HifiBlock::ZERO; sums.len() * n_blocks];
+        for (x, blocks) in x.clone().zip(blocks.chunks_exact_mut(n_blocks)) {
+            kernel::encode_hifi_row(isa, x, importance, outliers, blocks);
+            if refine {
+                kernel::refine_hifi_row(isa, x, importance, blocks);
+            }
         }
         let index = index.chunks_exact_mut(outliers);
         let residual = residual.chunks_exact_mut(outliers * 2);
@@ -92,11 +107,23 @@ fn quantize_with(
                 *bytes = r.to_le_bytes();
             }
         }
-        kernel::dequantize_row(isa, TensorType::Q4K, base, decoded);
-        for (block, decoded) in blocks.iter().zip(decoded.as_chunks_mut().0) {
-            block.add_residuals(decoded);
+        let decode = |row: usize, base: &[u8], decoded: &mut [f32]| {
+            kernel::dequantize_row(isa, TensorType::Q4K, base, decoded);
+            for (block, decoded) in blocks[row * n_blocks..].iter().zip(decoded.as_chunks_mut().0) {
+                block.add_residuals(decoded);
+            }
+        };
+        if let Some(inputs) = inputs {
+            let rows = base.chunks_exact_mut(row_bytes);
+            rows::cancel_rows(isa, TensorType::Q4K, inputs, decoded, rows, |row, base, errors| {
+                decode(row, base, errors);
+                rows::subtract(errors, x.clone().nth(row).expect("one of each row"));
+            });
         }
-        kernel::error_sums(isa, x, importance, decoded)
+        for (row, ((x, base), sums)) in x.zip(base.chunks_exact(row_bytes)).zip(sums).enumerate() {
+            decode(row, base, decoded);
+            *sums = kernel::error_sums(isa, x, importance, decoded);
+        }
     })
 }
 

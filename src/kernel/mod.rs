@@ -21,8 +21,9 @@ use crate::hifi::HifiBlock;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
-use crate::refine;
+use crate::refine::cancel::ROWS;
 use crate::refine::lanes::Portable;
+use crate::refine::{self, Inputs};
 use multiply_half::Product;
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
@@ -85,6 +86,19 @@ pub fn refine_rows(
     dispatch!(isa, refine_rows(kind, x, row_length, importance, out), {
         // SAFETY: every CPU has these lanes.
         unsafe { refine::refine_rows::<Portable<16>>(kind, x, row_length, importance, out) }
+    })
+}
+
+/// Lets the errors of rows side by side cancel; see [`refine::cancel`].
+pub(crate) fn cancel(
+    isa: Isa,
+    inputs: &Inputs,
+    errors: &mut [[f32; ROWS]],
+    steps: &mut [[f32; ROWS]],
+) {
+    dispatch!(isa, cancel(inputs, errors, steps), {
+        // SAFETY: every CPU has these lanes.
+        unsafe { refine::cancel::cancel::<Portable<16>>(inputs, errors, steps) }
     })
 }
 

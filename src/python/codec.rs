@@ -10,13 +10,15 @@ use crate::error_sums::ErrorSums;
 use crate::hifi::{self, fork};
 use crate::kernel::Isa;
 use crate::matmul::Matrix;
+use crate::refine::Inputs;
 use crate::rows::{self, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
-type Importance<'py> = Option<PyReadonlyArray1<'py, f32>>;
+/// Float32, a number or more a column.
+type Numbers<'py> = Option<PyReadonlyArray1<'py, f32>>;
 type Sums = (f64, f64);
 
 fn sums(sums: ErrorSums) -> Sums {
@@ -31,8 +33,14 @@ fn source_of<'a>(
     Ok(Source::new(TensorType::from_id(kind)?, slice(data, "source")?, row_length)?)
 }
 
-fn importance_slice<'a>(importance: &'a Importance<'_>) -> PyResult<Option<&'a [f32]>> {
+fn importance_slice<'a>(importance: &'a Numbers<'_>) -> PyResult<Option<&'a [f32]>> {
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
+}
+
+/// What is known of the inputs; directions ask for the importance that they are a part of.
+fn inputs_of(importance: Option<&[f32]>, directions: &Numbers<'_>) -> PyResult<Option<Inputs>> {
+    let (Some(importance), Some(directions)) = (importance, directions) else { return Ok(None) };
+    Ok(Some(Inputs::new(importance, slice(directions, "directions")?)?))
 }
 
 /// `(name, id, weights a block, bytes a block)` of every type of the codec.
@@ -49,9 +57,11 @@ pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
     Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
 }
 
-/// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error.
+/// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
+/// `directions` are those of the inputs, column by column.
 #[pyfunction]
-#[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false))]
+#[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
+    directions = None))]
 #[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize<'py>(
     py: Python<'py>,
@@ -59,22 +69,30 @@ pub(super) fn quantize<'py>(
     source_type: u32,
     row_length: usize,
     target_type: u32,
-    importance: Importance<'py>,
+    importance: Numbers<'py>,
     threads: usize,
     refine: bool,
+    directions: Numbers<'py>,
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
+    let inputs = inputs_of(importance, &directions)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
-    let encode = if refine { rows::quantize_refined } else { rows::quantize };
-    let error = detached(py, threads, || encode(source, target, importance, &mut out))?;
+    let error = detached(py, threads, || {
+        if refine {
+            rows::quantize_refined(source, target, importance, inputs.as_ref(), &mut out)
+        } else {
+            rows::quantize(source, target, importance, &mut out)
+        }
+    })?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
-/// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals.
+/// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals; else as [`quantize`].
 #[pyfunction]
-#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false))]
+#[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false,
+    directions = None))]
 #[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize_hifi<'py>(
     py: Python<'py>,
@@ -82,17 +100,22 @@ pub(super) fn quantize_hifi<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Importance<'py>,
+    importance: Numbers<'py>,
     threads: usize,
     refine: bool,
+    directions: Numbers<'py>,
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
+    let inputs = inputs_of(importance, &directions)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
-    let encode = if refine { hifi::rows::quantize_refined } else { hifi::rows::quantize };
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
-        encode(source, importance, base, outliers)
+        if refine {
+            hifi::rows::quantize_refined(source, importance, inputs.as_ref(), base, outliers)
+        } else {
+            hifi::rows::quantize(source, importance, base, outliers)
+        }
     })?;
     let (base, index, residual) = parts.into_arrays(py);
     Ok((base, index, residual, sums(error)))
@@ -108,7 +131,7 @@ pub(super) fn quantize_hifi_fork<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Importance<'py>,
+    importance: Numbers<'py>,
     threads: usize,
     refine: bool,
 ) -> PyResult<(Bytes<'py>, Sums)> {

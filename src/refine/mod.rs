@@ -13,6 +13,7 @@
 //!
 //! The code is written once over `lanes::Lanes`, a sub-block a lane: for vectors, and for any CPU.
 
+pub(crate) mod cancel;
 mod columns;
 mod factors;
 pub(crate) mod hifi;
@@ -24,6 +25,7 @@ mod tests;
 
 use crate::block::{Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
 use crate::error_sums::error_sums;
+pub use cancel::Inputs;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
 

@@ -1,8 +1,11 @@
-use super::is_refinable;
+use super::cancel::ROWS;
+use super::{Inputs, is_refinable};
 use crate::block::{QK_K, TensorType};
+use crate::error::QuantError;
 use crate::error_sums::error_sums;
 use crate::hifi::HifiBlock;
 use crate::kernel::{self, Isa};
+use crate::rows::{Source, cancel_rows, quantize_refined, subtract};
 use crate::testing::{importance, weights};
 
 /// Rows of 7 blocks, a number that fills no vector: ordinary, sparse, constant, and of extreme scales.
@@ -146,4 +149,114 @@ fn what_can_be_stored_exactly_is() {
         let sum = |row: &[u8]| errors(kind, &x, None, row).iter().sum::<f64>();
         assert!(sum(&refined) <= 0.5 * sum(&plain), "{kind:?}: {} {}", sum(&refined), sum(&plain));
     }
+}
+
+/// Six directions, about half of what the inputs are.
+fn directions(importance: &[f32]) -> Vec<f32> {
+    let random = weights(importance.len() * 6, 43);
+    let directions = random.iter().enumerate();
+    directions.map(|(i, u)| u * (importance[i / 6] / 6.0).sqrt() * 30.0).collect()
+}
+
+/// What a row's errors cost, Σ R e² + |Uᵀ e|².
+fn cost(w: &[f32], directions: &[f32], errors: &[f32]) -> f64 {
+    let count = directions.len() / w.len();
+    let mut sums = vec![0f64; count];
+    let mut rest = 0f64;
+    for (i, (&w, &e)) in w.iter().zip(errors).enumerate() {
+        let (mut left, e) = (f64::from(w), f64::from(e));
+        for (sum, &u) in sums.iter_mut().zip(&directions[i * count..]) {
+            *sum += e * f64::from(u);
+            left -= f64::from(u).powi(2);
+        }
+        rest += left.max(1e-3 * f64::from(w)) * e * e;
+    }
+    rest + sums.iter().map(|sum| sum * sum).sum::<f64>()
+}
+
+fn canceled(isa: Isa, kind: TensorType, x: &[&[f32]], inputs: &Inputs, encoded: &[u8]) -> Vec<u8> {
+    let (length, mut out) = (x[0].len(), encoded.to_vec());
+    let row_bytes = encoded.len() / x.len();
+    cancel_rows(
+        isa,
+        kind,
+        inputs,
+        &mut vec![0.0; length],
+        out.chunks_exact_mut(row_bytes),
+        |i, row, e| {
+            kernel::dequantize_row(isa, kind, row, e);
+            subtract(e, x[i]);
+        },
+    );
+    out
+}
+
+#[test]
+fn errors_cancel_and_scales_stay() {
+    let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
+    let directions = directions(&w);
+    let inputs = Inputs::new(&w, &directions).unwrap();
+    for kind in refinable() {
+        let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
+        let after = canceled(Isa::best(), kind, &[&x], &inputs, &before);
+        let decoded = |row: &[u8]| {
+            let mut errors = vec![0f32; x.len()];
+            kernel::dequantize_row(Isa::Scalar, kind, row, &mut errors);
+            subtract(&mut errors, &x);
+            errors
+        };
+        let (old, new) = (decoded(&before), decoded(&after));
+        let (costs, own) = (
+            cost(&w, &directions, &new) / cost(&w, &directions, &old),
+            new.iter().map(|e| e * e).sum::<f32>() / old.iter().map(|e| e * e).sum::<f32>(),
+        );
+        assert!(costs < 0.7, "{kind:?}: {costs}");
+        assert!((1.0..1.3).contains(&own), "{kind:?}: errors of {own}");
+        let changed = old.iter().zip(&new).filter(|(a, b)| a != b).count();
+        assert!((x.len() / 100..x.len() / 4).contains(&changed), "{kind:?}: {changed} changes");
+    }
+}
+
+/// And rows do not meet: together they come to what each comes to alone.
+#[test]
+fn errors_cancel_in_the_same_way_on_every_isa() {
+    let (rows, w) = (rows(), importance(7 * QK_K, 42));
+    let inputs = Inputs::new(&w, &directions(&w)).unwrap();
+    for kind in refinable() {
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).cycle().take(ROWS).collect();
+        let encoded = rows.iter().map(|x| encode(Isa::Scalar, kind, x, Some(&w)).1);
+        let encoded: Vec<Vec<u8>> = encoded.collect();
+        let alone = rows.iter().zip(&encoded);
+        let alone: Vec<Vec<u8>> =
+            alone.map(|(x, row)| canceled(Isa::Scalar, kind, &[x], &inputs, row)).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let together = canceled(isa, kind, &rows, &inputs, &encoded.concat());
+            assert!(together == alone.concat(), "{kind:?} {isa:?}");
+        }
+    }
+}
+
+#[test]
+fn without_directions_numbers_are_the_nearest() {
+    let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
+    let inputs = Inputs::new(&w, &[]).unwrap();
+    for kind in refinable() {
+        let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
+        assert!(canceled(Isa::best(), kind, &[&x], &inputs, &before) == before, "{kind:?}");
+    }
+}
+
+#[test]
+fn directions_are_checked() {
+    let w = importance(256, 1);
+    let long = QuantError::BufferLength { what: "directions", got: 257, expected: 512 };
+    assert_eq!(Inputs::new(&w, &[0.0; 257]).unwrap_err(), long);
+    let mut bad = vec![0.0; 512];
+    bad[300] = f32::NAN;
+    assert_eq!(Inputs::new(&w, &bad).unwrap_err(), QuantError::NotFinite { position: 300 });
+    assert_eq!(Inputs::new(&[-1.0], &[]).unwrap_err(), QuantError::BadImportance { position: 0 });
+    let source = Source::from_f32(&[0.0; 512], 512).unwrap();
+    let inputs = Inputs::new(&w, &[]).unwrap();
+    let refined = quantize_refined(source, TensorType::Q4K, None, Some(&inputs), &mut [0; 288]);
+    assert!(matches!(refined, Err(QuantError::BufferLength { got: 256, expected: 512, .. })));
 }

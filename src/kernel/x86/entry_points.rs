@@ -13,6 +13,8 @@ macro_rules! entry_points {
         use crate::kernel::Loop;
         use crate::kernel::multiply_half::Product;
         use crate::matmul::outliers::BATCH;
+        use crate::refine::Inputs;
+        use crate::refine::cancel::ROWS;
 
         /// See [`crate::kernel::quantize_rows`].
         ///
@@ -46,6 +48,17 @@ macro_rules! entry_points {
             unsafe {
                 crate::refine::refine_rows::<$refined>(kind, x, row_length, importance, out);
             }
+        }
+
+        /// See [`crate::kernel::cancel`].
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn cancel(
+            inputs: &Inputs,
+            errors: &mut [[f32; ROWS]],
+            steps: &mut [[f32; ROWS]],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { crate::refine::cancel::cancel::<$refined>(inputs, errors, steps) }
         }
 
         /// See [`crate::kernel::refine_hifi_row`].
