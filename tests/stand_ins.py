@@ -92,6 +92,9 @@ class ToySums:
         self.squares += [tokens.size, (tokens.astype(float) ** 2).sum()]
         self.count += tokens.size
 
+    def sketches(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
+        return {"blk.0.attn_v.weight": (-self.squares.reshape(2, 1), self.count)}
+
     def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
         found = (self.squares.copy(), self.count)
         return {"blk.0.attn_v.weight": found, "output.weight": found, "token_embd.weight": found}

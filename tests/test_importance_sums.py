@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import q4hifi
-from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, load_importance
+from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, _core, load_importance
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
 from q4hifi.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
@@ -123,6 +124,31 @@ def test_fisher_information_is_kept_beside(tmp_path: Path) -> None:
     assert load_importance(tmp_path / "imatrix.dat").fisher_names == ()
 
 
+def test_sketches_of_inputs_are_kept_beside(tmp_path: Path) -> None:
+    """They add up as the inputs' products do, and serve all matrices that have the same inputs."""
+    x = np.random.default_rng(2).standard_normal((50, 3)) @ np.random.default_rng(3).standard_normal((3, 4))
+    signs = _core.sketch_signs(4).reshape(4, -1)
+    query = DENSE.replace("attn_v", "attn_q")
+
+    def part(rows: npt.NDArray[np.float64]) -> ImportanceSums:
+        sketch = (rows.T @ (rows @ signs)).astype(np.float32)
+        columns = ColumnSums(sketch.reshape(1, -1), np.float32([len(rows)]))
+        return replace(sums(), sketches={query: columns})
+
+    (part(x[:20]) + part(x[20:])).save(tmp_path / "imatrix.gguf")
+    tensors = read_tensors(tmp_path / "imatrix.gguf")
+    assert list(tensors)[-2:] == [query + ".in_sketch", query + ".in_sketch_counts"]
+    read = load_importance(tmp_path / "imatrix.gguf")
+    assert read.sketch_names == (query,)
+    assert read.directions(EXPERTS, 4) is None
+    found = read.directions(DENSE, 4)
+    assert found is not None
+    np.testing.assert_allclose(found @ found.T, x.T @ x / 50, rtol=1e-3, atol=1e-3)
+    with pytest.raises(BadFileError, match=rf"{query} has 128 values, but the model's tensor has 5"):
+        read.directions(DENSE, 5)
+    assert ImportanceSums.of(read).sketches[query].counts == [50]
+
+
 # ---- sums of several -----------------------------------------------------------------------------
 
 
@@ -205,6 +231,12 @@ def test_some_chunks_tell_the_fisher_information() -> None:
     assert made.fisher[DENSE].squares.tolist() == [[32, sum(expected)]]
     assert made.fisher[DENSE].counts.tolist() == [32]
     assert not q4hifi.collect_importance(toy(), letters, n_ctx=32, fisher_chunks=0).fisher
+
+
+def test_sketches_are_collected_unless_they_are_not_wanted() -> None:
+    made = q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
+    assert made.sketches[DENSE].squares.tolist() == (-made.tensors[DENSE].squares).tolist()
+    assert not q4hifi.collect_importance(toy(), "0123456789", n_ctx=4, directions=False).sketches
 
 
 def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

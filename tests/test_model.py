@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gguf import GGUFValueType
 
 import q4hifi
 from llama_oracle import Floats, distance, divergence, llama_logits, llama_samples
+from q4hifi import _core
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.gguf_header import header_bytes
@@ -327,26 +329,47 @@ def test_generation_is_the_same_for_the_same_seed(model: q4hifi.Model) -> None:
 # ---- sums of inputs ------------------------------------------------------------------------------
 
 
+def first_inputs() -> npt.NDArray[np.float64]:
+    """What the first layer's attention is given: the normed embeddings."""
+    with q4hifi.open(EXAMPLE) as file:
+        embeddings = file["token_embd.weight"].dequantize()[TEXT]
+        norm = file["blk.0.attn_norm.weight"].dequantize()
+    rows = embeddings / np.sqrt((embeddings**2).mean(-1, keepdims=True) + 1e-6) * norm
+    return rows.astype(np.float64)
+
+
 def test_sums_are_those_of_the_matrices_inputs(model: q4hifi.Model) -> None:
-    """Of the first layer's attention the input is known: the normed embeddings."""
     sums = model.input_sums()
     for part in np.split(TEXT, 4):
         model.sequence().evaluate(part, "none", sums=sums)
     with q4hifi.open(EXAMPLE) as file:
-        embeddings = file["token_embd.weight"].dequantize()[TEXT]
-        norm = file["blk.0.attn_norm.weight"].dequantize()
         matrices = {n: t.row_length for n, t in file.tensors.items() if len(t.shape) > 1}
-    rows = embeddings / np.sqrt((embeddings**2).mean(-1, keepdims=True) + 1e-6) * norm
+    rows = first_inputs()
     for name in ("attn_q", "attn_k", "attn_v"):
         squares, count = sums.all()[f"blk.0.{name}.weight"]
         assert count == 200
-        assert np.allclose(squares, (rows.astype(float) ** 2).sum(0), rtol=1e-4)
+        assert np.allclose(squares, (rows**2).sum(0), rtol=1e-4)
     every = sums.all()
     assert {name: len(squares) for name, (squares, _) in every.items()} == matrices
     # the embeddings serve as output, whose input is computed only for the logits asked for
     assert {n for n, (_, count) in every.items() if count != 200} == {"token_embd.weight"}
     assert all((squares > 0).any() for n, (squares, _) in every.items() if n != "token_embd.weight")
     assert sums.of("blk.0.attn_norm.weight") is None and sums.of("nothing") is None
+
+
+def test_sketches_tell_the_products_of_inputs(model: q4hifi.Model) -> None:
+    sums = model.input_sums()
+    for part in np.split(TEXT, 4):
+        model.sequence().evaluate(part, "none", sums=sums)
+    rows, sketches = first_inputs(), sums.sketches()
+    signs = _core.sketch_signs(rows.shape[1]).reshape(rows.shape[1], -1)
+    assert set(np.unique(signs)) == {-1, 1} and len(np.unique(signs, axis=0)) == len(signs)
+    sketch, count = sketches["blk.0.attn_q.weight"]
+    assert count == 200
+    expected = rows.T @ (rows @ signs)
+    assert np.allclose(sketch, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    roles = {name.split(".")[2] for name in sketches if name.startswith("blk.")}
+    assert roles == {"attn_q", "attn_output", "ffn_gate", "ffn_down"}, "one of each place"
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -17,6 +18,8 @@ import oracle
 import q4hifi
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
+from q4hifi.importance_sums import ColumnSums, ImportanceSums
+from q4hifi.nystrom import SKETCH
 from q4hifi.recipes import RECIPES
 from q4hifi.types import TYPES
 from synthetic import (
@@ -140,6 +143,25 @@ def test_q4_hifi_tensors_are_what_the_array_function_gives(hifi: Made) -> None:
         assert [part.type_name for part in parts] == ["Q4_K", "I8", "F16"]
         rows, n = example_weights()[name].shape
         assert [part.shape for part in parts] == [(n, rows), (8, n // 256, rows), (8, n // 256, rows)]
+
+
+def test_errors_cancel_where_the_imatrix_knows_directions(imatrix: Path, tmp_path: Path) -> None:
+    """In refined tensors only; the recipe of llama-quantize has its bytes whatever the imatrix knows."""
+    known = ImportanceSums.of(q4hifi.load_importance(imatrix))
+    query = "blk.0.attn_q.weight"
+    sketch = np.random.default_rng(1).standard_normal((1, 256 * SKETCH)).astype(np.float32) * TOKENS
+    sketched = replace(known, sketches={query: ColumnSums(sketch, np.float32([TOKENS]))})
+    sketched.save(tmp_path / "sketched.gguf")
+    changed = {}
+    for refine in (False, True):
+        written = []
+        for source in (imatrix, tmp_path / "sketched.gguf"):
+            q4hifi.quantize_file(
+                EXAMPLE, tmp_path / "out.gguf", "Q4_K_S", imatrix=source, refine=refine, overwrite=True
+            )
+            written.append({name: t.data for name, t in read_tensors(tmp_path / "out.gguf").items()})
+        changed[refine] = {name for name, data in written[0].items() if data != written[1][name]}
+    assert changed == {False: set(), True: {query, "blk.0.attn_k.weight", "blk.0.attn_v.weight"}}
 
 
 def test_the_gguf_package_reads_the_file(hifi: Made) -> None:

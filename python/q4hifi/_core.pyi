@@ -48,6 +48,7 @@ __all__ = [
     "quantize",
     "quantize_hifi",
     "quantize_hifi_fork",
+    "sketch_signs",
     "split_to_fork",
     "tensor_types",
     "token_nll",
@@ -121,6 +122,7 @@ def matmul_hifi(
     activations: _Floats,
     threads: int,
 ) -> _Floats: ...
+def sketch_signs(row_length: int) -> _Floats: ...
 def token_nll(logits: _Floats, tokens: _Tokens, threads: int) -> _Doubles: ...
 def encode_log_probs(logits: _Floats, tokens: _Tokens, threads: int) -> tuple[_Doubles, _Codes]: ...
 def divergence_from_log_probs(logits: _Floats, base: _Codes, tokens: _Tokens, threads: int) -> _Columns: ...
@@ -172,6 +174,7 @@ class Sequence:
 
 @final
 class Collector:
+    def sketch(self, role: str, layer: int | None) -> tuple[_Doubles, int] | None: ...
     """Sums of squared inputs, and the number of rows, of a matrix by its role and layer."""
 
     def sums(self, role: str, layer: int | None) -> tuple[npt.NDArray[np.float64], int] | None: ...

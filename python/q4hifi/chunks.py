@@ -68,6 +68,10 @@ class InputSums(Protocol):
         """Tensor name -> sums of each input column, float64 [n_in], and of how many rows."""
         ...
 
+    def sketches(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
+        """Tensor name -> sketch of its inputs, float64 [n_in, n], and of how many rows."""
+        ...
+
 
 class ModelSequence(Protocol):
     """One text that a model is reading."""

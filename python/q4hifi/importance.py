@@ -39,11 +39,14 @@ from .errors import BadFileError, BadOptionError, NotFiniteError
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
+from .names import mate_of
+from .nystrom import SKETCH, nystrom
 
 Floats = npt.NDArray[np.float32]
 
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
+SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX = ".in_sketch", ".in_sketch_counts"
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -86,6 +89,7 @@ class Importance:
     chunk_size: int | None
     _entries: Mapping[str, _Entry] = field(repr=False)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
+    _sketches: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -149,6 +153,27 @@ class Importance:
         mean: Floats = sums[0] / max(np.float32(1), counts[0])
         return mean
 
+    @property
+    def sketch_names(self) -> tuple[str, ...]:
+        """The tensors of whose inputs the file has a sketch; :meth:`filtered` leaves them all."""
+        return tuple(self._sketches)
+
+    def directions(self, name: str, row_length: int) -> Floats | None:
+        """Return the directions in which the inputs of a matrix lie: float32 [row_length, n].
+
+        U of mean x xᵀ ≈ a diagonal + U Uᵀ, x being the inputs, by Nyström's approximation from the sketch
+        (``src/model/collector.rs``). None where the file has none of these inputs. Raises
+        :class:`BadFileError` for another number of columns.
+        """
+        known = name if name in self._sketches else mate_of(name)
+        entry = self._sketches.get(known)
+        if entry is None:
+            return None
+        if entry.n_values != row_length * SKETCH:
+            raise self._of_another_model(known, entry, row_length, 1)
+        sums, counts = self.sketch_sums(known)
+        return nystrom(sums.reshape(row_length, SKETCH) / max(np.float32(1), counts[0]))
+
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
             f"{self.file}: {name} has {entry.n_values} values, but the model's tensor has "
@@ -171,12 +196,16 @@ class Importance:
         """As :meth:`sums`, of the Fisher information: float32 [1, row_length], and the tokens, [1]."""
         return self._read(name, self._fisher[name])
 
-    def _read(self, name: str, entry: _Entry) -> tuple[Floats, Floats]:
+    def sketch_sums(self, name: str) -> tuple[Floats, Floats]:
+        """As :meth:`sums`, of the sketch of a matrix' inputs, float32 [1, n_values], and the tokens, [1]."""
+        return self._read(name, self._sketches[name], signed=True)
+
+    def _read(self, name: str, entry: _Entry, *, signed: bool = False) -> tuple[Floats, Floats]:
         with os_errors(entry.path, f"read the values of {name}", BadFileError):
             sums = np.fromfile(entry.path, "<f4", entry.n_values, offset=entry.offset)
         if sums.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        _check_values(sums, f"{self.file}: {name}")
+        _check_values(np.abs(sums) if signed else sums, f"{self.file}: {name}")
         return sums.reshape(entry.counts.size, -1), entry.counts
 
     def _means(self, name: str) -> Floats:
@@ -251,6 +280,8 @@ def load_importance(path: str | os.PathLike[str]) -> Importance:
         importance._means(name)
     for name in importance.fisher_names:
         importance.fisher_sums(name)
+    for name in importance.sketch_names:
+        importance.sketch_sums(name)
     return importance
 
 
@@ -268,9 +299,10 @@ def _read_gguf(file: str) -> Importance:
         )
         entries = dict(_gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX))
         fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
+        sketches = dict(_gguf_entries(file, gguf, SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX))
     if not entries:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher, sketches)
 
 
 def _gguf_entries(

@@ -19,7 +19,15 @@ from gguf.constants import GGUFValueType
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter
-from .importance import COUNTS_SUFFIX, FISHER_COUNTS_SUFFIX, FISHER_SUFFIX, SUMS_SUFFIX, Importance
+from .importance import (
+    COUNTS_SUFFIX,
+    FISHER_COUNTS_SUFFIX,
+    FISHER_SUFFIX,
+    SKETCH_COUNTS_SUFFIX,
+    SKETCH_SUFFIX,
+    SUMS_SUFFIX,
+    Importance,
+)
 from .layout import StoredTensor
 from .output_file import new_file
 from .types import F32
@@ -64,13 +72,15 @@ class ImportanceSums:
 
     ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks. ``fisher`` has the
     matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
-    squares, or nothing.
+    squares, or nothing. ``sketches`` are those of inputs, likewise, signed and of several numbers a column;
+    matrices of the same inputs have one.
     """
 
     tensors: Mapping[str, ColumnSums]
     datasets: tuple[str, ...]
     chunk_size: int
     fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
+    sketches: Mapping[str, ColumnSums] = field(default_factory=dict)
 
     @property
     def chunk_count(self) -> int:
@@ -92,7 +102,8 @@ class ImportanceSums:
             for squares, counts in [importance.sums(name)]
         }
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
-        return cls(tensors, importance.datasets, size, fisher)
+        sketches = {name: ColumnSums(*importance.sketch_sums(name)) for name in importance.sketch_names}
+        return cls(tensors, importance.datasets, size, fisher, sketches)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
@@ -103,6 +114,7 @@ class ImportanceSums:
             self.datasets + other.datasets,
             self.chunk_size,
             _added(self.fisher, other.fisher),
+            _added(self.sketches, other.sketches),
         )
 
     def save(
@@ -115,8 +127,8 @@ class ImportanceSums:
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        Fisher information, which llama.cpp passes over, is in the first form only. ``sources`` are files that
-        ``path`` must not be.
+        Fisher information and sketches, which llama.cpp passes over, are in the first form only. ``sources``
+        are files that ``path`` must not be.
         """
         if form not in FORMS:
             raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -140,12 +152,14 @@ class ImportanceSums:
         return pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
 
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats]]:
-        for name, sums in sorted(self.tensors.items()):
-            yield name + SUMS_SUFFIX, sums.squares
-            yield name + COUNTS_SUFFIX, sums.counts.reshape(-1, 1)
-        for name, sums in sorted(self.fisher.items()):
-            yield name + FISHER_SUFFIX, sums.squares
-            yield name + FISHER_COUNTS_SUFFIX, sums.counts.reshape(-1, 1)
+        for of_tensors, suffix, counts_suffix in (
+            (self.tensors, SUMS_SUFFIX, COUNTS_SUFFIX),
+            (self.fisher, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX),
+            (self.sketches, SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX),
+        ):
+            for name, sums in sorted(of_tensors.items()):
+                yield name + suffix, sums.squares
+                yield name + counts_suffix, sums.counts.reshape(-1, 1)
 
     def _dat(self) -> Iterator[bytes]:
         """The older form: means times chunks; a matrix without counts gets 1."""

@@ -19,6 +19,7 @@ from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, U
 from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
+from .names import mate_of
 from .rows import Parts, relayout, thread_count
 from .tensor import QuantizedTensor
 from .tokenizer import Tokenizer
@@ -347,6 +348,21 @@ class InputSums:
         """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""
         place = self._places.get(name)
         return self.core.sums(*place) if place else None
+
+    def sketches(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
+        """Return the sketches of the matrices' inputs by name, float64 [row length, n], and the tokens.
+
+        Of matrices that share their inputs, the first (:data:`~q4hifi.names.SAME_INPUT`).
+        """
+        found = {}
+        for name, place in self._places.items():
+            if mate_of(name) in self._places and mate_of(name) != name:
+                continue
+            sketch = self.core.sketch(*place)
+            squares = self.core.sums(*place)
+            if sketch is not None and squares is not None:
+                found[name] = sketch[0].reshape(len(squares[0]), -1), sketch[1]
+        return found
 
     def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
         """Return :meth:`of` for all matrices of the model, by name."""

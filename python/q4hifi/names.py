@@ -6,6 +6,7 @@ The names are GGUF's (``blk.7.attn_v.weight``); the decisions are llama-quantize
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 ROLES: tuple[tuple[str, str], ...] = (
     ("output", r"^output\.weight$"),
@@ -35,6 +36,9 @@ ATTN_V_LIKE = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
 
 OUTPUT_LIKE = frozenset({"output", "lm_head"})
 """Roles of the matrix that makes logits; a model without one has token_embd do it."""
+
+SAME_INPUT: Mapping[str, str] = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
+"""Role -> another that is multiplied by the same in every model that the runtime knows."""
 
 MASSIVE = OUTPUT_LIKE | {"token_embd"}
 """Roles as large as the vocabulary; Q4_HIFI gives them twice the outliers."""
@@ -75,6 +79,12 @@ _LAYER = re.compile(r"\bblk\.(\d{1,9})")
 def role_of(name: str) -> str:
     """Return the role of a tensor, one of :data:`ROLES`."""
     return next(role for role, pattern in _ROLE_PATTERNS if pattern.search(name))
+
+
+def mate_of(name: str) -> str:
+    """Return the name of the matrix that stands for all with its inputs, its own if there is no other."""
+    role = role_of(name)
+    return name.replace(role, SAME_INPUT.get(role, role))
 
 
 def layer_of(name: str) -> int | None:

@@ -99,7 +99,7 @@ def rewrite(
         sources=model.paths,
         shard_of=output.shards(model, plan),
     ) as writer:
-        work = _pieces(model, plan, importance)
+        work = _pieces(model, plan, importance, refine)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as disk:
             pending: deque[Future[None]] = deque()
             for piece, parts in _ahead(reader, model, work):
@@ -121,23 +121,27 @@ def rewrite(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some rows on their way, and the importance of their columns."""
+    """Some rows on their way, and the importance of their columns and the directions of their inputs."""
 
     target: PlannedTensor
     rows: RowRange
     importance: npt.NDArray[np.float32] | None
+    directions: npt.NDArray[np.float32] | None
 
 
-def _pieces(model: ModelFile, plan: Plan, importance: Importance | None) -> Iterator[_Piece]:
+def _pieces(model: ModelFile, plan: Plan, importance: Importance | None, refine: bool) -> Iterator[_Piece]:
     for target in plan.tensors:
         tensor = model.tensors[target.name]
-        weights = None
+        weights = directions = None
         if importance is not None and target.target.type.quantized and not target.copied:
             n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
             with model.errors_at(target.name):
                 weights = importance.weights(target.name, tensor.row_length, n_matrices)
+                if refine and n_matrices == 1:
+                    directions = importance.directions(target.name, tensor.row_length)
         for rows in row_ranges(tensor):
-            yield _Piece(target, rows, None if weights is None else weights[rows.matrix % len(weights)])
+            columns = None if weights is None else weights[rows.matrix % len(weights)]
+            yield _Piece(target, rows, columns, directions)
 
 
 def _ahead(
@@ -168,7 +172,15 @@ def _convert(
     if source.type == Q4_HIFI and target.type == BASE and drop_outliers:
         return (base_of(parts, source, length, first_row=first),), None
     return encode(
-        parts, source, target, length, piece.importance, refine=refine, threads=threads, first_row=first
+        parts,
+        source,
+        target,
+        length,
+        piece.importance,
+        refine=refine,
+        directions=piece.directions,
+        threads=threads,
+        first_row=first,
     )
 
 

@@ -1,4 +1,10 @@
-//! Sums of the squared inputs of every matrix: what an importance matrix is made of.
+//! Sums of the squared inputs of every matrix, and a sketch of their products: what an importance matrix is
+//! made of.
+//!
+//! The sketch of inputs x is Σ x (xᵀ S), S of [`SKETCH`] columns of fixed random signs. Sums of it are
+//! sketches of both texts' inputs, and with S it tells the main part of Σ x xᵀ, the directions in which
+//! inputs lie (Nyström's approximation: Halko, Martinsson and Tropp, "Finding structure with randomness",
+//! 2011, section 5.5).
 
 use super::config::Config;
 use super::weights::Role;
@@ -31,11 +37,30 @@ impl Site {
     }
 }
 
+/// Columns of a sketch.
+pub const SKETCH: usize = 32;
+
+/// The signs that the sketch of rows of that length has, column by column.
+pub fn signs(row_length: usize) -> Vec<f32> {
+    let mut signs = Vec::with_capacity(row_length * SKETCH);
+    for column in 0..row_length as u64 {
+        // the output function of SplitMix64
+        let mut bits = (column + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        signs.extend((0..SKETCH).map(|j| if bits >> j & 1 == 0 { 1.0 } else { -1.0 }));
+    }
+    signs
+}
+
 /// Sums over all rows that it saw.
 #[derive(Debug, Clone)]
 pub struct Collector {
     n_layer: usize,
     sites: Vec<Sums>,
+    /// Of the longest rows; those of shorter ones are the first.
+    signs: Vec<f32>,
 }
 
 /// The sums of one place.
@@ -43,6 +68,8 @@ pub struct Collector {
 pub struct Sums {
     /// Of the squares, a column each.
     pub squares: Vec<f64>,
+    /// [`SKETCH`] numbers of each column.
+    pub sketch: Vec<f64>,
     /// Rows.
     pub count: u64,
 }
@@ -56,8 +83,17 @@ impl Collector {
             [config.n_embd, config.n_query(), config.n_embd, config.n_ff][site % IN_LAYER]
         };
         let n_sites = config.n_layer * IN_LAYER + 1; // the output's is one of n_embd
-        let sums = |site| Sums { squares: vec![0.0; width(site)], count: 0 };
-        Self { n_layer: config.n_layer, sites: (0..n_sites).map(sums).collect() }
+        let sums = |site| Sums {
+            squares: vec![0.0; width(site)],
+            sketch: vec![0.0; width(site) * SKETCH],
+            count: 0,
+        };
+        let longest = (0..n_sites).map(width).max().unwrap_or(0);
+        Self {
+            n_layer: config.n_layer,
+            sites: (0..n_sites).map(sums).collect(),
+            signs: signs(longest),
+        }
     }
 
     /// What the matrix of that role was multiplied by; None where the role has no matrix.
@@ -86,5 +122,30 @@ impl Collector {
                 }
             }
         });
+        let mut along = vec![[0f32; SKETCH]; rows.len() / width];
+        team::for_each_chunk(&mut along, 1, |r, along| {
+            let row = &rows[r * width..][..width];
+            for (&x, signs) in row.iter().zip(self.signs.as_chunks::<SKETCH>().0) {
+                add_multiple(&mut along[0], x, signs);
+            }
+        });
+        team::for_each_chunk(&mut sums.sketch, COLUMNS * SKETCH, |i, sketch| {
+            let mut products = [[0f32; SKETCH]; COLUMNS];
+            for (row, along) in rows.chunks_exact(width).zip(&along) {
+                for (products, &x) in products.iter_mut().zip(&row[i * COLUMNS..]) {
+                    add_multiple(products, x, along);
+                }
+            }
+            for (sum, &product) in sketch.iter_mut().zip(products.as_flattened()) {
+                *sum += f64::from(product);
+            }
+        });
+    }
+}
+
+#[inline]
+fn add_multiple(sums: &mut [f32; SKETCH], x: f32, of: &[f32; SKETCH]) {
+    for (sum, v) in sums.iter_mut().zip(of) {
+        *sum += x * v;
     }
 }

@@ -118,7 +118,7 @@ mod _core {
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
-    use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};
+    use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace, sketch_signs};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

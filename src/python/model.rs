@@ -386,7 +386,13 @@ impl Sequence {
     }
 }
 
-/// Sums of the squared inputs of every matrix.
+/// The signs of the sketch of inputs of that many columns, column by column.
+#[pyfunction]
+pub(super) fn sketch_signs(py: Python<'_>, row_length: usize) -> Bound<'_, PyArray1<f32>> {
+    PyArray1::from_vec(py, model::signs(row_length))
+}
+
+/// Sums of the squared inputs of every matrix, and sketches of them.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Collector {
     state: Mutex<model::Collector>,
@@ -404,6 +410,18 @@ impl Collector {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
         Some((PyArray1::from_slice(py, &sums.squares), sums.count))
+    }
+
+    /// The sketch of its inputs, column by column, and the number of rows, likewise.
+    fn sketch<'py>(
+        &self,
+        py: Python<'py>,
+        role: &str,
+        layer: Option<usize>,
+    ) -> Option<(Bound<'py, PyArray1<f64>>, u64)> {
+        let state = lock(py, &self.state);
+        let sums = state.sums(Role::from_name(role)?, layer)?;
+        Some((PyArray1::from_slice(py, &sums.sketch), sums.count))
     }
 }
 
