@@ -47,7 +47,7 @@ MIB = 2**20
 class Row:
     """A model to make: its name, quantize_file's options, and the row that it is to be held against.
 
-    ``fisher`` is whether it may know the Fisher information that the imatrix has.
+    ``unknown`` is what of the imatrix it may not know, by the name of the field.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Row:
     options: dict[str, Any]
     part: str = "recipes"
     afterwards: Callable[[Path, Path, str], None] | None = None
-    fisher: bool = True
+    unknown: str = ""
 
 
 def rows(calibrated: str | None) -> Iterator[Row]:
@@ -75,9 +75,10 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"{ABLATED}, refined", ABLATED, {"type": ABLATED, "refine": True}, "refinement")
     yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
     yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
-    yield Row(
-        f"measured, at {ABLATED}, by the stream alone", ABLATED, {"like": ABLATED}, "fisher", fisher=False
-    )
+    at = {"like": ABLATED}
+    yield Row(f"measured, at {ABLATED}, by the stream alone", ABLATED, at, "fisher", unknown="fisher")
+    name = f"measured, at {ABLATED}, errors do not cancel"
+    yield Row(name, ABLATED, at, "directions", unknown="sketches")
 
 
 def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:
@@ -150,14 +151,17 @@ def main() -> None:
     reports: dict[str, q4hifi.QuantizeReport] = {}
     comparison: q4hifi.Comparison | None = None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        without = Path(scratch) / "imatrix.gguf"
-        replace(ImportanceSums.of(q4hifi.load_importance(options.imatrix)), fisher={}).save(without)
+        known = {"": Path(options.imatrix)}
+        for unknown in {row.unknown for row in table if row.unknown}:
+            known[unknown] = Path(scratch) / f"{unknown}.gguf"
+            whole = ImportanceSums.of(q4hifi.load_importance(options.imatrix))
+            replace(whole, **{unknown: {}}).save(known[unknown])
         for start in range(0, len(table), options.at_once):
             batch, paths = table[start : start + options.at_once], []
             for row in batch:
                 path = (folder if options.keep else Path(scratch)) / f"{row.name}.gguf"
                 reports[row.name] = q4hifi.quantize_file(
-                    options.model, path, imatrix=options.imatrix if row.fisher else without,
+                    options.model, path, imatrix=known[row.unknown],
                     threads=options.threads, overwrite=True, progress=told(row.name), **row.options,
                 )  # fmt: skip
                 if row.afterwards is not None:
