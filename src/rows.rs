@@ -8,8 +8,8 @@ use crate::block::TensorType;
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::kernel::{self, Isa};
-use crate::refine::Inputs;
 use crate::refine::cancel::{Batch, ROWS};
+use crate::refine::{Inputs, is_refinable};
 use rayon::prelude::*;
 
 /// Rows of one type, as they lie in a file.
@@ -135,6 +135,7 @@ fn quantize_with(
     if let Some(inputs) = inputs {
         inputs.check(source.row_length)?;
     }
+    let inputs = inputs.filter(|_| is_refinable(kind)); // no other type's errors can cancel
     let isa = Isa::active()?;
     let row_length = source.row_length;
     let at_once = inputs.map_or(kernel::rows_at_once(kind, importance), |_| ROWS);

@@ -20,6 +20,7 @@ from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .names import mate_of
+from .nystrom import SKETCH
 from .rows import Parts, relayout, thread_count
 from .tensor import QuantizedTensor
 from .tokenizer import Tokenizer
@@ -358,10 +359,8 @@ class InputSums:
         for name, place in self._places.items():
             if mate_of(name) in self._places and mate_of(name) != name:
                 continue
-            sketch = self.core.sketch(*place)
-            squares = self.core.sums(*place)
-            if sketch is not None and squares is not None:
-                found[name] = sketch[0].reshape(len(squares[0]), -1), sketch[1]
+            if (sketch := self.core.sketch(*place)) is not None:
+                found[name] = sketch[0].reshape(-1, SKETCH), sketch[1]
         return found
 
     def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:

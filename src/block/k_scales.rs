@@ -4,6 +4,8 @@
 //! minimum j of sub-blocks 4..8 share byte j + 4 with their low four bits; their high two bits
 //! are the top bits of bytes j - 4 and j.
 
+use crate::float::f16_to_f32;
+
 /// Bytes of the packed scales.
 pub(crate) const SCALES_BYTES: usize = 12;
 /// Sub-blocks in a block.
@@ -33,6 +35,19 @@ pub(crate) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
             (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4),
         )
     }
+}
+
+/// Distance of sub-block `j`'s values, and what is deducted from all of them; `d` and `dmin` are f16.
+#[inline(always)]
+pub(crate) fn scale_and_min(
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: &[u8; SCALES_BYTES],
+    j: usize,
+) -> (f32, f32) {
+    let (scale, min) = unpack(scales, j);
+    let factor = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
+    (factor(d) * f32::from(scale), factor(dmin) * f32::from(min))
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 //! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
 
 use super::k_fit::{KFit, Recipe};
-use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, unpack};
+use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, scale_and_min};
 use super::{Block, Bytes, QK_K};
 use crate::fit::Search;
-use crate::float::{f16_to_f32, nearest_int};
+use crate::float::nearest_int;
 
 /// A Q4_K block.
 #[derive(Debug, Clone, Copy)]
@@ -50,10 +50,7 @@ impl BlockQ4K {
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
-        let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let dmin = f16_to_f32(u16::from_le_bytes(self.dmin));
-        let (scale, min) = unpack(&self.scales, j);
-        (d * f32::from(scale), dmin * f32::from(min))
+        scale_and_min(self.d, self.dmin, &self.scales, j)
     }
 
     /// The numbers, each 0 to 15.
