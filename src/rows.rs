@@ -4,11 +4,11 @@
 //! Results do not depend on the number of threads: every row is computed alone, and sums over
 //! rows are added up in their order.
 
-use crate::block::TensorType;
+use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::kernel::{self, Isa};
-use crate::refine::cancel::{Batch, ROWS};
+use crate::refine::cancel::ROWS;
 use crate::refine::{Inputs, is_refinable};
 use rayon::prelude::*;
 
@@ -141,16 +141,14 @@ fn quantize_with(
     let at_once = inputs.map_or(kernel::rows_at_once(kind, importance), |_| ROWS);
     let out = out.par_chunks_mut(at_once * row_bytes);
     per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
-        kernel::quantize_rows(isa, kind, x, row_length, importance, out);
-        if refine {
-            kernel::refine_rows(isa, kind, x, row_length, importance, out);
-        }
         if let Some(inputs) = inputs {
-            let decode = |row: usize, out: &[u8], errors: &mut [f32]| {
-                kernel::dequantize_row(isa, kind, out, errors);
-                subtract(errors, &x[row * row_length..]);
-            };
-            cancel_rows(isa, kind, inputs, decoded, out.chunks_exact_mut(row_bytes), decode);
+            search_rows(isa, kind, x, row_length, importance, out);
+            kernel::cancel(isa, kind, inputs, x, out);
+        } else {
+            kernel::quantize_rows(isa, kind, x, row_length, importance, out);
+            if refine {
+                kernel::refine_rows(isa, kind, x, row_length, importance, out);
+            }
         }
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
         for ((x, out), sums) in rows.zip(sums) {
@@ -160,32 +158,26 @@ fn quantize_with(
     })
 }
 
-/// Lets the errors of at most [`ROWS`] encoded rows cancel; `decode` makes the errors of one.
-pub(crate) fn cancel_rows<'a>(
+/// Encodes rows as [`crate::refine`] finds blocks without ggml's to start from, which saves that fit. Hardly a
+/// block is worse for it. Where none is found, as where nothing has any importance, the block is ggml's.
+pub(crate) fn search_rows(
     isa: Isa,
     kind: TensorType,
-    inputs: &Inputs,
-    errors: &mut [f32],
-    encoded: impl Iterator<Item = &'a mut [u8]>,
-    decode: impl Fn(usize, &[u8], &mut [f32]),
+    x: &[f32],
+    row_length: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
 ) {
-    let mut batch = Batch::new(errors.len());
-    let mut encoded: Vec<&mut [u8]> = encoded.collect();
-    for (row, encoded) in encoded.iter().enumerate() {
-        decode(row, encoded, errors);
-        batch.put(row, kind, errors, encoded);
-    }
-    batch.cancel(isa, inputs);
-    for (row, encoded) in encoded.iter_mut().enumerate() {
-        decode(row, encoded, errors);
-        batch.take(row, kind, errors, encoded);
-    }
-}
-
-/// Makes of a decoded row its errors.
-pub(crate) fn subtract(decoded: &mut [f32], x: &[f32]) {
-    for (y, x) in decoded.iter_mut().zip(x) {
-        *y -= x;
+    out.fill(0); // blocks that decode to zeros
+    kernel::refine_rows(isa, kind, x, row_length, importance, out);
+    let block_bytes = out.len() / (x.len() / QK_K);
+    let places = (0..row_length).step_by(QK_K).cycle();
+    let blocks = x.chunks_exact(QK_K).zip(out.chunks_exact_mut(block_bytes));
+    for ((x, out), place) in blocks.zip(places) {
+        if out.iter().all(|&byte| byte == 0) {
+            let importance = importance.map(|w| &w[place..][..QK_K]);
+            kernel::quantize_rows(isa, kind, x, QK_K, importance, out);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
 
 use super::k_fit::{KFit, Recipe};
-use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, scale_and_min};
+use super::k_scales::{SCALES_BYTES, scale_and_min};
 use super::{Block, Bytes, QK_K};
 use crate::fit::Search;
 use crate::float::nearest_int;
@@ -85,11 +85,13 @@ impl Block for BlockQ4K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        for j in 0..SUB_BLOCKS {
+        let numbers = self.numbers(); // apart from the products, so that both loops become vectors
+        for (j, (out, numbers)) in
+            out.chunks_exact_mut(32).zip(numbers.chunks_exact(32)).enumerate()
+        {
             let (scale, min) = self.scale_and_min(j);
-            let qs = &self.qs[j / 2 * 32..][..32];
-            for (y, &q) in out[j * 32..][..32].iter_mut().zip(qs) {
-                *y = scale * f32::from((q >> (j % 2 * 4)) & 0x0f) - min;
+            for (y, &q) in out.iter_mut().zip(numbers) {
+                *y = scale * f32::from(q) - min;
             }
         }
     }

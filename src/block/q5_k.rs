@@ -2,7 +2,7 @@
 //! 176 bytes for 256 weights, 5.5 bits a weight.
 
 use super::k_fit::{KFit, Recipe};
-use super::k_scales::{SCALES_BYTES, SUB_BLOCKS, scale_and_min};
+use super::k_scales::{SCALES_BYTES, scale_and_min};
 use super::{Block, Bytes, QK_K};
 use crate::fit::Search;
 
@@ -81,10 +81,13 @@ impl Block for BlockQ5K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        for j in 0..SUB_BLOCKS {
+        let numbers = self.numbers(); // as in Q4_K
+        for (j, (out, numbers)) in
+            out.chunks_exact_mut(32).zip(numbers.chunks_exact(32)).enumerate()
+        {
             let (scale, min) = self.scale_and_min(j);
-            for (y, number) in out[j * 32..][..32].iter_mut().zip(self.numbers_of(j)) {
-                *y = scale * f32::from(number) - min;
+            for (y, &q) in out.iter_mut().zip(numbers) {
+                *y = scale * f32::from(q) - min;
             }
         }
     }

@@ -171,6 +171,13 @@ impl HifiBlock {
         }
     }
 
+    /// Takes them away from weights: what remains for the base.
+    fn deduct_residuals(&self, x: &mut [f32; QK_K]) {
+        for (&i, &r) in self.index().iter().zip(self.residual()) {
+            x[usize::from(i)] -= f16_to_f32(r);
+        }
+    }
+
     pub(crate) fn is_saturated(&self) -> bool {
         self.residual().iter().any(|&r| f16_to_f32(r).abs() >= LARGEST_F16)
     }

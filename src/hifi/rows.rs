@@ -89,9 +89,9 @@ fn quantize_with(
     let isa = Isa::active()?;
     per_rows(isa, source, at_once, out, |x, decoded, ((base, index), residual), sums| {
         let n_blocks = source.row_length() / QK_K;
-        let x = x.chunks_exact(source.row_length());
+        let rows = x.chunks_exact(source.row_length());
         let mut blocks = vec![HifiBlock::ZERO; sums.len() * n_blocks];
-        for (x, blocks) in x.clone().zip(blocks.chunks_exact_mut(n_blocks)) {
+        for (x, blocks) in rows.clone().zip(blocks.chunks_exact_mut(n_blocks)) {
             kernel::encode_hifi_row(isa, x, importance, outliers, blocks);
             if refine {
                 kernel::refine_hifi_row(isa, x, importance, blocks);
@@ -107,21 +107,22 @@ fn quantize_with(
                 *bytes = r.to_le_bytes();
             }
         }
-        let decode = |row: usize, base: &[u8], decoded: &mut [f32]| {
+        if let Some(inputs) = inputs {
+            // what the base stands for where the residuals are as they are
+            let mut rest = x.to_vec();
+            for (block, x) in blocks.iter().zip(rest.as_chunks_mut().0) {
+                block.deduct_residuals(x);
+            }
+            kernel::cancel(isa, TensorType::Q4K, inputs, &rest, base);
+        }
+        let blocks = blocks.chunks_exact(n_blocks);
+        for (((x, blocks), base), sums) in
+            rows.zip(blocks).zip(base.chunks_exact(row_bytes)).zip(sums)
+        {
             kernel::dequantize_row(isa, TensorType::Q4K, base, decoded);
-            for (block, decoded) in blocks[row * n_blocks..].iter().zip(decoded.as_chunks_mut().0) {
+            for (block, decoded) in blocks.iter().zip(decoded.as_chunks_mut().0) {
                 block.add_residuals(decoded);
             }
-        };
-        if let Some(inputs) = inputs {
-            let rows = base.chunks_exact_mut(row_bytes);
-            rows::cancel_rows(isa, TensorType::Q4K, inputs, decoded, rows, |row, base, errors| {
-                decode(row, base, errors);
-                rows::subtract(errors, x.clone().nth(row).expect("one of each row"));
-            });
-        }
-        for (row, ((x, base), sums)) in x.zip(base.chunks_exact(row_bytes)).zip(sums).enumerate() {
-            decode(row, base, decoded);
             *sums = kernel::error_sums(isa, x, importance, decoded);
         }
     })

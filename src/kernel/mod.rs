@@ -21,7 +21,6 @@ use crate::hifi::HifiBlock;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
-use crate::refine::cancel::ROWS;
 use crate::refine::lanes::Portable;
 use crate::refine::{self, Inputs};
 use multiply_half::Product;
@@ -89,16 +88,11 @@ pub fn refine_rows(
     })
 }
 
-/// Lets the errors of rows side by side cancel; see [`refine::cancel`].
-pub(crate) fn cancel(
-    isa: Isa,
-    inputs: &Inputs,
-    errors: &mut [[f32; ROWS]],
-    steps: &mut [[f32; ROWS]],
-) {
-    dispatch!(isa, cancel(inputs, errors, steps), {
+/// Lets the errors of the `encoded` rows `x` cancel; see [`refine::cancel`].
+pub(crate) fn cancel(isa: Isa, kind: TensorType, inputs: &Inputs, x: &[f32], encoded: &mut [u8]) {
+    dispatch!(isa, cancel(kind, inputs, x, encoded), {
         // SAFETY: every CPU has these lanes.
-        unsafe { refine::cancel::cancel::<Portable<16>>(inputs, errors, steps) }
+        unsafe { refine::cancel::cancel::<Portable<16>>(kind, inputs, x, encoded) }
     })
 }
 

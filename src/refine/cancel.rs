@@ -8,14 +8,9 @@
 //! for the least. Scales stay.
 
 use super::lanes::{Lanes, MOST_LANES};
-use crate::block::iq4::VALUES;
-use crate::block::k_fit::{KFit, SUB_BLOCKS};
-use crate::block::{
-    Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks, blocks_mut, iq4_xs,
-    q6_k,
-};
+use super::numbered::Numbered;
+use crate::block::{BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
 use crate::error::QuantError;
-use crate::kernel::{self, Isa};
 use crate::rows::{check_importance, expect_length};
 
 /// A weight takes the other number in turn where its error is at least so much of their distance.
@@ -24,16 +19,19 @@ const LEAST: [f32; 3] = [0.35, 0.2, 0.05];
 /// Of a column's importance, the least that R has.
 const LEAST_REST: f32 = 1e-3;
 
-/// Rows that are done side by side, a lane each.
+/// Rows that fill the most lanes, a row each.
 pub(crate) const ROWS: usize = MOST_LANES;
+
+/// Sums that are added up side by side, so that an addition need not wait for the one before.
+const PARTS: usize = 4;
 
 /// What is known of the inputs of rows: R and U, in units of the mean importance.
 #[derive(Debug, Clone)]
 pub struct Inputs {
     rest: Vec<f32>,
-    /// Column by column.
-    directions: Vec<f32>,
-    /// How many there are.
+    /// Column by column, with zeros up to a multiple of [`PARTS`].
+    directions: Vec<[f32; PARTS]>,
+    /// How many [`PARTS`] there are of a column.
     count: usize,
     /// The squared length of each column's row of U.
     squares: Vec<f32>,
@@ -54,17 +52,28 @@ impl Inputs {
         }
         let mean = importance.iter().map(|&w| f64::from(w)).sum::<f64>() / n as f64;
         let unit = if mean > 0.0 { mean } else { 1.0 };
-        let count = directions.len() / n;
-        let directions: Vec<f32> =
-            directions.iter().map(|&u| (f64::from(u) / unit.sqrt()) as f32).collect();
-        let square =
-            |i: usize| directions[i * count..][..count].iter().fold(0.0, |sum, u| sum + u * u);
-        let squares: Vec<f32> = (0..n).map(square).collect();
+        let count = (directions.len() / n).div_ceil(PARTS);
+        let mut columns = vec![[0f32; PARTS]; n * count];
+        let mut squares = vec![0f32; n];
+        for (i, square) in squares.iter_mut().enumerate() {
+            let column = columns[i * count..][..count].as_flattened_mut();
+            let given = &directions[i * (directions.len() / n)..][..directions.len() / n];
+            for (to, &u) in column.iter_mut().zip(given) {
+                *to = (f64::from(u) / unit.sqrt()) as f32;
+                *square += *to * *to;
+            }
+        }
         let rest = importance.iter().zip(&squares).map(|(&w, square)| {
             let w = (f64::from(w) / unit) as f32;
             (w - square).max(LEAST_REST * w)
         });
-        Ok(Self { rest: rest.collect(), directions, count, squares })
+        Ok(Self { rest: rest.collect(), directions: columns, count, squares })
+    }
+
+    /// The directions of column `i`.
+    #[inline(always)]
+    fn column(&self, i: usize) -> &[[f32; PARTS]] {
+        &self.directions[i * self.count..][..self.count]
     }
 
     /// Fails where rows have another length.
@@ -73,75 +82,117 @@ impl Inputs {
     }
 }
 
-/// Encoded rows, side by side.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    /// Of each column, decoded minus encoded.
-    errors: Vec<[f32; ROWS]>,
-    /// What the neighbour on the other side of the weight would add; 0 where there is none.
-    steps: Vec<[f32; ROWS]>,
-}
-
-impl Batch {
-    pub fn new(row_length: usize) -> Self {
-        let zeros = vec![[0f32; ROWS]; row_length];
-        Self { errors: zeros.clone(), steps: zeros }
-    }
-
-    /// Puts in an encoded row and its errors.
-    pub fn put(&mut self, row: usize, kind: TensorType, errors: &[f32], encoded: &[u8]) {
-        for (to, &e) in self.errors.iter_mut().zip(errors) {
-            to[row] = e;
-        }
-        neighbours(kind, errors, encoded, |i, _, step| self.steps[i][row] = step);
-    }
-
-    /// Lets the errors of each row cancel.
-    pub fn cancel(&mut self, isa: Isa, inputs: &Inputs) {
-        kernel::cancel(isa, inputs, &mut self.errors, &mut self.steps);
-    }
-
-    /// Writes what has changed of a row that was put in, and clears its place; `errors` are those it had.
-    pub fn take(&mut self, row: usize, kind: TensorType, errors: &[f32], encoded: &mut [u8]) {
-        let mut changed = Vec::new();
-        neighbours(kind, errors, encoded, |i, number, step| {
-            if self.steps[i][row] != step {
-                changed.push((i, number));
-            }
-            self.steps[i][row] = 0.0;
-        });
-        renumber(kind, &changed, encoded);
-    }
-}
-
-/// See [`Batch::cancel`].
+/// Lets the errors of encoded rows cancel, each row's alone; `x` are the weights that they stand for.
 ///
 /// # Safety
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
 pub(crate) unsafe fn cancel<L: Lanes>(
+    kind: TensorType,
     inputs: &Inputs,
-    errors: &mut [[f32; ROWS]],
-    steps: &mut [[f32; ROWS]],
+    x: &[f32],
+    encoded: &mut [u8],
 ) {
-    let count = inputs.count;
-    let mut sums = vec![[0f32; MOST_LANES]; count];
-    for first in (0..ROWS).step_by(L::LANES) {
-        sums.fill([0.0; MOST_LANES]);
-        for (i, errors) in errors.iter().enumerate() {
-            let column = &inputs.directions[i * count..][..count];
-            // SAFETY: the caller's promise; the lanes from `first` on are in the array.
-            unsafe { add::<L>(&mut sums, L::load(errors[first..].as_ptr()), column) };
+    let x = x.as_chunks().0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match kind {
+            TensorType::IQ4XS => cancel_rows::<L, BlockIQ4XS>(inputs, x, blocks_mut(encoded)),
+            TensorType::Q4K => cancel_rows::<L, BlockQ4K>(inputs, x, blocks_mut(encoded)),
+            TensorType::Q5K => cancel_rows::<L, BlockQ5K>(inputs, x, blocks_mut(encoded)),
+            TensorType::Q6K => cancel_rows::<L, BlockQ6K>(inputs, x, blocks_mut(encoded)),
+            _ => {}
         }
-        for least in LEAST {
-            for (i, (errors, steps)) in errors.iter_mut().zip(steps.iter_mut()).enumerate() {
-                let column = &inputs.directions[i * count..][..count];
-                let (errors, steps) = (&mut errors[first..], &mut steps[first..]);
-                // SAFETY: as above.
-                unsafe {
-                    let (e, step) = (L::load(errors.as_ptr()), L::load(steps.as_ptr()));
-                    let along = along::<L>(&sums, column);
+    }
+}
+
+#[inline(always)]
+unsafe fn cancel_rows<L: Lanes, B: Numbered>(inputs: &Inputs, x: &[[f32; QK_K]], blocks: &mut [B]) {
+    let row = inputs.rest.len() / QK_K;
+    let mut rows = Rows::new::<L>(inputs.rest.len());
+    for (x, blocks) in x.chunks(L::LANES * row).zip(blocks.chunks_mut(L::LANES * row)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for place in 0..row {
+                rows.read::<L, B>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
+            }
+            rows.cancel::<L>(inputs);
+            for place in 0..row {
+                let x = x[place..].iter().step_by(row);
+                rows.write::<L, B>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
+            }
+        }
+    }
+}
+
+/// A number for each of the most lanes.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Numbers([f32; MOST_LANES]);
+
+const ZEROS: Numbers = Numbers([0.0; MOST_LANES]);
+
+/// Numbers of a block in each lane, a lane after the other.
+type Blocks = [[f32; QK_K]; MOST_LANES];
+
+/// Rows of one length side by side, a lane each: of column i the numbers from `i * LANES` on.
+struct Rows {
+    /// Decoded minus encoded.
+    errors: Vec<Numbers>,
+    /// What the neighbour on the other side of the weight would add; 0 where there is none.
+    steps: Vec<Numbers>,
+}
+
+impl Rows {
+    fn new<L: Lanes>(row_length: usize) -> Self {
+        let zeros = vec![ZEROS; row_length * L::LANES / MOST_LANES];
+        Self { errors: zeros.clone(), steps: zeros }
+    }
+
+    /// Takes in block `place` of the rows, of which there may be fewer than lanes.
+    #[inline(always)]
+    unsafe fn read<'a, L: Lanes, B: Numbered + 'a>(
+        &mut self,
+        place: usize,
+        blocks: impl Iterator<Item = (&'a [f32; QK_K], &'a B)>,
+    ) {
+        let (mut errors, mut steps): (Blocks, Blocks) =
+            ([[0.0; QK_K]; MOST_LANES], [[0.0; QK_K]; MOST_LANES]);
+        for ((x, block), (errors, steps)) in blocks.zip(errors.iter_mut().zip(&mut steps)) {
+            // SAFETY: the caller's promise.
+            let view = unsafe { View::new::<L, B>(x, block) };
+            (*errors, *steps) = (view.errors, view.steps);
+        }
+        let place = place * QK_K * L::LANES;
+        // SAFETY: the caller's promise; there are as many blocks here as lanes, and room there.
+        unsafe {
+            let to = |numbers: &mut [Numbers]| numbers.as_mut_ptr().cast::<f32>().add(place);
+            L::transpose(errors.as_ptr().cast(), QK_K, to(&mut self.errors));
+            L::transpose(steps.as_ptr().cast(), QK_K, to(&mut self.steps));
+        }
+    }
+
+    /// Lets the errors of each row cancel.
+    #[inline(always)]
+    unsafe fn cancel<L: Lanes>(&mut self, inputs: &Inputs) {
+        let mut sums = vec![[ZEROS; PARTS]; inputs.count];
+        let errors = self.errors.as_mut_ptr().cast::<f32>();
+        let steps = self.steps.as_mut_ptr().cast::<f32>();
+        // SAFETY: the caller's promise; there are LANES numbers of every column.
+        unsafe {
+            for i in 0..inputs.rest.len() {
+                let error = L::load(errors.add(i * L::LANES));
+                add_and_look::<L>(&mut sums, error, inputs.column(i), inputs.column(i));
+            }
+            // what the column before has taken is added up when the next one looks
+            let (mut taken, mut before) = (L::splat(0.0), inputs.column(0));
+            for least in LEAST {
+                for i in 0..inputs.rest.len() {
+                    let column = inputs.column(i);
+                    let along = add_and_look::<L>(&mut sums, taken, before, column);
+                    let (errors, steps) = (errors.add(i * L::LANES), steps.add(i * L::LANES));
+                    let (e, step) = (L::load(errors), L::load(steps));
                     // the change of what the errors cost, of which only the sign matters
                     let rest = L::splat(inputs.rest[i]).mul(e.add(e).add(step));
                     let square = L::splat(inputs.squares[i]).mul(step);
@@ -149,13 +200,84 @@ pub(crate) unsafe fn cancel<L: Lanes>(
                     let zero = L::splat(0.0);
                     let far =
                         magnitude(e).if_less(L::splat(least).mul(magnitude(step)), zero, step);
-                    let taken = change.if_less(zero, far, zero);
-                    e.add(taken).store(errors.as_mut_ptr());
-                    step.sub(taken.add(taken)).store(steps.as_mut_ptr());
-                    add::<L>(&mut sums, taken, column);
+                    (taken, before) = (change.if_less(zero, far, zero), column);
+                    e.add(taken).store(errors);
+                    step.sub(taken.add(taken)).store(steps);
                 }
             }
         }
+    }
+
+    /// Writes what has changed in block `place` of the rows that were read.
+    #[inline(always)]
+    unsafe fn write<'a, L: Lanes, B: Numbered + 'a>(
+        &self,
+        place: usize,
+        blocks: impl Iterator<Item = (&'a [f32; QK_K], &'a mut B)>,
+    ) {
+        let (mut steps, mut tile): (Blocks, _) = ([[0.0; QK_K]; MOST_LANES], [ZEROS; MOST_LANES]);
+        for column in (0..QK_K).step_by(L::LANES) {
+            let from = (place * QK_K + column) * L::LANES;
+            // SAFETY: the caller's promise; there are as many numbers of that many columns, and room.
+            let tile = unsafe {
+                let to = tile.as_mut_ptr().cast::<f32>();
+                L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
+                std::slice::from_raw_parts(to, L::LANES * L::LANES)
+            };
+            for (steps, tile) in steps.iter_mut().zip(tile.chunks_exact(L::LANES)) {
+                steps[column..][..L::LANES].copy_from_slice(tile);
+            }
+        }
+        for ((x, block), steps) in blocks.zip(&steps) {
+            // SAFETY: the caller's promise.
+            let mut view = unsafe { View::new::<L, B>(x, block) };
+            for (i, &step) in steps.iter().enumerate() {
+                // taken, a step is the way back
+                let is_taken = step == -view.steps[i] && step != view.steps[i];
+                view.numbers[i] = if is_taken { view.others[i] } else { view.numbers[i] };
+            }
+            block.set_numbers(&view.numbers);
+        }
+    }
+}
+
+/// What a block comes to beside the weights that it stands for.
+struct View {
+    numbers: [u8; QK_K],
+    /// The neighbouring numbers on the other side of the weights, or the same where there is none.
+    others: [u8; QK_K],
+    /// As in [`Rows`].
+    errors: [f32; QK_K],
+    steps: [f32; QK_K],
+}
+
+impl View {
+    #[inline(always)]
+    unsafe fn new<L: Lanes, B: Numbered>(x: &[f32; QK_K], block: &B) -> Self {
+        let numbers = block.numbers();
+        let (mut others, mut errors, mut steps) = ([0u8; QK_K], [0f32; QK_K], [0f32; QK_K]);
+        // SAFETY: the caller's promise; so below.
+        let values = unsafe { B::values::<L>(&numbers) };
+        let sub = QK_K / B::SUB_BLOCKS;
+        for j in 0..B::SUB_BLOCKS {
+            let (scale, min) = block.scale_and_min(j);
+            for i in j * sub..(j + 1) * sub {
+                errors[i] = scale * values[i] - min - x[i];
+                // upwards or downwards, and no farther than to the end; without a branch, which no
+                // CPU could predict
+                let upwards = u8::from((errors[i] < 0.0) == (scale > 0.0));
+                others[i] = (numbers[i] + 2 * upwards).saturating_sub(1).min(B::LAST);
+            }
+        }
+        // SAFETY: as above.
+        let other_values = unsafe { B::values::<L>(&others) };
+        for j in 0..B::SUB_BLOCKS {
+            let (scale, _) = block.scale_and_min(j);
+            for i in j * sub..(j + 1) * sub {
+                steps[i] = scale * (other_values[i] - values[i]);
+            }
+        }
+        Self { numbers, others, errors, steps }
     }
 }
 
@@ -165,178 +287,24 @@ unsafe fn magnitude<L: Lanes>(lanes: L) -> L {
     unsafe { lanes.max(L::splat(0.0).sub(lanes)) }
 }
 
-/// How far sums go along a column's directions.
+/// Adds errors `taken` of the column `before` to the sums, and tells how far these then go along `column`.
 #[inline(always)]
-unsafe fn along<L: Lanes>(sums: &[[f32; MOST_LANES]], column: &[f32]) -> L {
-    // SAFETY: the caller's promise.
+unsafe fn add_and_look<L: Lanes>(
+    sums: &mut [[Numbers; PARTS]],
+    taken: L,
+    before: &[[f32; PARTS]],
+    column: &[[f32; PARTS]],
+) -> L {
+    // SAFETY: the caller's promise; the sums have room for the most lanes.
     unsafe {
-        let mut along = L::splat(0.0);
-        for (sum, &u) in sums.iter().zip(column) {
-            along = L::load(sum.as_ptr()).mul_add(L::splat(u), along);
-        }
-        along
-    }
-}
-
-/// Adds errors of a column to the sums.
-#[inline(always)]
-unsafe fn add<L: Lanes>(sums: &mut [[f32; MOST_LANES]], errors: L, column: &[f32]) {
-    for (sum, &u) in sums.iter_mut().zip(column) {
-        // SAFETY: the caller's promise; the array has room for the most lanes.
-        unsafe {
-            errors.mul_add(L::splat(u), L::load(sum.as_ptr())).store(sum.as_mut_ptr());
-        }
-    }
-}
-
-/// Tells of every weight its place, the neighbouring number on the other side of it, and what that would
-/// add: nothing where there is none.
-fn neighbours(kind: TensorType, errors: &[f32], encoded: &[u8], tell: impl FnMut(usize, u8, f32)) {
-    match kind {
-        TensorType::IQ4XS => neighbours_of::<BlockIQ4XS>(errors, blocks(encoded), tell),
-        TensorType::Q4K => neighbours_of::<BlockQ4K>(errors, blocks(encoded), tell),
-        TensorType::Q5K => neighbours_of::<BlockQ5K>(errors, blocks(encoded), tell),
-        TensorType::Q6K => neighbours_of::<BlockQ6K>(errors, blocks(encoded), tell),
-        _ => {}
-    }
-}
-
-fn neighbours_of<B: Numbered>(errors: &[f32], blocks: &[B], mut tell: impl FnMut(usize, u8, f32)) {
-    let sub = QK_K / B::SUB_BLOCKS;
-    for (b, (block, errors)) in blocks.iter().zip(errors.as_chunks::<QK_K>().0).enumerate() {
-        let numbers = block.numbers();
-        let sub_blocks = numbers.chunks_exact(sub).zip(errors.chunks_exact(sub));
-        for (j, (numbers, errors)) in sub_blocks.enumerate() {
-            let scale = block.scale(j);
-            for (i, (&number, &e)) in numbers.iter().zip(errors).enumerate() {
-                let upwards = (e < 0.0) == (scale > 0.0);
-                let end = if upwards { B::LAST } else { 0 };
-                let other = if number == end {
-                    number
-                } else if upwards {
-                    number + 1
-                } else {
-                    number - 1
-                };
-                let step = scale * (B::value(other) - B::value(number));
-                tell(b * QK_K + j * sub + i, other, step);
+        let mut along = [L::splat(0.0); PARTS];
+        for (sums, (before, column)) in sums.iter_mut().zip(before.iter().zip(column)) {
+            for p in 0..PARTS {
+                let sum = taken.mul_add(L::splat(before[p]), L::load(sums[p].0.as_ptr()));
+                sum.store(sums[p].0.as_mut_ptr());
+                along[p] = sum.mul_add(L::splat(column[p]), along[p]);
             }
         }
-    }
-}
-
-/// Stores other numbers at some places of a row.
-fn renumber(kind: TensorType, changed: &[(usize, u8)], encoded: &mut [u8]) {
-    match kind {
-        TensorType::IQ4XS => renumber_of::<BlockIQ4XS>(changed, blocks_mut(encoded)),
-        TensorType::Q4K => renumber_of::<BlockQ4K>(changed, blocks_mut(encoded)),
-        TensorType::Q5K => renumber_of::<BlockQ5K>(changed, blocks_mut(encoded)),
-        TensorType::Q6K => renumber_of::<BlockQ6K>(changed, blocks_mut(encoded)),
-        _ => {}
-    }
-}
-
-fn renumber_of<B: Numbered>(changed: &[(usize, u8)], blocks: &mut [B]) {
-    for changed in changed.chunk_by(|a, b| a.0 / QK_K == b.0 / QK_K) {
-        let block = &mut blocks[changed[0].0 / QK_K];
-        let mut numbers = block.numbers();
-        for &(i, number) in changed {
-            numbers[i % QK_K] = number;
-        }
-        block.set_numbers(&numbers);
-    }
-}
-
-/// A block of numbers, which stand for values that a scale and a minimum of their sub-block bring to weights.
-trait Numbered: Block {
-    const SUB_BLOCKS: usize;
-    /// The largest number.
-    const LAST: u8;
-
-    /// What a number stands for.
-    #[inline(always)]
-    fn value(number: u8) -> f32 {
-        f32::from(number)
-    }
-
-    fn scale(&self, sub_block: usize) -> f32;
-    fn numbers(&self) -> [u8; QK_K];
-    fn set_numbers(&mut self, numbers: &[u8; QK_K]);
-}
-
-/// A type with six-bit scales and minima.
-macro_rules! k_block {
-    ($block:ident, $last:literal) => {
-        impl Numbered for $block {
-            const SUB_BLOCKS: usize = SUB_BLOCKS;
-            const LAST: u8 = $last;
-
-            #[inline(always)]
-            fn scale(&self, sub_block: usize) -> f32 {
-                self.scale_and_min(sub_block).0
-            }
-
-            #[inline(always)]
-            fn numbers(&self) -> [u8; QK_K] {
-                self.numbers()
-            }
-
-            #[inline(always)]
-            fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
-                *self = Self::from_fit(&KFit {
-                    d: u16::from_le_bytes(self.d),
-                    dmin: u16::from_le_bytes(self.dmin),
-                    scales: self.scales,
-                    numbers: *numbers,
-                });
-            }
-        }
-    };
-}
-k_block!(BlockQ4K, 15);
-k_block!(BlockQ5K, 31);
-
-impl Numbered for BlockQ6K {
-    const SUB_BLOCKS: usize = q6_k::SUB_BLOCKS;
-    const LAST: u8 = 63;
-
-    #[inline(always)]
-    fn scale(&self, sub_block: usize) -> f32 {
-        self.scale(sub_block)
-    }
-
-    #[inline(always)]
-    fn numbers(&self) -> [u8; QK_K] {
-        self.numbers()
-    }
-
-    #[inline(always)]
-    fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
-        self.pack(numbers);
-    }
-}
-
-impl Numbered for BlockIQ4XS {
-    const SUB_BLOCKS: usize = iq4_xs::SUB_BLOCKS;
-    const LAST: u8 = 15;
-
-    #[inline(always)]
-    fn value(number: u8) -> f32 {
-        f32::from(VALUES[usize::from(number)])
-    }
-
-    #[inline(always)]
-    fn scale(&self, sub_block: usize) -> f32 {
-        self.factor() * self.scale(sub_block) as f32
-    }
-
-    #[inline(always)]
-    fn numbers(&self) -> [u8; QK_K] {
-        self.numbers()
-    }
-
-    #[inline(always)]
-    fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
-        self.pack(numbers);
+        along[0].add(along[1]).add(along[2].add(along[3]))
     }
 }

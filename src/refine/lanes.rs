@@ -37,6 +37,8 @@ pub(crate) trait Lanes: Copy {
 
     /// The nearest of IQ4's values ([`crate::block::iq4::VALUES`]) to a number within ±136.
     unsafe fn nearest_iq4(self) -> Self;
+    /// IQ4's value for the number in each lane.
+    unsafe fn iq4_value(self) -> Self;
 
     /// The nearest whole number, ties to even, of a number within ±2²².
     #[inline(always)]
@@ -73,6 +75,7 @@ impl<const N: usize> Lanes for Portable<N> {
 
     lane_by_lane! {
         nearest_iq4() => |a| f32::from(VALUES[usize::from(nearest(a))]);
+        iq4_value() => |a| f32::from(VALUES[a as usize]);
         add(other) => |a, b| a + b;
         sub(other) => |a, b| a - b;
         mul(other) => |a, b| a * b;

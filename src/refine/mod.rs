@@ -9,7 +9,10 @@
 //! 2. Of the factors whose multiples come near to these scales the best few are tried: all whole scales
 //!    (and minima) near a sub-block's own, each with its exact error.
 //! 3. The factors are fitted to the numbers (least squares), and the neighbours tried again.
-//! 4. The block is written where it is better than the one that was there. So none is worse than ggml's.
+//! 4. The block is written where it is better than the one that was there. So none is worse than ggml's, where
+//!    that was there.
+//!
+//! Where more is known of the inputs than importances, [`cancel`] then lets errors cancel.
 //!
 //! The code is written once over `lanes::Lanes`, a sub-block a lane: for vectors, and for any CPU.
 
@@ -19,6 +22,7 @@ mod factors;
 pub(crate) mod hifi;
 mod k;
 pub(crate) mod lanes;
+mod numbered;
 mod signed;
 #[cfg(test)]
 mod tests;

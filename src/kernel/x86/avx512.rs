@@ -8,7 +8,7 @@ super::entry_points!(
     "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt",
     F32x16,
     4,
-    F32x16
+    super::twice::Twice<F32x16>
 );
 
 #[derive(Clone, Copy)]

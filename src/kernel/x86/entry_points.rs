@@ -14,7 +14,6 @@ macro_rules! entry_points {
         use crate::kernel::multiply_half::Product;
         use crate::matmul::outliers::BATCH;
         use crate::refine::Inputs;
-        use crate::refine::cancel::ROWS;
 
         /// See [`crate::kernel::quantize_rows`].
         ///
@@ -53,12 +52,13 @@ macro_rules! entry_points {
         /// See [`crate::kernel::cancel`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn cancel(
+            kind: TensorType,
             inputs: &Inputs,
-            errors: &mut [[f32; ROWS]],
-            steps: &mut [[f32; ROWS]],
+            x: &[f32],
+            encoded: &mut [u8],
         ) {
             // SAFETY: the caller's promise.
-            unsafe { crate::refine::cancel::cancel::<$refined>(inputs, errors, steps) }
+            unsafe { crate::refine::cancel::cancel::<$refined>(kind, inputs, x, encoded) }
         }
 
         /// See [`crate::kernel::refine_hifi_row`].

@@ -2,7 +2,19 @@
 
 use super::iq4::nearest_value;
 use super::vector::Vector;
+use crate::block::iq4;
 use crate::refine::lanes::Lanes;
+
+/// IQ4's values.
+const VALUES: [f32; 16] = {
+    let mut values = [0f32; 16];
+    let mut i = 0;
+    while i < values.len() {
+        values[i] = iq4::VALUES[i] as f32;
+        i += 1;
+    }
+    values
+};
 
 /// Methods of the same name and arguments.
 macro_rules! forward {
@@ -45,6 +57,11 @@ impl<V: Vector> Lanes for V {
     unsafe fn nearest_iq4(self) -> Self {
         // SAFETY: as above.
         unsafe { nearest_value(self) }
+    }
+    #[inline(always)]
+    unsafe fn iq4_value(self) -> Self {
+        // SAFETY: as above; what is added leaves the number in the lowest bits.
+        unsafe { Vector::look_up(&VALUES, Vector::add(self, Vector::splat(8_388_608.0))) }
     }
     #[inline(always)]
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
