@@ -52,6 +52,7 @@ pub mod model;
 mod python;
 pub mod refine;
 pub mod rows;
+pub mod sketch;
 pub mod team;
 #[cfg(test)]
 mod testing;

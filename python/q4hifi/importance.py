@@ -40,7 +40,7 @@ from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
 from .names import mate_of
-from .nystrom import SKETCH, nystrom
+from .sketch import SKETCH, directions
 
 Floats = npt.NDArray[np.float32]
 
@@ -158,21 +158,29 @@ class Importance:
         """The tensors of whose inputs the file has a sketch; :meth:`filtered` leaves them all."""
         return tuple(self._sketches)
 
+    def has_directions(self, name: str) -> bool:
+        """Whether the file has a sketch of the inputs of that matrix."""
+        return self._sketched(name) in self._sketches
+
+    def _sketched(self, name: str) -> str:
+        """Return the matrix under whose name the inputs' sketch is."""
+        return name if name in self._sketches else mate_of(name)
+
     def directions(self, name: str, row_length: int) -> Floats | None:
         """Return the directions in which the inputs of a matrix lie: float32 [row_length, n].
 
         U of mean x xᵀ ≈ a diagonal + U Uᵀ, x being the inputs, by Nyström's approximation from the sketch
-        (``src/model/collector.rs``). None where the file has none of these inputs. Raises
+        (``src/sketch.rs``). None where the file has none of these inputs. Raises
         :class:`BadFileError` for another number of columns.
         """
-        known = name if name in self._sketches else mate_of(name)
-        entry = self._sketches.get(known)
-        if entry is None:
+        if not self.has_directions(name):
             return None
+        known = self._sketched(name)
+        entry = self._sketches[known]
         if entry.n_values != row_length * SKETCH:
             raise self._of_another_model(known, entry, row_length, 1)
         sums, counts = self.sketch_sums(known)
-        return nystrom(sums.reshape(row_length, SKETCH) / max(np.float32(1), counts[0]))
+        return directions(sums.reshape(row_length, SKETCH) / max(np.float32(1), counts[0]))
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(

@@ -20,8 +20,8 @@ from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .names import mate_of
-from .nystrom import SKETCH
 from .rows import Parts, relayout, thread_count
+from .sketch import SKETCH
 from .tensor import QuantizedTensor
 from .tokenizer import Tokenizer
 from .types import Q4_HIFI, TYPES

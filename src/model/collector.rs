@@ -1,13 +1,9 @@
-//! Sums of the squared inputs of every matrix, and a sketch of their products: what an importance matrix is
-//! made of.
-//!
-//! The sketch of inputs x is Σ x (xᵀ S), S of [`SKETCH`] columns of fixed random signs. Sums of it are
-//! sketches of both texts' inputs, and with S it tells the main part of Σ x xᵀ, the directions in which
-//! inputs lie (Nyström's approximation: Halko, Martinsson and Tropp, "Finding structure with randomness",
-//! 2011, section 5.5).
+//! Sums of the squared inputs of every matrix, and a sketch of their products ([`crate::sketch`]): what an
+//! importance matrix is made of.
 
 use super::config::Config;
 use super::weights::Role;
+use crate::sketch::{SKETCH, signs};
 use crate::team;
 
 /// A place in a model where rows enter matrices; several matrices may share it.
@@ -35,23 +31,6 @@ impl Site {
             _ => None,
         }
     }
-}
-
-/// Columns of a sketch.
-pub const SKETCH: usize = 32;
-
-/// The signs that the sketch of rows of that length has, column by column.
-pub fn signs(row_length: usize) -> Vec<f32> {
-    let mut signs = Vec::with_capacity(row_length * SKETCH);
-    for column in 0..row_length as u64 {
-        // the output function of SplitMix64
-        let mut bits = (column + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        signs.extend((0..SKETCH).map(|j| if bits >> j & 1 == 0 { 1.0 } else { -1.0 }));
-    }
-    signs
 }
 
 /// Sums over all rows that it saw.

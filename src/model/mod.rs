@@ -16,7 +16,7 @@ mod rope;
 mod sampling;
 mod weights;
 
-pub use collector::{Collector, SKETCH, Sums, signs};
+pub use collector::{Collector, Sums};
 pub use config::{Activation, Config, Local, Pairs, Temperature};
 pub use error::ModelError;
 pub use fisher::Fisher;

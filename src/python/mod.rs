@@ -3,6 +3,7 @@
 mod codec;
 mod logits;
 mod model;
+mod sketch;
 
 use crate::error::QuantError;
 use crate::model::ModelError;
@@ -118,7 +119,10 @@ mod _core {
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
-    use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace, sketch_signs};
+    use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};
+
+    #[pymodule_export]
+    use super::sketch::{sketch_directions, sketch_signs};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -386,12 +386,6 @@ impl Sequence {
     }
 }
 
-/// The signs of the sketch of inputs of that many columns, column by column.
-#[pyfunction]
-pub(super) fn sketch_signs(py: Python<'_>, row_length: usize) -> Bound<'_, PyArray1<f32>> {
-    PyArray1::from_vec(py, model::signs(row_length))
-}
-
 /// Sums of the squared inputs of every matrix, and sketches of them.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Collector {
