@@ -16,12 +16,12 @@ from .layout import Format
 from .model_file import ModelFile, ModelTensor, RowRange
 from .rows import ErrorSums, Parts, check_finite, decode, encode, errors
 from .sensitivities import Energy
-from .types import F32, TYPES
+from .types import TYPES
 
-SHARE = 1 / 64
+SHARE = 1 / 96
 """Of the rows of a matrix that are measured, but for the limits below."""
 
-FEWEST_ROWS, FEWEST_WEIGHTS = 128, 100_000
+FEWEST_ROWS, FEWEST_WEIGHTS = 64, 50_000
 """Small matrices are measured to at least so much, or whole: rows differ."""
 
 MOST_WEIGHTS = 1 << 18
@@ -69,7 +69,8 @@ def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
     most = max(fewest, MOST_WEIGHTS // row_length)
     count = min(n_rows, most, max(fewest, round(n_rows * SHARE)))
     numbers = np.arange(count)
-    return ((numbers + numbers * GOLDEN % 1) * (n_rows / count)).astype(np.int64)
+    step = n_rows / count
+    return (numbers * step + numbers * GOLDEN % 1 * (step - 1)).astype(np.int64)
 
 
 def read_sample(model: ModelFile, tensor: ModelTensor) -> list[Sample]:
@@ -78,16 +79,17 @@ def read_sample(model: ModelFile, tensor: ModelTensor) -> list[Sample]:
     numbers = sampled_rows(tensor.n_rows, tensor.row_length)
     samples = []
     for matrix in np.unique(numbers // per_matrix).tolist():
-        rows = numbers[numbers // per_matrix == matrix].tolist()
-        read = [model.read_rows(RowRange(tensor, matrix, row, 1)) for row in rows]
+        rows = numbers[numbers // per_matrix == matrix]
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        read = [model.read_rows(RowRange(tensor, matrix, int(run[0]), run.size)) for run in runs]
         parts = tuple(np.concatenate(pieces) for pieces in zip(*read, strict=True))
         try:
             check_finite(parts, tensor.format, tensor.row_length)
         except NotFiniteError:  # its place is that in the sample: find that in the tensor
-            for row, piece in zip(rows, read, strict=True):
-                check_finite(piece, tensor.format, tensor.row_length, first_row=row)
+            for run, piece in zip(runs, read, strict=True):
+                check_finite(piece, tensor.format, tensor.row_length, first_row=int(run[0]))
             raise
-        samples.append(Sample(matrix, tuple(rows), parts))
+        samples.append(Sample(matrix, tuple(rows.tolist()), parts))
     return samples
 
 
@@ -160,17 +162,18 @@ def output_energy(
     if weights is None:
         return None
     cut = np.minimum(weights, np.quantile(weights, ORDINARY_COLUMNS, axis=-1, keepdims=True))
-    groups = [[sample.every(ROW_GROUPS, i) for sample in samples] for i in range(ROW_GROUPS)]
-    parts = [_row_energy(tensor, group, cut, threads) for group in groups if any(s.rows for s in group)]
+    whole = np.concatenate(_row_energies(tensor, samples, weights, threads))
+    ordinary = _row_energies(tensor, samples, cut, threads)
+    groups = [np.concatenate([rows[i::ROW_GROUPS] for rows in ordinary]) for i in range(ROW_GROUPS)]
     return Energy(
-        tensor.shape[1] * _row_energy(tensor, samples, weights, threads),
-        tensor.shape[1] * float(np.median(parts)),
+        tensor.shape[1] * float(whole.mean()),
+        tensor.shape[1] * float(np.median([group.mean() for group in groups if group.size])),
     )
 
 
 def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> Energy:
     """Return the mean squared length of a row."""
-    mean = _row_energy(tensor, samples, None, threads)
+    mean = float(np.concatenate(_row_energies(tensor, samples, None, threads)).mean())
     return Energy(mean, mean)
 
 
@@ -191,11 +194,17 @@ def logit_variance(model: ModelFile) -> float | None:
     return variance if 0 < variance < inf else None
 
 
-def _row_energy(
+def _row_energies(
     tensor: ModelTensor, samples: Sequence[Sample], weights: npt.NDArray[np.float32] | None, threads: int
-) -> float:
-    sums = _sums(tensor, samples, Format(F32), weights, threads)
-    return sums.reference / sum(len(sample.rows) for sample in samples)
+) -> list[npt.NDArray[np.float64]]:
+    """Σ weight x number² of each row, sample by sample."""
+    energies = []
+    for sample in samples:
+        rows = np.square(decode(sample.parts, tensor.format, tensor.row_length, threads=threads))
+        if weights is not None:
+            rows *= weights[sample.matrix % len(weights)]
+        energies.append(rows.sum(axis=-1, dtype=np.float64))
+    return energies
 
 
 def _weights(tensor: ModelTensor, importance: Importance | None) -> npt.NDArray[np.float32] | None:
