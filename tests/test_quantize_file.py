@@ -16,11 +16,13 @@ from gguf import GGUFValueType
 
 import oracle
 import q4hifi
+from q4hifi._core import sketch_signs
+from q4hifi.coverage import CANCELED
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.importance_sums import ColumnSums, ImportanceSums
-from q4hifi.nystrom import SKETCH
 from q4hifi.recipes import RECIPES
+from q4hifi.sketch import SKETCH
 from q4hifi.types import TYPES
 from synthetic import (
     EXAMPLE,
@@ -149,8 +151,9 @@ def test_errors_cancel_where_the_imatrix_knows_directions(imatrix: Path, tmp_pat
     """In refined tensors only; the recipe of llama-quantize has its bytes whatever the imatrix knows."""
     known = ImportanceSums.of(q4hifi.load_importance(imatrix))
     query = "blk.0.attn_q.weight"
-    sketch = np.random.default_rng(1).standard_normal((1, 256 * SKETCH)).astype(np.float32) * TOKENS
-    sketched = replace(known, sketches={query: ColumnSums(sketch, np.float32([TOKENS]))})
+    inputs = np.random.default_rng(1).standard_normal((20, 256)).astype(np.float32)
+    sketch = inputs.T @ (inputs @ sketch_signs(256).reshape(256, SKETCH))
+    sketched = replace(known, sketches={query: ColumnSums(sketch.reshape(1, -1), np.float32([20]))})
     sketched.save(tmp_path / "sketched.gguf")
     changed = {}
     for refine in (False, True):
@@ -162,6 +165,22 @@ def test_errors_cancel_where_the_imatrix_knows_directions(imatrix: Path, tmp_pat
             written.append({name: t.data for name, t in read_tensors(tmp_path / "out.gguf").items()})
         changed[refine] = {name for name, data in written[0].items() if data != written[1][name]}
     assert changed == {False: set(), True: {query, "blk.0.attn_k.weight", "blk.0.attn_v.weight"}}
+
+
+def test_the_plan_knows_where_errors_cancel(imatrix: Path, tmp_path: Path) -> None:
+    known = ImportanceSums.of(q4hifi.load_importance(imatrix))
+    values = {name: sums.squares.shape[-1] * SKETCH for name, sums in known.tensors.items()}
+    sketches = {n: ColumnSums(np.ones((1, size), np.float32), np.float32([1])) for n, size in values.items()}
+    replace(known, sketches=sketches).save(tmp_path / "sketched.gguf")
+
+    def predicted(source: Path, refine: bool) -> float:
+        plan = q4hifi.plan_file(EXAMPLE, imatrix=source, like="Q4_K_M", stock=True, refine=refine)
+        assert plan.measured is not None
+        return plan.measured.predicted_kld
+
+    sketched = tmp_path / "sketched.gguf"
+    assert predicted(sketched, refine=False) == predicted(imatrix, refine=False)
+    assert CANCELED <= predicted(sketched, refine=True) / predicted(imatrix, refine=True) < CANCELED + 0.1
 
 
 def test_the_gguf_package_reads_the_file(hifi: Made) -> None:

@@ -35,18 +35,24 @@ REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 
+CANCELED = 0.75
+"""What is felt of the same types' errors where directions of the inputs let them cancel, of what is felt
+where they do not: about what 32 directions leave of the divergence of a model in Q4_K."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorErrors:
     """What a tensor could become, and the relative squared error of each.
 
-    ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for.
+    ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for;
+    ``cancel`` if directions are known in which the errors of refined types can cancel.
     """
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
     energy: Energy | None
     fisher: float | None = None
+    cancel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,8 @@ def measure_errors(
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
                 energy = output_energy(tensor, sample, importance, threads=threads)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, told)
+        cancel = importance is not None and len(tensor.shape) == 2 and importance.has_directions(tensor.name)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, told, cancel)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")
@@ -122,7 +129,7 @@ def make_menu(
             Candidate(
                 Choice(form.type, form.outliers),
                 _padded_bytes(form, shape, model.gguf.alignment),
-                sensitivity * error * (REFINED.get(form.type.name, 1.0) if refine else 1.0),
+                sensitivity * error * (_refined(form, measured.cancel) if refine else 1.0),
             )
             for form, error in zip(measured.formats, measured.errors, strict=True)
             if isfinite(error)
@@ -131,6 +138,13 @@ def make_menu(
             with model.errors_at(name):
                 raise NotFiniteError("its weights are too large for every type; keep it with --tensor-type")
     return menu
+
+
+def _refined(form: Format, cancel: bool) -> float:
+    """What is left of the error that the plain encoder's would be felt as."""
+    if form.type.name not in REFINED:
+        return 1.0
+    return REFINED[form.type.name] * (CANCELED if cancel and not form.is_fork else 1.0)
 
 
 def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:
