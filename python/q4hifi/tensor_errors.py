@@ -200,10 +200,11 @@ def _row_energies(
     """Σ weight x number² of each row, sample by sample."""
     energies = []
     for sample in samples:
-        rows = np.square(decode(sample.parts, tensor.format, tensor.row_length, threads=threads))
+        rows = decode(sample.parts, tensor.format, tensor.row_length, threads=threads)
+        squares = np.square(rows, dtype=np.float64)
         if weights is not None:
-            rows *= weights[sample.matrix % len(weights)]
-        energies.append(rows.sum(axis=-1, dtype=np.float64))
+            squares *= weights[sample.matrix % len(weights)]
+        energies.append(squares.sum(axis=-1))
     return energies
 
 
