@@ -2,34 +2,42 @@
 
 python benches/coverage_time.py MODEL-f16.gguf --imatrix FILE [--rounds N] [RECIPE ...]
 
-Each round quantizes the model by the recipe and by measured coverage at its size, in turn, into a temporary
-folder beside it. Prints the least seconds of the rounds and their ratios.
+Each round runs the commands that quantize the model by the recipe, plan measured coverage at its size, and
+quantize by that, in turn, into a temporary folder beside it. Prints the least seconds of the rounds, with
+the start of the command, and the ratio of the last to the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 
-import q4hifi
+
+def seconds(*arguments: str | Path) -> float:
+    """Time a q4hifi command."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "q4hifi", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - start
 
 
 def one_round(model: Path, imatrix: str, recipe: str, folder: Path) -> list[float]:
     """Seconds of the recipe, of a plan of its size, and of planning and quantizing by it."""
     fixed, measured = folder / "fixed.gguf", folder / "measured.gguf"
-    times = [time.monotonic()]
-    q4hifi.quantize_file(model, fixed, recipe, imatrix=imatrix, overwrite=True)
-    times.append(time.monotonic())
-    q4hifi.plan_file(model, imatrix=imatrix, like=recipe)
-    times.append(time.monotonic())
-    q4hifi.quantize_file(model, measured, imatrix=imatrix, like=recipe, overwrite=True)
-    times.append(time.monotonic())
+    given = ["--imatrix", imatrix]
+    like = [*given, "--like", recipe]
+    times = [
+        seconds("quantize", model, fixed, recipe, *given, "--overwrite"),
+        seconds("plan", model, *like),
+        seconds("quantize", model, measured, *like, "--overwrite"),
+    ]
     sizes = fixed.stat().st_size, measured.stat().st_size
     assert sizes[1] <= sizes[0], f"measured coverage takes {sizes[1]} bytes, {recipe} {sizes[0]}"
-    return [after - before for before, after in pairwise(times)]
+    return times
 
 
 def main() -> None:
