@@ -58,6 +58,21 @@ macro_rules! k_block {
 k_block!(BlockQ4K, 15);
 k_block!(BlockQ5K, 31);
 
+/// The methods of a type that packs its numbers in place.
+macro_rules! packed {
+    () => {
+        #[inline(always)]
+        fn numbers(&self) -> [u8; QK_K] {
+            self.numbers()
+        }
+
+        #[inline(always)]
+        fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
+            self.pack(numbers);
+        }
+    };
+}
+
 impl Numbered for BlockQ6K {
     const SUB_BLOCKS: usize = q6_k::SUB_BLOCKS;
     const LAST: u8 = 63;
@@ -76,15 +91,7 @@ impl Numbered for BlockQ6K {
         (self.scale(sub_block), 0.0)
     }
 
-    #[inline(always)]
-    fn numbers(&self) -> [u8; QK_K] {
-        self.numbers()
-    }
-
-    #[inline(always)]
-    fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
-        self.pack(numbers);
-    }
+    packed!();
 }
 
 impl Numbered for BlockIQ4XS {
@@ -106,15 +113,7 @@ impl Numbered for BlockIQ4XS {
         (self.factor() * self.scale(sub_block) as f32, 0.0)
     }
 
-    #[inline(always)]
-    fn numbers(&self) -> [u8; QK_K] {
-        self.numbers()
-    }
-
-    #[inline(always)]
-    fn set_numbers(&mut self, numbers: &[u8; QK_K]) {
-        self.pack(numbers);
-    }
+    packed!();
 }
 
 #[inline(always)]
