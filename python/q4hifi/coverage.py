@@ -29,15 +29,16 @@ from .tensor_errors import (
     relative_errors,
     row_energy,
     sampled_rows,
+    told_share,
 )
 
 REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 
-CANCELED = 0.75
-"""What is felt of the same types' errors where directions of the inputs let them cancel, of what is felt
-where they do not: about what 32 directions leave of the divergence of a model in Q4_K."""
+CANCELS = 0.75
+"""What cancelling takes off the same types' errors as they are felt, Σ R e² + |Uᵀ e|², over the share of the
+importances that the directions U tell: nearly the same for every type and matrix (``benches/cancel.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class TensorErrors:
     """What a tensor could become, and the relative squared error of each.
 
     ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for;
-    ``cancel`` if directions are known in which the errors of refined types can cancel.
+    ``told`` is the share of the importances that directions tell, in which errors of refined types cancel.
     """
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
     energy: Energy | None
     fisher: float | None = None
-    cancel: bool = False
+    told: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,15 @@ def measure_errors(
         with model.errors_at(tensor.name):
             sample = read_sample(model, tensor)
             errors = relative_errors(tensor, sample, formats, importance, threads=threads)
-            told: float | None = None
+            felt: float | None = None
             if (columns := fisher.get(tensor.name)) is not None:
-                told = fisher_sensitivity(tensor, sample, importance, columns, threads=threads)
+                felt = fisher_sensitivity(tensor, sample, importance, columns, threads=threads)
             if role_of(tensor.name) == "token_embd":
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
                 energy = output_energy(tensor, sample, importance, threads=threads)
-        cancel = importance is not None and len(tensor.shape) == 2 and importance.has_directions(tensor.name)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, told, cancel)
+            told = told_share(tensor, importance)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, felt, told)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")
@@ -129,7 +130,7 @@ def make_menu(
             Candidate(
                 Choice(form.type, form.outliers),
                 _padded_bytes(form, shape, model.gguf.alignment),
-                sensitivity * error * (_refined(form, measured.cancel) if refine else 1.0),
+                sensitivity * error * (_refined(form, measured.told) if refine else 1.0),
             )
             for form, error in zip(measured.formats, measured.errors, strict=True)
             if isfinite(error)
@@ -140,11 +141,11 @@ def make_menu(
     return menu
 
 
-def _refined(form: Format, cancel: bool) -> float:
-    """What is left of the error that the plain encoder's would be felt as."""
+def _refined(form: Format, told: float) -> float:
+    """What refinement leaves of the plain encoder's error, as it is felt."""
     if form.type.name not in REFINED:
         return 1.0
-    return REFINED[form.type.name] * (CANCELED if cancel and not form.is_fork else 1.0)
+    return REFINED[form.type.name] * (1.0 if form.is_fork else 1.0 - CANCELS * told)
 
 
 def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:

@@ -158,14 +158,6 @@ class Importance:
         """The tensors of whose inputs the file has a sketch; :meth:`filtered` leaves them all."""
         return tuple(self._sketches)
 
-    def has_directions(self, name: str) -> bool:
-        """Whether the file has a sketch of the inputs of that matrix."""
-        return self._sketched(name) in self._sketches
-
-    def _sketched(self, name: str) -> str:
-        """Return the matrix under whose name the inputs' sketch is."""
-        return name if name in self._sketches else mate_of(name)
-
     def directions(self, name: str, row_length: int) -> Floats | None:
         """Return the directions in which the inputs of a matrix lie: float32 [row_length, n].
 
@@ -173,10 +165,10 @@ class Importance:
         (``src/sketch.rs``). None where the file has none of these inputs. Raises
         :class:`BadFileError` for another number of columns.
         """
-        if not self.has_directions(name):
+        known = name if name in self._sketches else mate_of(name)
+        entry = self._sketches.get(known)
+        if entry is None:
             return None
-        known = self._sketched(name)
-        entry = self._sketches[known]
         if entry.n_values != row_length * SKETCH:
             raise self._of_another_model(known, entry, row_length, 1)
         sums, counts = self.sketch_sums(known)
