@@ -142,7 +142,8 @@ def test_errors_cancel_along_the_directions_of_inputs(form: Format) -> None:
         return float(np.sum((w - (u**2).sum(1)) * e**2) + np.sum((e @ u) ** 2))
 
     assert costs(u) < 0.75 * costs(None)
-    assert costs(np.zeros((512, 1), np.float32)) == costs(None)
+    # without ggml's blocks to start from they are others, as good
+    assert costs(np.zeros((512, 1), np.float32)) == pytest.approx(costs(None), rel=0.01)
 
 
 def raw(x: Floats) -> rows.Bytes:
