@@ -161,11 +161,11 @@ impl<'a, L: Lanes> Group<'a, L> {
                     let determinant = self.sum_w.mul(l2).sub(l.mul(l));
                     let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
                     let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
-                    // no minimum is negative
+                    // no minimum is negative, and where all numbers are the same none is told
+                    let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
                     let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
                     let this_min = this_min.max(zero);
                     let explained = this_scale.mul(xl).sub(this_min.mul(self.sum_x));
-                    let explained = zero.if_less(determinant, explained, zero);
                     best.scale = most.if_less(explained, this_scale, best.scale);
                     best.min = most.if_less(explained, this_min, best.min);
                     best.sum_l = most.if_less(explained, l, best.sum_l);

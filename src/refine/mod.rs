@@ -12,7 +12,7 @@
 //! 4. The block is written where it is better than the one that was there. So none is worse than ggml's, where
 //!    that was there.
 //!
-//! Where more is known of the inputs than importances, [`cancel`] then lets errors cancel.
+//! Where more is known of the inputs than importances ([`Inputs`]), errors are then made to cancel.
 //!
 //! The code is written once over `lanes::Lanes`, a sub-block a lane: for vectors, and for any CPU.
 
