@@ -177,8 +177,15 @@ def output_energy(
     if weights is None:
         return None
     cut = np.minimum(weights, np.quantile(weights, ORDINARY_COLUMNS, axis=-1, keepdims=True))
-    whole = np.concatenate(_row_energies(tensor, samples, weights, threads))
-    ordinary = _row_energies(tensor, samples, cut, threads)
+    squares = _squares(tensor, samples, threads)
+
+    def energies(columns: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
+        return [
+            (s * columns[sample.matrix % len(columns)]).sum(axis=-1)
+            for s, sample in zip(squares, samples, strict=True)
+        ]
+
+    whole, ordinary = np.concatenate(energies(weights)), energies(cut)
     groups = [np.concatenate([rows[i::ROW_GROUPS] for rows in ordinary]) for i in range(ROW_GROUPS)]
     return Energy(
         tensor.shape[1] * float(whole.mean()),
@@ -188,7 +195,7 @@ def output_energy(
 
 def row_energy(tensor: ModelTensor, samples: Sequence[Sample], *, threads: int = 0) -> Energy:
     """Return the mean squared length of a row."""
-    mean = float(np.concatenate(_row_energies(tensor, samples, None, threads)).mean())
+    mean = float(np.concatenate([s.sum(axis=-1) for s in _squares(tensor, samples, threads)]).mean())
     return Energy(mean, mean)
 
 
@@ -209,18 +216,12 @@ def logit_variance(model: ModelFile) -> float | None:
     return variance if 0 < variance < inf else None
 
 
-def _row_energies(
-    tensor: ModelTensor, samples: Sequence[Sample], weights: npt.NDArray[np.float32] | None, threads: int
-) -> list[npt.NDArray[np.float64]]:
-    """Σ weight x number² of each row, sample by sample."""
-    energies = []
-    for sample in samples:
-        rows = decode(sample.parts, tensor.format, tensor.row_length, threads=threads)
-        squares = np.square(rows, dtype=np.float64)
-        if weights is not None:
-            squares *= weights[sample.matrix % len(weights)]
-        energies.append(squares.sum(axis=-1))
-    return energies
+def _squares(tensor: ModelTensor, samples: Sequence[Sample], threads: int) -> list[npt.NDArray[np.float64]]:
+    """Each sample's weights, squared, [rows, row length]."""
+    return [
+        np.square(decode(s.parts, tensor.format, tensor.row_length, threads=threads), dtype=np.float64)
+        for s in samples
+    ]
 
 
 def _weights(tensor: ModelTensor, importance: Importance | None) -> npt.NDArray[np.float32] | None:
