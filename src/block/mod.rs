@@ -83,6 +83,13 @@ pub fn blocks_mut<B: Bytes>(bytes: &mut [u8]) -> &mut [B] {
     }
 }
 
+/// Views blocks as their bytes.
+#[inline]
+pub fn bytes_of<B: Bytes>(blocks: &[B]) -> &[u8] {
+    // SAFETY: `Bytes` promises that a block is its bytes.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
+}
+
 /// Calls `$body` with `$block` standing for the block struct of a [`TensorType`].
 macro_rules! with_block {
     ($kind:expr, $block:ident => $body:expr) => {{

@@ -4,8 +4,8 @@ use super::activations::{Column, Quantize, SUM};
 use super::scalar::{KBlock, KSums};
 use super::{Activations, BlockQ8_1, BlockQ8K, Rows};
 use crate::block::{
-    BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K,
-    TensorType, blocks,
+    BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
+    blocks, bytes_of,
 };
 use crate::hifi::rows::{Outliers, OutliersMut};
 use crate::kernel::{self, Isa, block_sums, dot_row, dot_rows, quantize_activations};
@@ -184,11 +184,6 @@ fn row(rows: Rows<'_>, i: usize, n: usize) -> Rows<'_> {
             residual: part(residual, i, n),
         },
     }
-}
-
-fn bytes_of<B: Bytes>(blocks: &[B]) -> &[u8] {
-    // SAFETY: `Bytes` promises that a block is its bytes.
-    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
 }
 
 fn assert_same_bytes<B: Quantize>(x: &[f32]) -> Vec<B> {

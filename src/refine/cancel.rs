@@ -181,9 +181,17 @@ impl Rows {
         let steps = self.steps.as_mut_ptr().cast::<f32>();
         // SAFETY: the caller's promise; there are LANES numbers of every column.
         unsafe {
-            for i in 0..inputs.rest.len() {
-                let error = L::load(errors.add(i * L::LANES));
-                add_and_look::<L>(&mut sums, error, inputs.column(i), inputs.column(i));
+            for (part, sums) in sums.iter_mut().enumerate() {
+                let mut these = [L::splat(0.0); PARTS];
+                for i in 0..inputs.rest.len() {
+                    let error = L::load(errors.add(i * L::LANES));
+                    for (sum, &u) in these.iter_mut().zip(&inputs.column(i)[part]) {
+                        *sum = error.mul_add(L::splat(u), *sum);
+                    }
+                }
+                for (to, sum) in sums.iter_mut().zip(these) {
+                    sum.store(to.0.as_mut_ptr());
+                }
             }
             // what the column before has taken is added up when the next one looks
             let (mut taken, mut before) = (L::splat(0.0), inputs.column(0));
@@ -232,9 +240,10 @@ impl Rows {
             // SAFETY: the caller's promise.
             let mut view = unsafe { View::new::<L, B>(x, block) };
             for (i, &step) in steps.iter().enumerate() {
-                // taken, a step is the way back
-                let is_taken = step == -view.steps[i] && step != view.steps[i];
-                view.numbers[i] = if is_taken { view.others[i] } else { view.numbers[i] };
+                // taken, a step is the way back: all bits of what changes, or none
+                let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
+                let changes = 0u8.wrapping_sub(is_taken as u8);
+                view.numbers[i] ^= (view.numbers[i] ^ view.others[i]) & changes;
             }
             block.set_numbers(&view.numbers);
         }

@@ -58,8 +58,8 @@ pub(super) struct Iq4Values;
 impl Grid for Iq4Values {
     #[inline(always)]
     unsafe fn nearest<L: Lanes>(self, place: L) -> L {
-        // SAFETY: the caller's promise; 130 lies beyond the values.
-        unsafe { place.max(L::splat(-130.0)).min(L::splat(130.0)).nearest_iq4() }
+        // SAFETY: the caller's promise.
+        unsafe { place.nearest_iq4() }
     }
 }
 
@@ -187,12 +187,13 @@ impl Columns {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
+            let against = L::splat(0.0).sub(scale);
             let mut error = L::splat(0.0);
             let mut worst = [L::splat(0.0); N];
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
                 let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = scale.mul(q).sub(min.add(x));
+                let miss = q.mul_add(against, min.add(x));
                 let mut term = w.mul(miss).mul(miss);
                 error = error.add(term);
                 for worst in &mut worst {
@@ -209,11 +210,12 @@ impl Columns {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
+            let against = L::splat(0.0).sub(scale);
             let mut error = L::splat(0.0);
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
                 let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = scale.mul(q).sub(min.add(x));
+                let miss = q.mul_add(against, min.add(x));
                 error = w.mul(miss).mul_add(miss, error);
             }
             error

@@ -10,7 +10,7 @@
 use super::columns::{Bounds, Columns};
 use super::k::{Group, Starts};
 use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, error_of, k, lanes_of, normalized};
+use super::{InLanes, MOST_BLOCKS, k, lanes_of, normalized, sums_of};
 use crate::block::QK_K;
 use crate::block::k_fit::{KFit, SUB_BLOCKS};
 use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
@@ -59,8 +59,8 @@ pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
             let importance = importance.map(|w| &w[g * group + l]);
             let found = HifiBlock::on_base(&copies[l], importance, outliers, fit);
-            let error = error_of(&copies[l], importance, &found.decode());
-            let is_better = error < error_of(&copies[l], importance, &block.decode());
+            let error = sums_of(&copies[l], importance, &found.decode()).error;
+            let is_better = error < sums_of(&copies[l], importance, &block.decode()).error;
             if is_better && !found.is_saturated() {
                 *block = found;
             }

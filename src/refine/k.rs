@@ -26,7 +26,7 @@ pub(super) struct Starts {
     pub moves: usize,
 }
 
-const STARTS: Starts = Starts { count: 12, first: -2.5, step: 0.33, moves: 2 };
+const STARTS: Starts = Starts { count: 9, first: -2.2, step: 0.4, moves: 2 };
 /// Scales of the scales tried for a block.
 const TRIES: usize = 2;
 /// How often the best is fitted anew.
@@ -126,13 +126,13 @@ impl<'a, L: Lanes> Group<'a, L> {
         unsafe {
             let fits = self.fit_sub_blocks(STARTS);
             let blocks = BlockFits::new(self, &fits);
-            let mut best = self.neighbours::<2, 0>(blocks.place(0));
+            let mut best = self.neighbours::<0>(blocks.place(0));
             for n in 1..TRIES {
-                let choice = self.neighbours::<2, 0>(blocks.place(n));
+                let choice = self.neighbours::<0>(blocks.place(n));
                 best = best.or(choice);
             }
             for _ in 0..ROUNDS {
-                best = best.or(self.neighbours::<1, 1>(self.refit_factors(best)));
+                best = best.or(self.neighbours::<1>(self.refit_factors(best)));
             }
             best
         }
@@ -179,14 +179,11 @@ impl<'a, L: Lanes> Group<'a, L> {
         }
     }
 
-    /// The best of the scales and minima that lie near those of `choice`, with the same factors: of
-    /// `SCALES` scales to either side, each with the minimum that its numbers ask for and `MINS` to
-    /// either side of that.
+    /// The best of the scales and minima that lie near those of `choice`, with the same factors: its
+    /// scale and those next to it, each with the minimum that its numbers ask for and `MINS` to either
+    /// side of that.
     #[inline(always)]
-    unsafe fn neighbours<const SCALES: i32, const MINS: i32>(
-        &self,
-        choice: Choice<L>,
-    ) -> Choice<L> {
+    unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
@@ -199,8 +196,8 @@ impl<'a, L: Lanes> Group<'a, L> {
             let sum_l = self.columns.sum_l(middle, dmin.mul(min0), self.bounds);
             let mean_l = sum_l.mul(w_inverse);
             let mean_x = self.sum_x.mul(w_inverse);
-            for a in -SCALES..=SCALES {
-                let number = scale0.add(L::splat(a as f32)).max(zero).min(largest);
+            for a in [-1.0, 0.0, 1.0] {
+                let number = scale0.add(L::splat(a)).max(zero).min(largest);
                 let scale = d.mul(number);
                 let guess = scale.mul(mean_l).sub(mean_x).max(zero);
                 let sum_l = self.columns.sum_l(scale, guess, self.bounds);

@@ -35,7 +35,7 @@ pub(crate) trait Lanes: Copy {
     /// `to[i * LANES + l] = from[l * length + i]`.
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32);
 
-    /// The nearest of IQ4's values ([`crate::block::iq4::VALUES`]) to a number within ±136.
+    /// The nearest of IQ4's values ([`crate::block::iq4::VALUES`]); of NaN the last.
     unsafe fn nearest_iq4(self) -> Self;
     /// IQ4's value for the number in each lane.
     unsafe fn iq4_value(self) -> Self;

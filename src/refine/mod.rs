@@ -27,11 +27,14 @@ mod signed;
 #[cfg(test)]
 mod tests;
 
-use crate::block::{Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
-use crate::error_sums::error_sums;
+use crate::block::{
+    Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
+};
+use crate::error_sums::{ErrorSums, error_sums};
 pub use cancel::Inputs;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
+use std::slice;
 
 /// Whether blocks of that type can be refined.
 pub fn is_refinable(kind: TensorType) -> bool {
@@ -127,9 +130,14 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
         for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
             let (x, importance) = blocks.at(g * group + l);
             found.dequantize(&mut decoded);
-            let error = error_of(x, importance, &decoded);
-            out.dequantize(&mut decoded);
-            if error < error_of(x, importance, &decoded) {
+            let sums = sums_of(x, importance, &decoded);
+            let before = if bytes_of(slice::from_ref(out)).iter().all(|&b| b == 0) {
+                sums.reference // what zeros are wrong by
+            } else {
+                out.dequantize(&mut decoded);
+                sums_of(x, importance, &decoded).error
+            };
+            if sums.error < before {
                 *out = found;
             }
         }
@@ -138,10 +146,10 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
 
 /// The squared error of a decoded block, weighted by importance.
 #[inline(always)]
-fn error_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, decoded: &[f32; QK_K]) -> f64 {
+fn sums_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, decoded: &[f32; QK_K]) -> ErrorSums {
     match importance {
-        None => error_sums(x, None, decoded).error,
-        Some(w) => error_sums(x, Some(w), decoded).error,
+        None => error_sums(x, None, decoded),
+        Some(w) => error_sums(x, Some(w), decoded),
     }
 }
 
@@ -150,10 +158,13 @@ fn error_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, decoded: &[f32; Q
 fn normalized(importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let Some(importance) = importance else { return [1.0 / QK_K as f32; QK_K] };
     let mut weights = *importance;
-    let mut sum = 0f32;
-    for w in importance {
-        sum += w;
+    let mut sums = [0f32; 16]; // a single one would wait for itself
+    for w in importance.as_chunks::<16>().0 {
+        for (sum, w) in sums.iter_mut().zip(w) {
+            *sum += w;
+        }
     }
+    let sum: f32 = sums.iter().sum();
     if sum > 0.0 {
         for w in &mut weights {
             *w /= sum;

@@ -14,7 +14,7 @@ const MOVES: usize = 1;
 /// Factors tried for a block.
 const TRIES: usize = 2;
 /// How often the best is fitted anew.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 1;
 
 /// A type with such scales.
 trait Signed: Block {
@@ -38,7 +38,7 @@ impl Signed for BlockQ6K {
     const LOWEST: f32 = -128.0;
     const GRID: Bounds = Bounds { bottom: -32.0, top: 31.0 };
     type Grid = Bounds;
-    const STARTS: (usize, f32, f32) = (8, 28.0, 0.75);
+    const STARTS: (usize, f32, f32) = (6, 28.0, 1.0);
 
     #[inline(always)]
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self {
@@ -118,15 +118,14 @@ unsafe fn best<L: Lanes, B: Signed>(columns: &Columns) -> Choice<L> {
             let block = at..at + B::SUB_BLOCKS;
             *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
         }
-        let mut best = neighbours::<L, B, 2>(columns, scale, place::<L, B>(&candidates, 0));
+        let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
         for n in 1..TRIES {
-            best =
-                best.or::<B>(neighbours::<L, B, 2>(columns, scale, place::<L, B>(&candidates, n)));
+            best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
         }
         for _ in 0..ROUNDS {
             let refitted = refit_factor::<L, B>(columns, best);
             let wanted = refitted.d.mul(refitted.scale);
-            best = best.or::<B>(neighbours::<L, B, 1>(columns, wanted, refitted));
+            best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
         }
         best
     }
@@ -178,10 +177,9 @@ unsafe fn place<L: Lanes, B: Signed>(
     }
 }
 
-/// The best of the whole scales near the `wanted` ones, `REACH` to either side, with the factors of
-/// `choice`.
+/// The best of the whole scales nearest to the `wanted` ones and next to these, with the factors of `choice`.
 #[inline(always)]
-unsafe fn neighbours<L: Lanes, B: Signed, const REACH: i32>(
+unsafe fn neighbours<L: Lanes, B: Signed>(
     columns: &Columns,
     wanted: L,
     choice: Choice<L>,
@@ -193,8 +191,8 @@ unsafe fn neighbours<L: Lanes, B: Signed, const REACH: i32>(
         let mut best = choice;
         let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
         best.error = L::splat(f32::INFINITY);
-        for a in -REACH..=REACH {
-            let scale = middle.add(L::splat(a as f32)).max(lowest).min(largest);
+        for a in [-1.0, 0.0, 1.0] {
+            let scale = middle.add(L::splat(a)).max(lowest).min(largest);
             let error = columns.error(choice.d.mul(scale), zero, B::GRID);
             best.scale = error.if_less(best.error, scale, best.scale);
             best.error = error.min(best.error);

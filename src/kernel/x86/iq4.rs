@@ -2,8 +2,8 @@
 //!
 //! The encoder tries sixteen grids, and under each of them seeks the nearest of sixteen values for
 //! every weight. A quadratic in the weight's position tells which two values it may be, because it is
-//! within half of k at the k-th of the places where the nearest value changes; a table has that place,
-//! others have the two values. So a search is three look-ups and one comparison.
+//! within half of k at the k-th of the places where the nearest value changes, and a table has that
+//! place. So a search is two look-ups and one comparison.
 
 use super::dot::{f16_to_f32, nibbles_32};
 use super::vector::{InLanes, MOST_LANES as MOST, Vector};
@@ -15,16 +15,16 @@ use crate::fit::TINY;
 use std::arch::x86_64::*;
 
 /// The nearest value changes at the k-th place about where `position · (SLOPE - BEND · |position|)` is
-/// k - [`FIRST`], for positions within ±[`END`].
+/// k - [`FIRST`], for positions in [`LOW`]..=[`HIGH`]. Beyond these it does not change any more.
 const SLOPE: f32 = 0.09;
 const BEND: f32 = 0.00023;
 const FIRST: f32 = 7.0;
-const END: f32 = 136.0;
+const LOW: f32 = -117.0;
+const HIGH: f32 = 104.0;
 /// A number of this size is whole, and its lowest bits are those of what was added to it.
 const WHOLE: f32 = 12_582_912.0;
 
-/// Where the nearest value changes. The last stands for the place before the first, -1, and that after
-/// the last: zero tells them apart.
+/// Where the nearest value changes; there is no sixteenth place.
 const PLACES: [f32; 16] = {
     let mut places = [0f32; 16];
     let mut i = 0;
@@ -35,47 +35,36 @@ const PLACES: [f32; 16] = {
     places
 };
 
-/// What holds below a place and above it.
-struct Sides {
-    below: [f32; 16],
-    above: [f32; 16],
-}
-
-impl Sides {
-    /// For the numbers 0 to 15 standing for `meaning`.
-    const fn new(meaning: [i8; 16]) -> Self {
-        let mut sides = Self { below: [0.0; 16], above: [0.0; 16] };
-        let mut i = 0;
-        while i < 16 {
-            sides.below[i] = meaning[i % 15] as f32;
-            sides.above[i] = meaning[if i < 15 { i + 1 } else { 15 }] as f32;
-            i += 1;
-        }
-        sides
+/// What the numbers stand for.
+pub(super) const FLOATS: [f32; 16] = {
+    let mut floats = [0f32; 16];
+    let mut i = 0;
+    while i < 16 {
+        floats[i] = VALUES[i] as f32;
+        i += 1;
     }
-}
+    floats
+};
 
-const NEAREST_VALUE: Sides = Sides::new(VALUES);
-const NEAREST_NUMBER: Sides = Sides::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-
-/// The vector version of [`crate::block::iq4::nearest`], for positions within ±[`END`].
+/// The vector version of [`crate::block::iq4::nearest`], with [`WHOLE`] added.
 #[inline(always)]
-unsafe fn nearest<V: Vector>(position: V, sides: &Sides) -> V {
+unsafe fn nearest<V: Vector>(position: V) -> V {
     // SAFETY: the caller's promise.
     unsafe {
+        // in this order NaN becomes the last
+        let position = position.min(V::splat(HIGH)).max(V::splat(LOW));
         let slope = position.abs().mul_add(V::splat(-BEND), V::splat(SLOPE));
         let place = position.mul_add(slope, V::splat(WHOLE + FIRST));
         let is_below = position.lt(V::look_up(&PLACES, place));
-        let above = V::look_up(&sides.above, place);
-        V::select(is_below, V::look_up(&sides.below, place), above)
+        place.add(V::select(is_below, V::splat(0.0), V::splat(1.0)))
     }
 }
 
-/// The value nearest to each `position` within ±[`END`].
+/// The value nearest to each `position`.
 #[inline(always)]
 pub(super) unsafe fn nearest_value<V: Vector>(position: V) -> V {
     // SAFETY: the caller's promise.
-    unsafe { nearest(position, &NEAREST_VALUE) }
+    unsafe { V::look_up(&FLOATS, nearest(position)) }
 }
 
 /// Groups of 32 weights in lanes: element `i` of the group in lane `l` is `x[i * V::LANES + l]`, its
@@ -196,11 +185,8 @@ unsafe fn pack<V: Vector>(x: &[f32; QK], inverse: f32) -> [u8; QK / 2] {
     for i in (0..QK).step_by(V::LANES) {
         // SAFETY: the caller's promise; LANES divides 32.
         unsafe {
-            let position = V::splat(inverse).mul(V::load(x.as_ptr().add(i)));
-            // in this order NaN becomes the end
-            let position = position.min(V::splat(END)).max(V::splat(-END));
-            let q = nearest(position, &NEAREST_NUMBER);
-            q.store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+            let q = nearest(V::splat(inverse).mul(V::load(x.as_ptr().add(i))));
+            q.sub(V::splat(WHOLE)).store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
         }
     }
     pack_nibbles(&numbers)
@@ -347,15 +333,17 @@ mod tests {
     /// far enough from telling a third that rounding it does not matter.
     #[test]
     fn the_quadratic_tells_the_two_values() {
-        let mut position = -END;
-        while position <= END {
+        let mut position = LOW;
+        while position <= HIGH {
             let number = i32::from(iq4::nearest(position));
             for error in [-1e-3, 0.0, 1e-3] {
                 let place = position * (SLOPE - BEND * position.abs()) + FIRST + error;
                 let place = place.round_ties_even() as i32;
                 assert!(place == number || place == number - 1, "{position}: {place} for {number}");
+                assert!((0..MIDDLES.len() as i32).contains(&place), "{position}: {place}");
             }
             position += 1.0 / 1024.0;
         }
+        assert_eq!((iq4::nearest(LOW), iq4::nearest(HIGH)), (0, 15));
     }
 }

@@ -1,20 +1,8 @@
 //! The vectors as lanes of [`crate::refine`].
 
-use super::iq4::nearest_value;
+use super::iq4::{FLOATS, nearest_value};
 use super::vector::Vector;
-use crate::block::iq4;
 use crate::refine::lanes::Lanes;
-
-/// IQ4's values.
-const VALUES: [f32; 16] = {
-    let mut values = [0f32; 16];
-    let mut i = 0;
-    while i < values.len() {
-        values[i] = iq4::VALUES[i] as f32;
-        i += 1;
-    }
-    values
-};
 
 /// Methods of the same name and arguments.
 macro_rules! forward {
@@ -61,7 +49,7 @@ impl<V: Vector> Lanes for V {
     #[inline(always)]
     unsafe fn iq4_value(self) -> Self {
         // SAFETY: as above; what is added leaves the number in the lowest bits.
-        unsafe { Vector::look_up(&VALUES, Vector::add(self, Vector::splat(8_388_608.0))) }
+        unsafe { Vector::look_up(&FLOATS, Vector::add(self, Vector::splat(8_388_608.0))) }
     }
     #[inline(always)]
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
