@@ -26,10 +26,14 @@ by_case = pytest.mark.parametrize(("kind", "outliers"), OUTLIERS)
 
 
 def block_errors(x: Floats, tensor: QuantizedTensor, importance: Floats | None) -> np.ndarray:
-    """Squared error of each block, weighted by importance."""
-    difference = x.astype(np.float64) - tensor.dequantize()
-    weighted = difference**2 * (1.0 if importance is None else importance.astype(np.float64))
-    return weighted.reshape(-1, 256).sum(axis=1)
+    """Squared error of each block, weighted by importance · √(2 mean x² + x²)."""
+    difference = (x.astype(np.float64) - tensor.dequantize()).reshape(-1, 256)
+    squares = np.square(x, dtype=np.float64).reshape(-1, 256)
+    mean = squares.mean(axis=1, keepdims=True)
+    weights = np.where((mean >= 1e-30) & (mean < 1e30), np.sqrt(2 * mean + squares), 1.0)
+    if importance is not None:
+        weights *= np.broadcast_to(importance, x.shape).reshape(-1, 256)
+    return (difference**2 * weights).sum(axis=1)
 
 
 @by_case
@@ -136,14 +140,18 @@ def test_errors_cancel_along_the_directions_of_inputs(form: Format) -> None:
     x, u = (generator.standard_normal(shape).astype(np.float32) for shape in ((40, 512), (512, 4)))
     w = (u**2).sum(1) + generator.uniform(0.5, 4.0, 512).astype(np.float32)
 
-    def costs(directions: Floats | None) -> float:
+    def errors(directions: Floats | None) -> np.ndarray:
         parts, _ = rows.encode((raw(x),), Format(F32), form, 512, w, refine=True, directions=directions)
-        e = rows.decode(parts, form, 512).astype(np.float64) - x
+        return rows.decode(parts, form, 512).astype(np.float64) - x
+
+    def cost(e: np.ndarray) -> float:
         return float(np.sum((w - (u**2).sum(1)) * e**2) + np.sum((e @ u) ** 2))
 
-    assert costs(u) < 0.75 * costs(None)
+    plain = errors(None)
+    assert cost(errors(u)) < 0.75 * cost(plain)
     # without ggml's blocks to start from they are others, as good
-    assert costs(np.zeros((512, 1), np.float32)) == pytest.approx(costs(None), rel=0.01)
+    nowhere = errors(np.zeros((512, 1), np.float32))
+    assert np.sum(w * nowhere**2) == pytest.approx(np.sum(w * plain**2), rel=0.01)
 
 
 def raw(x: Floats) -> rows.Bytes:

@@ -32,7 +32,7 @@ from .tensor_errors import (
     told_share,
 )
 
-REFINED: Mapping[str, float] = {"IQ4_XS": 0.935, "Q4_K": 0.945, "Q5_K": 0.88, "Q6_K": 0.88, "Q4_HIFI": 0.895}
+REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q6_K": 0.89, "Q4_HIFI": 0.905}
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 

@@ -71,11 +71,11 @@ impl HifiBlock {
     #[inline(always)]
     pub(crate) fn on_base(
         x: &[f32; QK_K],
-        importance: Option<&[f32; QK_K]>,
+        weights: &[f32; QK_K],
         outliers: usize,
         base: KFit,
     ) -> Self {
-        let Refit { base, scores, .. } = Refit::new(x, importance, base);
+        let Refit { base, scores, .. } = Refit::new(x, Some(weights), base);
         Self::with_residuals(BlockQ4K::from_fit(&base), x, choose(outliers, &scores), outliers)
     }
 

@@ -10,9 +10,10 @@
 use super::columns::{Bounds, Columns};
 use super::k::{Group, Starts};
 use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, k, lanes_of, normalized, sums_of};
+use super::{InLanes, MOST_BLOCKS, k, lanes_of, weights_of};
 use crate::block::QK_K;
 use crate::block::k_fit::{KFit, SUB_BLOCKS};
+use crate::error_sums::error_sums;
 use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
 use crate::hifi::{HifiBlock, MAX_OUTLIERS};
 
@@ -43,7 +44,7 @@ pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
             // the last block fills what is left
             let b = g * group + l.min(blocks.len() - 1);
             copies[l] = x[b];
-            weights[l] = normalized(importance.map(|w| &w[b]));
+            weights[l] = weights_of(&x[b], importance.map(|w| &w[b]));
         }
         let outliers = blocks[0].index().len();
         let mut fits = [KFit::EMPTY; MOST_BLOCKS];
@@ -57,11 +58,11 @@ pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
             k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
         }
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
-            let importance = importance.map(|w| &w[g * group + l]);
-            let found = HifiBlock::on_base(&copies[l], importance, outliers, fit);
-            let error = sums_of(&copies[l], importance, &found.decode()).error;
-            let is_better = error < sums_of(&copies[l], importance, &block.decode()).error;
-            if is_better && !found.is_saturated() {
+            let found = HifiBlock::on_base(&copies[l], &weights[l], outliers, fit);
+            let error = |block: &HifiBlock| {
+                error_sums(&copies[l], Some(&weights[l]), &block.decode()).error
+            };
+            if error(&found) < error(block) && !found.is_saturated() {
                 *block = found;
             }
         }

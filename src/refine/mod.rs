@@ -1,8 +1,8 @@
 //! Blocks with less error than ggml's encoder leaves, of the same types.
 //!
 //! ggml fits the sub-blocks one by one and rounds their scales afterwards. Here what is searched for is
-//! what is stored: factors, whole scales (and minima) and numbers together, under the error that counts,
-//! `Σ importance · (decoded - x)²`.
+//! what is stored: factors, whole scales (and minima) and numbers together, under the error
+//! `Σ w (decoded - x)²` that ggml has in mind, too ([`weights_of`]).
 //!
 //! 1. Each sub-block is fitted alone, from many grids; a grid is moved to where its numbers would have
 //!    it (least squares), the numbers are rounded anew, and so on.
@@ -30,7 +30,7 @@ mod tests;
 use crate::block::{
     Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
 };
-use crate::error_sums::{ErrorSums, error_sums};
+use crate::error_sums::error_sums;
 pub use cancel::Inputs;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
@@ -119,7 +119,7 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
             // the last block fills what is left
             let (this, importance) = blocks.at(g * group + l.min(out.len() - 1));
             x[l] = *this;
-            weights[l] = normalized(importance);
+            weights[l] = weights_of(this, importance);
         }
         let mut found = [out[0]; MOST_BLOCKS];
         // SAFETY: the caller's promise.
@@ -128,14 +128,13 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
             B::search::<L>(&columns, &x[..group], &mut found[..group]);
         }
         for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
-            let (x, importance) = blocks.at(g * group + l);
             found.dequantize(&mut decoded);
-            let sums = sums_of(x, importance, &decoded);
+            let sums = error_sums(&x[l], Some(&weights[l]), &decoded);
             let before = if bytes_of(slice::from_ref(out)).iter().all(|&b| b == 0) {
                 sums.reference // what zeros are wrong by
             } else {
                 out.dequantize(&mut decoded);
-                sums_of(x, importance, &decoded).error
+                error_sums(&x[l], Some(&weights[l]), &decoded).error
             };
             if sums.error < before {
                 *out = found;
@@ -144,33 +143,43 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
     }
 }
 
-/// The squared error of a decoded block, weighted by importance.
+/// What squared errors are multiplied by, of sum 1 so that no scale can matter.
+///
+/// As in ggml's fit of types with minima it is importance · √(2 m + x²), m being the mean of x², and not the
+/// importance alone: of real models the divergence is lower so (docs/quality.md).
 #[inline(always)]
-fn sums_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, decoded: &[f32; QK_K]) -> ErrorSums {
-    match importance {
-        None => error_sums(x, None, decoded),
-        Some(w) => error_sums(x, Some(w), decoded),
+fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
+    let mean = sum(&x.map(|x| x * x)) / QK_K as f32;
+    // beyond, squares are no longer told apart
+    let inverse = if (1e-30..1e30).contains(&mean) { 1.0 / mean } else { 0.0 };
+    let mut weights = [0f32; QK_K];
+    for (i, w) in weights.iter_mut().enumerate() {
+        *w = (2.0 + x[i] * x[i] * inverse).sqrt();
     }
-}
-
-/// Weights in proportion to the importance, of sum 1: so that their scale cannot matter.
-#[inline(always)]
-fn normalized(importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
-    let Some(importance) = importance else { return [1.0 / QK_K as f32; QK_K] };
-    let mut weights = *importance;
-    let mut sums = [0f32; 16]; // a single one would wait for itself
-    for w in importance.as_chunks::<16>().0 {
-        for (sum, w) in sums.iter_mut().zip(w) {
-            *sum += w;
+    if let Some(importance) = importance {
+        for (w, importance) in weights.iter_mut().zip(importance) {
+            *w *= importance;
         }
     }
-    let sum: f32 = sums.iter().sum();
+    let sum = sum(&weights);
     if sum > 0.0 {
         for w in &mut weights {
             *w /= sum;
         }
     }
     weights
+}
+
+/// In sixteen sums, as a single one would wait for itself.
+#[inline(always)]
+fn sum(of: &[f32; QK_K]) -> f32 {
+    let mut sums = [0f32; 16];
+    for of in of.as_chunks::<16>().0 {
+        for (sum, v) in sums.iter_mut().zip(of) {
+            *sum += v;
+        }
+    }
+    sums.iter().sum()
 }
 
 /// The lanes as an array.

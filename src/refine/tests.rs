@@ -1,5 +1,5 @@
 use super::cancel::ROWS;
-use super::{Inputs, is_refinable};
+use super::{Inputs, is_refinable, weights_of};
 use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
@@ -56,14 +56,18 @@ fn encode(isa: Isa, kind: TensorType, x: &[f32], w: Option<&[f32]>) -> (Vec<u8>,
     (plain, refined)
 }
 
-/// The errors of a row's blocks.
+/// The errors of a row's blocks, under the weights that refinement goes by.
 fn errors(kind: TensorType, x: &[f32], w: Option<&[f32]>, row: &[u8]) -> Vec<f64> {
     let mut decoded = vec![0f32; x.len()];
     kernel::dequantize_row(Isa::Scalar, kind, row, &mut decoded);
-    let block = |i: usize| i * QK_K..(i + 1) * QK_K;
-    (0..x.len() / QK_K)
-        .map(|i| error_sums(&x[block(i)], w.map(|w| &w[block(i)]), &decoded[block(i)]).error)
-        .collect()
+    let decoded = decoded.as_chunks::<QK_K>().0;
+    decoded.iter().enumerate().map(|(i, decoded)| error_of_block(x, w, i, decoded)).collect()
+}
+
+/// The error of block `i` of a row.
+fn error_of_block(x: &[f32], w: Option<&[f32]>, i: usize, decoded: &[f32; QK_K]) -> f64 {
+    let x = &x.as_chunks().0[i];
+    error_sums(x, Some(&weights_of(x, w.map(|w| &w.as_chunks().0[i]))), decoded).error
 }
 
 #[test]
@@ -151,9 +155,7 @@ fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
                 };
                 let (plain, expected) = encode(Isa::best());
                 for (i, (plain, refined)) in plain.iter().zip(&expected).enumerate() {
-                    let place = i * QK_K..(i + 1) * QK_K;
-                    let w = w.map(|w| &w[place.clone()]);
-                    let error = |b: &HifiBlock| error_sums(&x[place.clone()], w, &b.decode()).error;
+                    let error = |b: &HifiBlock| error_of_block(&x, w, i, &b.decode());
                     let (plain, refined) = (error(plain), error(refined));
                     assert!(
                         refined <= plain || plain.is_nan(),
@@ -167,6 +169,26 @@ fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
             }
         }
     }
+}
+
+/// Weights are in proportion to the importance and grow with the weight, whatever the scale of either.
+#[test]
+fn large_weights_count_for_more() {
+    let x: [f32; QK_K] = std::array::from_fn(|i| if i % 2 == 0 { 1.0 } else { -3.0 });
+    let importance: [f32; QK_K] = std::array::from_fn(|i| if i < 128 { 1.0 } else { 2.0 });
+    // of a mean square of 5
+    let ratio = (19f32 / 11.0).sqrt();
+    for (scale, more) in [(1.0, 1.0), (1e-10, 1e30), (1e10, 1e-30)] {
+        let w = weights_of(&x.map(|x| x * scale), Some(&importance.map(|w| w * more)));
+        for (i, expected) in [(1, ratio), (128, 2.0), (129, 2.0 * ratio)] {
+            assert!((w[i] / w[0] / expected - 1.0).abs() < 1e-5, "{i}: {w:?}");
+        }
+        assert!((w.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    // too small to be told apart: importances alone; nothing matters: nothing
+    let alike = weights_of(&x.map(|x| x * 1e-30), None);
+    assert!(alike.iter().all(|w| (w * 256.0 - 1.0).abs() < 1e-5), "{alike:?}");
+    assert_eq!(weights_of(&x, Some(&[0.0; QK_K])), [0.0; QK_K]);
 }
 
 /// The errors of blocks of zeros.
