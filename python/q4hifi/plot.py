@@ -78,6 +78,9 @@ def _label(figure: Any, axes: Any, points: list[tuple[float, float, str]]) -> No
         *((0, 9, "center", "bottom"), (0, -9, "center", "top")),
         *((9, 12, "left", "bottom"), (-9, 12, "right", "bottom")),
         *((9, -12, "left", "top"), (-9, -12, "right", "top")),
+        *((0, -24, "center", "top"), (0, 24, "center", "bottom")),
+        *((9, -27, "left", "top"), (-9, -27, "right", "top")),
+        *((9, 27, "left", "bottom"), (-9, 27, "right", "bottom")),
     )
     for x, y, name in points:
         for dx, dy, horizontal, vertical in sides:
