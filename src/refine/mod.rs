@@ -2,7 +2,7 @@
 //!
 //! ggml fits the sub-blocks one by one and rounds their scales afterwards. Here what is searched for is
 //! what is stored: factors, whole scales (and minima) and numbers together, under the error
-//! `Σ w (decoded - x)²` that ggml has in mind, too ([`weights_of`]).
+//! `Σ w (decoded - x)²` whose weights w ggml, too, has in mind: importance · √(2 · mean x² + x²).
 //!
 //! 1. Each sub-block is fitted alone, from many grids; a grid is moved to where its numbers would have
 //!    it (least squares), the numbers are rounded anew, and so on.
@@ -146,7 +146,7 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
 /// What squared errors are multiplied by, of sum 1 so that no scale can matter.
 ///
 /// As in ggml's fit of types with minima it is importance · √(2 m + x²), m being the mean of x², and not the
-/// importance alone: of real models the divergence is lower so (docs/quality.md).
+/// importance alone: of real models the divergence is lower so (docs/quantization/Q4_HIFI.md).
 #[inline(always)]
 fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let mean = sum(&x.map(|x| x * x)) / QK_K as f32;
