@@ -329,19 +329,26 @@ pub(crate) fn error(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, base: &KF
     sum(&squares)
 }
 
-/// The sum in 16 interleaved ones, which vectors can hold.
+/// The sum of a block, by halves of its interleaved ones.
 #[inline(always)]
 pub(crate) fn sum(values: &[f32; QK_K]) -> f32 {
-    let mut sums = [0f32; 16];
-    for values in values.as_chunks::<16>().0 {
-        for (sum, v) in sums.iter_mut().zip(values) {
-            *sum += v;
-        }
-    }
+    let mut sums = interleaved_sums(values);
     for half in [8, 4, 2, 1] {
         for i in 0..half {
             sums[i] += sums[i + half];
         }
     }
     sums[0]
+}
+
+/// Sixteen sums of every sixteenth, which vectors can hold, and none of which waits for another.
+#[inline(always)]
+pub(crate) fn interleaved_sums(values: &[f32; QK_K]) -> [f32; 16] {
+    let mut sums = [0f32; 16];
+    for values in values.as_chunks::<16>().0 {
+        for (sum, v) in sums.iter_mut().zip(values) {
+            *sum += v;
+        }
+    }
+    sums
 }

@@ -240,7 +240,7 @@ impl Rows {
             // SAFETY: the caller's promise.
             let mut view = unsafe { View::new::<L, B>(x, block) };
             for (i, &step) in steps.iter().enumerate() {
-                // taken, a step is the way back: all bits of what changes, or none
+                // taken, a step is the way back: its sign has changed
                 let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
                 let changes = 0u8.wrapping_sub(is_taken as u8);
                 view.numbers[i] ^= (view.numbers[i] ^ view.others[i]) & changes;

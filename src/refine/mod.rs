@@ -31,6 +31,7 @@ use crate::block::{
     Block, BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
 };
 use crate::error_sums::error_sums;
+use crate::hifi::refit::interleaved_sums;
 pub use cancel::Inputs;
 use columns::Columns;
 use lanes::{Lanes, MOST_LANES};
@@ -145,11 +146,11 @@ unsafe fn refine_blocks<L: Lanes, B: Refined>(blocks: Blocks<'_>, out: &mut [B])
 
 /// What squared errors are multiplied by, of sum 1 so that no scale can matter.
 ///
-/// As in ggml's fit of types with minima it is importance · √(2 m + x²), m being the mean of x², and not the
-/// importance alone: of real models the divergence is lower so (docs/quantization/Q4_HIFI.md).
+/// As in ggml's fit of Q4_K, Q5_K and IQ4_XS it is importance · √(2 m + x²), m being the mean of x², and not
+/// the importance alone (docs/quantization/Q4_HIFI.md says what that does to the divergence).
 #[inline(always)]
 fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
-    let mean = sum(&x.map(|x| x * x)) / QK_K as f32;
+    let mean = interleaved_sums(&x.map(|x| x * x)).iter().sum::<f32>() / QK_K as f32;
     // beyond, squares are no longer told apart
     let inverse = if (1e-30..1e30).contains(&mean) { 1.0 / mean } else { 0.0 };
     let mut weights = [0f32; QK_K];
@@ -161,25 +162,13 @@ fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] 
             *w *= importance;
         }
     }
-    let sum = sum(&weights);
+    let sum: f32 = interleaved_sums(&weights).iter().sum();
     if sum > 0.0 {
         for w in &mut weights {
             *w /= sum;
         }
     }
     weights
-}
-
-/// In sixteen sums, as a single one would wait for itself.
-#[inline(always)]
-fn sum(of: &[f32; QK_K]) -> f32 {
-    let mut sums = [0f32; 16];
-    for of in of.as_chunks::<16>().0 {
-        for (sum, v) in sums.iter_mut().zip(of) {
-            *sum += v;
-        }
-    }
-    sums.iter().sum()
 }
 
 /// The lanes as an array.
