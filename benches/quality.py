@@ -78,7 +78,7 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     at = {"like": ABLATED}
     yield Row(f"measured, at {ABLATED}, by the stream alone", ABLATED, at, "fisher", unknown="fisher")
     name = f"measured, at {ABLATED}, errors do not cancel"
-    yield Row(name, ABLATED, at, "directions", unknown="sketches")
+    yield Row(name, ABLATED, at, "correlations", unknown="products")
 
 
 def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:

@@ -38,6 +38,7 @@
 //! ```
 
 pub mod block;
+pub mod correlations;
 pub mod dot;
 pub mod error;
 pub mod error_sums;
@@ -52,7 +53,6 @@ pub mod model;
 mod python;
 pub mod refine;
 pub mod rows;
-pub mod sketch;
 pub mod team;
 #[cfg(test)]
 mod testing;

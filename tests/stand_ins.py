@@ -92,8 +92,8 @@ class ToySums:
         self.squares += [tokens.size, (tokens.astype(float) ** 2).sum()]
         self.count += tokens.size
 
-    def sketches(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
-        return {"blk.0.attn_v.weight": (-self.squares.reshape(2, 1), self.count)}
+    def products(self) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
+        return {"blk.0.attn_v.weight": (-self.squares[:1].astype(np.float32), self.count)}
 
     def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
         found = (self.squares.copy(), self.count)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import q4hifi
-from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, _core, load_importance
+from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, load_importance
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
 from q4hifi.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
@@ -124,29 +124,41 @@ def test_fisher_information_is_kept_beside(tmp_path: Path) -> None:
     assert load_importance(tmp_path / "imatrix.dat").fisher_names == ()
 
 
-def test_sketches_of_inputs_are_kept_beside(tmp_path: Path) -> None:
+def test_correlations_of_inputs_are_kept_beside(tmp_path: Path) -> None:
     """They add up as the inputs' products do, and serve all matrices that have the same inputs."""
     x = np.random.default_rng(2).standard_normal((50, 3)) @ np.random.default_rng(3).standard_normal((3, 4))
-    signs = _core.sketch_signs(4).reshape(4, -1)
     query = DENSE.replace("attn_v", "attn_q")
+    upper = np.triu_indices(4, 1)
 
     def part(rows: npt.NDArray[np.float64]) -> ImportanceSums:
-        sketch = (rows.T @ (rows @ signs)).astype(np.float32)
-        columns = ColumnSums(sketch.reshape(1, -1), np.float32([len(rows)]))
-        return replace(sums(), sketches={query: columns})
+        products = (rows.T @ rows).astype(np.float32)
+        squares = ColumnSums(np.diag(products).reshape(1, -1), np.float32([len(rows)]))
+        return ImportanceSums({query: squares}, ("text",), 512, products={query: products[upper]})
 
-    (part(x[:20]) + part(x[20:])).save(tmp_path / "imatrix.gguf")
-    tensors = read_tensors(tmp_path / "imatrix.gguf")
-    assert list(tensors)[-2:] == [query + ".in_sketch", query + ".in_sketch_counts"]
-    read = load_importance(tmp_path / "imatrix.gguf")
-    assert read.sketch_names == (query,)
-    assert read.directions(EXPERTS, 4) is None
-    found = read.directions(DENSE, 4)
-    assert found is not None
-    np.testing.assert_allclose(found @ found.T, x.T @ x / 50, rtol=1e-3, atol=1e-3)
-    with pytest.raises(BadFileError, match=rf"{query} has 128 values, but the model's tensor has 5"):
-        read.directions(DENSE, 5)
-    assert ImportanceSums.of(read).sketches[query].counts == [50]
+    path = tmp_path / "imatrix.gguf"
+    part(x[:20]).save(path)
+    both = ImportanceSums.of(load_importance(path)) + part(x[20:])
+    both.save(path, overwrite=True)
+    assert list(read_tensors(path))[-1] == query + ".in_corr"
+    read = load_importance(path)
+    assert read.correlated_names == (query,) and read.is_correlated(DENSE) and not read.is_correlated(EXPERTS)
+    expected = np.corrcoef(np.vstack([x, -x]).T)[upper]  # of mean 0
+    np.testing.assert_allclose(read.correlations(query) / 127, expected, atol=0.01)
+    assert read.inputs(query, 4) is not None and read.inputs(EXPERTS, 4) is None
+    with pytest.raises(BadFileError, match=rf"{query} has 4 values, but the model's tensor has 5"):
+        read.inputs(query, 5)
+    assert not (both + sums()).products, "what only one has seen is no correlation of both"
+
+
+def test_correlations_of_other_columns_are_refused(tmp_path: Path) -> None:
+    made = replace(sums(), products={DENSE: np.zeros(6, np.float32)})
+    made.save(tmp_path / "imatrix.gguf")
+    data = (tmp_path / "imatrix.gguf").read_bytes()
+    name = f"{DENSE}.in_corr".encode()
+    shape = data.index(name) + len(name) + 4
+    (tmp_path / "imatrix.gguf").write_bytes(data[:shape] + b"\5" + data[shape + 1 :])
+    with pytest.raises(BadFileError, match=r"in_corr has 5 correlations, which are not those of as many"):
+        load_importance(tmp_path / "imatrix.gguf")
 
 
 # ---- sums of several -----------------------------------------------------------------------------
@@ -233,10 +245,10 @@ def test_some_chunks_tell_the_fisher_information() -> None:
     assert not q4hifi.collect_importance(toy(), letters, n_ctx=32, fisher_chunks=0).fisher
 
 
-def test_sketches_are_collected_unless_they_are_not_wanted() -> None:
+def test_correlations_are_collected_unless_they_are_not_wanted() -> None:
     made = q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
-    assert made.sketches[DENSE].squares.tolist() == (-made.tensors[DENSE].squares).tolist()
-    assert not q4hifi.collect_importance(toy(), "0123456789", n_ctx=4, directions=False).sketches
+    assert made.products[DENSE].tolist() == (-made.tensors[DENSE].squares[0, :1]).tolist()
+    assert not q4hifi.collect_importance(toy(), "0123456789", n_ctx=4, correlations=False).products
 
 
 def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from gguf import GGUFValueType
 
 import q4hifi
 from llama_oracle import Floats, distance, divergence, llama_logits, llama_samples
-from q4hifi import _core
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.gguf_header import header_bytes
@@ -357,18 +356,16 @@ def test_sums_are_those_of_the_matrices_inputs(model: q4hifi.Model) -> None:
     assert sums.of("blk.0.attn_norm.weight") is None and sums.of("nothing") is None
 
 
-def test_sketches_tell_the_products_of_inputs(model: q4hifi.Model) -> None:
+def test_products_of_inputs_are_summed(model: q4hifi.Model) -> None:
     sums = model.input_sums()
     for part in np.split(TEXT, 4):
         model.sequence().evaluate(part, "none", sums=sums)
-    rows, sketches = first_inputs(), sums.sketches()
-    signs = _core.sketch_signs(rows.shape[1]).reshape(rows.shape[1], -1)
-    assert set(np.unique(signs)) == {-1, 1} and len(np.unique(signs, axis=0)) == len(signs)
-    sketch, count = sketches["blk.0.attn_q.weight"]
+    rows, found = first_inputs(), sums.products()
+    products, count = found["blk.0.attn_q.weight"]
     assert count == 200
-    expected = rows.T @ (rows @ signs)
-    assert np.allclose(sketch, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    roles = {name.split(".")[2] for name in sketches if name.startswith("blk.")}
+    expected = (rows.T @ rows)[np.triu_indices(rows.shape[1], 1)]
+    assert np.allclose(products, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    roles = {name.split(".")[2] for name in found if name.startswith("blk.")}
     assert roles == {"attn_q", "attn_output", "ffn_gate", "ffn_down"}, "one of each place"
 
 

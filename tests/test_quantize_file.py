@@ -16,13 +16,11 @@ from gguf import GGUFValueType
 
 import oracle
 import q4hifi
-from q4hifi._core import sketch_signs
-from q4hifi.coverage import CANCELS
+from q4hifi.coverage import CANCELED
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
 from q4hifi.gguf_file import GgufFile
 from q4hifi.importance_sums import ColumnSums, ImportanceSums
 from q4hifi.recipes import RECIPES
-from q4hifi.sketch import SKETCH
 from q4hifi.types import TYPES
 from synthetic import (
     EXAMPLE,
@@ -147,46 +145,54 @@ def test_q4_hifi_tensors_are_what_the_array_function_gives(hifi: Made) -> None:
         assert [part.shape for part in parts] == [(n, rows), (8, n // 256, rows), (8, n // 256, rows)]
 
 
-def test_errors_cancel_where_the_imatrix_knows_directions(imatrix: Path, tmp_path: Path) -> None:
-    """In refined tensors only; the recipe of llama-quantize has its bytes whatever the imatrix knows."""
+def correlated(imatrix: Path, path: Path, *names: str) -> Path:
+    """The importance matrix of a long text, with correlations of all inputs, or of some matrices'."""
     known = ImportanceSums.of(q4hifi.load_importance(imatrix))
+    tensors = {
+        name: ColumnSums(squares * 128, counts * 128) for name, (squares, counts) in known.tensors.items()
+    }
+    products = {}
+    for name, sums in tensors.items():
+        if name in names or not names:
+            n = sums.squares.shape[-1]
+            common = np.random.default_rng(1).standard_normal((n, 4)).astype(np.float32)
+            common *= np.sqrt(sums.squares[0] / (2 * (common**2).sum(-1)))[:, np.newaxis]
+            products[name] = (common @ common.T)[np.triu_indices(n, 1)]
+    replace(known, tensors=tensors, products=products).save(path)
+    return path
+
+
+def test_errors_cancel_where_the_imatrix_knows_correlations(imatrix: Path, tmp_path: Path) -> None:
+    """In refined tensors only; the recipe of llama-quantize has its bytes whatever the imatrix knows."""
     query = "blk.0.attn_q.weight"
-    inputs = np.random.default_rng(1).standard_normal((20, 256)).astype(np.float32)
-    sketch = inputs.T @ (inputs @ sketch_signs(256).reshape(256, SKETCH))
-    sketched = replace(known, sketches={query: ColumnSums(sketch.reshape(1, -1), np.float32([20]))})
-    sketched.save(tmp_path / "sketched.gguf")
+    sources = (
+        imatrix,
+        correlated(imatrix, tmp_path / "other.gguf", "blk.1.attn_q.weight"),
+        correlated(imatrix, tmp_path / "query.gguf", query, "blk.1.attn_q.weight"),
+    )
     changed = {}
     for refine in (False, True):
         written = []
-        for source in (imatrix, tmp_path / "sketched.gguf"):
+        for source in sources:
             q4hifi.quantize_file(
                 EXAMPLE, tmp_path / "out.gguf", "Q4_K_S", imatrix=source, refine=refine, overwrite=True
             )
             written.append({name: t.data for name, t in read_tensors(tmp_path / "out.gguf").items()})
-        changed[refine] = {name for name, data in written[0].items() if data != written[1][name]}
+        changed[refine] = {name for name, data in written[1].items() if data != written[2][name]}
+        assert refine or written[0] == written[1]
     assert changed == {False: set(), True: {query, "blk.0.attn_k.weight", "blk.0.attn_v.weight"}}
 
 
 def test_the_plan_knows_where_errors_cancel(imatrix: Path, tmp_path: Path) -> None:
-    known = ImportanceSums.of(q4hifi.load_importance(imatrix))
-    random = np.random.default_rng(1)
-    sketches = {}
-    for name, sums in known.tensors.items():
-        n = sums.squares.shape[-1]
-        inputs = 100 * random.standard_normal((1, n)).astype(np.float32)  # one direction tells all
-        sketch = inputs.T @ (inputs @ sketch_signs(n).reshape(n, SKETCH))
-        sketches[name] = ColumnSums(sketch.reshape(1, -1), np.float32([1]))
-    replace(known, sketches=sketches).save(tmp_path / "sketched.gguf")
-
     def predicted(source: Path, refine: bool) -> float:
         plan = q4hifi.plan_file(EXAMPLE, imatrix=source, like="Q4_K_M", stock=True, refine=refine)
         assert plan.measured is not None
         return plan.measured.predicted_kld
 
-    sketched = tmp_path / "sketched.gguf"
-    assert predicted(sketched, refine=False) == predicted(imatrix, refine=False)
-    left = predicted(sketched, refine=True) / predicted(imatrix, refine=True)
-    assert 1 - CANCELS <= left < 1 - CANCELS + 0.1
+    known = correlated(imatrix, tmp_path / "correlated.gguf")
+    assert predicted(known, refine=False) == predicted(imatrix, refine=False)
+    left = predicted(known, refine=True) / predicted(imatrix, refine=True)
+    assert CANCELED <= left < CANCELED + 0.1
 
 
 def test_the_gguf_package_reads_the_file(hifi: Made) -> None:

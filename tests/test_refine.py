@@ -15,6 +15,7 @@ import q4hifi
 from inputs import IMPORTANCE, INPUTS, Floats
 from q4hifi import BadOptionError, QuantizedTensor, rows
 from q4hifi.cli import main
+from q4hifi.correlations import Inputs, correlations_of, known_inputs
 from q4hifi.layout import SPLIT, Format
 from q4hifi.types import F32, Q4_HIFI, TYPES
 from synthetic import EXAMPLE
@@ -134,34 +135,39 @@ def test_q4_hifi_is_refined_unless_told_otherwise_and_stock_mixes_are_not(type: 
     [*(Format(TYPES[kind]) for kind in ("IQ4_XS", *REFINED)), Format(Q4_HIFI, 8, SPLIT)],
     ids=lambda form: form.type.name,
 )
-def test_errors_cancel_along_the_directions_of_inputs(form: Format) -> None:
-    """Where inputs have a few directions the output's error falls by much of what they share."""
+def test_errors_cancel_where_inputs_are_correlated(form: Format) -> None:
+    """Where inputs lie in a few directions the output's error falls by much of what they share."""
     generator = np.random.default_rng(5)
     x, u = (generator.standard_normal(shape).astype(np.float32) for shape in ((40, 512), (512, 4)))
-    w = (u**2).sum(1) + generator.uniform(0.5, 4.0, 512).astype(np.float32)
+    h = u @ u.T + np.diag(generator.uniform(0.5, 4.0, 512).astype(np.float32))
+    w = np.diag(h).copy()
 
-    def errors(directions: Floats | None) -> np.ndarray:
-        parts, _ = rows.encode((raw(x),), Format(F32), form, 512, w, refine=True, directions=directions)
+    def errors(inputs: Inputs | None) -> np.ndarray:
+        parts, _ = rows.encode((raw(x),), Format(F32), form, 512, w, refine=True, inputs=inputs)
         return rows.decode(parts, form, 512).astype(np.float64) - x
 
-    def cost(e: np.ndarray) -> float:
-        return float(np.sum((w - (u**2).sum(1)) * e**2) + np.sum((e @ u) ** 2))
+    def cost(inputs: Inputs | None) -> float:
+        e = errors(inputs)
+        return float(np.sum(e @ h * e))
 
     plain = errors(None)
-    assert cost(errors(u)) < 0.75 * cost(plain)
-    # without ggml's blocks to start from they are others, as good
-    nowhere = errors(np.zeros((512, 1), np.float32))
-    assert np.sum(w * nowhere**2) == pytest.approx(np.sum(w * plain**2), rel=0.01)
+    products = h[np.triu_indices(512, 1)]
+    known = known_inputs(w, correlations_of(products, w), 1e6)
+    assert cost(known) < 0.7 * cost(None)
+    assert cost(known) < cost(known_inputs(w, correlations_of(products, w), 2e3)) < cost(None)
+    # without ggml's blocks to start from they are others, as good; so they are of what nobody believes
+    for nowhere in (known_inputs(w), known_inputs(w, correlations_of(products, w), 9)):
+        assert np.sum(w * errors(nowhere) ** 2) == pytest.approx(np.sum(w * plain**2), rel=0.01)
 
 
 def raw(x: Floats) -> rows.Bytes:
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
-def test_directions_must_be_of_all_columns() -> None:
+def test_inputs_must_be_of_all_columns() -> None:
     x, w = np.ones((1, 256), np.float32), np.ones(256, np.float32)
-    for directions in (np.ones(255, np.float32), np.ones((257, 2), np.float32)):
-        with pytest.raises(BadOptionError, match="directions"):
-            rows.encode(
-                (raw(x),), Format(F32), Format(TYPES["Q4_K"]), 256, w, refine=True, directions=directions
-            )
+    with pytest.raises(ValueError, match="correlations"):
+        known_inputs(w, np.zeros(5, np.int8), 1e4)
+    inputs = known_inputs(np.ones(512, np.float32))
+    with pytest.raises(BadOptionError, match="importance"):
+        rows.encode((raw(x),), Format(F32), Format(TYPES["Q4_K"]), 256, w, refine=True, inputs=inputs)

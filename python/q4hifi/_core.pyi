@@ -19,6 +19,7 @@ _Sums = tuple[float, float]
 _Doubles = npt.NDArray[np.float64]
 _Tokens = npt.NDArray[np.uint32]
 _Codes = npt.NDArray[np.uint16]
+_Signed = npt.NDArray[np.int8]
 _Columns = tuple[_Doubles, _Doubles, _Doubles, _Doubles, npt.NDArray[np.bool_]]
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "BadModel",
     "Collector",
     "Fisher",
+    "Inputs",
     "Model",
     "NotFinite",
     "Sampler",
@@ -34,6 +36,8 @@ __all__ = [
     "Unavailable",
     "__version__",
     "check_finite",
+    "correlation_pairs",
+    "correlations_of",
     "cpu_features",
     "dequantize",
     "dequantize_hifi",
@@ -45,11 +49,10 @@ __all__ = [
     "fork_to_split",
     "matmul",
     "matmul_hifi",
+    "products_of",
     "quantize",
     "quantize_hifi",
     "quantize_hifi_fork",
-    "sketch_directions",
-    "sketch_signs",
     "split_to_fork",
     "tensor_types",
     "token_nll",
@@ -62,6 +65,12 @@ class BadModel(ValueError): ...
 class NotFinite(ValueError): ...
 class Unavailable(RuntimeError): ...
 
+@final
+class Inputs:
+    """What is known of the inputs of rows: importances, and correlations of so many tokens, or none."""
+
+    def __new__(cls, importance: _Floats, correlations: _Signed, tokens: float, threads: int) -> Inputs: ...
+
 def cpu_features() -> tuple[str, list[str]]: ...
 def tensor_types() -> list[tuple[str, int, int, int]]: ...
 def quantize(
@@ -72,7 +81,7 @@ def quantize(
     importance: _Floats | None,
     threads: int,
     refine: bool = False,
-    directions: _Floats | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[_Bytes, _Sums]: ...
 def quantize_hifi(
     source: _Bytes,
@@ -82,7 +91,7 @@ def quantize_hifi(
     importance: _Floats | None,
     threads: int,
     refine: bool = False,
-    directions: _Floats | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[_Bytes, _Bytes, _Bytes, _Sums]: ...
 def quantize_hifi_fork(
     source: _Bytes,
@@ -123,8 +132,9 @@ def matmul_hifi(
     activations: _Floats,
     threads: int,
 ) -> _Floats: ...
-def sketch_directions(sketch: _Floats) -> _Floats: ...
-def sketch_signs(row_length: int) -> _Floats: ...
+def correlation_pairs(row_length: int) -> int: ...
+def correlations_of(products: _Floats, squares: _Floats) -> _Signed: ...
+def products_of(correlations: _Signed, squares: _Floats) -> _Floats: ...
 def token_nll(logits: _Floats, tokens: _Tokens, threads: int) -> _Doubles: ...
 def encode_log_probs(logits: _Floats, tokens: _Tokens, threads: int) -> tuple[_Doubles, _Codes]: ...
 def divergence_from_log_probs(logits: _Floats, base: _Codes, tokens: _Tokens, threads: int) -> _Columns: ...
@@ -176,10 +186,10 @@ class Sequence:
 
 @final
 class Collector:
-    """Sums of squared inputs, and the number of rows, of a matrix by its role and layer."""
+    """Sums of squared inputs and of products, and the number of rows, of a matrix by its role and layer."""
 
     def sums(self, role: str, layer: int | None) -> tuple[_Doubles, int] | None: ...
-    def sketch(self, role: str, layer: int | None) -> tuple[_Doubles, int] | None: ...
+    def products(self, role: str, layer: int | None) -> tuple[_Floats, int] | None: ...
 
 @final
 class Sampler:

@@ -68,8 +68,8 @@ class InputSums(Protocol):
         """Tensor name -> sums of each input column, float64 [n_in], and of how many rows."""
         ...
 
-    def sketches(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
-        """Tensor name -> sketch of its inputs, float64 [n_in, n], and of how many rows."""
+    def products(self) -> Mapping[str, tuple[npt.NDArray[np.float32], int]]:
+        """Tensor name -> sums of the products of pairs of input columns, and of how many rows."""
         ...
 
 

@@ -32,7 +32,7 @@ def collect_importance(
     process_output: bool = False,
     score: bool = True,
     fisher_chunks: int = FISHER_CHUNKS,
-    directions: bool = True,
+    correlations: bool = True,
     threads: int | None = None,
     dataset: str = "the text",
     progress: Progress | None = None,
@@ -44,8 +44,8 @@ def collect_importance(
     the output matrix in, where it is a matrix of its own. With ``score``, ``on_chunk`` gets the
     perplexity so far after each chunk; without, that much work is saved. In ``fisher_chunks`` of the
     chunks, spread over the text, what an error in each matrix does to the predictions is measured, too
-    (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With ``directions`` sketches of the inputs are kept, which
-    tell in what directions they lie. ``dataset`` is the text's name, which the file records.
+    (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With ``correlations`` those of the inputs are kept, by
+    which errors can be made to cancel. ``dataset`` is the text's name, which the file records.
     """
     started = time.perf_counter()
     nll: list[Doubles] = []
@@ -70,8 +70,9 @@ def collect_importance(
                 seconds = time.perf_counter() - started
                 on_chunk(Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(nll)))
         tensors = _tensors(lm, sums.all(), process_output)
-        sketches = _tensors(lm, sums.sketches(), process_output) if directions else {}
-    return ImportanceSums(tensors, (dataset,), n_ctx, fisher, sketches)
+        products = sums.products() if correlations else {}
+    known = {name: values for name, (values, _) in products.items() if name in tensors}
+    return ImportanceSums(tensors, (dataset,), n_ctx, fisher, known)
 
 
 def _with_fisher(

@@ -29,16 +29,15 @@ from .tensor_errors import (
     relative_errors,
     row_energy,
     sampled_rows,
-    told_share,
 )
 
 REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q6_K": 0.89, "Q4_HIFI": 0.905}
 """What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 
-CANCELS = 0.75
-"""What cancelling takes off the same types' errors as they are felt, Σ R e² + |Uᵀ e|², over the share of the
-importances that the directions U tell: nearly the same for every type and matrix (``benches/cancel.py``)."""
+CANCELED = 0.77
+"""What cancelling leaves of the same types' errors as they are felt, eᵀ H e, on another text: nearly
+the same for every type and matrix whose inputs' correlations are known (``benches/cancel.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +45,14 @@ class TensorErrors:
     """What a tensor could become, and the relative squared error of each.
 
     ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for;
-    ``told`` is the share of the importances that directions tell, in which errors of refined types cancel.
+    ``cancels`` says whether the errors of refined types will be made to cancel.
     """
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
     energy: Energy | None
     fisher: float | None = None
-    told: float = 0.0
+    cancels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,8 @@ def measure_errors(
                 energy: Energy | None = row_energy(tensor, sample, threads=threads)
             else:
                 energy = output_energy(tensor, sample, importance, threads=threads)
-            told = told_share(tensor, importance)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, felt, told)
+        cancels = importance is not None and importance.is_correlated(tensor.name)
+        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, felt, cancels)
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")
@@ -130,7 +129,7 @@ def make_menu(
             Candidate(
                 Choice(form.type, form.outliers),
                 _padded_bytes(form, shape, model.gguf.alignment),
-                sensitivity * error * (_refined(form, measured.told) if refine else 1.0),
+                sensitivity * error * (_refined(form, measured.cancels) if refine else 1.0),
             )
             for form, error in zip(measured.formats, measured.errors, strict=True)
             if isfinite(error)
@@ -141,11 +140,11 @@ def make_menu(
     return menu
 
 
-def _refined(form: Format, told: float) -> float:
+def _refined(form: Format, cancels: bool) -> float:
     """What refinement leaves of the plain encoder's error, as it is felt."""
     if form.type.name not in REFINED:
         return 1.0
-    return REFINED[form.type.name] * (1.0 if form.is_fork else 1.0 - CANCELS * told)
+    return REFINED[form.type.name] * (CANCELED if cancels and not form.is_fork else 1.0)
 
 
 def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:

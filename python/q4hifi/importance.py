@@ -11,7 +11,8 @@ GGUF
 
     q4hifi's own have besides, which llama.cpp passes over: ``NAME.fisher``, F32 [n_in], and
     ``NAME.fisher_counts``, F32 [1]: the matrix' Fisher information by columns
-    (:meth:`q4hifi.Model.fisher`), summed over so many tokens.
+    (:meth:`q4hifi.Model.fisher`), summed over so many tokens; and ``NAME.in_corr``, I8 [pairs], how its
+    inputs are correlated (:mod:`q4hifi.correlations`).
 binary (older)
     Little-endian: i32 entries; for each: i32 length, name, i32 calls, i32 values, f32 sums. Then,
     or not: i32 chunks; then, or not: i32 length, name of the data set. There is one count for all
@@ -35,18 +36,18 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGUFValueType
 
+from .correlations import Correlations, Inputs, known_inputs, pair_count
 from .errors import BadFileError, BadOptionError, NotFiniteError
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
 from .names import mate_of
-from .sketch import SKETCH, directions
 
 Floats = npt.NDArray[np.float32]
 
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
-SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX = ".in_sketch", ".in_sketch_counts"
+CORRELATIONS_SUFFIX = ".in_corr"
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -89,7 +90,7 @@ class Importance:
     chunk_size: int | None
     _entries: Mapping[str, _Entry] = field(repr=False)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
-    _sketches: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
+    _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -154,25 +155,40 @@ class Importance:
         return mean
 
     @property
-    def sketch_names(self) -> tuple[str, ...]:
-        """The tensors of whose inputs the file has a sketch; :meth:`filtered` leaves them all."""
-        return tuple(self._sketches)
+    def correlated_names(self) -> tuple[str, ...]:
+        """The tensors of whose inputs the file has correlations; :meth:`filtered` leaves them all."""
+        return tuple(self._correlations)
 
-    def directions(self, name: str, row_length: int) -> Floats | None:
-        """Return the directions in which the inputs of a matrix lie: float32 [row_length, n].
+    def correlations(self, name: str) -> Correlations:
+        """Read the correlations of a matrix' inputs, int8 [pairs]. KeyError where there are none."""
+        entry = self._correlations[name]
+        with os_errors(entry.path, f"read the correlations of {name}", BadFileError):
+            found = np.fromfile(entry.path, np.int8, entry.n_values, offset=entry.offset)
+        if found.size != entry.n_values:
+            raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
+        return found
 
-        U of mean x xᵀ ≈ a diagonal + U Uᵀ, x being the inputs, by Nyström's approximation from the sketch
-        (``src/sketch.rs``). None where the file has none of these inputs. Raises
-        :class:`BadFileError` for another number of columns.
+    def is_correlated(self, name: str) -> bool:
+        """Return whether the file has correlations of the matrix' inputs, under its name or a mate's."""
+        return name in self._correlations or mate_of(name) in self._correlations
+
+    def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Inputs | None:
+        """Return what is known of the inputs of a matrix, the only one of its tensor.
+
+        None where the file knows no correlations at all, or not this matrix. Raises :class:`BadFileError` for
+        another number of columns.
         """
-        known = name if name in self._sketches else mate_of(name)
-        entry = self._sketches.get(known)
-        if entry is None:
+        weights = self.weights(name, row_length, 1) if self._correlations else None
+        if weights is None:
             return None
-        if entry.n_values != row_length * SKETCH:
+        known = name if name in self._correlations else mate_of(name)
+        if known not in self._correlations:
+            return known_inputs(weights[0], threads=threads)
+        entry = self._entries[known]
+        if entry.n_values != row_length:
             raise self._of_another_model(known, entry, row_length, 1)
-        sums, counts = self.sketch_sums(known)
-        return directions(sums.reshape(row_length, SKETCH) / max(np.float32(1), counts[0]))
+        tokens = float(entry.counts[0])
+        return known_inputs(weights[0], self.correlations(known), tokens, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
@@ -196,16 +212,12 @@ class Importance:
         """As :meth:`sums`, of the Fisher information: float32 [1, row_length], and the tokens, [1]."""
         return self._read(name, self._fisher[name])
 
-    def sketch_sums(self, name: str) -> tuple[Floats, Floats]:
-        """As :meth:`sums`, of the sketch of a matrix' inputs, float32 [1, n_values], and the tokens, [1]."""
-        return self._read(name, self._sketches[name], signed=True)
-
-    def _read(self, name: str, entry: _Entry, *, signed: bool = False) -> tuple[Floats, Floats]:
+    def _read(self, name: str, entry: _Entry) -> tuple[Floats, Floats]:
         with os_errors(entry.path, f"read the values of {name}", BadFileError):
             sums = np.fromfile(entry.path, "<f4", entry.n_values, offset=entry.offset)
         if sums.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        _check_values(np.abs(sums) if signed else sums, f"{self.file}: {name}")
+        _check_values(sums, f"{self.file}: {name}")
         return sums.reshape(entry.counts.size, -1), entry.counts
 
     def _means(self, name: str) -> Floats:
@@ -280,8 +292,8 @@ def load_importance(path: str | os.PathLike[str]) -> Importance:
         importance._means(name)
     for name in importance.fisher_names:
         importance.fisher_sums(name)
-    for name in importance.sketch_names:
-        importance.sketch_sums(name)
+    for name in importance.correlated_names:
+        importance.correlations(name)
     return importance
 
 
@@ -299,10 +311,10 @@ def _read_gguf(file: str) -> Importance:
         )
         entries = dict(_gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX))
         fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
-        sketches = dict(_gguf_entries(file, gguf, SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX))
+        correlated = dict(_gguf_correlations(file, gguf, entries))
     if not entries:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher, sketches)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher, correlated)
 
 
 def _gguf_entries(
@@ -337,6 +349,24 @@ def _gguf_entries(
             )
         rounded = np.floor(measured + 0.5).astype(np.float32)  # halves up, as llama-quantize rounds
         yield name, _Entry(gguf.paths[sums.shard], sums.offset, n_values, rounded)
+
+
+def _gguf_correlations(
+    file: str, gguf: GgufFile, entries: Mapping[str, _Entry]
+) -> Iterator[tuple[str, _Entry]]:
+    for stored, tensor in gguf.tensors.items():
+        name = stored.removesuffix(CORRELATIONS_SUFFIX)
+        if name == stored:
+            continue
+        if tensor.type.name != "I8":
+            raise BadFileError(f"{file}: tensor {stored} is {tensor.type.name}, which must be I8")
+        entry, n_values = entries.get(name), prod(tensor.shape)
+        if entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
+            raise BadFileError(
+                f"{file}: {stored} has {n_values} correlations, which are not those of as many columns as"
+                f" {name}{SUMS_SUFFIX} has; make the imatrix again"
+            )
+        yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
 
 
 def _read_binary(file: str, stream: BinaryIO) -> Importance:

@@ -16,27 +16,28 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGUFValueType
 
+from .correlations import Correlations, correlations_of, products_of
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter
 from .importance import (
+    CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
     FISHER_SUFFIX,
-    SKETCH_COUNTS_SUFFIX,
-    SKETCH_SUFFIX,
     SUMS_SUFFIX,
     Importance,
 )
 from .layout import StoredTensor
 from .output_file import new_file
-from .types import F32
+from .types import F32, TYPES
 
 Floats = npt.NDArray[np.float32]
 
 GGUF, DAT = "gguf", "dat"
 FORMS = (GGUF, DAT)
 
+I8 = TYPES["I8"]
 I32 = struct.Struct("<i")
 
 
@@ -72,15 +73,15 @@ class ImportanceSums:
 
     ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks. ``fisher`` has the
     matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
-    squares, or nothing. ``sketches`` are those of inputs, likewise, signed and of several numbers a column;
-    matrices of the same inputs have one.
+    squares, or nothing. ``products`` has the sums of products of pairs of columns, float32 [pairs]
+    (:mod:`q4hifi.correlations`); matrices of the same inputs have them once.
     """
 
     tensors: Mapping[str, ColumnSums]
     datasets: tuple[str, ...]
     chunk_size: int
     fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
-    sketches: Mapping[str, ColumnSums] = field(default_factory=dict)
+    products: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def chunk_count(self) -> int:
@@ -102,8 +103,11 @@ class ImportanceSums:
             for squares, counts in [importance.sums(name)]
         }
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
-        sketches = {name: ColumnSums(*importance.sketch_sums(name)) for name in importance.sketch_names}
-        return cls(tensors, importance.datasets, size, fisher, sketches)
+        products = {
+            name: products_of(importance.correlations(name), tensors[name].squares[0])
+            for name in importance.correlated_names
+        }
+        return cls(tensors, importance.datasets, size, fisher, products)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
@@ -114,7 +118,11 @@ class ImportanceSums:
             self.datasets + other.datasets,
             self.chunk_size,
             _added(self.fisher, other.fisher),
-            _added(self.sketches, other.sketches),
+            {
+                name: products + other.products[name]
+                for name, products in self.products.items()
+                if name in other.products
+            },
         )
 
     def save(
@@ -127,8 +135,8 @@ class ImportanceSums:
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        Fisher information and sketches, which llama.cpp passes over, are in the first form only. ``sources``
-        are files that ``path`` must not be.
+        Fisher information and correlations, which llama.cpp passes over, are in the first form only.
+        ``sources`` are files that ``path`` must not be.
         """
         if form not in FORMS:
             raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -139,10 +147,13 @@ class ImportanceSums:
                 file.writelines(self._dat())
             return
         tensors = dict(self._gguf_tensors())
-        stored = [StoredTensor(name, _ggml_shape(values), F32) for name, values in tensors.items()]
+        stored = [
+            StoredTensor(name, _ggml_shape(values), I8 if values.dtype == np.int8 else F32)
+            for name, values in tensors.items()
+        ]
         with GgufWriter(path, self._metadata(), stored, overwrite=overwrite, sources=sources) as writer:
             for name, values in tensors.items():
-                writer.write_at(name, 0, np.ascontiguousarray(values, "<f4"))
+                writer.write_at(name, 0, np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
             writer.commit()
 
     def _metadata(self) -> Metadata:
@@ -151,15 +162,17 @@ class ImportanceSums:
         pairs = pairs.with_value("imatrix.chunk_count", self.chunk_count, GGUFValueType.UINT32)
         return pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
 
-    def _gguf_tensors(self) -> Iterator[tuple[str, Floats]]:
+    def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
         for of_tensors, suffix, counts_suffix in (
             (self.tensors, SUMS_SUFFIX, COUNTS_SUFFIX),
             (self.fisher, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX),
-            (self.sketches, SKETCH_SUFFIX, SKETCH_COUNTS_SUFFIX),
         ):
             for name, sums in sorted(of_tensors.items()):
                 yield name + suffix, sums.squares
                 yield name + counts_suffix, sums.counts.reshape(-1, 1)
+        for name, products in sorted(self.products.items()):
+            found = correlations_of(products, self.tensors[name].squares[0])
+            yield name + CORRELATIONS_SUFFIX, found.reshape(1, -1)
 
     def _dat(self) -> Iterator[bytes]:
         """The older form: means times chunks; a matrix without counts gets 1."""
@@ -190,7 +203,7 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
     return found
 
 
-def _ggml_shape(values: Floats) -> tuple[int, ...]:
+def _ggml_shape(values: Floats | Correlations) -> tuple[int, ...]:
     """The shape as ggml writes it: the row length first, trailing ones dropped."""
     rows, columns = values.shape
     return (columns, rows) if rows > 1 else (columns,)

@@ -21,7 +21,6 @@ from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .names import mate_of
 from .rows import Parts, relayout, thread_count
-from .sketch import SKETCH
 from .tensor import QuantizedTensor
 from .tokenizer import Tokenizer
 from .types import Q4_HIFI, TYPES
@@ -336,7 +335,7 @@ class Sampler:
 
 
 class InputSums:
-    """Sums of the squared inputs of every matrix, over all tokens that were evaluated with it."""
+    """Sums of the inputs' squares and products of every matrix, over all tokens evaluated with it."""
 
     def __init__(self, core: _core.Collector, places: Mapping[str, tuple[str, int | None]]) -> None:
         """Use :meth:`Model.input_sums`."""
@@ -350,17 +349,18 @@ class InputSums:
         place = self._places.get(name)
         return self.core.sums(*place) if place else None
 
-    def sketches(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
-        """Return the sketches of the matrices' inputs by name, float64 [row length, n], and the tokens.
+    def products(self) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
+        """Return the sums of products of the matrices' inputs by name, float32 [pairs], and the tokens.
 
-        Of matrices that share their inputs, the first (:data:`~q4hifi.names.SAME_INPUT`).
+        Of matrices that share their inputs, the first (:data:`~q4hifi.names.SAME_INPUT`), where errors can
+        cancel (:mod:`q4hifi.correlations`).
         """
         found = {}
         for name, place in self._places.items():
             if mate_of(name) in self._places and mate_of(name) != name:
                 continue
-            if (sketch := self.core.sketch(*place)) is not None:
-                found[name] = sketch[0].reshape(-1, SKETCH), sketch[1]
+            if (products := self.core.products(*place)) is not None:
+                found[name] = products
         return found
 
     def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:

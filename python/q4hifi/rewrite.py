@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
+from .correlations import Inputs
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
 from .gguf_split import assign_shards
@@ -23,12 +25,16 @@ from .gguf_write import GgufWriter
 from .importance import Importance
 from .layout import BASE
 from .model_file import ModelFile, RowRange, row_ranges
+from .names import mate_of
 from .plan import Plan, PlannedTensor
 from .rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
 from .types import Q4_HIFI
 
 LOOKAHEAD = 2
 """Pieces read ahead of the computation, and pieces waiting to be written."""
+
+INPUTS_KEPT = 4
+"""Matrices of the same inputs stand near each other in a file: what is known of so many is kept."""
 
 Progress = Callable[[int, int, str], None]
 """Called after each piece with the weights done, the weights in all, and the tensor's name."""
@@ -99,7 +105,7 @@ def rewrite(
         sources=model.paths,
         shard_of=output.shards(model, plan),
     ) as writer:
-        work = _pieces(model, plan, importance, refine)
+        work = _pieces(model, plan, importance, refine, threads)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as disk:
             pending: deque[Future[None]] = deque()
             for piece, parts in _ahead(reader, model, work):
@@ -121,27 +127,36 @@ def rewrite(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some rows on their way, and the importance of their columns and the directions of their inputs."""
+    """Some rows on their way, and the importance of their columns and what else is known of their inputs."""
 
     target: PlannedTensor
     rows: RowRange
     importance: npt.NDArray[np.float32] | None
-    directions: npt.NDArray[np.float32] | None
+    inputs: Inputs | None
 
 
-def _pieces(model: ModelFile, plan: Plan, importance: Importance | None, refine: bool) -> Iterator[_Piece]:
+def _pieces(
+    model: ModelFile, plan: Plan, importance: Importance | None, refine: bool, threads: int
+) -> Iterator[_Piece]:
+    @lru_cache(INPUTS_KEPT)
+    def inputs_of(name: str, row_length: int) -> Inputs | None:
+        return None if importance is None else importance.inputs(name, row_length, threads=threads)
+
     for target in plan.tensors:
         tensor = model.tensors[target.name]
-        weights = directions = None
+        weights = known = None
         if importance is not None and target.target.type.quantized and not target.copied:
             n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
             with model.errors_at(target.name):
                 weights = importance.weights(target.name, tensor.row_length, n_matrices)
                 if refine and n_matrices == 1:
-                    directions = importance.directions(target.name, tensor.row_length)
+                    mate = mate_of(target.name)
+                    known = inputs_of(
+                        mate if mate in importance.correlated_names else target.name, tensor.row_length
+                    )
         for rows in row_ranges(tensor):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
-            yield _Piece(target, rows, columns, directions)
+            yield _Piece(target, rows, columns, known)
 
 
 def _ahead(
@@ -178,7 +193,7 @@ def _convert(
         length,
         piece.importance,
         refine=refine,
-        directions=piece.directions,
+        inputs=piece.inputs,
         threads=threads,
         first_row=first,
     )

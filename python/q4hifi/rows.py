@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .correlations import Inputs
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
 from .layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
 from .types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
@@ -69,15 +70,14 @@ def encode(
     importance: npt.NDArray[np.float32] | None = None,
     *,
     refine: bool = False,
-    directions: npt.NDArray[np.float32] | None = None,
+    inputs: Inputs | None = None,
     threads: int = 0,
     first_row: int = 0,
 ) -> tuple[Parts, ErrorSums]:
     """Encode rows stored as ``source`` as ``target``, under the importance of each column.
 
     ``importance`` is float32 [row_length]; with ``refine`` blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI get
-    less error. ``directions``, float32 [row_length, n], are those in which the inputs of the rows lie, of
-    their length: a refined row's errors are made to cancel there, but for the fork layout
+    less error. Where ``inputs`` are known, a refined row's errors are made to cancel, but for the fork layout
     (``src/refine/cancel.rs``). ``first_row`` is the number of the first row, for errors. Raises
     :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
     the target.
@@ -86,7 +86,6 @@ def encode(
     parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
     out: Parts
-    flat = None if directions is None else np.ascontiguousarray(directions, np.float32).reshape(-1)
     with _core_errors(row_length, first_row, BadOptionError):
         if target.is_fork:
             *out_, sums = _core.quantize_hifi_fork(
@@ -94,11 +93,11 @@ def encode(
             )
         elif target.is_split:
             *out_, sums = _core.quantize_hifi(
-                data, kind, row_length, target.outliers, importance, threads, refine, flat
+                data, kind, row_length, target.outliers, importance, threads, refine, inputs
             )
         else:
             *out_, sums = _core.quantize(
-                data, kind, row_length, _codec_type(target).id, importance, threads, refine, flat
+                data, kind, row_length, _codec_type(target).id, importance, threads, refine, inputs
             )
     if not np.isfinite(sums[0]):
         raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")

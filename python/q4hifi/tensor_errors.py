@@ -151,21 +151,6 @@ def fisher_sensitivity(
     return value * felt.relative / own.relative if own.relative else value
 
 
-def told_share(tensor: ModelTensor, importance: Importance | None) -> float:
-    """Return what share of a column's importance the directions of the inputs tell, the mean of all columns.
-
-    0 where none are known, and for experts, whose inputs have none.
-    """
-    weights = _weights(tensor, importance)
-    if importance is None or weights is None or len(weights) > 1:
-        return 0.0
-    directions = importance.directions(tensor.name, tensor.row_length)
-    if directions is None:
-        return 0.0
-    told = np.square(directions, dtype=np.float64).sum(axis=-1)
-    return float(np.mean(np.minimum(told, weights[0]) / np.where(weights[0] > 0, weights[0], 1)))
-
-
 def output_energy(
     tensor: ModelTensor, samples: Sequence[Sample], importance: Importance | None, *, threads: int = 0
 ) -> Energy | None:

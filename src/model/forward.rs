@@ -266,7 +266,7 @@ impl Pass<'_, '_> {
         let normed = &mut normed[..wanted.len() * n];
         norm(*isa, config, &state[wanted.start * n..], &tensors.output_norm, normed);
         if let Some(collector) = self.collector.as_deref_mut() {
-            collector.add(Site::Output, 0, normed);
+            collector.add(*isa, Site::Output, 0, normed);
         }
         apply(*isa, &tensors.output, normed, logits)?;
         if let Some(cap) = config.logit_softcap {
@@ -306,7 +306,7 @@ impl Pass<'_, '_> {
         let Buffers { state, normed, query, key, value, attended, gate, up, angles } = self.buffers;
         let mut collect = |site, rows: &[f32]| {
             if let Some(collector) = self.collector.as_deref_mut() {
-                collector.add(site, number, rows);
+                collector.add(isa, site, number, rows);
             }
         };
         let [cos, sin] = &angles[usize::from(window.is_some())];

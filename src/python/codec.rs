@@ -3,6 +3,7 @@
 //! Types are named by their GGUF ids. Data crosses as contiguous one-dimensional arrays of bytes
 //! that hold whole rows; nothing is copied on the way in.
 
+use super::correlations::Inputs;
 use super::{detached, slice};
 use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
@@ -10,14 +11,13 @@ use crate::error_sums::ErrorSums;
 use crate::hifi::{self, fork};
 use crate::kernel::Isa;
 use crate::matmul::Matrix;
-use crate::refine::Inputs;
 use crate::rows::{self, Source};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
-/// Float32, a number or more a column.
+/// Float32, a number a column.
 type Numbers<'py> = Option<PyReadonlyArray1<'py, f32>>;
 type Sums = (f64, f64);
 
@@ -37,12 +37,6 @@ fn importance_slice<'a>(importance: &'a Numbers<'_>) -> PyResult<Option<&'a [f32
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
 }
 
-/// What is known of the inputs; directions ask for the importance that they are a part of.
-fn inputs_of(importance: Option<&[f32]>, directions: &Numbers<'_>) -> PyResult<Option<Inputs>> {
-    let (Some(importance), Some(directions)) = (importance, directions) else { return Ok(None) };
-    Ok(Some(Inputs::new(importance, slice(directions, "directions")?)?))
-}
-
 /// `(name, id, weights a block, bytes a block)` of every type of the codec.
 #[pyfunction]
 pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
@@ -58,10 +52,10 @@ pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
 }
 
 /// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
-/// `directions` are those of the inputs, column by column.
+/// errors are made to cancel where `inputs` are known.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
-    directions = None))]
+    inputs = None))]
 #[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize<'py>(
     py: Python<'py>,
@@ -72,16 +66,16 @@ pub(super) fn quantize<'py>(
     importance: Numbers<'py>,
     threads: usize,
     refine: bool,
-    directions: Numbers<'py>,
+    inputs: Option<&Inputs>,
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
-    let inputs = inputs_of(importance, &directions)?;
+    let inputs = inputs.map(|inputs| &inputs.inner);
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
     let error = detached(py, threads, || {
         if refine {
-            rows::quantize_refined(source, target, importance, inputs.as_ref(), &mut out)
+            rows::quantize_refined(source, target, importance, inputs, &mut out)
         } else {
             rows::quantize(source, target, importance, &mut out)
         }
@@ -92,7 +86,7 @@ pub(super) fn quantize<'py>(
 /// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals; else as [`quantize`].
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false,
-    directions = None))]
+    inputs = None))]
 #[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
 pub(super) fn quantize_hifi<'py>(
     py: Python<'py>,
@@ -103,16 +97,16 @@ pub(super) fn quantize_hifi<'py>(
     importance: Numbers<'py>,
     threads: usize,
     refine: bool,
-    directions: Numbers<'py>,
+    inputs: Option<&Inputs>,
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
-    let inputs = inputs_of(importance, &directions)?;
+    let inputs = inputs.map(|inputs| &inputs.inner);
     let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
         if refine {
-            hifi::rows::quantize_refined(source, importance, inputs.as_ref(), base, outliers)
+            hifi::rows::quantize_refined(source, importance, inputs, base, outliers)
         } else {
             hifi::rows::quantize(source, importance, base, outliers)
         }

@@ -1,9 +1,9 @@
 //! The Python module `q4hifi._core`: extract, release the interpreter lock, call, wrap.
 
 mod codec;
+mod correlations;
 mod logits;
 mod model;
-mod sketch;
 
 use crate::error::QuantError;
 use crate::model::ModelError;
@@ -116,13 +116,13 @@ mod _core {
     };
 
     #[pymodule_export]
+    use super::correlations::{Inputs, correlation_pairs, correlations_of, products_of};
+
+    #[pymodule_export]
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
     use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};
-
-    #[pymodule_export]
-    use super::sketch::{sketch_directions, sketch_signs};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -386,7 +386,7 @@ impl Sequence {
     }
 }
 
-/// Sums of the squared inputs of every matrix, and sketches of them.
+/// Sums of the squared inputs of every matrix, and of their products.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Collector {
     state: Mutex<model::Collector>,
@@ -406,16 +406,16 @@ impl Collector {
         Some((PyArray1::from_slice(py, &sums.squares), sums.count))
     }
 
-    /// The sketch of its inputs, column by column, and the number of rows, likewise.
-    fn sketch<'py>(
+    /// Those of the products of its inputs by pairs of columns, likewise; None where they are not kept.
+    fn products<'py>(
         &self,
         py: Python<'py>,
         role: &str,
         layer: Option<usize>,
-    ) -> Option<(Bound<'py, PyArray1<f64>>, u64)> {
+    ) -> Option<(Bound<'py, PyArray1<f32>>, u64)> {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
-        Some((PyArray1::from_slice(py, &sums.sketch), sums.count))
+        Some((PyArray1::from_vec(py, sums.products.as_ref()?.to_vec()), sums.count))
     }
 }
 

@@ -1,86 +1,21 @@
-//! Numbers chosen so that a row's errors cancel where its inputs have most of their length.
+//! Numbers chosen so that a row's errors cancel where its inputs are alike.
 //!
 //! Errors e of a row cost its output eᵀ H e, H the mean of x xᵀ over its inputs x. Importances are the
-//! diagonal of H: if that were all, every weight's number would have to be the nearest one. But inputs
-//! share a few directions, H ≈ R + U Uᵀ with R diagonal and a column of U for each direction, and
-//! the errors' sums Uᵀ e cost as much as the errors themselves. So weights that lie between two numbers
-//! take the other one where that lowers Σ R e² + |Uᵀ e|²: those nearest to the middle first, which pays
-//! for the least. Scales stay.
+//! diagonal of H: if that were all, every weight's number would have to be the nearest one. But inputs are
+//! correlated, so that what one weight's error does others' can undo. H = Mᵀ D M, with M of ones on the
+//! diagonal and zeros above it, makes that Σ d (e + Σ m e')², e' being the errors of the columns before. So
+//! columns are gone through once, in M's order, and each weight takes that of the two numbers at its sides
+//! whose error is nearer to -Σ m e'. Scales stay.
+//!
+//! It is what GPTQ does (Frantar et al., "GPTQ", 2022), without the inverse of H.
 
+use super::inputs::{Inputs, TILE};
 use super::lanes::{Lanes, MOST_LANES};
 use super::numbered::Numbered;
 use crate::block::{BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
-use crate::error::QuantError;
-use crate::rows::{check_importance, expect_length};
 
-/// A weight takes the other number in turn where its error is at least so much of their distance.
-const LEAST: [f32; 3] = [0.35, 0.2, 0.05];
-
-/// Of a column's importance, the least that R has.
-const LEAST_REST: f32 = 1e-3;
-
-/// Rows that fill the most lanes, a row each.
-pub(crate) const ROWS: usize = MOST_LANES;
-
-/// Sums that are added up side by side, so that an addition need not wait for the one before.
-const PARTS: usize = 4;
-
-/// What is known of the inputs of rows: R and U, in units of the mean importance.
-#[derive(Debug, Clone)]
-pub struct Inputs {
-    rest: Vec<f32>,
-    /// Column by column, with zeros up to a multiple of [`PARTS`].
-    directions: Vec<[f32; PARTS]>,
-    /// How many [`PARTS`] there are of a column.
-    count: usize,
-    /// The squared length of each column's row of U.
-    squares: Vec<f32>,
-}
-
-impl Inputs {
-    /// Of columns of that importance; `directions` holds as many numbers of each column as there are
-    /// directions, column by column.
-    pub fn new(importance: &[f32], directions: &[f32]) -> Result<Self, QuantError> {
-        let n = importance.len();
-        check_importance(Some(importance), n)?;
-        if n == 0 || !directions.len().is_multiple_of(n) {
-            let (got, expected) = (directions.len(), directions.len().next_multiple_of(n.max(1)));
-            return Err(QuantError::BufferLength { what: "directions", got, expected });
-        }
-        if let Some(position) = directions.iter().position(|u| !u.is_finite()) {
-            return Err(QuantError::NotFinite { position });
-        }
-        let mean = importance.iter().map(|&w| f64::from(w)).sum::<f64>() / n as f64;
-        let unit = if mean > 0.0 { mean } else { 1.0 };
-        let count = (directions.len() / n).div_ceil(PARTS);
-        let mut columns = vec![[0f32; PARTS]; n * count];
-        let mut squares = vec![0f32; n];
-        for (i, square) in squares.iter_mut().enumerate() {
-            let column = columns[i * count..][..count].as_flattened_mut();
-            let given = &directions[i * (directions.len() / n)..][..directions.len() / n];
-            for (to, &u) in column.iter_mut().zip(given) {
-                *to = (f64::from(u) / unit.sqrt()) as f32;
-                *square += *to * *to;
-            }
-        }
-        let rest = importance.iter().zip(&squares).map(|(&w, square)| {
-            let w = (f64::from(w) / unit) as f32;
-            (w - square).max(LEAST_REST * w)
-        });
-        Ok(Self { rest: rest.collect(), directions: columns, count, squares })
-    }
-
-    /// The directions of column `i`.
-    #[inline(always)]
-    fn column(&self, i: usize) -> &[[f32; PARTS]] {
-        &self.directions[i * self.count..][..self.count]
-    }
-
-    /// Fails where rows have another length.
-    pub(crate) fn check(&self, row_length: usize) -> Result<(), QuantError> {
-        expect_length("importance", self.rest.len(), row_length)
-    }
-}
+/// Rows that are best gone through together: what is known of the inputs is read once for all.
+pub(crate) const ROWS: usize = 64;
 
 /// Lets the errors of encoded rows cancel, each row's alone; `x` are the weights that they stand for.
 ///
@@ -109,18 +44,41 @@ pub(crate) unsafe fn cancel<L: Lanes>(
 
 #[inline(always)]
 unsafe fn cancel_rows<L: Lanes, B: Numbered>(inputs: &Inputs, x: &[[f32; QK_K]], blocks: &mut [B]) {
-    let row = inputs.rest.len() / QK_K;
-    let mut rows = Rows::new::<L>(inputs.rest.len());
-    for (x, blocks) in x.chunks(L::LANES * row).zip(blocks.chunks_mut(L::LANES * row)) {
+    let row = inputs.row_length() / QK_K;
+    let mut batch: Vec<Rows> = Vec::new();
+    for (x, blocks) in x.chunks(ROWS * row).zip(blocks.chunks_mut(ROWS * row)) {
+        let lanes = L::LANES * row;
+        batch.resize_with(blocks.len().div_ceil(lanes), || Rows::new::<L>(inputs.row_length()));
         // SAFETY: the caller's promise.
         unsafe {
-            for place in 0..row {
-                rows.read::<L, B>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
+            for ((rows, x), blocks) in
+                batch.iter_mut().zip(x.chunks(lanes)).zip(blocks.chunks(lanes))
+            {
+                for place in 0..row {
+                    rows.read::<L, B>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
+                }
             }
-            rows.cancel::<L>(inputs);
-            for place in 0..row {
-                let x = x[place..].iter().step_by(row);
-                rows.write::<L, B>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
+            choose::<L>(inputs, &mut batch);
+            for ((rows, x), blocks) in
+                batch.iter().zip(x.chunks(lanes)).zip(blocks.chunks_mut(lanes))
+            {
+                for place in 0..row {
+                    let x = x[place..].iter().step_by(row);
+                    rows.write::<L, B>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
+                }
+            }
+        }
+    }
+}
+
+/// Lets the errors of each row cancel.
+#[inline(always)]
+unsafe fn choose<L: Lanes>(inputs: &Inputs, batch: &mut [Rows]) {
+    for group in inputs.groups() {
+        for (tile, columns) in group.tiles().zip(group.order().chunks(TILE)) {
+            for rows in &mut *batch {
+                // SAFETY: the caller's promise; columns are those of a row.
+                unsafe { rows.choose::<L>(tile, columns) };
             }
         }
     }
@@ -142,12 +100,14 @@ struct Rows {
     errors: Vec<Numbers>,
     /// What the neighbour on the other side of the weight would add; 0 where there is none.
     steps: Vec<Numbers>,
+    /// The errors of the columns that were gone through, in their order.
+    chosen: Vec<Numbers>,
 }
 
 impl Rows {
     fn new<L: Lanes>(row_length: usize) -> Self {
         let zeros = vec![ZEROS; row_length * L::LANES / MOST_LANES];
-        Self { errors: zeros.clone(), steps: zeros }
+        Self { errors: zeros.clone(), steps: zeros.clone(), chosen: zeros }
     }
 
     /// Takes in block `place` of the rows, of which there may be fewer than lanes.
@@ -173,44 +133,35 @@ impl Rows {
         }
     }
 
-    /// Lets the errors of each row cancel.
+    /// Chooses the numbers of the next `columns`; `tile` has what each takes of the errors before, and of those
+    /// among them.
     #[inline(always)]
-    unsafe fn cancel<L: Lanes>(&mut self, inputs: &Inputs) {
-        let mut sums = vec![[ZEROS; PARTS]; inputs.count];
-        let errors = self.errors.as_mut_ptr().cast::<f32>();
+    unsafe fn choose<L: Lanes>(&mut self, tile: &[[f32; TILE]], columns: &[u32]) {
+        let errors = self.errors.as_ptr().cast::<f32>();
         let steps = self.steps.as_mut_ptr().cast::<f32>();
+        let chosen = self.chosen.as_mut_ptr().cast::<f32>();
+        let before = tile.len() - TILE;
         // SAFETY: the caller's promise; there are LANES numbers of every column.
         unsafe {
-            for (part, sums) in sums.iter_mut().enumerate() {
-                let mut these = [L::splat(0.0); PARTS];
-                for i in 0..inputs.rest.len() {
-                    let error = L::load(errors.add(i * L::LANES));
-                    for (sum, &u) in these.iter_mut().zip(&inputs.column(i)[part]) {
-                        *sum = error.mul_add(L::splat(u), *sum);
-                    }
-                }
-                for (to, sum) in sums.iter_mut().zip(these) {
-                    sum.store(to.0.as_mut_ptr());
+            let mut shifts = [L::splat(0.0); TILE];
+            for (i, m) in tile[..before].iter().enumerate() {
+                let error = L::load(chosen.add(i * L::LANES));
+                for (shift, &m) in shifts.iter_mut().zip(m) {
+                    *shift = error.mul_add(L::splat(m), *shift);
                 }
             }
-            // what the column before has taken is added up when the next one looks
-            let (mut taken, mut before) = (L::splat(0.0), inputs.column(0));
-            for least in LEAST {
-                for i in 0..inputs.rest.len() {
-                    let column = inputs.column(i);
-                    let along = add_and_look::<L>(&mut sums, taken, before, column);
-                    let (errors, steps) = (errors.add(i * L::LANES), steps.add(i * L::LANES));
-                    let (e, step) = (L::load(errors), L::load(steps));
-                    // the change of what the errors cost, of which only the sign matters
-                    let rest = L::splat(inputs.rest[i]).mul(e.add(e).add(step));
-                    let square = L::splat(inputs.squares[i]).mul(step);
-                    let change = rest.add(along.add(along)).add(square).mul(step);
-                    let zero = L::splat(0.0);
-                    let far =
-                        magnitude(e).if_less(L::splat(least).mul(magnitude(step)), zero, step);
-                    (taken, before) = (change.if_less(zero, far, zero), column);
-                    e.add(taken).store(errors);
-                    step.sub(taken.add(taken)).store(steps);
+            for (t, &column) in columns.iter().enumerate() {
+                let at = column as usize * L::LANES;
+                let (e, step) = (L::load(errors.add(at)), L::load(steps.add(at)));
+                let wrong = e.add(shifts[t]);
+                // the change of its square, of which only the sign matters
+                let change = wrong.add(wrong).add(step).mul(step);
+                let taken = change.if_less(L::splat(0.0), step, L::splat(0.0));
+                step.sub(taken.add(taken)).store(steps.add(at));
+                let error = e.add(taken);
+                error.store(chosen.add((before + t) * L::LANES));
+                for u in t + 1..TILE {
+                    shifts[u] = error.mul_add(L::splat(tile[before + t][u]), shifts[u]);
                 }
             }
         }
@@ -287,33 +238,5 @@ impl View {
             }
         }
         Self { numbers, others, errors, steps }
-    }
-}
-
-#[inline(always)]
-unsafe fn magnitude<L: Lanes>(lanes: L) -> L {
-    // SAFETY: the caller's promise.
-    unsafe { lanes.max(L::splat(0.0).sub(lanes)) }
-}
-
-/// Adds errors `taken` of the column `before` to the sums, and tells how far these then go along `column`.
-#[inline(always)]
-unsafe fn add_and_look<L: Lanes>(
-    sums: &mut [[Numbers; PARTS]],
-    taken: L,
-    before: &[[f32; PARTS]],
-    column: &[[f32; PARTS]],
-) -> L {
-    // SAFETY: the caller's promise; the sums have room for the most lanes.
-    unsafe {
-        let mut along = [L::splat(0.0); PARTS];
-        for (sums, (before, column)) in sums.iter_mut().zip(before.iter().zip(column)) {
-            for p in 0..PARTS {
-                let sum = taken.mul_add(L::splat(before[p]), L::load(sums[p].0.as_ptr()));
-                sum.store(sums[p].0.as_mut_ptr());
-                along[p] = sum.mul_add(L::splat(column[p]), along[p]);
-            }
-        }
-        along[0].add(along[1]).add(along[2].add(along[3]))
     }
 }

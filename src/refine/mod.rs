@@ -20,6 +20,7 @@ pub(crate) mod cancel;
 mod columns;
 mod factors;
 pub(crate) mod hifi;
+mod inputs;
 mod k;
 pub(crate) mod lanes;
 mod numbered;
@@ -32,8 +33,8 @@ use crate::block::{
 };
 use crate::error_sums::error_sums;
 use crate::hifi::refit::interleaved_sums;
-pub use cancel::Inputs;
 use columns::Columns;
+pub use inputs::Inputs;
 use lanes::{Lanes, MOST_LANES};
 use std::slice;
 

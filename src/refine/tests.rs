@@ -1,6 +1,7 @@
 use super::cancel::ROWS;
 use super::{Inputs, is_refinable, weights_of};
 use crate::block::{QK_K, TensorType};
+use crate::correlations;
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
 use crate::hifi::HifiBlock;
@@ -209,27 +210,33 @@ fn what_can_be_stored_exactly_is() {
     }
 }
 
-/// Six directions, about half of what the inputs are.
-fn directions(importance: &[f32]) -> Vec<f32> {
-    let random = weights(importance.len() * 6, 43);
-    let directions = random.iter().enumerate();
-    directions.map(|(i, u)| u * (importance[i / 6] / 6.0).sqrt() * 30.0).collect()
+/// Inputs that lie in six directions for half of what they are: H, and what is known of it.
+fn correlated(importance: &[f32]) -> (Vec<f64>, Inputs) {
+    let n = importance.len();
+    let directions = weights(n * 6, 43);
+    let squares = directions.chunks_exact(6).map(|u| u.iter().map(|u| u * u).sum::<f32>());
+    let u: Vec<f64> = (directions.chunks_exact(6).zip(squares).zip(importance))
+        .flat_map(|((u, square), w)| {
+            u.iter().map(move |u| f64::from(u * (0.5 * w / square).sqrt()))
+        })
+        .collect();
+    let dot = |i: usize, j: usize| (0..6).map(|k| u[i * 6 + k] * u[j * 6 + k]).sum::<f64>();
+    let entry = |i: usize, j: usize| if i == j { f64::from(importance[i]) } else { dot(i, j) };
+    let h: Vec<f64> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
+    let products: Vec<f32> = (0..n)
+        .flat_map(|i| (i + 1..n).map(move |j| (i, j)))
+        .map(|(i, j)| h[i * n + j] as f32)
+        .collect();
+    let known = correlations::correlations(&products, importance);
+    let inputs = Inputs::new(importance, &known, 1e6).unwrap();
+    (h, inputs)
 }
 
-/// What a row's errors cost, Σ R e² + |Uᵀ e|².
-fn cost(w: &[f32], directions: &[f32], errors: &[f32]) -> f64 {
-    let count = directions.len() / w.len();
-    let mut sums = vec![0f64; count];
-    let mut rest = 0f64;
-    for (i, (&w, &e)) in w.iter().zip(errors).enumerate() {
-        let (mut left, e) = (f64::from(w), f64::from(e));
-        for (sum, &u) in sums.iter_mut().zip(&directions[i * count..]) {
-            *sum += e * f64::from(u);
-            left -= f64::from(u).powi(2);
-        }
-        rest += left.max(1e-3 * f64::from(w)) * e * e;
-    }
-    rest + sums.iter().map(|sum| sum * sum).sum::<f64>()
+/// What a row's errors cost.
+fn cost(h: &[f64], errors: &[f32]) -> f64 {
+    let rows = h.chunks_exact(errors.len()).zip(errors);
+    let along = |row: &[f64]| row.iter().zip(errors).map(|(h, &e)| h * f64::from(e)).sum::<f64>();
+    rows.map(|(row, &e)| f64::from(e) * along(row)).sum()
 }
 
 fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Inputs, encoded: &[u8]) -> Vec<u8> {
@@ -241,8 +248,7 @@ fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Inputs, encoded: &[u
 #[test]
 fn errors_cancel_and_scales_stay() {
     let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
-    let directions = directions(&w);
-    let inputs = Inputs::new(&w, &directions).unwrap();
+    let (h, inputs) = correlated(&w);
     for kind in refinable() {
         let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
         let after = canceled(Isa::best(), kind, &x, &inputs, &before);
@@ -253,7 +259,7 @@ fn errors_cancel_and_scales_stay() {
         };
         let (old, new) = (decoded(&before), decoded(&after));
         let (costs, own) = (
-            cost(&w, &directions, &new) / cost(&w, &directions, &old),
+            cost(&h, &new) / cost(&h, &old),
             new.iter().map(|e| e * e).sum::<f32>() / old.iter().map(|e| e * e).sum::<f32>(),
         );
         assert!(costs < 0.7, "{kind:?}: {costs}");
@@ -267,7 +273,7 @@ fn errors_cancel_and_scales_stay() {
 #[test]
 fn errors_cancel_in_the_same_way_on_every_isa() {
     let (rows, w) = (rows(), importance(7 * QK_K, 42));
-    let inputs = Inputs::new(&w, &directions(&w)).unwrap();
+    let (_, inputs) = correlated(&w);
     for kind in refinable() {
         let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).cycle().take(ROWS).collect();
         let encoded = rows.iter().map(|x| encode(Isa::Scalar, kind, x, Some(&w)).1);
@@ -283,26 +289,44 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
 }
 
 #[test]
-fn without_directions_numbers_are_the_nearest() {
+fn without_correlations_numbers_are_the_nearest() {
     let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
-    let inputs = Inputs::new(&w, &[]).unwrap();
-    for kind in refinable() {
-        let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
-        assert!(canceled(Isa::best(), kind, &x, &inputs, &before) == before, "{kind:?}");
+    let none = vec![0i8; correlations::pairs(w.len())];
+    for known in [&[], &none[..]] {
+        let inputs = Inputs::new(&w, known, 1e6).unwrap();
+        for kind in refinable() {
+            let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
+            assert!(canceled(Isa::best(), kind, &x, &inputs, &before) == before, "{kind:?}");
+        }
+    }
+}
+
+/// Correlations that no inputs can have, as in a damaged file, make no numbers but legal ones.
+#[test]
+fn correlations_may_be_anything() {
+    let (x, w) = (weights(QK_K, 41), importance(QK_K, 42));
+    let bytes: Vec<i8> =
+        weights(correlations::pairs(QK_K), 44).iter().map(|v| (v * 1e4) as i8).collect();
+    for (known, w) in [(&bytes[..], &w[..]), (&vec![-128; bytes.len()][..], &[0.0; QK_K])] {
+        let inputs = Inputs::new(w, known, 1e6).unwrap();
+        let (_, mut row) = encode(Isa::best(), TensorType::Q4K, &x, None);
+        kernel::cancel(Isa::best(), TensorType::Q4K, &inputs, &x, &mut row);
+        assert!(errors(TensorType::Q4K, &x, None, &row)[0].is_finite());
     }
 }
 
 #[test]
-fn directions_are_checked() {
+fn inputs_are_checked() {
     let w = importance(256, 1);
-    let long = QuantError::BufferLength { what: "directions", got: 257, expected: 512 };
-    assert_eq!(Inputs::new(&w, &[0.0; 257]).unwrap_err(), long);
-    let mut bad = vec![0.0; 512];
-    bad[300] = f32::NAN;
-    assert_eq!(Inputs::new(&w, &bad).unwrap_err(), QuantError::NotFinite { position: 300 });
-    assert_eq!(Inputs::new(&[-1.0], &[]).unwrap_err(), QuantError::BadImportance { position: 0 });
+    let short =
+        QuantError::BufferLength { what: "correlations", got: 257, expected: 256 * 255 / 2 };
+    assert_eq!(Inputs::new(&w, &[0; 257], 1.0).unwrap_err(), short);
+    assert_eq!(
+        Inputs::new(&[-1.0], &[], 1.0).unwrap_err(),
+        QuantError::BadImportance { position: 0 }
+    );
     let source = Source::from_f32(&[0.0; 512], 512).unwrap();
-    let inputs = Inputs::new(&w, &[]).unwrap();
+    let inputs = Inputs::new(&w, &[], 0.0).unwrap();
     let refined = quantize_refined(source, TensorType::Q4K, None, Some(&inputs), &mut [0; 288]);
     assert!(matches!(refined, Err(QuantError::BufferLength { got: 256, expected: 512, .. })));
 }

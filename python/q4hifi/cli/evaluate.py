@@ -229,8 +229,8 @@ def compare(
     "llama.cpp passes over it.",
 )  # fmt: skip
 @click.option(
-    "--no-directions", is_flag=True,
-    help="Do not keep in what directions inputs lie, by which quantize lets errors cancel; a smaller file.",
+    "--no-correlations", is_flag=True,
+    help="Do not keep how inputs are correlated, by which quantize lets errors cancel; a smaller file.",
 )  # fmt: skip
 @click.option(
     "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
@@ -252,7 +252,7 @@ def imatrix(
     process_output: bool,
     no_ppl: bool,
     fisher_chunks: int,
-    no_directions: bool,
+    no_correlations: bool,
     in_files: tuple[str, ...],
     form: str,
     show_statistics: bool,
@@ -292,7 +292,7 @@ def imatrix(
                     process_output=process_output,
                     score=not no_ppl,
                     fisher_chunks=fisher_chunks if form == GGUF else 0,
-                    directions=form == GGUF and not no_directions,
+                    correlations=form == GGUF and not no_correlations,
                     threads=threads,
                     dataset=str(file),
                     progress=progress,

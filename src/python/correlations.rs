@@ -1,0 +1,70 @@
+//! Correlations of inputs, and what is known of inputs in all.
+
+use super::{detached, slice};
+use crate::correlations;
+use crate::error::QuantError;
+use crate::refine;
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+
+/// Pairs of columns of which an importance matrix keeps products.
+#[pyfunction]
+pub(super) fn correlation_pairs(row_length: usize) -> usize {
+    correlations::pairs(row_length)
+}
+
+fn check(pairs: usize, squares: &[f32]) -> Result<(), QuantError> {
+    let expected = correlations::pairs(squares.len());
+    if pairs == expected {
+        return Ok(());
+    }
+    Err(QuantError::BufferLength { what: "pairs of columns", got: pairs, expected })
+}
+
+/// Correlations, in bytes, from sums of products and of squares.
+#[pyfunction]
+pub(super) fn correlations_of<'py>(
+    py: Python<'py>,
+    products: PyReadonlyArray1<'py, f32>,
+    squares: PyReadonlyArray1<'py, f32>,
+) -> PyResult<Bound<'py, PyArray1<i8>>> {
+    let (products, squares) = (slice(&products, "products")?, slice(&squares, "squares")?);
+    check(products.len(), squares)?;
+    Ok(PyArray1::from_vec(py, py.detach(|| correlations::correlations(products, squares))))
+}
+
+/// The sums of products that correlations stand for.
+#[pyfunction]
+pub(super) fn products_of<'py>(
+    py: Python<'py>,
+    correlations: PyReadonlyArray1<'py, i8>,
+    squares: PyReadonlyArray1<'py, f32>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let (bytes, squares) = (slice(&correlations, "correlations")?, slice(&squares, "squares")?);
+    check(bytes.len(), squares)?;
+    Ok(PyArray1::from_vec(py, py.detach(|| correlations::products(bytes, squares))))
+}
+
+/// What is known of the inputs of rows: the importance of each column, and correlations of so many tokens, or none.
+#[pyclass(frozen, module = "q4hifi._core")]
+pub(super) struct Inputs {
+    pub(super) inner: refine::Inputs,
+}
+
+#[pymethods]
+impl Inputs {
+    #[new]
+    fn new<'py>(
+        py: Python<'py>,
+        importance: PyReadonlyArray1<'py, f32>,
+        correlations: PyReadonlyArray1<'py, i8>,
+        tokens: f32,
+        threads: usize,
+    ) -> PyResult<Self> {
+        let importance = slice(&importance, "importance")?;
+        let correlations = slice(&correlations, "correlations")?;
+        let inner =
+            detached(py, threads, || refine::Inputs::new(importance, correlations, tokens))?;
+        Ok(Self { inner })
+    }
+}
