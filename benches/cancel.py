@@ -4,8 +4,8 @@ python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,
 
 Encodes the first rows of matrices, refined, without and with the correlations of their inputs (``src/refine/
 cancel.rs``), and prints what is left of eᵀ H e: H being that of the importance matrix which the encoder has,
-and that of another text, ``--other``. Last, the mean of the latter over all, which is ``CANCELED`` in
-``python/q4hifi/coverage.py``.
+and that of another text, ``--other``. Last, the mean of the latter over all, which ``CANCELED`` in
+``python/q4hifi/coverage.py`` stands for.
 """
 
 from __future__ import annotations

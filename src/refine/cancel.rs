@@ -30,6 +30,9 @@ pub(crate) unsafe fn cancel<L: Lanes>(
     encoded: &mut [u8],
 ) {
     let x = x.as_chunks().0;
+    if inputs.groups().is_empty() {
+        return; // every number is the nearest
+    }
     // SAFETY: the caller's promise.
     unsafe {
         match kind {

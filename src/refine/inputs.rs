@@ -52,14 +52,16 @@ impl Inputs {
     pub fn new(importance: &[f32], correlations: &[i8], tokens: f32) -> Result<Self, QuantError> {
         let row_length = importance.len();
         check_importance(Some(importance), row_length)?;
-        let mut found = Vec::new();
         if !correlations.is_empty() {
             expect_length("correlations", correlations.len(), pairs(row_length))?;
+        }
+        let share = 1.0 - SHRINK.0 - SHRINK.1 / tokens.max(1.0);
+        let mut found = Vec::new();
+        if !correlations.is_empty() && share > 0.0 {
             let isa = Isa::active()?;
             let mean = importance.iter().sum::<f32>() / row_length as f32;
             let root = |w: &f32| w.max(LEAST_IMPORTANCE * mean).sqrt();
             let roots: Vec<f32> = importance.iter().map(root).collect();
-            let share = 1.0 - (SHRINK.0 + SHRINK.1 / tokens.max(1.0)).min(1.0);
             let mut rest = correlations;
             for columns in groups(row_length) {
                 let of_group;
