@@ -210,6 +210,9 @@ fn what_can_be_stored_exactly_is() {
     }
 }
 
+/// Enough for correlations; sanitizers take long over more.
+const COLUMNS: usize = 2 * QK_K;
+
 /// Inputs that lie in six directions for half of what they are: H, and what is known of it.
 fn correlated(importance: &[f32]) -> (Vec<f64>, Inputs) {
     let n = importance.len();
@@ -247,7 +250,7 @@ fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Inputs, encoded: &[u
 
 #[test]
 fn errors_cancel_and_scales_stay() {
-    let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
+    let (x, w) = (weights(COLUMNS, 41), importance(COLUMNS, 42));
     let (h, inputs) = correlated(&w);
     for kind in refinable() {
         let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
@@ -272,10 +275,10 @@ fn errors_cancel_and_scales_stay() {
 /// And rows do not meet: together they come to what each comes to alone.
 #[test]
 fn errors_cancel_in_the_same_way_on_every_isa() {
-    let (rows, w) = (rows(), importance(7 * QK_K, 42));
+    let (rows, w) = (rows(), importance(COLUMNS, 42));
     let (_, inputs) = correlated(&w);
     for kind in refinable() {
-        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).cycle().take(ROWS).collect();
+        let rows: Vec<&[f32]> = rows.iter().map(|x| &x[..COLUMNS]).cycle().take(ROWS + 3).collect();
         let encoded = rows.iter().map(|x| encode(Isa::Scalar, kind, x, Some(&w)).1);
         let encoded: Vec<Vec<u8>> = encoded.collect();
         let alone = rows.iter().zip(&encoded);
@@ -290,7 +293,7 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
 
 #[test]
 fn without_correlations_numbers_are_the_nearest() {
-    let (x, w) = (weights(7 * QK_K, 41), importance(7 * QK_K, 42));
+    let (x, w) = (weights(COLUMNS, 41), importance(COLUMNS, 42));
     let none = vec![0i8; correlations::pairs(w.len())];
     for known in [&[], &none[..]] {
         let inputs = Inputs::new(&w, known, 1e6).unwrap();
