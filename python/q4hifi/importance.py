@@ -168,9 +168,13 @@ class Importance:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
         return found
 
+    def correlated_name(self, name: str) -> str | None:
+        """Return the name that a matrix' correlations are under: its own or a mate's; None without any."""
+        return next((known for known in (name, mate_of(name)) if known in self._correlations), None)
+
     def is_correlated(self, name: str) -> bool:
-        """Return whether the file has correlations of the matrix' inputs, under its name or a mate's."""
-        return name in self._correlations or mate_of(name) in self._correlations
+        """Return whether the file has correlations of the matrix' inputs."""
+        return self.correlated_name(name) is not None
 
     def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Inputs | None:
         """Return what is known of the inputs of a matrix, the only one of its tensor.
@@ -181,8 +185,8 @@ class Importance:
         weights = self.weights(name, row_length, 1) if self._correlations else None
         if weights is None:
             return None
-        known = name if name in self._correlations else mate_of(name)
-        if known not in self._correlations:
+        known = self.correlated_name(name)
+        if known is None:
             return known_inputs(weights[0], threads=threads)
         entry = self._entries[known]
         if entry.n_values != row_length:

@@ -25,7 +25,6 @@ from .gguf_write import GgufWriter
 from .importance import Importance
 from .layout import BASE
 from .model_file import ModelFile, RowRange, row_ranges
-from .names import mate_of
 from .plan import Plan, PlannedTensor
 from .rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
 from .types import Q4_HIFI
@@ -150,10 +149,8 @@ def _pieces(
             with model.errors_at(target.name):
                 weights = importance.weights(target.name, tensor.row_length, n_matrices)
                 if refine and n_matrices == 1:
-                    mate = mate_of(target.name)
-                    known = inputs_of(
-                        mate if mate in importance.correlated_names else target.name, tensor.row_length
-                    )
+                    name = importance.correlated_name(target.name) or target.name
+                    known = inputs_of(name, tensor.row_length)
         for rows in row_ranges(tensor):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
             yield _Piece(target, rows, columns, known)

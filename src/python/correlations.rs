@@ -4,6 +4,7 @@ use super::{detached, slice};
 use crate::correlations;
 use crate::error::QuantError;
 use crate::refine;
+use crate::rows::expect_length;
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -14,11 +15,7 @@ pub(super) fn correlation_pairs(row_length: usize) -> usize {
 }
 
 fn check(pairs: usize, squares: &[f32]) -> Result<(), QuantError> {
-    let expected = correlations::pairs(squares.len());
-    if pairs == expected {
-        return Ok(());
-    }
-    Err(QuantError::BufferLength { what: "pairs of columns", got: pairs, expected })
+    expect_length("pairs of columns", pairs, correlations::pairs(squares.len()))
 }
 
 /// Correlations, in bytes, from sums of products and of squares.
