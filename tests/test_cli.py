@@ -592,9 +592,19 @@ def test_a_signal_ends_the_run_and_leaves_nothing(number: signal.Signals, folder
         assert names_in(folder) != before, "the run has not begun"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip() == "Interrupted."
+    assert (process.returncode, err.strip()) == (130, "Interrupted.")
     assert names_in(folder) == before
+
+
+def test_the_core_looks_numpy_up_when_imported_and_not_where_a_signal_may_come() -> None:
+    program = """
+import numpy as np, q4hifi._core as core
+def interrupted(*_): raise KeyboardInterrupt
+np.lib.NumpyVersion = interrupted
+core.check_finite(np.zeros(4, np.uint8), 0, 1, 1)
+"""
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 # ---- measured coverage ---------------------------------------------------------------------------

@@ -105,6 +105,9 @@ fn slice<'a, T: numpy::Element>(
 /// The Rust core of q4hifi. Private: use the functions and classes of the package.
 #[pymodule]
 mod _core {
+    use numpy::{PyArray1, PyArrayMethods};
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::{BadBlock, BadModel, NotFinite, Unavailable};
 
@@ -127,4 +130,12 @@ mod _core {
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// Look NumPy's interface up. That runs Python code, where a signal raises, and the numpy crate
+    /// panics if it does: so now, before there is work that a signal may end.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        drop(PyArray1::<u8>::zeros(module.py(), 0, false).readonly());
+        Ok(())
+    }
 }
