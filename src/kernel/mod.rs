@@ -65,12 +65,15 @@ pub fn quantize_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    dispatch!(isa, quantize_rows(kind, x, row_length, importance, out), {
-        let row_bytes = out.len() / (x.len() / row_length);
-        for (x, out) in x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_bytes)) {
-            with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
-        }
-    })
+    with_block!(kind, B => {
+        let out = blocks_mut::<B>(out);
+        dispatch!(isa, quantize_rows(kind, x, row_length, importance, out), {
+            let rows = x.chunks_exact(row_length);
+            for (x, out) in rows.zip(out.chunks_exact_mut(row_length / B::WEIGHTS)) {
+                B::quantize_row(x, importance, out);
+            }
+        });
+    });
 }
 
 /// Makes the blocks `out` of rows `x` better where it can; see [`crate::refine`].

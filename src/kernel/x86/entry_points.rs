@@ -6,6 +6,7 @@
 /// Everything that they call is `#[inline(always)]`, so that it is compiled with the features too.
 macro_rules! entry_points {
     ($features:literal, $vector:ident, $width:literal, $refined:ty) => {
+        use super::quantize::Encode;
         use crate::block::{QK_K, TensorType};
         use crate::dot::activations::Quantize;
         use crate::error_sums::ErrorSums;
@@ -21,16 +22,16 @@ macro_rules! entry_points {
         ///
         /// The CPU has the ISA; so below.
         #[target_feature(enable = $features)]
-        pub(crate) unsafe fn quantize_rows(
+        pub(crate) unsafe fn quantize_rows<B: Encode>(
             kind: TensorType,
             x: &[f32],
             row_length: usize,
             importance: Option<&[f32]>,
-            out: &mut [u8],
+            out: &mut [B],
         ) {
             // SAFETY: the caller's promise.
             unsafe {
-                super::quantize::quantize_rows::<$vector>(kind, x, row_length, importance, out);
+                super::quantize::quantize_rows::<$vector, B>(kind, x, row_length, importance, out);
             }
         }
 

@@ -6,8 +6,9 @@ use super::{iq4, legacy, legacy_plain, q2_k, q3_k, q6_k};
 use crate::block::k_fit::{KFit, Recipe};
 use crate::block::legacy::mean_square;
 use crate::block::{
-    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, Bytes, QK_K, TensorType,
-    blocks_mut, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, with_block,
+    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
+    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, Bytes, QK, QK_K,
+    TensorType, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k,
 };
 use crate::kernel::{MOST_ROWS_AT_ONCE, weighs_by_row};
 
@@ -17,26 +18,27 @@ use crate::kernel::{MOST_ROWS_AT_ONCE, weighs_by_row};
 ///
 /// The CPU has V's ISA.
 #[inline(always)]
-pub(crate) unsafe fn quantize_rows<V: Vector>(
+pub(crate) unsafe fn quantize_rows<V: Vector, B: Encode>(
     kind: TensorType,
     x: &[f32],
     row_length: usize,
     importance: Option<&[f32]>,
-    out: &mut [u8],
+    out: &mut [B],
 ) {
-    let row_bytes = out.len() / (x.len() / row_length);
-    let batches =
-        x.chunks(row_length * MOST_ROWS_AT_ONCE).zip(out.chunks_mut(row_bytes * MOST_ROWS_AT_ONCE));
+    let row_blocks = row_length / B::WEIGHTS;
+    let batches = x
+        .chunks(row_length * MOST_ROWS_AT_ONCE)
+        .zip(out.chunks_mut(row_blocks * MOST_ROWS_AT_ONCE));
     for (x, out) in batches {
         let mut mean_squares = [0f32; MOST_ROWS_AT_ONCE];
         if weighs_by_row(kind, importance) {
             // SAFETY: the caller's promise.
             unsafe { fill_mean_squares::<V>(x, row_length, &mut mean_squares) };
         }
-        let rows = x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_bytes));
+        let rows = x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_blocks));
         for ((x, out), mean_square) in rows.zip(mean_squares) {
             // SAFETY: the caller's promise.
-            unsafe { quantize_row::<V>(kind, x, importance, mean_square, out) };
+            unsafe { B::encode_row::<V>(x, importance, mean_square, out) };
         }
     }
 }
@@ -73,69 +75,103 @@ unsafe fn fill_mean_squares<V: Vector>(
     }
 }
 
-/// Encodes a row; `mean_square` is used by the legacy types under importance alone.
-///
-/// # Safety
-///
-/// The CPU has V's ISA.
+/// A type whose rows a kernel encodes.
+pub(crate) trait Encode: Block {
+    /// Encodes a row; `mean_square` is used by the legacy types under importance alone.
+    ///
+    /// Without a kernel the scalar version, a simple loop that the compiler makes vectors of.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA.
+    #[inline(always)]
+    unsafe fn encode_row<V: Vector>(
+        x: &[f32],
+        importance: Option<&[f32]>,
+        _mean_square: f32,
+        out: &mut [Self],
+    ) {
+        Self::quantize_row(x, importance, out);
+    }
+}
+
+impl Encode for BlockF32 {}
+impl Encode for BlockF16 {}
+impl Encode for BlockBF16 {}
+
+/// What encodes a row of each type, `V` being the vector.
+macro_rules! kernels {
+    ($($block:ident: |$x:ident, $importance:ident, $mean_square:pat_param, $out:ident| $encode:expr;)*) => {
+        $(impl Encode for $block {
+            #[inline(always)]
+            unsafe fn encode_row<V: Vector>(
+                $x: &[f32],
+                $importance: Option<&[f32]>,
+                $mean_square: f32,
+                $out: &mut [Self],
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { $encode }
+            }
+        })*
+    };
+}
+
+kernels! {
+    BlockQ2K: |x, w, _, out| q2_k::quantize::<V>(in_blocks(x), w.map(in_blocks), out);
+    BlockQ3K: |x, w, _, out| q3_k::quantize::<V>(in_blocks(x), w.map(in_blocks), out);
+    BlockQ4K: |x, w, _, out| quantize_k_row::<V, _>(&q4_k::RECIPE, x, w, out, Self::from_fit);
+    BlockQ5K: |x, w, _, out| quantize_k_row::<V, _>(&q5_k::RECIPE, x, w, out, Self::from_fit);
+    BlockQ6K: |x, w, _, out| q6_k::quantize::<V>(in_blocks(x), w.map(in_blocks), out);
+    BlockQ4_0: |x, w, m, out| symmetric::<V, _>(x, w, m, q4_0::HALF, out, Self::new);
+    BlockQ5_0: |x, w, m, out| symmetric::<V, _>(x, w, m, q5_0::HALF, out, Self::new);
+    BlockQ4_1: |x, w, m, out| affine::<V, _>(x, w, m, q4_1::LEVELS, out, Self::new);
+    BlockQ5_1: |x, w, m, out| affine::<V, _>(x, w, m, q5_1::LEVELS, out, Self::new);
+    BlockQ8_0: |x, _w, _, out| legacy_plain::quantize_q8_0::<V>(x, out);
+    BlockIQ4NL: |x, w, _, out| iq4::quantize_nl::<V>(in_blocks(x), w.map(in_blocks), out);
+    BlockIQ4XS: |x, w, _, out| iq4::quantize_xs::<V>(in_blocks(x), w.map(in_blocks), out);
+}
+
+/// A row's weights, or their importance, a block an item.
 #[inline(always)]
-unsafe fn quantize_row<V: Vector>(
-    kind: TensorType,
+fn in_blocks<const N: usize>(x: &[f32]) -> &[[f32; N]] {
+    x.as_chunks().0
+}
+
+/// A legacy type without minima: with importance or without.
+#[inline(always)]
+unsafe fn symmetric<V: Vector, B>(
     x: &[f32],
     importance: Option<&[f32]>,
     mean_square: f32,
-    out: &mut [u8],
+    half: i8,
+    out: &mut [B],
+    store: fn(f32, &[u8; QK]) -> B,
 ) {
-    /// The kernel for a legacy type: with importance or without.
-    macro_rules! legacy {
-        ($quantize:ident, $block:ident, $range:expr) => {{
-            let out = blocks_mut(out);
-            match importance {
-                Some(w) => {
-                    legacy::$quantize::<V, _>(x, w, mean_square, $range, out, $block::new);
-                }
-                None => legacy_plain::$quantize::<V, _>(x, $range, out, $block::new),
-            }
-        }};
-    }
     // SAFETY: the caller's promise.
     unsafe {
-        match kind {
-            TensorType::Q2K => {
-                let importance = importance.map(|w| w.as_chunks().0);
-                q2_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
-            }
-            TensorType::Q3K => {
-                let importance = importance.map(|w| w.as_chunks().0);
-                q3_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
-            }
-            TensorType::Q4K => {
-                quantize_k_row::<V, _>(&q4_k::RECIPE, x, importance, out, BlockQ4K::from_fit);
-            }
-            TensorType::Q5K => {
-                quantize_k_row::<V, _>(&q5_k::RECIPE, x, importance, out, BlockQ5K::from_fit);
-            }
-            TensorType::Q6K => {
-                let importance = importance.map(|w| w.as_chunks().0);
-                q6_k::quantize::<V>(x.as_chunks().0, importance, blocks_mut(out));
-            }
-            TensorType::Q4_0 => legacy!(quantize_symmetric, BlockQ4_0, q4_0::HALF),
-            TensorType::Q5_0 => legacy!(quantize_symmetric, BlockQ5_0, q5_0::HALF),
-            TensorType::Q4_1 => legacy!(quantize_affine, BlockQ4_1, q4_1::LEVELS),
-            TensorType::Q5_1 => legacy!(quantize_affine, BlockQ5_1, q5_1::LEVELS),
-            TensorType::Q8_0 => legacy_plain::quantize_q8_0::<V>(x, blocks_mut(out)),
-            TensorType::IQ4NL => {
-                let importance = importance.map(|w| w.as_chunks().0);
-                iq4::quantize_nl::<V>(x.as_chunks().0, importance, blocks_mut(out));
-            }
-            TensorType::IQ4XS => {
-                let importance = importance.map(|w| w.as_chunks().0);
-                iq4::quantize_xs::<V>(x.as_chunks().0, importance, blocks_mut(out));
-            }
-            // simple loops: the compiler makes vectors of them
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
-                with_block!(kind, B => B::quantize_row(x, importance, blocks_mut(out)));
-            }
+        match importance {
+            Some(w) => legacy::quantize_symmetric::<V, B>(x, w, mean_square, half, out, store),
+            None => legacy_plain::quantize_symmetric::<V, B>(x, half, out, store),
+        }
+    }
+}
+
+/// A legacy type with minima: with importance or without.
+#[inline(always)]
+unsafe fn affine<V: Vector, B>(
+    x: &[f32],
+    importance: Option<&[f32]>,
+    mean_square: f32,
+    levels: i8,
+    out: &mut [B],
+    store: fn(f32, f32, &[u8; QK]) -> B,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match importance {
+            Some(w) => legacy::quantize_affine::<V, B>(x, w, mean_square, levels, out, store),
+            None => legacy_plain::quantize_affine::<V, B>(x, levels, out, store),
         }
     }
 }
@@ -145,14 +181,12 @@ unsafe fn quantize_k_row<V: Vector, B: Bytes>(
     recipe: &Recipe,
     x: &[f32],
     importance: Option<&[f32]>,
-    out: &mut [u8],
+    out: &mut [B],
     pack: impl Fn(&KFit) -> B,
 ) {
     let x = x.as_chunks::<QK_K>().0;
     let mut fits = [KFit::EMPTY; MOST_BLOCKS];
-    for (i, (x, out)) in
-        x.chunks(MOST_BLOCKS).zip(blocks_mut::<B>(out).chunks_mut(MOST_BLOCKS)).enumerate()
-    {
+    for (i, (x, out)) in x.chunks(MOST_BLOCKS).zip(out.chunks_mut(MOST_BLOCKS)).enumerate() {
         let importance = importance.map(|w| &w.as_chunks().0[MOST_BLOCKS * i..][..x.len()]);
         // SAFETY: the caller's promise.
         unsafe { fit_blocks::<V>(recipe, x, importance, &mut fits[..x.len()]) };
