@@ -278,15 +278,19 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
     let (rows, w) = (rows(), importance(COLUMNS, 42));
     let (_, inputs) = correlated(&w);
     for kind in refinable() {
-        let rows: Vec<&[f32]> = rows.iter().map(|x| &x[..COLUMNS]).cycle().take(ROWS + 3).collect();
-        let encoded = rows.iter().map(|x| encode(Isa::Scalar, kind, x, Some(&w)).1);
-        let encoded: Vec<Vec<u8>> = encoded.collect();
-        let alone = rows.iter().zip(&encoded);
-        let alone: Vec<Vec<u8>> =
-            alone.map(|(x, row)| canceled(Isa::Scalar, kind, x, &inputs, row)).collect();
+        let one = |x: &Vec<f32>| {
+            let x = x[..COLUMNS].to_vec();
+            let (_, encoded) = encode(Isa::Scalar, kind, &x, Some(&w));
+            let alone = canceled(Isa::Scalar, kind, &x, &inputs, &encoded);
+            (x, encoded, alone)
+        };
+        let different: Vec<_> = rows.iter().map(one).collect();
+        let many = || different.iter().cycle().take(ROWS + 3);
+        let x: Vec<f32> = many().flat_map(|(x, ..)| x.clone()).collect();
+        let encoded: Vec<u8> = many().flat_map(|(_, encoded, _)| encoded.clone()).collect();
+        let alone: Vec<u8> = many().flat_map(|(.., alone)| alone.clone()).collect();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            let together = canceled(isa, kind, &rows.concat(), &inputs, &encoded.concat());
-            assert!(together == alone.concat(), "{kind:?} {isa:?}");
+            assert!(canceled(isa, kind, &x, &inputs, &encoded) == alone, "{kind:?} {isa:?}");
         }
     }
 }
