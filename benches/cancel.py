@@ -22,6 +22,7 @@ from q4hifi.layout import SPLIT, Format
 from q4hifi.model_file import RowRange
 from q4hifi.names import mate_of
 from q4hifi.rows import decode, encode
+from q4hifi.tensor_errors import OUTPUTS
 from q4hifi.types import Q4_HIFI, TYPES
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
@@ -48,13 +49,13 @@ def main() -> None:
     parser.add_argument("--layers", default="1", help="by number, separated by commas")
     parser.add_argument("--rows", type=int, default=64)
     args = parser.parse_args()
-    own, other = (q4hifi.load_importance(file) for file in (args.imatrix, args.other))
+    own, other = (q4hifi.load_importance(file).refining() for file in (args.imatrix, args.other))
     formats = [Format(Q4_HIFI, 8, SPLIT) if name == "Q4_HIFI" else Format(TYPES[name]) for name in REFINED]
     print(f"{'matrix':<26} {'text':>8}", *(f"{f.type.name:>8}" for f in formats))
     elsewhere = []
     with q4hifi.open(args.model) as model:
         names = [f"blk.{layer}.{role}.weight" for layer in args.layers.split(",") for role in ROLES]
-        for name in filter(own.is_correlated, names):
+        for name in filter(own.is_correlated, [*names, *OUTPUTS]):
             tensor = model.tensors[name]
             n, some = tensor.row_length, RowRange(tensor, 0, 0, min(args.rows, tensor.n_rows))
             parts, x = model.read_rows(some), model.dequantize_rows(some)

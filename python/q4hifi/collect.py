@@ -41,7 +41,8 @@ def collect_importance(
     """Measure how much each input column of a model's matrices matters on a text.
 
     The text is cut as by :func:`q4hifi.perplexity`, and every token counts. ``process_output`` takes
-    the output matrix in, where it is a matrix of its own. With ``score``, ``on_chunk`` gets the
+    the output matrix in, where it is a matrix of its own: otherwise only refined encodings go by what is
+    known of it. With ``score``, ``on_chunk`` gets the
     perplexity so far after each chunk; without, that much work is saved. In ``fisher_chunks`` of the
     chunks, spread over the text, what an error in each matrix does to the predictions is measured, too
     (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With ``correlations`` those of the inputs are kept, by
@@ -69,10 +70,14 @@ def collect_importance(
             if on_chunk is not None:
                 seconds = time.perf_counter() - started
                 on_chunk(Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(nll)))
-        tensors = _tensors(lm, sums.all(), process_output)
-        products = sums.products() if correlations else {}
-    known = {name: values for name, (values, _) in products.items() if name in tensors}
-    return ImportanceSums(tensors, (dataset,), n_ctx, fisher, known)
+        known = _column_sums(lm, sums.all())
+        products = {name: found for name, (found, _) in sums.products().items()} if correlations else {}
+    taken = {name for name in known if name.startswith("blk.") or (process_output and name == OUTPUT)}
+    tensors, refining = (
+        {name: found for name, found in known.items() if (name in taken) == wanted}
+        for wanted in (True, False)
+    )
+    return ImportanceSums(tensors, (dataset,), n_ctx, fisher, products, refining)
 
 
 def _with_fisher(
@@ -91,13 +96,9 @@ def _with_fisher(
     return {name: fisher[name] + sums if name in fisher else sums for name, sums in found.items()}
 
 
-def _tensors(
-    model: LanguageModel, sums: Mapping[str, tuple[Doubles, int]], process_output: bool
-) -> dict[str, ColumnSums]:
+def _column_sums(model: LanguageModel, sums: Mapping[str, tuple[Doubles, int]]) -> dict[str, ColumnSums]:
     found = {}
     for name, (squares, count) in sums.items():
-        if not (name.startswith("blk.") or (process_output and name == OUTPUT)):
-            continue
         if not np.isfinite(squares).all():
             raise NotFiniteError(
                 f"{model.path}: the inputs of {name} are not finite; 'q4hifi verify' finds damaged weights"

@@ -11,8 +11,10 @@ GGUF
 
     q4hifi's own have besides, which llama.cpp passes over: ``NAME.fisher``, F32 [n_in], and
     ``NAME.fisher_counts``, F32 [1]: the matrix' Fisher information by columns
-    (:meth:`q4hifi.Model.fisher`), summed over so many tokens; and ``NAME.in_corr``, I8 [pairs], how its
-    inputs are correlated (:mod:`q4hifi.correlations`).
+    (:meth:`q4hifi.Model.fisher`), summed over so many tokens; ``NAME.in_corr``, I8 [pairs], how its
+    inputs are correlated (:mod:`q4hifi.correlations`); and for the matrix that makes the logits, which
+    llama-imatrix leaves out, ``NAME.refine_sum2`` and ``NAME.refine_counts``, as in_sum2 and counts:
+    only refined encodings go by them, so that recipes keep their bytes.
 binary (older)
     Little-endian: i32 entries; for each: i32 length, name, i32 calls, i32 values, f32 sums. Then,
     or not: i32 chunks; then, or not: i32 length, name of the data set. There is one count for all
@@ -47,6 +49,7 @@ Floats = npt.NDArray[np.float32]
 
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
+REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
@@ -89,6 +92,7 @@ class Importance:
     chunk_count: int | None
     chunk_size: int | None
     _entries: Mapping[str, _Entry] = field(repr=False)
+    _refining: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
 
@@ -135,6 +139,15 @@ class Importance:
             raise self._of_another_model(name, entry, row_length, n_matrices)
         return self._means(name).reshape(n_matrices, row_length)
 
+    def refining(self) -> Importance:
+        """Return it with the matrices, too, that only refined encodings go by."""
+        return replace(self, _entries={**self._refining, **self._entries}, _refining={})
+
+    @property
+    def refining_names(self) -> tuple[str, ...]:
+        """The tensors that only refined encodings go by; :meth:`filtered` leaves them all."""
+        return tuple(self._refining)
+
     @property
     def fisher_names(self) -> tuple[str, ...]:
         """The tensors whose Fisher information the file has; :meth:`filtered` leaves them all."""
@@ -179,20 +192,21 @@ class Importance:
     def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Inputs | None:
         """Return what is known of the inputs of a matrix, the only one of its tensor.
 
-        None where the file knows no correlations at all, or not this matrix. Raises :class:`BadFileError` for
-        another number of columns.
+        None where the file knows no correlations at all; nothing but the length where it does not know this
+        matrix. Raises :class:`BadFileError` for another number of columns.
         """
-        weights = self.weights(name, row_length, 1) if self._correlations else None
-        if weights is None:
+        if not self._correlations:
             return None
-        known = self.correlated_name(name)
+        weights = self.weights(name, row_length, 1)
+        columns = np.ones(row_length, np.float32) if weights is None else weights[0]
+        known = None if weights is None else self.correlated_name(name)
         if known is None:
-            return known_inputs(weights[0], threads=threads)
+            return known_inputs(columns, threads=threads)
         entry = self._entries[known]
         if entry.n_values != row_length:
             raise self._of_another_model(known, entry, row_length, 1)
         tokens = float(entry.counts[0])
-        return known_inputs(weights[0], self.correlations(known), tokens, threads=threads)
+        return known_inputs(columns, self.correlations(known), tokens, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
@@ -211,6 +225,10 @@ class Importance:
         KeyError where the file has no entry of that name.
         """
         return self._read(name, self._entries[name])
+
+    def refining_sums(self, name: str) -> tuple[Floats, Floats]:
+        """As :meth:`sums`, of a tensor that only refined encodings go by."""
+        return self._read(name, self._refining[name])
 
     def fisher_sums(self, name: str) -> tuple[Floats, Floats]:
         """As :meth:`sums`, of the Fisher information: float32 [1, row_length], and the tokens, [1]."""
@@ -294,6 +312,8 @@ def load_importance(path: str | os.PathLike[str]) -> Importance:
         importance = _read_gguf(file) if is_gguf else _read_binary(file, stream)
     for name in importance.names:  # now, rather than in the middle of hours of work
         importance._means(name)
+    for name in importance.refining_names:
+        importance.refining_sums(name)
     for name in importance.fisher_names:
         importance.fisher_sums(name)
     for name in importance.correlated_names:
@@ -314,11 +334,13 @@ def _read_gguf(file: str) -> Importance:
             for key in ("imatrix.chunk_count", "imatrix.chunk_size")
         )
         entries = dict(_gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX))
+        refining = dict(_gguf_entries(file, gguf, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX))
         fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
-        correlated = dict(_gguf_correlations(file, gguf, entries))
+        correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}))
     if not entries:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, entries, fisher, correlated)
+    known = (entries, refining, fisher, correlated)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, *known)
 
 
 def _gguf_entries(

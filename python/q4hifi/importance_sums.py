@@ -25,6 +25,8 @@ from .importance import (
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
     FISHER_SUFFIX,
+    REFINING_COUNTS_SUFFIX,
+    REFINING_SUFFIX,
     SUMS_SUFFIX,
     Importance,
 )
@@ -74,7 +76,8 @@ class ImportanceSums:
     ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks. ``fisher`` has the
     matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
     squares, or nothing. ``products`` has the sums of products of pairs of columns, float32 [pairs]
-    (:mod:`q4hifi.correlations`); matrices of the same inputs have them once.
+    (:mod:`q4hifi.correlations`); matrices of the same inputs have them once. ``refining`` has matrices that
+    only refined encodings go by: that which makes the logits, where it is not among ``tensors``.
     """
 
     tensors: Mapping[str, ColumnSums]
@@ -82,6 +85,7 @@ class ImportanceSums:
     chunk_size: int
     fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
     products: Mapping[str, Floats] = field(default_factory=dict)
+    refining: Mapping[str, ColumnSums] = field(default_factory=dict)
 
     @property
     def chunk_count(self) -> int:
@@ -103,11 +107,12 @@ class ImportanceSums:
             for squares, counts in [importance.sums(name)]
         }
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
+        refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
         products = {
-            name: products_of(importance.correlations(name), tensors[name].squares[0])
+            name: products_of(importance.correlations(name), {**refining, **tensors}[name].squares[0])
             for name in importance.correlated_names
         }
-        return cls(tensors, importance.datasets, size, fisher, products)
+        return cls(tensors, importance.datasets, size, fisher, products, refining)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
@@ -121,8 +126,9 @@ class ImportanceSums:
             {
                 name: products + other.products[name]
                 for name, products in self.products.items()
-                if name in other.products
+                if name in other.products and (name in self.refining) == (name in other.refining)
             },
+            _added(self.refining, other.refining),
         )
 
     def save(
@@ -135,7 +141,7 @@ class ImportanceSums:
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        Fisher information and correlations, which llama.cpp passes over, are in the first form only.
+        What llama.cpp passes over, Fisher information and so on, is in the first form only.
         ``sources`` are files that ``path`` must not be.
         """
         if form not in FORMS:
@@ -165,13 +171,15 @@ class ImportanceSums:
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
         for of_tensors, suffix, counts_suffix in (
             (self.tensors, SUMS_SUFFIX, COUNTS_SUFFIX),
+            (self.refining, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX),
             (self.fisher, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX),
         ):
             for name, sums in sorted(of_tensors.items()):
                 yield name + suffix, sums.squares
                 yield name + counts_suffix, sums.counts.reshape(-1, 1)
+        known = {**self.refining, **self.tensors}
         for name, products in sorted(self.products.items()):
-            found = correlations_of(products, self.tensors[name].squares[0])
+            found = correlations_of(products, known[name].squares[0])
             yield name + CORRELATIONS_SUFFIX, found.reshape(1, -1)
 
     def _dat(self) -> Iterator[bytes]:

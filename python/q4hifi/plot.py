@@ -17,6 +17,9 @@ ENDINGS = (".png", ".svg", ".pdf")
 WIDE = 10
 """Divergences further apart than by this factor are drawn on a logarithmic scale."""
 
+FAR = 20
+"""A name that stands more points above or below its point is joined to it by a line."""
+
 
 def check_plot(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise :class:`BadOptionError` where :func:`plot_comparison` could not write, before any work."""
@@ -93,6 +96,9 @@ def _label(figure: Any, axes: Any, points: list[tuple[float, float, str]]) -> No
                 break
             if (dx, dy) != sides[-1][:2]:
                 text.remove()
+        if abs(dy) > FAR:
+            line = {"arrowstyle": "-", "color": "#9bb8d6", "shrinkA": 0, "shrinkB": 4}
+            axes.annotate("", (x, y), (dx, dy), textcoords="offset points", arrowprops=line)
         taken.append(box)
 
 

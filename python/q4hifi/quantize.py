@@ -157,7 +157,7 @@ def quantize_file(
     output = Output(dst, overwrite, keep_split, split_max_size)
     started = time.monotonic()
     with ModelFile.open(src) as model:
-        importance = _importance(imatrix, include_weights, exclude_weights)
+        importance = _importance(imatrix, include_weights, exclude_weights, options.is_refined)
         planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
         plan = planner.plan()
         if not allow_requantize:
@@ -234,21 +234,22 @@ def plan_file(
         refine=refine,
     )
     with ModelFile.open(src) as model:
-        importance = _importance(imatrix, include_weights, exclude_weights)
+        importance = _importance(imatrix, include_weights, exclude_weights, options.is_refined)
         output = Output("", keep_split=keep_split, split_max_size=split_max_size)
         planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
         return planner.plan()
 
 
 def _importance(
-    path: str | os.PathLike[str] | None, include: Sequence[str], exclude: Sequence[str]
+    path: str | os.PathLike[str] | None, include: Sequence[str], exclude: Sequence[str], refine: bool
 ) -> Importance | None:
     """The importance to use, None where no file is given or no tensor is left of it."""
     if path is None:
         if include or exclude:
             raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
         return None
-    return load_importance(path).filtered(include, exclude) or None
+    found = load_importance(path)
+    return (found.refining() if refine else found).filtered(include, exclude) or None
 
 
 @dataclass(frozen=True, slots=True)

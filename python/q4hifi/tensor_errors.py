@@ -18,7 +18,7 @@ from .rows import ErrorSums, Parts, check_finite, decode, encode, errors
 from .sensitivities import Energy
 from .types import TYPES
 
-SHARE = 1 / 96
+SHARE = 1 / 128
 """Of the rows of a matrix that are measured, but for the limits below."""
 
 FEWEST_ROWS, FEWEST_WEIGHTS = 64, 50_000

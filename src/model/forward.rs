@@ -255,19 +255,21 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// The logits of the states that leave the last layer.
+    /// The logits of the states that leave the last layer; a collector sees them all.
     fn output(&mut self, wanted: Range<usize>, logits: &mut [f32]) -> Result<(), ModelError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
         let Model { config, tensors, isa, .. } = self.model;
         let n = config.n_embd;
         let Buffers { state, normed, .. } = self.buffers;
-        let normed = &mut normed[..wanted.len() * n];
-        norm(*isa, config, &state[wanted.start * n..], &tensors.output_norm, normed);
         if let Some(collector) = self.collector.as_deref_mut() {
+            let normed = &mut normed[..state.len()];
+            norm(*isa, config, state, &tensors.output_norm, normed);
             collector.add(*isa, Site::Output, 0, normed);
         }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let normed = &mut normed[..wanted.len() * n];
+        norm(*isa, config, &state[wanted.start * n..], &tensors.output_norm, normed);
         apply(*isa, &tensors.output, normed, logits)?;
         if let Some(cap) = config.logit_softcap {
             each_row(logits, config.n_vocab, |_, row| {
