@@ -79,6 +79,8 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"measured, at {ABLATED}, by the stream alone", ABLATED, at, "fisher", unknown="fisher")
     name = f"measured, at {ABLATED}, errors do not cancel"
     yield Row(name, ABLATED, at, "correlations", unknown="products")
+    name = f"measured, at {ABLATED}, the output's inputs unknown"
+    yield Row(name, ABLATED, at, "correlations", unknown="refining")
 
 
 def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:

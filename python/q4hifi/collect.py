@@ -42,11 +42,11 @@ def collect_importance(
 
     The text is cut as by :func:`q4hifi.perplexity`, and every token counts. ``process_output`` takes
     the output matrix in, where it is a matrix of its own: otherwise only refined encodings go by what is
-    known of it. With ``score``, ``on_chunk`` gets the
-    perplexity so far after each chunk; without, that much work is saved. In ``fisher_chunks`` of the
-    chunks, spread over the text, what an error in each matrix does to the predictions is measured, too
-    (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With ``correlations`` those of the inputs are kept, by
-    which errors can be made to cancel. ``dataset`` is the text's name, which the file records.
+    known of it. With ``score``, ``on_chunk`` gets the perplexity so far after each chunk; without, that
+    much work is saved. In ``fisher_chunks`` of the chunks, spread over the text, what an error in each
+    matrix does to the predictions is measured, too (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With
+    ``correlations`` those of the inputs are kept, by which errors can be made to cancel. ``dataset`` is
+    the text's name, which the file records.
     """
     started = time.perf_counter()
     nll: list[Doubles] = []

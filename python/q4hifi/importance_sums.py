@@ -178,8 +178,8 @@ class ImportanceSums:
                 yield name + suffix, sums.squares
                 yield name + counts_suffix, sums.counts.reshape(-1, 1)
         known = {**self.refining, **self.tensors}
-        for name, products in sorted(self.products.items()):
-            found = correlations_of(products, known[name].squares[0])
+        for name in sorted(self.products.keys() & known.keys()):
+            found = correlations_of(self.products[name], known[name].squares[0])
             yield name + CORRELATIONS_SUFFIX, found.reshape(1, -1)
 
     def _dat(self) -> Iterator[bytes]:

@@ -221,7 +221,7 @@ def compare(
 @click.option("-o", "--output", metavar="OUT", help="Where the matrix goes. [default: imatrix.gguf]")
 @context_option
 @chunks_option
-@click.option("--process-output", is_flag=True, help="Take output.weight in, too.")
+@click.option("--process-output", is_flag=True, help="Let recipes go by output.weight's inputs, too.")
 @click.option("--no-ppl", is_flag=True, help="Do not measure perplexity on the way; a little faster.")
 @click.option(
     "--fisher-chunks", type=click.IntRange(min=0), default=FISHER_CHUNKS, show_default=True,
