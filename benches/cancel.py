@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
-from q4hifi.coverage import REFINED
+from q4hifi.candidates import candidates
 from q4hifi.importance import Importance
-from q4hifi.layout import SPLIT, Format
+from q4hifi.layout import SPLIT
 from q4hifi.model_file import RowRange
 from q4hifi.names import mate_of
 from q4hifi.rows import decode, encode
 from q4hifi.tensor_errors import OUTPUTS
-from q4hifi.types import Q4_HIFI, TYPES
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
 
@@ -50,9 +49,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     args = parser.parse_args()
     own, other = (q4hifi.load_importance(file).refining() for file in (args.imatrix, args.other))
-    formats = [Format(Q4_HIFI, 8, SPLIT) if name == "Q4_HIFI" else Format(TYPES[name]) for name in REFINED]
-    print(f"{'matrix':<26} {'text':>8}", *(f"{f.type.name:>8}" for f in formats))
-    elsewhere = []
+    header, elsewhere = "", []
     with q4hifi.open(args.model) as model:
         names = [f"blk.{layer}.{role}.weight" for layer in args.layers.split(",") for role in ROLES]
         for name in filter(own.is_correlated, [*names, *OUTPUTS]):
@@ -62,6 +59,9 @@ def main() -> None:
             columns, known = own.weights(name, n, 1), own.inputs(name, n)
             assert columns is not None
             texts = [products(importance, name, n) for importance in (own, other)]
+            formats = [f for f in candidates(n, stock=False, layout=SPLIT) if f.outliers in (0, 8)]
+            if header != (header := " ".join(f"{f.type.name:>8}" for f in formats)):
+                print(f"{'matrix':<26} {'text':>8} {header}")
             left = []
             for form in formats:
                 cost = []

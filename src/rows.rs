@@ -135,20 +135,21 @@ fn quantize_with(
     if let Some(inputs) = inputs {
         inputs.check(source.row_length)?;
     }
-    let inputs = inputs.filter(|_| is_refinable(kind)); // no other type's errors can cancel
     let isa = Isa::active()?;
     let row_length = source.row_length;
     let at_once = inputs.map_or(kernel::rows_at_once(kind, importance), |_| ROWS);
     let out = out.par_chunks_mut(at_once * row_bytes);
     per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
-        if let Some(inputs) = inputs {
+        if inputs.is_some() && is_refinable(kind) {
             search_rows(isa, kind, x, row_length, importance, out);
-            kernel::cancel(isa, kind, inputs, x, out);
         } else {
             kernel::quantize_rows(isa, kind, x, row_length, importance, out);
             if refine {
                 kernel::refine_rows(isa, kind, x, row_length, importance, out);
             }
+        }
+        if let Some(inputs) = inputs {
+            kernel::cancel(isa, kind, inputs, x, out);
         }
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
         for ((x, out), sums) in rows.zip(sums) {

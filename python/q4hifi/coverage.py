@@ -36,8 +36,8 @@ REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q
 (``benches/refine.py``), so that the plain encoder's need be measured only."""
 
 CANCELED = 0.77
-"""What cancelling leaves of the same types' errors as they are felt, eᵀ H e, on another text, where inputs'
-correlations are known: alike for all types and most matrices of a model of 1.5 B (``benches/cancel.py``)."""
+"""What cancelling leaves of errors as they are felt, eᵀ H e, on another text, where inputs' correlations are
+known: alike for all types of blocks and most matrices of a model of 1.5 B (``benches/cancel.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TensorErrors:
     """What a tensor could become, and the relative squared error of each.
 
     ``energy`` and ``fisher`` are what :func:`~q4hifi.sensitivities.default_sensitivities` asks for;
-    ``cancels`` says whether the errors of refined types will be made to cancel.
+    ``cancels`` says whether the errors of types of blocks will be made to cancel.
     """
 
     formats: tuple[Format, ...]
@@ -142,9 +142,8 @@ def make_menu(
 
 def _refined(form: Format, cancels: bool) -> float:
     """What refinement leaves of the plain encoder's error, as it is felt."""
-    if form.type.name not in REFINED:
-        return 1.0
-    return REFINED[form.type.name] * (CANCELED if cancels and not form.is_fork else 1.0)
+    can_cancel = form.type.block_size > 1 and not form.is_fork
+    return REFINED.get(form.type.name, 1.0) * (CANCELED if cancels and can_cancel else 1.0)
 
 
 def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:

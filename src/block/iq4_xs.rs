@@ -3,7 +3,7 @@
 
 use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
 use super::k_fit::for_each_block;
-use super::legacy::{inverse, pack_nibbles, unpack_nibbles};
+use super::legacy::{all_nibbles, inverse, pack_nibbles, unpack_nibbles};
 use super::{Block, Bytes, QK, QK_K};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
@@ -87,10 +87,7 @@ impl BlockIQ4XS {
     pub(crate) fn numbers(&self) -> [u8; QK_K] {
         let mut numbers = [0u8; QK_K];
         for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
-            for i in 0..QK / 2 {
-                let (low, high) = unpack_nibbles(qs, i);
-                (numbers[i], numbers[i + QK / 2]) = (low as u8, high as u8);
-            }
+            *numbers = all_nibbles(qs);
         }
         numbers
     }

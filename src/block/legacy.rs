@@ -38,6 +38,29 @@ pub(crate) fn unpack_five_bits(qs: &[u8; QK / 2], qh: [u8; 4], j: usize) -> (i32
     (low + fifth(j), high + fifth(j + QK / 2))
 }
 
+/// The 32 numbers, four bits each.
+#[inline(always)]
+pub(super) fn all_nibbles(qs: &[u8; QK / 2]) -> [u8; QK] {
+    in_halves(|j| unpack_nibbles(qs, j))
+}
+
+/// The 32 numbers, five bits each.
+#[inline(always)]
+pub(super) fn all_five_bits(qs: &[u8; QK / 2], qh: [u8; 4]) -> [u8; QK] {
+    in_halves(|j| unpack_five_bits(qs, qh, j))
+}
+
+/// 32 numbers of which `pair` gives numbers j and j + 16.
+#[inline(always)]
+fn in_halves(pair: impl Fn(usize) -> (i32, i32)) -> [u8; QK] {
+    let mut numbers = [0u8; QK];
+    for j in 0..QK / 2 {
+        let (low, high) = pair(j);
+        (numbers[j], numbers[j + QK / 2]) = (low as u8, high as u8);
+    }
+    numbers
+}
+
 /// Encodes a row as `d · (q - half)`: with importance by [`fit::fit_signed`], without by the weight
 /// of largest magnitude, which gets the number 0. `store` makes a block of `d` and the numbers.
 #[inline(always)]

@@ -75,6 +75,14 @@ impl BlockQ2K {
         self.qs = two_bits::pack(numbers);
     }
 
+    /// The numbers, each 0 to 3.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut numbers);
+        numbers
+    }
+
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
@@ -92,8 +100,7 @@ impl Block for BlockQ2K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let mut numbers = [0u8; QK_K];
-        two_bits::unpack(&self.qs, &mut numbers);
+        let numbers = self.numbers();
         let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
         for (j, (out, numbers)) in subs.enumerate() {
             let (scale, min) = self.scale_and_min(j);

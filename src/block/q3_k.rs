@@ -138,15 +138,17 @@ impl BlockQ3K {
         }
     }
 
-    /// Writes the 256 numbers, each 0 to 7, to `numbers`.
+    /// The numbers, each 0 to 7.
     #[inline(always)]
-    pub(crate) fn unpack(&self, numbers: &mut [u8]) {
-        two_bits::unpack(&self.qs, numbers);
+    pub(crate) fn numbers(&self) -> [u8; QK_K] {
+        let mut numbers = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut numbers);
         for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
             for (number, bits) in numbers.iter_mut().zip(&self.hmask) {
                 *number |= ((bits >> j) & 1) << 2;
             }
         }
+        numbers
     }
 }
 
@@ -158,8 +160,7 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let mut numbers = [0u8; QK_K];
-        self.unpack(&mut numbers);
+        let numbers = self.numbers();
         let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
         for ((out, numbers), scale) in subs.zip(self.all_scales()) {
             for (y, &q) in out.iter_mut().zip(numbers) {

@@ -67,13 +67,20 @@ impl BlockQ4K {
 
     /// Packs a fitted block.
     pub(crate) fn from_fit(fit: &KFit) -> Self {
-        let mut qs = [0u8; QK_K / 2];
-        for (qs, q) in qs.chunks_exact_mut(32).zip(fit.numbers.chunks_exact(64)) {
+        let (d, dmin) = (fit.d.to_le_bytes(), fit.dmin.to_le_bytes());
+        let mut block = Self { d, dmin, scales: fit.scales, ..Self::ZERO };
+        block.pack(&fit.numbers);
+        block
+    }
+
+    /// Stores the numbers, each 0 to 15.
+    #[inline(always)]
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+        for (qs, q) in self.qs.chunks_exact_mut(32).zip(numbers.chunks_exact(64)) {
             for i in 0..32 {
                 qs[i] = q[i] | (q[i + 32] << 4);
             }
         }
-        Self { d: fit.d.to_le_bytes(), dmin: fit.dmin.to_le_bytes(), scales: fit.scales, qs }
     }
 }
 

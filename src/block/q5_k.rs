@@ -61,15 +61,24 @@ impl BlockQ5K {
 
     /// Packs a fitted block.
     pub(crate) fn from_fit(fit: &KFit) -> Self {
-        let (mut qh, mut qs) = ([0u8; QK_K / 8], [0u8; QK_K / 2]);
-        for (j, q) in fit.numbers.chunks_exact(32).enumerate() {
-            let qs = &mut qs[j / 2 * 32..][..32];
+        let (d, dmin) = (fit.d.to_le_bytes(), fit.dmin.to_le_bytes());
+        let (qh, qs) = ([0; QK_K / 8], [0; QK_K / 2]);
+        let mut block = Self { d, dmin, scales: fit.scales, qh, qs };
+        block.pack(&fit.numbers);
+        block
+    }
+
+    /// Stores the numbers, each 0 to 31.
+    #[inline(always)]
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+        (self.qh, self.qs) = ([0; QK_K / 8], [0; QK_K / 2]);
+        for (j, q) in numbers.chunks_exact(32).enumerate() {
+            let qs = &mut self.qs[j / 2 * 32..][..32];
             for i in 0..32 {
                 qs[i] |= (q[i] & 0x0f) << (j % 2 * 4);
-                qh[i] |= (q[i] >> 4) << j;
+                self.qh[i] |= (q[i] >> 4) << j;
             }
         }
-        Self { d: fit.d.to_le_bytes(), dmin: fit.dmin.to_le_bytes(), scales: fit.scales, qh, qs }
     }
 }
 

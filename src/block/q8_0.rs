@@ -15,6 +15,20 @@ pub struct BlockQ8_0 {
 }
 const _: () = assert!(size_of::<BlockQ8_0>() == 34);
 
+impl BlockQ8_0 {
+    /// The numbers + 128.
+    #[inline(always)]
+    pub(crate) fn numbers(&self) -> [u8; QK] {
+        self.qs.map(|q| q ^ 0x80)
+    }
+
+    /// Stores numbers + 128.
+    #[inline(always)]
+    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
+        self.qs = numbers.map(|q| q ^ 0x80);
+    }
+}
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ8_0 {}
 

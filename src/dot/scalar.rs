@@ -9,7 +9,7 @@ use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
     Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
     BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
-    blocks, q3_k, two_bits,
+    blocks, q3_k,
 };
 use crate::float::f16_to_f32;
 
@@ -80,8 +80,7 @@ impl KBlock for BlockQ2K {
 
     #[inline(always)]
     fn sums(&self, y: &BlockQ8K) -> KSums {
-        let mut numbers = [0u8; QK_K];
-        two_bits::unpack(&self.qs, &mut numbers);
+        let numbers = self.numbers();
         let mut sums = KSums { scaled: 0, mins: 0 };
         for (j, dot) in dots_of_16(y, |i| i32::from(numbers[i])).into_iter().enumerate() {
             sums.scaled += i32::from(self.scales[j] & 0x0f) * dot;
@@ -99,8 +98,7 @@ impl KBlock for BlockQ3K {
 
     #[inline(always)]
     fn sums(&self, y: &BlockQ8K) -> KSums {
-        let mut numbers = [0u8; QK_K];
-        self.unpack(&mut numbers);
+        let numbers = self.numbers();
         let dots = dots_of_16(y, |i| i32::from(numbers[i]) - q3_k::HALF);
         let scaled = dots.into_iter().zip(self.unpack_scales());
         let scaled = scaled.map(|(dot, scale)| (i32::from(scale) - q3_k::HALF_SCALE) * dot).sum();

@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use super::weights::Role;
-use crate::block::QK_K;
+use crate::block::QK;
 use crate::correlations::{GROUP, ProductSums};
 use crate::kernel::Isa;
 use crate::team;
@@ -102,10 +102,10 @@ impl Collector {
     }
 }
 
-/// Whether errors of what is multiplied by the inputs of a site can cancel, and do. Those of blocks of 256 can.
+/// Whether errors of what is multiplied by the inputs of a site can cancel, and do. Those of blocks can.
 /// The products that ffn_down sees are nearly independent: on rows of 8960 a fifth of what the other matrices
 /// gain is not worth their length.
 fn asked_for(site: usize, width: usize) -> bool {
     let is_down = site % IN_LAYER == Site::FfnDown as usize;
-    width.is_multiple_of(QK_K) && !(is_down && width > GROUP)
+    width.is_multiple_of(QK) && !(is_down && width > GROUP)
 }

@@ -12,7 +12,10 @@
 use super::inputs::{Inputs, TILE};
 use super::lanes::{Lanes, MOST_LANES};
 use super::numbered::Numbered;
-use crate::block::{BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut};
+use crate::block::{
+    BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType, blocks_mut,
+};
 
 /// Rows that are best gone through together: what is known of the inputs is read once for all.
 pub(crate) const ROWS: usize = 64;
@@ -29,25 +32,37 @@ pub(crate) unsafe fn cancel<L: Lanes>(
     x: &[f32],
     encoded: &mut [u8],
 ) {
-    let x = x.as_chunks().0;
     if inputs.groups().is_empty() {
         return; // every number is the nearest
     }
     // SAFETY: the caller's promise.
     unsafe {
         match kind {
-            TensorType::IQ4XS => cancel_rows::<L, BlockIQ4XS>(inputs, x, blocks_mut(encoded)),
-            TensorType::Q4K => cancel_rows::<L, BlockQ4K>(inputs, x, blocks_mut(encoded)),
-            TensorType::Q5K => cancel_rows::<L, BlockQ5K>(inputs, x, blocks_mut(encoded)),
-            TensorType::Q6K => cancel_rows::<L, BlockQ6K>(inputs, x, blocks_mut(encoded)),
-            _ => {}
+            TensorType::Q4_0 => cancel_rows::<L, BlockQ4_0, _>(inputs, x, encoded),
+            TensorType::Q4_1 => cancel_rows::<L, BlockQ4_1, _>(inputs, x, encoded),
+            TensorType::Q5_0 => cancel_rows::<L, BlockQ5_0, _>(inputs, x, encoded),
+            TensorType::Q5_1 => cancel_rows::<L, BlockQ5_1, _>(inputs, x, encoded),
+            TensorType::Q8_0 => cancel_rows::<L, BlockQ8_0, _>(inputs, x, encoded),
+            TensorType::IQ4NL => cancel_rows::<L, BlockIQ4NL, _>(inputs, x, encoded),
+            TensorType::Q2K => cancel_rows::<L, BlockQ2K, _>(inputs, x, encoded),
+            TensorType::Q3K => cancel_rows::<L, BlockQ3K, _>(inputs, x, encoded),
+            TensorType::Q4K => cancel_rows::<L, BlockQ4K, _>(inputs, x, encoded),
+            TensorType::Q5K => cancel_rows::<L, BlockQ5K, _>(inputs, x, encoded),
+            TensorType::Q6K => cancel_rows::<L, BlockQ6K, _>(inputs, x, encoded),
+            TensorType::IQ4XS => cancel_rows::<L, BlockIQ4XS, _>(inputs, x, encoded),
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => {}
         }
     }
 }
 
 #[inline(always)]
-unsafe fn cancel_rows<L: Lanes, B: Numbered>(inputs: &Inputs, x: &[[f32; QK_K]], blocks: &mut [B]) {
-    let row = inputs.row_length() / QK_K;
+unsafe fn cancel_rows<L: Lanes, B: Numbered<N>, const N: usize>(
+    inputs: &Inputs,
+    x: &[f32],
+    encoded: &mut [u8],
+) {
+    let (x, blocks) = (x.as_chunks().0, blocks_mut::<B>(encoded));
+    let row = inputs.row_length() / N;
     let mut batch: Vec<Rows> = Vec::new();
     for (x, blocks) in x.chunks(ROWS * row).zip(blocks.chunks_mut(ROWS * row)) {
         let lanes = L::LANES * row;
@@ -58,7 +73,10 @@ unsafe fn cancel_rows<L: Lanes, B: Numbered>(inputs: &Inputs, x: &[[f32; QK_K]],
                 batch.iter_mut().zip(x.chunks(lanes)).zip(blocks.chunks(lanes))
             {
                 for place in 0..row {
-                    rows.read::<L, B>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
+                    rows.read::<L, B, N>(
+                        place,
+                        x[place..].iter().zip(&blocks[place..]).step_by(row),
+                    );
                 }
             }
             choose::<L>(inputs, &mut batch);
@@ -67,7 +85,7 @@ unsafe fn cancel_rows<L: Lanes, B: Numbered>(inputs: &Inputs, x: &[[f32; QK_K]],
             {
                 for place in 0..row {
                     let x = x[place..].iter().step_by(row);
-                    rows.write::<L, B>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
+                    rows.write::<L, B, N>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
                 }
             }
         }
@@ -95,7 +113,7 @@ struct Numbers([f32; MOST_LANES]);
 const ZEROS: Numbers = Numbers([0.0; MOST_LANES]);
 
 /// Numbers of a block in each lane, a lane after the other.
-type Blocks = [[f32; QK_K]; MOST_LANES];
+type Blocks<const N: usize> = [[f32; N]; MOST_LANES];
 
 /// Rows of one length side by side, a lane each: of column i the numbers from `i * LANES` on.
 struct Rows {
@@ -115,24 +133,24 @@ impl Rows {
 
     /// Takes in block `place` of the rows, of which there may be fewer than lanes.
     #[inline(always)]
-    unsafe fn read<'a, L: Lanes, B: Numbered + 'a>(
+    unsafe fn read<'a, L: Lanes, B: Numbered<N> + 'a, const N: usize>(
         &mut self,
         place: usize,
-        blocks: impl Iterator<Item = (&'a [f32; QK_K], &'a B)>,
+        blocks: impl Iterator<Item = (&'a [f32; N], &'a B)>,
     ) {
-        let (mut errors, mut steps): (Blocks, Blocks) =
-            ([[0.0; QK_K]; MOST_LANES], [[0.0; QK_K]; MOST_LANES]);
+        let (mut errors, mut steps): (Blocks<N>, Blocks<N>) =
+            ([[0.0; N]; MOST_LANES], [[0.0; N]; MOST_LANES]);
         for ((x, block), (errors, steps)) in blocks.zip(errors.iter_mut().zip(&mut steps)) {
             // SAFETY: the caller's promise.
             let view = unsafe { View::new::<L, B>(x, block) };
             (*errors, *steps) = (view.errors, view.steps);
         }
-        let place = place * QK_K * L::LANES;
+        let place = place * N * L::LANES;
         // SAFETY: the caller's promise; there are as many blocks here as lanes, and room there.
         unsafe {
             let to = |numbers: &mut [Numbers]| numbers.as_mut_ptr().cast::<f32>().add(place);
-            L::transpose(errors.as_ptr().cast(), QK_K, to(&mut self.errors));
-            L::transpose(steps.as_ptr().cast(), QK_K, to(&mut self.steps));
+            L::transpose(errors.as_ptr().cast(), N, to(&mut self.errors));
+            L::transpose(steps.as_ptr().cast(), N, to(&mut self.steps));
         }
     }
 
@@ -172,14 +190,14 @@ impl Rows {
 
     /// Writes what has changed in block `place` of the rows that were read.
     #[inline(always)]
-    unsafe fn write<'a, L: Lanes, B: Numbered + 'a>(
+    unsafe fn write<'a, L: Lanes, B: Numbered<N> + 'a, const N: usize>(
         &self,
         place: usize,
-        blocks: impl Iterator<Item = (&'a [f32; QK_K], &'a mut B)>,
+        blocks: impl Iterator<Item = (&'a [f32; N], &'a mut B)>,
     ) {
-        let (mut steps, mut tile): (Blocks, _) = ([[0.0; QK_K]; MOST_LANES], [ZEROS; MOST_LANES]);
-        for column in (0..QK_K).step_by(L::LANES) {
-            let from = (place * QK_K + column) * L::LANES;
+        let (mut steps, mut tile): (Blocks<N>, _) = ([[0.0; N]; MOST_LANES], [ZEROS; MOST_LANES]);
+        for column in (0..N).step_by(L::LANES) {
+            let from = (place * N + column) * L::LANES;
             // SAFETY: the caller's promise; there are as many numbers of that many columns, and room.
             let tile = unsafe {
                 let to = tile.as_mut_ptr().cast::<f32>();
@@ -205,31 +223,32 @@ impl Rows {
 }
 
 /// What a block comes to beside the weights that it stands for.
-struct View {
-    numbers: [u8; QK_K],
+struct View<const N: usize> {
+    numbers: [u8; N],
     /// The neighbouring numbers on the other side of the weights, or the same where there is none.
-    others: [u8; QK_K],
+    others: [u8; N],
     /// As in [`Rows`].
-    errors: [f32; QK_K],
-    steps: [f32; QK_K],
+    errors: [f32; N],
+    steps: [f32; N],
 }
 
-impl View {
+impl<const N: usize> View<N> {
     #[inline(always)]
-    unsafe fn new<L: Lanes, B: Numbered>(x: &[f32; QK_K], block: &B) -> Self {
+    unsafe fn new<L: Lanes, B: Numbered<N>>(x: &[f32; N], block: &B) -> Self {
         let numbers = block.numbers();
-        let (mut others, mut errors, mut steps) = ([0u8; QK_K], [0f32; QK_K], [0f32; QK_K]);
+        let (mut others, mut errors, mut steps) = ([0u8; N], [0f32; N], [0f32; N]);
         // SAFETY: the caller's promise; so below.
         let values = unsafe { B::values::<L>(&numbers) };
-        let sub = QK_K / B::SUB_BLOCKS;
+        let sub = N / B::SUB_BLOCKS;
         for j in 0..B::SUB_BLOCKS {
             let (scale, min) = block.scale_and_min(j);
             for i in j * sub..(j + 1) * sub {
                 errors[i] = scale * values[i] - min - x[i];
                 // upwards or downwards, and no farther than to the end; without a branch, which no
                 // CPU could predict
-                let upwards = u8::from((errors[i] < 0.0) == (scale > 0.0));
-                others[i] = (numbers[i] + 2 * upwards).saturating_sub(1).min(B::LAST);
+                let upwards = i16::from((errors[i] < 0.0) == (scale > 0.0));
+                let other = i16::from(numbers[i]) + 2 * upwards - 1;
+                others[i] = other.clamp(0, i16::from(B::LAST)) as u8;
             }
         }
         // SAFETY: as above.

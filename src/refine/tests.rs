@@ -1,6 +1,6 @@
 use super::cancel::ROWS;
 use super::{Inputs, is_refinable, weights_of};
-use crate::block::{QK_K, TensorType};
+use crate::block::{QK, QK_K, TensorType};
 use crate::correlations;
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
@@ -210,8 +210,19 @@ fn what_can_be_stored_exactly_is() {
     }
 }
 
+/// The types whose errors can cancel.
+fn numbered() -> impl Iterator<Item = TensorType> {
+    TensorType::ALL.into_iter().filter(|kind| kind.block_weights() > 1)
+}
+
 /// Enough for correlations; sanitizers take long over more.
 const COLUMNS: usize = 2 * QK_K;
+
+/// A row's length and importance: of blocks of 32 one that 256 does not divide.
+fn columns(kind: TensorType) -> (usize, Vec<f32>) {
+    let n = if kind.block_weights() == QK { COLUMNS - 5 * QK } else { COLUMNS };
+    (n, importance(n, 42))
+}
 
 /// Inputs that lie in six directions for half of what they are: H, and what is known of it.
 fn correlated(importance: &[f32]) -> (Vec<f64>, Inputs) {
@@ -250,9 +261,9 @@ fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Inputs, encoded: &[u
 
 #[test]
 fn errors_cancel_and_scales_stay() {
-    let (x, w) = (weights(COLUMNS, 41), importance(COLUMNS, 42));
-    let (h, inputs) = correlated(&w);
-    for kind in refinable() {
+    for kind in numbered() {
+        let (n, w) = columns(kind);
+        let (x, (h, inputs)) = (weights(n, 41), correlated(&w));
         let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
         let after = canceled(Isa::best(), kind, &x, &inputs, &before);
         let decoded = |row: &[u8]| {
@@ -265,8 +276,8 @@ fn errors_cancel_and_scales_stay() {
             cost(&h, &new) / cost(&h, &old),
             new.iter().map(|e| e * e).sum::<f32>() / old.iter().map(|e| e * e).sum::<f32>(),
         );
-        assert!(costs < 0.7, "{kind:?}: {costs}");
-        assert!((1.0..1.3).contains(&own), "{kind:?}: errors of {own}");
+        assert!(costs < 0.8, "{kind:?}: {costs}");
+        assert!((1.0..1.6).contains(&own), "{kind:?}: errors of {own}");
         let changed = old.iter().zip(&new).filter(|(a, b)| a != b).count();
         assert!((x.len() / 100..x.len() / 4).contains(&changed), "{kind:?}: {changed} changes");
     }
@@ -275,11 +286,12 @@ fn errors_cancel_and_scales_stay() {
 /// And rows do not meet: together they come to what each comes to alone.
 #[test]
 fn errors_cancel_in_the_same_way_on_every_isa() {
-    let (rows, w) = (rows(), importance(COLUMNS, 42));
-    let (_, inputs) = correlated(&w);
-    for kind in refinable() {
+    let rows = rows();
+    for kind in numbered() {
+        let (n, w) = columns(kind);
+        let (_, inputs) = correlated(&w);
         let one = |x: &Vec<f32>| {
-            let x = x[..COLUMNS].to_vec();
+            let x = x[..n].to_vec();
             let (_, encoded) = encode(Isa::Scalar, kind, &x, Some(&w));
             let alone = canceled(Isa::Scalar, kind, &x, &inputs, &encoded);
             (x, encoded, alone)
@@ -297,13 +309,17 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
 
 #[test]
 fn without_correlations_numbers_are_the_nearest() {
-    let (x, w) = (weights(COLUMNS, 41), importance(COLUMNS, 42));
-    let none = vec![0i8; correlations::pairs(w.len())];
-    for known in [&[], &none[..]] {
-        let inputs = Inputs::new(&w, known, 1e6).unwrap();
-        for kind in refinable() {
+    for kind in numbered() {
+        let (n, w) = columns(kind);
+        let (x, none) = (weights(n, 41), vec![0i8; correlations::pairs(n)]);
+        for known in [&[], &none[..]] {
+            let inputs = Inputs::new(&w, known, 1e6).unwrap();
             let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
-            assert!(canceled(Isa::best(), kind, &x, &inputs, &before) == before, "{kind:?}");
+            let after = canceled(Isa::best(), kind, &x, &inputs, &before);
+            // ggml rounds by scales that are not yet those of the block
+            assert!(after == before || !is_refinable(kind), "{kind:?}");
+            let (before, after) = (errors(kind, &x, None, &before), errors(kind, &x, None, &after));
+            assert!(before.iter().zip(&after).all(|(before, after)| after <= before), "{kind:?}");
         }
     }
 }
