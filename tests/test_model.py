@@ -369,6 +369,16 @@ def test_products_of_inputs_are_summed(model: q4hifi.Model) -> None:
     assert roles == {"attn_q", "attn_output", "ffn_gate", "ffn_down"}, "one of each place"
 
 
+def test_products_are_summed_of_all_rows_that_blocks_can_hold(tmp_path: Path) -> None:
+    path = write_runnable(tmp_path / "model.gguf", "llama", n_layer=1, n_embd=288, n_ff=2560, heads=(7, 1))
+    model = q4hifi.Model(path, threads=2)
+    sums = model.input_sums()
+    model.sequence().evaluate(np.arange(20), "none", sums=sums)
+    found = {name: count for name, (_, count) in sums.products().items()}
+    names = ("blk.0.attn_q.weight", "blk.0.attn_output.weight", "blk.0.ffn_gate.weight", "output.weight")
+    assert found == dict.fromkeys(names, 20), "but of no ffn_down as long as that"
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 

@@ -118,8 +118,9 @@ def quantize_file(
         Cut the output as the source is, or so that no file's data exceeds so many bytes.
     refine
         Search for blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI with less error, weighted by importance
-        and magnitude, than ggml's encoder leaves. The types and sizes stay; encoding takes two to five
-        times as long.
+        and magnitude, than ggml's encoder leaves; and let errors of all types of blocks cancel where the
+        imatrix knows how inputs are correlated. The types and sizes stay; encoding takes two to five times
+        as long.
         None: for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
         None is one a core.

@@ -67,7 +67,8 @@ def _quantize_options(command: Command) -> Command:
         click.option(
             "--refine/--no-refine",
             default=None,
-            help="Search for blocks with less error than llama-quantize's. [default: for Q4_HIFI]",
+            help="Search for blocks with less error than llama-quantize's, and let errors cancel."
+            " [default: for Q4_HIFI]",
         ),
         click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
