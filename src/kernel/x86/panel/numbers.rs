@@ -2,6 +2,7 @@
 
 use crate::block::iq4::{OFFSET, UNSIGNED};
 use crate::block::k_scales::unpack;
+use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
     Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k,
@@ -129,7 +130,9 @@ impl Numbers for BlockQ8_0 {
 
     #[inline(always)]
     fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        numbers.copy_from_slice(&self.numbers());
+        for (out, q) in numbers.iter_mut().zip(self.qs) {
+            *out = q ^ 0x80;
+        }
         scales[0] = half(self.d);
     }
 }
@@ -164,16 +167,20 @@ impl Numbers for BlockIQ4XS {
     }
 }
 
-/// The legacy types of four and five bits.
+/// The legacy types of four and five bits, whose number j and j + 16 `$pair` gives. Not by their `numbers`: five
+/// bits by way of an array take twice as long.
 macro_rules! legacy_numbers {
-    ($block:ident, $offset:literal $(, $add:expr)?) => {
+    ($block:ident, $offset:literal, $pair:expr $(, $add:expr)?) => {
         impl Numbers for $block {
             const OFFSET: i32 = $offset;
             $(const ADDS: bool = { let _: fn(&Self) -> [u8; 2] = $add; true };)?
 
             #[inline(always)]
             fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _adds: &mut [f32]) {
-                numbers.copy_from_slice(&self.numbers());
+                for j in 0..QK / 2 {
+                    let pair: (i32, i32) = $pair(self, j);
+                    (numbers[j], numbers[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
+                }
                 scales[0] = half(self.d);
                 $(_adds[0] = half($add(self));)?
             }
@@ -181,7 +188,7 @@ macro_rules! legacy_numbers {
     };
 }
 
-legacy_numbers!(BlockQ4_0, 8);
-legacy_numbers!(BlockQ4_1, 0, |b: &Self| b.m);
-legacy_numbers!(BlockQ5_0, 16);
-legacy_numbers!(BlockQ5_1, 0, |b: &Self| b.m);
+legacy_numbers!(BlockQ4_0, 8, |b: &Self, j| unpack_nibbles(&b.qs, j));
+legacy_numbers!(BlockQ4_1, 0, |b: &Self, j| unpack_nibbles(&b.qs, j), |b: &Self| b.m);
+legacy_numbers!(BlockQ5_0, 16, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j));
+legacy_numbers!(BlockQ5_1, 0, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j), |b: &Self| b.m);
