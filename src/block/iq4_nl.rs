@@ -2,7 +2,7 @@
 //! 4.5 bits a weight.
 
 use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
-use super::legacy::{all_nibbles, inverse, pack_nibbles, unpack_nibbles};
+use super::legacy::{all_nibbles, inverse, pack_nibbles, packed_numbers, unpack_nibbles};
 use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -23,19 +23,8 @@ impl BlockIQ4NL {
     pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs }
     }
-
-    /// The numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
-        all_nibbles(&self.qs)
-    }
-
-    /// Stores the numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        self.qs = pack_nibbles(numbers);
-    }
 }
+packed_numbers!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4NL {}

@@ -46,8 +46,8 @@ pub(super) fn all_nibbles(qs: &[u8; QK / 2]) -> [u8; QK] {
 
 /// The 32 numbers, five bits each.
 #[inline(always)]
-pub(super) fn all_five_bits(qs: &[u8; QK / 2], qh: [u8; 4]) -> [u8; QK] {
-    in_halves(|j| unpack_five_bits(qs, qh, j))
+pub(super) fn all_five_bits(qs: &[u8; QK / 2], qh: &[u8; 4]) -> [u8; QK] {
+    in_halves(|j| unpack_five_bits(qs, *qh, j))
 }
 
 /// 32 numbers of which `pair` gives numbers j and j + 16.
@@ -60,6 +60,26 @@ fn in_halves(pair: impl Fn(usize) -> (i32, i32)) -> [u8; QK] {
     }
     numbers
 }
+
+/// Gives a block its `numbers` and `pack`: the fields that hold them, how each is packed, and how all are unpacked.
+macro_rules! packed_numbers {
+    ($block:ident: $($field:ident = $pack:ident),+; $unpack:ident) => {
+        impl $block {
+            /// The numbers, each as wide as the type's.
+            #[inline(always)]
+            pub(crate) fn numbers(&self) -> [u8; QK] {
+                $unpack($(&self.$field),+)
+            }
+
+            /// Stores the numbers, each as wide as the type's.
+            #[inline(always)]
+            pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
+                $(self.$field = $pack(numbers);)+
+            }
+        }
+    };
+}
+pub(super) use packed_numbers;
 
 /// Encodes a row as `d · (q - half)`: with importance by [`fit::fit_signed`], without by the weight
 /// of largest magnitude, which gets the number 0. `store` makes a block of `d` and the numbers.

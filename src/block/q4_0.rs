@@ -1,6 +1,8 @@
 //! Q4_0: `w = d · (q - 8)`, q in 0..16. 18 bytes for 32 weights, 4.5 bits a weight.
 
-use super::legacy::{all_nibbles, pack_nibbles, quantize_symmetric, unpack_nibbles};
+use super::legacy::{
+    all_nibbles, pack_nibbles, packed_numbers, quantize_symmetric, unpack_nibbles,
+};
 use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -24,19 +26,8 @@ impl BlockQ4_0 {
     pub(crate) fn new(d: f32, numbers: &[u8; QK]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs: pack_nibbles(numbers) }
     }
-
-    /// The numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
-        all_nibbles(&self.qs)
-    }
-
-    /// Stores the numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        self.qs = pack_nibbles(numbers);
-    }
 }
+packed_numbers!(BlockQ4_0: qs = pack_nibbles; all_nibbles);
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_0 {}

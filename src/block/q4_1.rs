@@ -1,6 +1,6 @@
 //! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits a weight.
 
-use super::legacy::{all_nibbles, pack_nibbles, quantize_affine, unpack_nibbles};
+use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, quantize_affine, unpack_nibbles};
 use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -30,19 +30,8 @@ impl BlockQ4_1 {
             qs: pack_nibbles(numbers),
         }
     }
-
-    /// The numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
-        all_nibbles(&self.qs)
-    }
-
-    /// Stores the numbers, each 0 to 15.
-    #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        self.qs = pack_nibbles(numbers);
-    }
 }
+packed_numbers!(BlockQ4_1: qs = pack_nibbles; all_nibbles);
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_1 {}

@@ -1,7 +1,7 @@
 //! Q5_1: `w = d · q + m`, q in 0..32. 24 bytes for 32 weights, 6 bits a weight.
 
 use super::legacy::{
-    all_five_bits, pack_fifth_bits, pack_nibbles, quantize_affine, unpack_five_bits,
+    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, quantize_affine, unpack_five_bits,
 };
 use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
@@ -35,19 +35,8 @@ impl BlockQ5_1 {
             qs: pack_nibbles(numbers),
         }
     }
-
-    /// The numbers, each 0 to 31.
-    #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
-        all_five_bits(&self.qs, self.qh)
-    }
-
-    /// Stores the numbers, each 0 to 31.
-    #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        (self.qh, self.qs) = (pack_fifth_bits(numbers), pack_nibbles(numbers));
-    }
 }
+packed_numbers!(BlockQ5_1: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_1 {}

@@ -102,7 +102,7 @@ impl Collector {
     }
 }
 
-/// Whether errors of what is multiplied by the inputs of a site can cancel, and do. Those of blocks can.
+/// Whether errors of what is multiplied by the inputs of a site can cancel, and do. Those of types of blocks can.
 /// The products that ffn_down sees are nearly independent: on rows of 8960 a fifth of what the other matrices
 /// gain is not worth their length.
 fn asked_for(site: usize, width: usize) -> bool {

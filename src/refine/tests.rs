@@ -276,8 +276,10 @@ fn errors_cancel_and_scales_stay() {
             cost(&h, &new) / cost(&h, &old),
             new.iter().map(|e| e * e).sum::<f32>() / old.iter().map(|e| e * e).sum::<f32>(),
         );
-        assert!(costs < 0.8, "{kind:?}: {costs}");
-        assert!((1.0..1.6).contains(&own), "{kind:?}: errors of {own}");
+        // less from ggml's blocks, whose scales were found one by one
+        let (most, growth) = if is_refinable(kind) { (0.7, 1.3) } else { (0.8, 1.6) };
+        assert!(costs < most, "{kind:?}: {costs}");
+        assert!((1.0..growth).contains(&own), "{kind:?}: errors of {own}");
         let changed = old.iter().zip(&new).filter(|(a, b)| a != b).count();
         assert!((x.len() / 100..x.len() / 4).contains(&changed), "{kind:?}: {changed} changes");
     }
