@@ -54,9 +54,19 @@ SPREAD = (5**0.5 - 1) / 2
 """Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
 
 
-def calibration_file(model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None) -> str:
-    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model."""
-    return f"{os.fspath(model if imatrix is None else imatrix)}.sensitivity.json"
+def calibration_file(
+    model: str | os.PathLike[str],
+    imatrix: str | os.PathLike[str] | None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+) -> str:
+    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model.
+
+    One with a part of the imatrix only has another name.
+    """
+    part = _of_part(include_weights, exclude_weights)
+    name = os.fspath(model if imatrix is None else imatrix)
+    return f"{name}.{_print(part)[:8]}.sensitivity.json" if part else f"{name}.sensitivity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,8 @@ def calibrate(
     file: str | os.PathLike[str] | None = None,
     *,
     imatrix: str | os.PathLike[str] | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
     n_ctx: int = 256,
     n_chunks: int = 4,
     group: int = 1,
@@ -112,6 +124,8 @@ def calibrate(
         None keeps nothing.
     imatrix
         The importance matrix that the model will be quantized with.
+    include_weights, exclude_weights
+        Parts of names of the tensors that use the imatrix, or do not.
     n_ctx, n_chunks
         ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
         of a sensitivity is about 2 / sqrt(n_ctx / 2 · n_chunks) of it.
@@ -136,7 +150,7 @@ def calibrate(
     if file is not None:
         sources = [Path(path) for path in (model, imatrix) if path is not None]
         check_destination(Path(file), overwrite=True, sources=sources)  # before any work
-    importance = None if imatrix is None else load_importance(imatrix)
+    importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     tokens = np.asarray(lm.tokenize(text), np.uint32)
     if tokens.size < n_ctx * n_chunks:
@@ -150,7 +164,11 @@ def calibrate(
         setting = Setting(
             model=_model_print(source),
             text=_print(tokens.tobytes()),
-            importance=None if imatrix is None else _print(Path(imatrix).read_bytes()),
+            importance=(
+                None
+                if imatrix is None
+                else _print(Path(imatrix).read_bytes(), _of_part(include_weights, exclude_weights))
+            ),
             n_ctx=n_ctx,
             group=group,
         )
@@ -315,6 +333,13 @@ def _model_print(source: ModelFile) -> str:
             yield sample.tobytes()
 
     return _print(*pieces())
+
+
+def _of_part(include_weights: Sequence[str], exclude_weights: Sequence[str]) -> bytes:
+    """What tells one part of an imatrix from another; empty for the whole."""
+    if not (include_weights or exclude_weights):
+        return b""
+    return repr((sorted(include_weights), sorted(exclude_weights))).encode()
 
 
 def _print(*pieces: bytes) -> str:

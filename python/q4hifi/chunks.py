@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadOptionError
-from .gguf_io import os_errors
 from .gguf_metadata import decode_text
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
+from .text_file import read_text_bytes
 
 MIN_CONTEXT = 4
 """The shortest chunk that scores anything."""
@@ -35,12 +35,15 @@ Progress = Callable[[int, int, str], None]
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end.
+    """Read a UTF-8 text as llama.cpp's tools do: without one line end at its end, with a byte order mark.
 
-    Raises :class:`BadOptionError` where that cannot be done.
+    Bytes that are not UTF-8 become surrogates. Raises :class:`BadOptionError` for a file that cannot be
+    read, is empty, or is no text in UTF-8 (:func:`q4hifi.text_file.check_text`).
     """
-    with os_errors(Path(file), "be read", BadOptionError):
-        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))
+    data = read_text_bytes(Path(file)).removesuffix(b"\n")
+    if not data:
+        raise BadOptionError(f"{os.fspath(file)}: the file is empty; name one with a text")
+    return decode_text(data)
 
 
 class TextTokenizer(Protocol):

@@ -34,13 +34,21 @@ from ..evaluation_report import (
 from ..gguf_write import check_destination
 from ..importance import load_importance
 from ..importance_statistics import tensor_statistics
-from ..importance_sums import FORMS, GGUF, ImportanceSums
+from ..importance_sums import FORMS, GGUF, ImportanceSums, form_of
 from ..kl_divergence import KlDivergence, kl_divergence
 from ..perplexity import Perplexity
 from ..perplexity import perplexity as measure_perplexity
 from ..plot import check_plot, plot_comparison
 from ..report import printable
-from .common import console, json_option, print_json, progress_bar, threads_option
+from .common import (
+    console,
+    exclude_option,
+    include_option,
+    json_option,
+    print_json,
+    progress_bar,
+    threads_option,
+)
 from .group import main
 
 Found = TypeVar("Found")
@@ -236,8 +244,16 @@ def compare(
     "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
 )
 @click.option(
-    "--output-format", "form", type=click.Choice(FORMS), default=GGUF, show_default=True,
-    help="The form that llama.cpp writes today, or its older one.",
+    "--output-format", "form", type=click.Choice(FORMS),
+    help="The form that llama.cpp writes today, or its older one. [default: the ending of OUT, else gguf]",
+)  # fmt: skip
+@click.option(
+    "--include-weights", multiple=True, metavar="NAME",
+    help="Take from --in-file only the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--exclude-weights", multiple=True, metavar="NAME",
+    help="Leave out of --in-file the tensors whose names contain NAME. Repeatable.",
 )  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -254,7 +270,9 @@ def imatrix(
     fisher_chunks: int,
     no_correlations: bool,
     in_files: tuple[str, ...],
-    form: str,
+    form: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     show_statistics: bool,
     overwrite: bool,
     threads: int | None,
@@ -266,11 +284,16 @@ def imatrix(
     only shown.
     """
     if model is not None or len(in_files) > 1:
-        output = output or f"imatrix.{form}"
+        output = output or f"imatrix.{form or GGUF}"
+    if (include_weights or exclude_weights) and not in_files:
+        raise BadOptionError("--include-weights and --exclude-weights choose from --in-file; give one")
+    form = form if output is None else form_of(output, form)
     sources = [Path(name) for name in in_files]
     if output is not None:
         check_destination(Path(output), overwrite, sources)  # before any work
-    parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
+    parts = [
+        ImportanceSums.of(load_importance(name, include_weights, exclude_weights), n_ctx) for name in in_files
+    ]
     ppl: list[Perplexity] = []
     if model is not None:
         text = read_text(_named(file))
@@ -331,6 +354,8 @@ def imatrix(
 @click.argument("model")
 @file_option
 @click.option("--imatrix", metavar="I", help="The importance matrix that MODEL is to be quantized with.")
+@include_option
+@exclude_option
 @click.option(
     "-o",
     "--output",
@@ -356,6 +381,8 @@ def calibrate(
     model: str,
     file: str | None,
     imatrix: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     output: str | None,
     n_ctx: int,
     n_chunks: int,
@@ -369,13 +396,15 @@ def calibrate(
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
     text = read_text(_named(file))
-    output = output or calibration_file(model, imatrix)
+    output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     with progress_bar() as progress:
         found = measure_sensitivities(
             model,
             text,
             output,
             imatrix=imatrix,
+            include_weights=include_weights,
+            exclude_weights=exclude_weights,
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             group=group,
