@@ -30,7 +30,6 @@ from .candidates import probe_of
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
-from .gguf_write import check_destination
 from .importance import Floats as Weights
 from .importance import Importance, load_importance
 from .layout import Format
@@ -38,6 +37,7 @@ from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
+from .output_file import check_destination
 from .rows import ErrorSums, encode, thread_count
 from .tensor import QuantizedTensor
 from .types import TensorType

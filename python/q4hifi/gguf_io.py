@@ -7,9 +7,10 @@ import io
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,23 @@ class PositionedFile:
     """An unbuffered binary file whose reads and writes state their offset; thread safe.
 
     ``mode`` is "rb" for an existing file, "xb" for one that must not exist yet. All methods raise
-    plain OSError.
+    plain OSError. A context manager, which closes it.
     """
 
-    def __init__(self, path: Path, mode: str) -> None:
-        """Open ``path``."""
+    def __init__(self, path: Path, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
+        """Open ``path``; ``opener`` as of :func:`open`."""
         self.path = path
-        self._file = io.FileIO(path, mode)
+        self._file = io.FileIO(path, mode, opener=opener)
         self._lock = threading.Lock()  # for systems without pread and pwrite
+
+    @property
+    def raw(self) -> io.FileIO:
+        """The file itself, with a position of its own."""
+        return self._file
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._file.fileno()
 
     def size(self) -> int:
         """Size of the file in bytes."""
@@ -93,6 +103,14 @@ class PositionedFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __enter__(self) -> PositionedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):

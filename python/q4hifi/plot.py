@@ -9,8 +9,7 @@ from typing import Any
 from .compare import Comparison
 from .errors import BadOptionError
 from .evaluation_report import short_names
-from .gguf_write import check_destination
-from .output_file import new_file
+from .output_file import check_destination, new_file
 
 ENDINGS = (".png", ".svg", ".pdf")
 

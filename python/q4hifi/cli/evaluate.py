@@ -31,11 +31,11 @@ from ..evaluation_report import (
     running_perplexity,
     speed_table,
 )
-from ..gguf_write import check_destination
 from ..importance import load_importance
 from ..importance_statistics import tensor_statistics
 from ..importance_sums import FORMS, GGUF, ImportanceSums
 from ..kl_divergence import KlDivergence, kl_divergence
+from ..output_file import check_destination
 from ..perplexity import Perplexity
 from ..perplexity import perplexity as measure_perplexity
 from ..plot import check_plot, plot_comparison

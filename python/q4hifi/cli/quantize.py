@@ -15,9 +15,9 @@ import click
 from ..errors import BadOptionError
 from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
 from ..gguf_split import parse_size
-from ..gguf_write import check_destination
 from ..layout import LAYOUTS, SPLIT
 from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
+from ..output_file import check_destination
 from ..plan import Plan
 from ..quantize import plan_file, quantize_file
 from ..recipes import RECIPES, find_recipe
