@@ -42,8 +42,8 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
 class PositionedFile:
     """An unbuffered binary file whose reads and writes state their offset; thread safe.
 
-    ``mode`` is "rb" for an existing file, "xb" for one that must not exist yet. All methods raise
-    plain OSError. A context manager, which closes it.
+    ``mode`` is "rb" or "r+b" for an existing file, "xb" or "x+b" for one that must not exist yet. A context
+    manager, which closes it. All methods raise plain OSError.
     """
 
     def __init__(self, path: Path, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
@@ -84,7 +84,7 @@ class PositionedFile:
     def reserve(self, size: int) -> None:
         """Make the file ``size`` bytes long, all zero, and take the disk space now where possible."""
         self._file.truncate(size)
-        if not hasattr(os, "posix_fallocate"):
+        if not size or not hasattr(os, "posix_fallocate"):
             return
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
