@@ -2,10 +2,11 @@
 
 A GGUF file without weights. ``q4hifi.comparison.text`` is a fingerprint of the reference model, the text and
 how it is cut. ``q4hifi.comparison.models`` has the fingerprints of the models, :data:`REFERENCE` for the
-reference, and ``q4hifi.comparison.chunks`` the number of chunks of each. Of model number I, with a value for each scored
-token, there are the tensors ``I.nll`` (F64), and but for the reference ``I.nll_base``, ``I.kld``,
-``I.delta_p`` (F64) and ``I.same_top`` (I8); see :class:`q4hifi.logits.Divergence`. ``I.rates`` (F64) has tokens
-a second, and at its end the seconds in all.
+reference, and ``q4hifi.comparison.chunks`` the number of chunks of each.
+
+Model number I has the tensors ``I.nll`` (F64), and but for the reference ``I.nll_base``, ``I.kld``,
+``I.delta_p`` (F64) and ``I.same_top`` (I8), with a value for each scored token
+(:class:`q4hifi.logits.Divergence`). ``I.rates`` (F64) has tokens a second, and at its end the seconds in all.
 """
 
 from __future__ import annotations
