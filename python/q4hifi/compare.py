@@ -168,7 +168,8 @@ def compare(
     models do, their error.
     """
     with ExitStack() as stack:
-        opening = [opened(model, n_ctx=n_ctx, threads=threads) for model in (reference, *models)]
+        room = max(n_ctx, DECODE_TOKENS)
+        opening = [opened(model, n_ctx=room, threads=threads) for model in (reference, *models)]
         base, *others = (_Running(stack.enter_context(model)) for model in opening)
         for other in others:
             _check_vocabulary(base.model, other.model)
