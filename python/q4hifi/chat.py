@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 from gguf.constants import Keys
 
 from .errors import Q4HifiError, UnsupportedModelError
 from .template_process import ANOTHER_TEMPLATE, RENDER_SECONDS, TemplateLimitError, render_template
+
+_NOT_A_WORD = "q4hifi-key"
+"""A key that the parts of made-up messages have besides; it is in a prompt that shows them whole."""
 
 Message = Mapping[str, Any]
 """It has a ``role`` (system, user, assistant, ...), a ``content``, and what else the template reads."""
@@ -66,16 +70,21 @@ def render_words(
     in the other for another. Each role gets the form that shows its words; a text where both do. Where a
     system message is refused or left out, the user's first message begins with its words, as in llama.cpp.
 
-    Which form shows the words is seen by other words in their place, as long as they are: a template may
-    well change a text, for example strip blanks.
+    Which form shows the words is found with made-up words in their places. The blanks between the words
+    do not count, and neither does what the template writes there: it may strip blanks, or indent.
 
     Raises :class:`UnsupportedModelError` where the prompt lacks the words of the system or of the last
     message whatever their form, and what :func:`render` raises.
     """
-    deadline = time.monotonic() + time_limit
+    seconds = 0.0
 
     def shown(messages: Sequence[Message]) -> str:
-        return render(template, messages, time_limit=max(0, deadline - time.monotonic()), **options)
+        nonlocal seconds
+        started = time.monotonic()
+        try:
+            return render(template, messages, time_limit=max(0.0, time_limit - seconds), **options)
+        finally:
+            seconds += time.monotonic() - started
 
     best: list[Message] | None = None
     failure: Q4HifiError | None = None  # of the plainest form
@@ -85,15 +94,17 @@ def render_words(
     }
     for merged, parts in _arrangements(messages):
         try:
-            prompt = shown(_arranged(probes, merged, parts)).casefold()
+            prompt = shown(_arranged(probes, merged, parts, {_NOT_A_WORD: ""})).casefold()
         except TemplateLimitError:
             raise  # it would take as long in every form
         except Q4HifiError as error:
             failure = failure if parts else error
             continue
-        missing = {i for i, probe in enumerate(probes) if probe["content"] not in prompt}
+        missing = {i for i, probe in enumerate(probes) if not _is_shown(probe["content"], prompt)}
+        if _NOT_A_WORD in prompt:  # it prints lists with brackets and all
+            missing = needed
         if not missing or (best is None and not missing & needed):
-            best = _arranged(messages, merged, parts)
+            best = _arranged(messages, merged, parts, {})
         if not missing:
             break
         if not parts:
@@ -108,8 +119,19 @@ def render_words(
 
 
 def _probe(number: int, content: str) -> str:
-    """A word of at least the length of ``content`` that no template has by itself."""
-    return f"q4hifi{number}{'x' * len(content)}end"
+    """``content`` with other words, which are as long and which no template has by itself."""
+    count = itertools.count()
+    return re.sub(r"\S+", lambda word: f"q4hifi{number}w{next(count)}".ljust(len(word[0]), "x"), content)
+
+
+def _is_shown(probe: str, prompt: str) -> bool:
+    """Whether the words of ``probe`` are in ``prompt``, in their order."""
+    at = 0
+    for word in probe.split():
+        at = prompt.find(word, at) + len(word)
+        if at < len(word):
+            return False
+    return True
 
 
 def _arrangements(messages: Sequence[Message]) -> Iterator[tuple[bool, Collection[str]]]:
@@ -123,16 +145,19 @@ def _arrangements(messages: Sequence[Message]) -> Iterator[tuple[bool, Collectio
     for merged in (False, True)[: 1 + can_merge]:
         present = roles[1:] if merged else roles
         for count in range(len(present) + 1):
-            for parts in combinations(present, count):
+            for parts in itertools.combinations(present, count):
                 yield merged, parts
 
 
-def _arranged(messages: Sequence[Message], merged: bool, parts: Collection[str]) -> list[Message]:
+def _arranged(
+    messages: Sequence[Message], merged: bool, parts: Collection[str], more: Mapping[str, str]
+) -> list[Message]:
+    """Return the messages in one of the arrangements, with ``more`` in each part of a list."""
     if merged:
         system, first, *rest = messages
         messages = [{**first, "content": f"{system['content']}\n{first['content']}"}, *rest]
     return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        {**message, "content": [{"type": "text", "text": message["content"], **more}]}
         if message["role"] in parts
         else message
         for message in messages

@@ -28,6 +28,7 @@ ANOTHER_TEMPLATE = "give another template with --chat-template"
 """What to do about a template that is no good."""
 
 _START_SECONDS = 60.0  # it takes 0.1 s, but not on a busy machine
+_SENDING_SECONDS = 1e-6  # for each character of the variables, far more than it takes
 _MEMORY = 512 << 20  # bytes
 _MAX_TEMPLATE = 1 << 20  # characters; published templates have up to 0.1 million
 _MAX_ADDED = 1 << 18  # characters that a template may add to a conversation ...
@@ -108,10 +109,11 @@ class _Worker:
         answer = self._exchange(line, job["seconds"], 12 * job["max_length"] + 10_000)
         if answer is None:
             return {"failure": "time"}
-        try:
-            return dict(json.loads(answer))
-        except ValueError:
-            return {"failure": "crash"}
+        with suppress(ValueError):
+            found = json.loads(answer)
+            if isinstance(found, dict) and ("prompt" in found or found.get("failure") in _FAILURES):
+                return found
+        return {"failure": "crash"}
 
     def _exchange(self, line: bytes, seconds: float, most: int) -> bytes | None:
         """Send a line and return the next one that comes, of ``most`` bytes; None if that takes too long."""
@@ -160,10 +162,10 @@ def render_template(template: str, variables: Mapping[str, Any], seconds: float)
             f"a chat template takes only what JSON can hold (texts, numbers, lists, dicts): {error}"
         ) from None
     max_length = _MAX_ADDED + _MAX_REPEATS * length
+    seconds += _SENDING_SECONDS * length
+    job = {"template": template, "variables": variables, "max_length": max_length, "seconds": seconds}
     with _lock:
-        answer = _answer(
-            {"template": template, "variables": variables, "max_length": max_length, "seconds": seconds}
-        )
+        answer = _answer(job)
     if "prompt" in answer:
         return answer["prompt"]
     error_class, text = _FAILURES[answer["failure"]]

@@ -97,7 +97,7 @@ def generate(
             raise BadOptionError(f"{option} needs --chat")
     text = prompt if file is None else _text_of(file)
     if text is None and not chat:
-        raise BadOptionError("there is no prompt; give one with -p or -f, or --chat for a conversation")
+        raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
     if template is not None and not ("{{" in template or "{%" in template):
         template = read_text(template)
     sampler = Sampler(
