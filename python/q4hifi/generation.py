@@ -180,8 +180,8 @@ class Chat:
         )
         with ErrorsAt(f"{self._model.path}: "):
             prompt = render_words(self._template, shielded, bos=bos, eos=eos)
-        if tokenizer.add_bos:
-            prompt = prompt.removeprefix(bos)
-        if tokenizer.add_eos:
-            prompt = prompt.removesuffix(eos)
-        return tokenizer.encode(prompt, parse_special=True, shield=SHIELD)
+            if tokenizer.add_bos:
+                prompt = prompt.removeprefix(bos)
+            if tokenizer.add_eos:
+                prompt = prompt.removesuffix(eos)
+            return tokenizer.encode(prompt, parse_special=True, shield=SHIELD)

@@ -10,7 +10,6 @@ from rich.cells import cell_len
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but for tab and line end: a terminal would obey them."""
 
-_PART = re.compile(r"[ \t\n]|[^ \t\n]+")
 _TAB = 8  # columns
 
 
@@ -30,12 +29,12 @@ class WordWrap:
     def feed(self, text: str) -> str:
         """Return what can be printed now that ``text`` has come."""
         out: list[str] = []
-        for part in _PART.findall(_CONTROL.sub("", text)):
-            if part in " \t\n":
-                out += self.flush(), self._blank(part)
+        for character in _CONTROL.sub("", text):
+            if character in " \t\n":
+                out += self.flush(), self._blank(character)
                 continue
-            self._word += part
-            if cell_len(self._word) >= self._width() or cell_len(part[-1]) == 2:
+            self._word += character
+            if cell_len(character) == 2 or cell_len(self._word) >= self._width():
                 out.append(self.flush())
         return "".join(out)
 
