@@ -14,10 +14,9 @@ first, and each further one sharpens it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,8 @@ from .candidates import probe_of
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
-from .gguf_write import check_destination
+from .fingerprint import fingerprint, model_fingerprint
+from .gguf_split import files_of
 from .importance import Floats as Weights
 from .importance import Importance, load_importance
 from .layout import Format
@@ -38,6 +38,7 @@ from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
+from .output_file import check_writable
 from .rows import ErrorSums, encode, thread_count
 from .tensor import QuantizedTensor
 from .types import TensorType
@@ -134,8 +135,8 @@ def calibrate(
             " 1 or more"
         )
     if file is not None:
-        sources = [Path(path) for path in (model, imatrix) if path is not None]
-        check_destination(Path(file), overwrite=True, sources=sources)  # before any work
+        sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]
+        check_writable(file, overwrite=True, sources=sources)  # before any work
     importance = None if imatrix is None else load_importance(imatrix)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     tokens = np.asarray(lm.tokenize(text), np.uint32)
@@ -148,9 +149,9 @@ def calibrate(
         source = stack.enter_context(ModelFile.open(model))
         groups = _groups(source, lm.n_layer, group)
         setting = Setting(
-            model=_model_print(source),
-            text=_print(tokens.tobytes()),
-            importance=None if imatrix is None else _print(Path(imatrix).read_bytes()),
+            model=model_fingerprint(source),
+            text=fingerprint(tokens.tobytes()),
+            importance=None if imatrix is None else fingerprint(Path(imatrix).read_bytes()),
             n_ctx=n_ctx,
             group=group,
         )
@@ -298,27 +299,3 @@ def _chunk(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:
     if bos is not None:
         chunk[0] = bos
     return chunk
-
-
-# ---- fingerprints --------------------------------------------------------------------------------
-
-SAMPLE = 4096
-"""Bytes of each tensor that a model is known by."""
-
-
-def _model_print(source: ModelFile) -> str:
-    def pieces() -> Iterator[bytes]:
-        for info in source.gguf.tensors.values():
-            yield f"{info.name} {info.shape} {info.type.name};".encode()
-            sample = np.empty(min(info.nbytes, SAMPLE), np.uint8)
-            source.gguf.read_into(info, 0, sample)
-            yield sample.tobytes()
-
-    return _print(*pieces())
-
-
-def _print(*pieces: bytes) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()

@@ -64,6 +64,10 @@ class TextTokenizer(Protocol):
 class InputSums(Protocol):
     """Sums of the squares of what a model's matrices are multiplied by."""
 
+    def take(self, other: Any) -> None:
+        """Add the sums of another collector of the same model to these, and set those to zero."""
+        ...
+
     def all(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
         """Tensor name -> sums of each input column, float64 [n_in], and of how many rows."""
         ...

@@ -152,8 +152,10 @@ def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
     yield _cell(model.decode_speed, 1)
 
 
-def _cell(e: Estimate, digits: int) -> Text:
+def _cell(e: Estimate | None, digits: int) -> Text:
     """A value over its error, with so many digits after the point, and fewer where many stand before it."""
+    if e is None:
+        return Text()
     digits = _digits(e.value, digits)
     return Text.assemble(f"{e.value:.{digits}f}\n", (f"±{e.error:.{digits}f}", "dim"))
 

@@ -52,6 +52,12 @@ def shard_paths(folder: Path, prefix: str, count: int) -> tuple[Path, ...]:
     return tuple(folder / f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files of the model that ``path`` belongs to, as its name says; they need not exist."""
+    shard = shard_name(path)
+    return shard_paths(path.parent, shard.prefix, shard.total) if shard else (path,)
+
+
 def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
     """Where a model of ``count`` files goes that the user wants at ``dst``: there, or beside it in shards."""
     if count == 1:

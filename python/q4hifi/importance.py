@@ -51,6 +51,8 @@ SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
+KEY_RUN = "q4hifi.imatrix.run"
+
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -84,7 +86,8 @@ class Importance:
 
     ``file`` is the path as the caller wrote it, because a quantized file records it so.
     ``chunk_count`` is the number of text chunks measured, ``chunk_size`` their tokens; None where
-    the file does not say.
+    the file does not say. ``run`` is the fingerprint of what :func:`q4hifi.collect_importance` measured it
+    with, by which an interrupted run is resumed; None in files of other programs and of sums.
     """
 
     file: str
@@ -95,6 +98,7 @@ class Importance:
     _refining: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
+    run: str | None = None
 
     @property
     def path(self) -> Path:
@@ -337,10 +341,12 @@ def _read_gguf(file: str) -> Importance:
         refining = dict(_gguf_entries(file, gguf, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX))
         fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
         correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}))
+        run = gguf.metadata.get(KEY_RUN)
     if not entries:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
     known = (entries, refining, fisher, correlated)
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, *known)
+    run = run if isinstance(run, str) else None
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, *known, run)
 
 
 def _gguf_entries(

@@ -19,12 +19,13 @@ from gguf.constants import GGUFValueType
 from .correlations import Correlations, correlations_of, products_of
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
-from .gguf_write import GgufWriter
+from .gguf_write import GgufWriter, file_sizes
 from .importance import (
     CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
     FISHER_SUFFIX,
+    KEY_RUN,
     REFINING_COUNTS_SUFFIX,
     REFINING_SUFFIX,
     SUMS_SUFFIX,
@@ -77,7 +78,8 @@ class ImportanceSums:
     matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
     squares, or nothing. ``products`` has the sums of products of pairs of columns, float32 [pairs]
     (:mod:`q4hifi.correlations`); matrices of the same inputs have them once. ``refining`` has matrices that
-    only refined encodings go by: that which makes the logits, where it is not among ``tensors``.
+    only refined encodings go by: that which makes the logits, where it is not among ``tensors``. ``run`` is
+    the fingerprint of what they were measured with (:attr:`q4hifi.Importance.run`).
     """
 
     tensors: Mapping[str, ColumnSums]
@@ -86,6 +88,7 @@ class ImportanceSums:
     fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
     products: Mapping[str, Floats] = field(default_factory=dict)
     refining: Mapping[str, ColumnSums] = field(default_factory=dict)
+    run: str | None = None
 
     @property
     def chunk_count(self) -> int:
@@ -112,7 +115,7 @@ class ImportanceSums:
             name: products_of(importance.correlations(name), {**refining, **tensors}[name].squares[0])
             for name in importance.correlated_names
         }
-        return cls(tensors, importance.datasets, size, fisher, products, refining)
+        return cls(tensors, importance.datasets, size, fisher, products, refining, importance.run)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
@@ -153,20 +156,24 @@ class ImportanceSums:
                 file.writelines(self._dat())
             return
         tensors = dict(self._gguf_tensors())
-        stored = [
-            StoredTensor(name, _ggml_shape(values), I8 if values.dtype == np.int8 else F32)
-            for name, values in tensors.items()
-        ]
+        stored = [_stored(name, values) for name, values in tensors.items()]
         with GgufWriter(path, self._metadata(), stored, overwrite=overwrite, sources=sources) as writer:
             for name, values in tensors.items():
                 writer.write_at(name, 0, np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
             writer.commit()
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file in the first form."""
+        stored = [_stored(name, values) for name, values in self._gguf_tensors()]
+        return sum(file_sizes(self._metadata(), stored))
+
     def _metadata(self) -> Metadata:
         pairs = Metadata().with_value("general.type", "imatrix", GGUFValueType.STRING)
         pairs = pairs.with_value("imatrix.datasets", list(self.datasets), GGUFValueType.STRING)
         pairs = pairs.with_value("imatrix.chunk_count", self.chunk_count, GGUFValueType.UINT32)
-        return pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+        pairs = pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+        return pairs if self.run is None else pairs.with_value(KEY_RUN, self.run, GGUFValueType.STRING)
 
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
         for of_tensors, suffix, counts_suffix in (
@@ -209,6 +216,23 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
             )
         found[name] = sums if known is None else known + sums
     return found
+
+
+def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
+    """Return the form that a file is to have: ``form``, or what its name says, or "gguf".
+
+    Raises :class:`BadOptionError` where the two contradict each other.
+    """
+    named = Path(path).suffix.lower().removeprefix(".")
+    if form is not None and named in FORMS and named != form:
+        raise BadOptionError(
+            f"{path}: is called a .{named} file, and the form {form} is asked for; choose one"
+        )
+    return form or (named if named in FORMS else GGUF)
+
+
+def _stored(name: str, values: Floats | Correlations) -> StoredTensor:
+    return StoredTensor(name, _ggml_shape(values), I8 if values.dtype == np.int8 else F32)
 
 
 def _ggml_shape(values: Floats | Correlations) -> tuple[int, ...]:

@@ -344,6 +344,16 @@ class InputSums:
         if not any(role == "output" for role, _ in places.values()):
             self._places["token_embd.weight"] = ("output", None)  # which serve as output
 
+    def take(self, other: InputSums) -> None:
+        """Add the sums of ``other`` to these, and set those to zero.
+
+        Raises :class:`BadOptionError` where they are of a model of another shape.
+        """
+        try:
+            self.core.take(other.core)
+        except ValueError as cause:
+            raise BadOptionError(str(cause)) from None
+
     def of(self, name: str) -> tuple[npt.NDArray[np.float64], int] | None:
         """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""
         place = self._places.get(name)

@@ -6,8 +6,7 @@ Options and labels that llama-perplexity, llama-imatrix and llama-bench have are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import click
@@ -18,8 +17,9 @@ from ..calibrate import LONGEST_CHUNK, calibration_file
 from ..calibrate import calibrate as measure_sensitivities
 from ..chunks import MIN_CONTEXT, read_text
 from ..collect import FISHER_CHUNKS, collect_importance
+from ..compare import Comparison
 from ..compare import compare as compare_models
-from ..errors import BadOptionError
+from ..errors import BadOptionError, Q4HifiError
 from ..evaluation_report import (
     KLD_HEADER,
     calibration_table,
@@ -31,16 +31,17 @@ from ..evaluation_report import (
     running_perplexity,
     speed_table,
 )
-from ..gguf_write import check_destination
 from ..importance import load_importance
 from ..importance_statistics import tensor_statistics
-from ..importance_sums import FORMS, GGUF, ImportanceSums
+from ..importance_sums import FORMS, GGUF, ImportanceSums, form_of
 from ..kl_divergence import KlDivergence, kl_divergence
 from ..perplexity import Perplexity
 from ..perplexity import perplexity as measure_perplexity
 from ..plot import check_plot, plot_comparison
 from ..report import printable
+from ..saver import OnSave
 from .common import console, json_option, print_json, progress_bar, threads_option
+from .files import INPUT, OUTPUT, check_output
 from .group import main
 
 Found = TypeVar("Found")
@@ -48,11 +49,14 @@ Found = TypeVar("Found")
 LINE = 8
 """Running values on a line."""
 
-file_option = click.option("-f", "--file", metavar="TEXT", help="The text, a UTF-8 file.")
+file_option = click.option("-f", "--file", type=INPUT, metavar="TEXT", help="The text, a UTF-8 file.")
 context_option = click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), default=512, show_default=True,
     help="Tokens of a chunk.",
 )  # fmt: skip
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on from what an interrupted run with the same options left."
+)
 chunks_option = click.option(
     "--chunks", "n_chunks", type=click.IntRange(1), help="Chunks to evaluate. [default: all]"
 )
@@ -62,6 +66,23 @@ def _named(file: str | None) -> str:
     if file is None:
         raise BadOptionError("no text to evaluate; name one with -f")
     return file
+
+
+@contextmanager
+def _kept(file: str | None) -> Iterator[OnSave]:
+    """Give what notes how many chunks are saved; if the work fails, say where they are."""
+    saved = 0
+
+    def on_save(n_chunks: int) -> None:
+        nonlocal saved
+        saved = n_chunks
+
+    try:
+        yield on_save
+    except BaseException:
+        if saved:
+            click.echo(printable(f"kept {saved} chunks in {file}; --resume goes on from there"), err=True)
+        raise
 
 
 @contextmanager
@@ -89,7 +110,7 @@ def _running(
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=INPUT)
 @file_option
 @context_option
 @chunks_option
@@ -102,6 +123,7 @@ def _running(
     help="Compare with the base file, whose text is used; -f and -c do not count.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
+@resume_option
 @threads_option
 @json_option
 def perplexity(
@@ -112,6 +134,7 @@ def perplexity(
     base: str | None,
     compare_base: bool,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -125,8 +148,11 @@ def perplexity(
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
         _print_divergence(model, base, n_chunks, threads, as_json)
         return
+    if base is not None:
+        check_output("--kl-divergence-base", base)
     text = read_text(_named(file))
     with (
+        _kept(f"{base}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
         _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
     ):
@@ -138,9 +164,11 @@ def perplexity(
             threads=threads,
             save_log_probs=base,
             overwrite=overwrite,
+            resume=resume,
             dataset=str(file),
             progress=progress,
             on_chunk=on_chunk,
+            on_save=on_save,
         )
     if as_json:
         print_json(found.as_dict())
@@ -166,13 +194,19 @@ def _print_divergence(
 
 
 @main.command()
-@click.argument("reference", metavar="REF")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("reference", type=INPUT, metavar="REF")
+@click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
 @file_option
 @context_option
 @chunks_option
-@click.option("--plot", metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf.")
-@click.option("--overwrite", is_flag=True, help="Replace the plot if it exists.")
+@click.option(
+    "--plot", type=OUTPUT, metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf."
+)
+@click.option(
+    "--save", "output", type=OUTPUT, metavar="FILE", help="Keep what is measured in FILE, for --resume."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the plot and the file of --save if they exist.")
+@resume_option
 @threads_option
 @json_option
 def compare(
@@ -182,18 +216,26 @@ def compare(
     n_ctx: int,
     n_chunks: int | None,
     plot: str | None,
+    output: str | None,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Lay MODELs beside the model REF that they were made from: size, quality, speed.
+    """Compare MODELs with the model REF that they were made from: size, quality, speed.
 
-    All read the same text together; no base file is needed.
+    All read the same text together; no base file is needed. A model that fails is left out, and the exit
+    status is 1.
     """
+    if resume and output is None:
+        raise BadOptionError("no file to resume from; name it with --save")
     text = read_text(_named(file))
+    so_far: list[Comparison] = []
     if plot is not None:
-        check_plot(plot, overwrite)
-    with progress_bar("tokens", 1) as progress:
+        check_plot(plot)
+    with ExitStack() as stack:
+        stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
+        progress = stack.enter_context(progress_bar("tokens", 1))
         found = compare_models(
             reference,
             models,
@@ -202,21 +244,32 @@ def compare(
             n_chunks=n_chunks,
             threads=threads,
             dataset=str(file),
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
             progress=progress,
+            on_chunk=lambda found: so_far.__setitem__(slice(None), [found]),
+            on_save=stack.enter_context(_kept(output)),
         )
+        so_far[:] = [found]
+    if plot is not None:
+        plot_comparison(found, plot, overwrite=overwrite)
+        if not as_json:
+            click.echo(printable(f"wrote {plot}"))
+    if found.failures:
+        raise Q4HifiError("\n".join(found.failures.values()))
+
+
+def _print_comparison(found: Comparison, as_json: bool) -> None:
     if as_json:
         print_json(found.as_dict())
     else:
         screen = console()
         screen.print(comparison_table(found, screen.width))
-    if plot is not None:
-        plot_comparison(found, plot, overwrite=overwrite)
-        if not as_json:
-            click.echo(printable(f"wrote {plot}"))
 
 
 @main.command()
-@click.argument("model", required=False)
+@click.argument("model", type=INPUT, required=False)
 @file_option
 @click.option("-o", "--output", metavar="OUT", help="Where the matrix goes. [default: imatrix.gguf]")
 @context_option
@@ -233,14 +286,20 @@ def compare(
     help="Do not keep how inputs are correlated, by which quantize lets errors cancel; a smaller file.",
 )  # fmt: skip
 @click.option(
-    "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
+    "--in-file",
+    "in_files",
+    type=INPUT,
+    multiple=True,
+    metavar="FILE",
+    help="Add up with this matrix. Repeatable.",
 )
 @click.option(
-    "--output-format", "form", type=click.Choice(FORMS), default=GGUF, show_default=True,
-    help="The form that llama.cpp writes today, or its older one.",
+    "--output-format", "form", type=click.Choice(FORMS),
+    help="The form that llama.cpp writes today, or its older one. [default: what OUT's name says, else gguf]",
 )  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@resume_option
 @threads_option
 @json_option
 def imatrix(
@@ -254,27 +313,29 @@ def imatrix(
     fisher_chunks: int,
     no_correlations: bool,
     in_files: tuple[str, ...],
-    form: str,
+    form: str | None,
     show_statistics: bool,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.
 
     'q4hifi quantize --imatrix OUT' uses it. Without MODEL, the matrices of --in-file are added up, or
-    only shown.
+    only shown. OUT is written every few minutes, and when the work fails or is interrupted.
     """
+    form = form_of(output or "", form)
     if model is not None or len(in_files) > 1:
         output = output or f"imatrix.{form}"
-    sources = [Path(name) for name in in_files]
     if output is not None:
-        check_destination(Path(output), overwrite, sources)  # before any work
+        check_output("--output", output, overwrite=overwrite or resume)
     parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
     ppl: list[Perplexity] = []
     if model is not None:
         text = read_text(_named(file))
         with (
+            _kept(output) as on_save,
             progress_bar("tokens", 1) as progress,
             _running(running_perplexity, quiet=as_json, on_a_line=LINE) as show,
         ):
@@ -295,8 +356,13 @@ def imatrix(
                     correlations=form == GGUF and not no_correlations,
                     threads=threads,
                     dataset=str(file),
+                    output=output,
+                    form=form,
+                    overwrite=overwrite,
+                    resume=resume,
                     progress=progress,
                     on_chunk=on_chunk,
+                    on_save=on_save,
                 )
             )
     if not parts:
@@ -304,8 +370,8 @@ def imatrix(
     sums = parts[0]
     for part in parts[1:]:
         sums += part
-    if output is not None:
-        sums.save(output, form=form, overwrite=overwrite, sources=sources)
+    if output is not None and in_files:  # that of one model alone is saved already
+        sums.save(output, form=form, overwrite=overwrite or model is not None)
     tensors = tensor_statistics(sums) if show_statistics or as_json else []
     if as_json:
         print_json(
@@ -328,9 +394,11 @@ def imatrix(
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=INPUT)
 @file_option
-@click.option("--imatrix", metavar="I", help="The importance matrix that MODEL is to be quantized with.")
+@click.option(
+    "--imatrix", type=INPUT, metavar="I", help="The importance matrix that MODEL is to be quantized with."
+)
 @click.option(
     "-o",
     "--output",
@@ -368,8 +436,9 @@ def calibrate(
 
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
-    text = read_text(_named(file))
     output = output or calibration_file(model, imatrix)
+    check_output("--output", output, overwrite=True)
+    text = read_text(_named(file))
     with progress_bar() as progress:
         found = measure_sensitivities(
             model,
@@ -391,7 +460,7 @@ def calibrate(
 
 
 @main.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "-p", "--n-prompt", multiple=True, type=click.IntRange(0), help="Tokens to read. [default: 512]"
 )

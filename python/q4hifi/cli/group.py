@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import BadOptionError, Q4HifiError
 from ..report import printable
 from ..rows import cpu_features
+from .files import FileCommand
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of shells."""
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 
 class _Group(click.Group):
     """Turns q4hifi's errors into messages and exit statuses."""
+
+    command_class = FileCommand
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _messages():

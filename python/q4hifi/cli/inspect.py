@@ -11,11 +11,12 @@ from ..overview import Overview
 from ..report import printable
 from ..verify import verify_file
 from .common import console, json_option, print_json, progress_bar, tensors_option, threads_option
+from .files import INPUT
 from .group import main
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", type=INPUT)
 @tensors_option
 @json_option
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
@@ -29,7 +30,7 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", type=INPUT)
 @threads_option
 @json_option
 def verify(file: str, threads: int | None, as_json: bool) -> None:

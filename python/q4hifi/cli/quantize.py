@@ -15,7 +15,6 @@ import click
 from ..errors import BadOptionError
 from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
 from ..gguf_split import parse_size
-from ..gguf_write import check_destination
 from ..layout import LAYOUTS, SPLIT
 from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
 from ..plan import Plan
@@ -34,6 +33,7 @@ from .common import (
     tensors_option,
     threads_option,
 )
+from .files import INPUT, OUTPUT, check_output
 from .group import main
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,7 +42,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _quantize_options(command: Command) -> Command:
     """Add the options that ``quantize`` and ``plan`` share, all of them keywords of quantize_file."""
     options = [
-        click.option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, either form."),
+        click.option(
+            "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix of llama-imatrix, either form."
+        ),
         click.option(
             "--include-weights", multiple=True, metavar="NAME", help="Use the imatrix for these only."
         ),
@@ -59,7 +61,7 @@ def _quantize_options(command: Command) -> Command:
             metavar="REGEX=TYPE",
             help="Type of the tensors whose name matches; the first match counts. Repeatable.",
         ),
-        click.option("--tensor-type-file", metavar="FILE", help="A file of REGEX=TYPE entries."),
+        click.option("--tensor-type-file", type=INPUT, metavar="FILE", help="A file of REGEX=TYPE entries."),
         click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
         click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
         click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
@@ -85,13 +87,20 @@ def _quantize_options(command: Command) -> Command:
         click.option("--like", metavar="TYPE", help="Measured: the most is the size of this recipe."),
         click.option("--stock", is_flag=True, help="Measured: only types that stock llama.cpp loads."),
         click.option(
-            "--sensitivities", metavar="FILE", help="Measured: what an error in each tensor costs, in JSON."
+            "--sensitivities",
+            type=INPUT,
+            metavar="FILE",
+            help="Measured: what an error in each tensor costs, in JSON.",
         ),
         click.option(
-            "--calibrate", metavar="TEXT", help="Measured: find that out on this text; kept and used again."
+            "--calibrate",
+            type=INPUT,
+            metavar="TEXT",
+            help="Measured: find that out on this text; kept and used again.",
         ),
         click.option(
             "--write-tensor-types",
+            type=OUTPUT,
             metavar="FILE",
             help="Write the types as --tensor-type-file reads them; with --stock for llama-quantize.",
         ),
@@ -116,7 +125,7 @@ def _quantize_options(command: Command) -> Command:
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=INPUT)
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
 @_quantize_options
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
@@ -141,7 +150,9 @@ def quantize(
     defaults to SRC's name with the type.
     """
     dst, kind, rest_threads = _positional(src, rest)
-    choices, types_file = _choices(choices, overwrite)
+    choices, types_file = _choices(choices)
+    if not dry_run:
+        check_output("DST", dst)
     if dry_run:
         with progress_bar() as progress:
             found = plan_file(src, kind, threads=threads or rest_threads, progress=progress, **choices)
@@ -164,7 +175,7 @@ def quantize(
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=INPUT)
 @click.argument("type", default="Q4_HIFI")
 @_quantize_options
 @tensors_option
@@ -184,7 +195,7 @@ def plan(
 
     Reads no weights, but some for measured coverage. SRC may also be a JSON file of a model's shapes.
     """
-    choices, types_file = _choices(choices, overwrite)
+    choices, types_file = _choices(choices)
     if src.endswith(SHAPES):
         found = plan_shapes(src, type, **_of_shapes(choices))
     else:
@@ -195,8 +206,8 @@ def plan(
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=INPUT)
+@click.argument("dst", type=OUTPUT)
 @click.argument("type", type=click.Choice(list(DEQUANTIZED), case_sensitive=False), default="F16")
 @threads_option
 @overwrite_option
@@ -209,8 +220,8 @@ def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bo
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=INPUT)
+@click.argument("dst", type=OUTPUT)
 @click.option(
     "--as",
     "as_",
@@ -273,12 +284,10 @@ def _default_destination(src: str, kind: str) -> str:
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{kind}.gguf"))
 
 
-def _choices(options: Mapping[str, Any], overwrite: bool) -> tuple[dict[str, Any], str | None]:
+def _choices(options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
     choices = dict(options)
     types_file = choices.pop("write_tensor_types")
-    if types_file is not None:
-        check_destination(Path(types_file), overwrite, ())  # before any work
     named = [parse_tensor_type(text) for text in choices["tensor_types"]]
     file = choices.pop("tensor_type_file")
     choices["tensor_types"] = named + list(read_tensor_type_file(file) if file else ())
