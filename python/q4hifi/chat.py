@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
-from gguf.constants import Keys
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import Keys
 
 Message = Mapping[str, Any]
 """It has a ``role`` (system, user, assistant, ...), a ``content``, and what else the template reads."""

@@ -21,11 +21,9 @@ import numpy.typing as npt
 from .errors import BadOptionError
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
+from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
-
-MIN_CONTEXT = 4
-"""The shortest chunk that scores anything."""
 
 PIECE_LOGITS = 1 << 25
 """Logits that are held at a time, of each model: 128 MiB."""

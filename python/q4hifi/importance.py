@@ -36,10 +36,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, Inputs, known_inputs, pair_count
 from .errors import BadFileError, BadOptionError, NotFiniteError
+from .gguf_constants import GGUFValueType
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text

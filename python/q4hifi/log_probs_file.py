@@ -18,9 +18,10 @@ from types import TracebackType
 
 import numpy as np
 
-from .chunks import MIN_CONTEXT, Chunks
+from .chunks import Chunks
 from .errors import BadFileError, BadOptionError
 from .gguf_io import byte_view, os_errors
+from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, Tokens, codes_per_row
 from .output_file import PartialFile
 

@@ -8,18 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 
-from gguf.constants import GGUFValueType
-
 from .calibrate import calibrate as measure_sensitivities
-from .calibrate import calibration_file
 from .choice import Choice, open_tensors
 from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Floats, Importance, load_importance
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
+from .limits import calibration_file
 from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options
@@ -27,10 +26,10 @@ from .plan import Plan, make_plan
 from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
 from .scale import overhead_for
 from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .tensor_errors import logit_variance
+from .threads import thread_count
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]

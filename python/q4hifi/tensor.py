@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from .errors import BadOptionError
 from .layout import FORK, SPLIT, Format
-from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply, thread_count
+from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply
+from .threads import thread_count
 from .types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 
 

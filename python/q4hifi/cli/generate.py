@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from ..chunks import read_text
 from ..errors import BadOptionError
-from ..generation import Chat, Effort, Writer
-from ..model import Model, Sampler
 from .common import threads_option
-from .group import INTERRUPTED, main
+from .group import main
+from .signals import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..generation import Chat, Effort, Writer
 
 
 @main.command()
@@ -58,9 +59,13 @@ def generate(
         raise BadOptionError("-p and -f both give a prompt; choose one")
     if system is not None and not chat:
         raise BadOptionError("a system's message needs --chat")
-    text = prompt if file is None else read_text(file)
-    if text is None and not chat:
+    if prompt is None and file is None and not chat:
         raise BadOptionError("nothing to write on from; give a prompt with -p, or --chat for a conversation")
+    from ..chunks import read_text
+    from ..generation import Chat, Writer
+    from ..model import Model, Sampler
+
+    text = prompt if file is None else read_text(file)
     options = {"temperature": temp, "top_p": top_p, "min_p": min_p}
     sampler = Sampler(**options, top_k=max(0, top_k), seed=None if seed < 0 else seed)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
@@ -75,6 +80,8 @@ def generate(
     else:
         writer = Writer(lm, sampler)
         if sys.stdout.isatty():
+            from rich.console import Console
+
             Console(highlight=False).print(text, style="dim", end="", markup=False)
         done = _show(writer.write(lm.tokenizer.encode(str(text)), most))
     _tell(writer, lm.n_ctx)
@@ -109,6 +116,8 @@ def _show(pieces: Iterable[str]) -> bool:
 
 def _tell(writer: Writer, n_ctx: int | None) -> None:
     """Say on a terminal what the text took."""
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         return
