@@ -160,10 +160,16 @@ def test_arguments_stand_in_llama_quantizes_order(
     [
         ("", "Missing argument 'SRC'"),
         ("model-f16.gguf out.gguf Q4_K_XL", "unknown type 'Q4_K_XL'; choose one of Q4_HIFI"),
-        ("model-f16.gguf out.gguf Q4_K_M two", "'two' is not a number of threads; the order of the arguments is SRC DST"),
-        ("model-f16.gguf Q4_K_M out.gguf", "'out.gguf' is not a number of threads; the order of the arguments is"),
+        (
+            "model-f16.gguf out.gguf Q4_K_M two",
+            "'two' is not a number of threads; the order of the arguments is SRC DST",
+        ),
+        (
+            "model-f16.gguf Q4_K_M out.gguf",
+            "'out.gguf' is not a number of threads; the order of the arguments is",
+        ),
         ("model-f16.gguf out.gguf Q4_K_M 2 3", "too many arguments: 3"),
-        ("model-f16.gguf -t 0", "0 is not in the range"),
+        ("model-f16.gguf -t -1", "-1 is not in the range"),
         ("model-f16.gguf --outliers 33", "33 is not in the range 0<=x<=32"),
         ("model-f16.gguf --ffn-down-coverage 1.5", "1.5 is not in the range 0<=x<=1"),
         ("model-f16.gguf --layout spoon", "'spoon' is not one of"),
