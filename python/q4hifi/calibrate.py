@@ -116,7 +116,7 @@ def calibrate(
     seconds
         Begin no chunk but the first after so long.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     progress
         Called with the work done, the work in all (weights multiplied by), and the matrix.
 
@@ -125,7 +125,7 @@ def calibrate(
     """
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
-            f"n_ctx is {n_ctx}, n_chunks {n_chunks}, group {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
+            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
             " 1 or more"
         )
     if file is not None:

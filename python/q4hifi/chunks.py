@@ -169,7 +169,7 @@ class Chunks:
         if tokens.size < 2 * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
-                f"{2 * n_ctx}; give a longer text or a shorter context (-c)"
+                f"{2 * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)

@@ -48,7 +48,7 @@ def export_file(
     :func:`q4hifi.quantize_file` raises.
     """
     if (as_ is None) == (layout is None):
-        raise BadOptionError("choose one of as_ (--as) and layout (--layout)")
+        raise BadOptionError("choose one of `as_` and `layout`")
     if as_ is not None and as_.lower() not in EXPORTS:
         raise BadOptionError(f"cannot export as {as_!r}; choose one of {', '.join(EXPORTS)}")
     if layout is not None and layout not in LAYOUTS:

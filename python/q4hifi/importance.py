@@ -259,7 +259,9 @@ class Importance:
         only one of the two may be given (:class:`BadOptionError`).
         """
         if include and exclude:
-            raise BadOptionError("include-weights and exclude-weights cannot be used together; choose one")
+            raise BadOptionError(
+                "`include_weights` and `exclude_weights` cannot be used together; choose one"
+            )
         kept = {
             name: entry
             for name, entry in self._entries.items()

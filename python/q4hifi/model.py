@@ -52,14 +52,14 @@ class Model:
     ) -> None:
         """Load a GGUF model by its file or by any of its shards.
 
-        ``threads`` None is one a core; ``n_ctx`` None is what the model was trained with. Weights are
+        ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was trained with. Weights are
         not copied, but mapped from the file, which must not be changed meanwhile.
 
         Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
         :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.
         """
         if n_ctx is not None and n_ctx < 1:
-            raise BadOptionError(f"n_ctx is {n_ctx}; it is a number of tokens, at least 1")
+            raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
         with ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
@@ -316,7 +316,7 @@ class Sampler:
         ):
             if not least <= value <= most:
                 allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
-                raise BadOptionError(f"{name} is {value}; choose {allowed}")
+                raise BadOptionError(f"`{name}` is {value}; choose {allowed}")
         self.seed = seed
         self._core = _core.Sampler(temperature, top_k, top_p, min_p, seed)
 

@@ -144,7 +144,7 @@ def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threa
         if not np.array_equal(np.concatenate(codes), writer.read(last)):
             raise BadOptionError(
                 f"{writer.partial}: was not begun with {model.path}, so it cannot be resumed; give the same"
-                " model, or begin anew with --overwrite (overwrite=True)"
+                " model, or begin anew with `overwrite=True`"
             )
     return [
         nll_of_codes(writer.read(chunk), chunks.scored(chunk), chunks.n_vocab)

@@ -122,7 +122,7 @@ def quantize_file(
         as long.
         None: for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     overwrite
         Let ``dst`` replace an existing file; never the source.
     progress
@@ -246,7 +246,7 @@ def _importance(
     """The importance to use, None where no file is given or no tensor is left of it."""
     if path is None:
         if include or exclude:
-            raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
+            raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
         return None
     found = load_importance(path)
     return (found.refining() if refine else found).filtered(include, exclude) or None
@@ -403,7 +403,7 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
         raise UnsupportedModelError(
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
             " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
-            " --allow-requantize (allow_requantize=True)"
+            " `allow_requantize=True`"
         )
 
 
@@ -415,5 +415,5 @@ def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance
         raise BadOptionError(
             f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
             f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
-            " them with --imatrix (imatrix=...), or give them another type with --tensor-type"
+            " them with `imatrix=...`, or give them another type with `tensor_types=...`"
         )

@@ -96,7 +96,7 @@ def _running(
 @context_option
 @chunks_option
 @click.option(
-    "--kl-divergence-base", "base", metavar="FILE",
+    "--kl-divergence-base", "save_log_probs", metavar="FILE",
     help="Write the model's log-probabilities to FILE; with --kl-divergence, compare with those in it.",
 )  # fmt: skip
 @click.option(
@@ -112,7 +112,7 @@ def perplexity(
     file: str | None,
     n_ctx: int,
     n_chunks: int | None,
-    base: str | None,
+    save_log_probs: str | None,
     compare_base: bool,
     overwrite: bool,
     resume: bool,
@@ -125,20 +125,20 @@ def perplexity(
     'q4hifi compare' does both at once.
     """
     if compare_base:
-        if base is None:
+        if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
-        _print_divergence(model, base, n_chunks, threads, as_json)
+        _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
     file = _named(file)
-    if base is not None:
-        check_output("--kl-divergence-base", base)
+    if save_log_probs is not None:
+        check_output("--kl-divergence-base", save_log_probs)
     from ..chunks import read_text
     from ..evaluation_report import final_perplexity, running_perplexity
     from ..perplexity import perplexity as measure_perplexity
 
     text = read_text(file)
     with (
-        _kept(f"{base}.partial") as on_save,
+        _kept(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
         _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
     ):
@@ -148,7 +148,7 @@ def perplexity(
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             threads=threads,
-            save_log_probs=base,
+            save_log_probs=save_log_probs,
             overwrite=overwrite,
             resume=resume,
             dataset=str(file),

@@ -25,7 +25,7 @@ COMMANDS = {
     ),
     "compare": (
         "evaluate",
-        "Lay MODELs beside the model REF that they were made from: size, quality, speed.",
+        "Compare MODELs with the model REF that they were made from: size, quality, speed.",
     ),
     "dequantize": ("quantize", "Decode the matrices of SRC to F16 (default), BF16 or F32."),
     "export": ("quantize", "Bring the Q4_HIFI model SRC into a form that other programs load."),
@@ -82,11 +82,13 @@ class _Command(FileCommand):
     def _option_name(self, found: re.Match[str]) -> str:
         for option in self.params:
             if option.name == found["name"] and isinstance(option, click.Option):
-                value = "" if found["value"] in (None, "True", "...") else f" {found['value']}"
-                return max(option.opts, key=len) + value
+                value = found["value"] or ""
+                flag = max(option.opts, key=len)
+                return flag if value in ("", "True", "...") else f"{flag} {value.strip(_QUOTES)}"
         return found[0]
 
 
+_QUOTES = "'\""
 _KEYWORD = re.compile(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`")
 _Group.command_class = _Command
 
