@@ -125,8 +125,8 @@ def calibrate(
     """
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
-            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
-            " 1 or more"
+            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"
+            " 1 or more, 1 or more"
         )
     if file is not None:
         sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]

@@ -52,8 +52,8 @@ class Model:
     ) -> None:
         """Load a GGUF model by its file or by any of its shards.
 
-        ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was trained with. Weights are
-        not copied, but mapped from the file, which must not be changed meanwhile.
+        ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was
+        trained with. Weights are not copied, but mapped from the file, which must not be changed meanwhile.
 
         Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
         :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.

@@ -118,8 +118,8 @@ class Options:
             raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
         if measured and (self.coverage == SCALE or by_scale):
             raise BadOptionError(
-                f"{_keywords(measured)}: for `coverage='measured'`, and not with"
-                f" {_keywords(by_scale) or "`coverage='scale'`"}"
+                f"{_keywords(measured)}: for `coverage='measured'`, and not with "
+                + (_keywords(by_scale) or "`coverage='scale'`")
             )
         if self.coverage == MEASURED and by_scale:
             raise BadOptionError(

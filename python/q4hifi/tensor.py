@@ -120,8 +120,8 @@ def quantize(
     ``array`` is float32, float16, bfloat16 (of ``ml_dtypes``) or float64 [..., row length];
     ``importance`` is [row length], or [..., row length] with one row for each matrix of a stack
     (array.shape[:-2]): non-negative weights of the squared error of each column. ``outliers``, 0 to
-    32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None or 0 is one per core.
-    The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
+    32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None or 0 is one per
+    core. The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
     Q6_K and Q4_HIFI with less error (:func:`q4hifi.quantize_file`).
 
     Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit and
