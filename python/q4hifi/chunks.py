@@ -9,6 +9,7 @@ predicts the next: ``n_ctx - 1 - n_ctx // 2`` scored tokens a chunk.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +34,13 @@ Progress = Callable[[int, int, str], None]
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end.
+    """Read a text as llama.cpp's tools do: without one line end at its end. "-" is standard input.
 
     Raises :class:`BadOptionError` where that cannot be done.
     """
     with os_errors(Path(file), "be read", BadOptionError):
-        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))
+        data = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
+    return decode_text(data.removesuffix(b"\n"))
 
 
 class TextTokenizer(Protocol):
