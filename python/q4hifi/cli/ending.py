@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import TextIOWrapper
-from typing import NoReturn
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -16,6 +16,9 @@ from ..errors import BadOptionError, Q4HifiError
 from ..wording import printable
 from . import signals
 from .group import main
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 FAILED, MISUSED = 1, 2
 
@@ -26,6 +29,8 @@ DEBUG = "Q4HIFI_DEBUG"
 def run(arguments: Sequence[str] | None) -> NoReturn:
     """Run the command and end the process."""
     _open_closed_streams()
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _output()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)  # names, metadata and texts may be in any script
@@ -65,7 +70,26 @@ def _open_closed_streams() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+            stream = os.fdopen(number, "w" if number else "r", closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
+class _Output(FileIO):
+    """Standard output, named in its errors."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _output() -> TextIOWrapper:
+    raw = _Output(1, "w", closefd=False)
+    interactive = raw.isatty()
+    return TextIOWrapper(BufferedWriter(raw), sys.stdout.encoding, line_buffering=interactive)
 
 
 _STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
@@ -108,9 +132,8 @@ def _memory(error: MemoryError) -> str:
 
 
 def _system(error: OSError) -> str:
-    place = "standard output" if _output_error() else error.filename
     what = error.strerror or str(error)
-    return what if place is None else f"{os.fsdecode(place)}: {what}"
+    return what if error.filename is None else f"{os.fsdecode(error.filename)}: {what}"
 
 
 def _decoding(error: UnicodeDecodeError) -> str:
