@@ -8,9 +8,8 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from gguf.constants import Keys
-
 from .errors import Q4HifiError, UnsupportedModelError
+from .gguf_constants import Keys
 from .template_process import ANOTHER_TEMPLATE, RENDER_SECONDS, TemplateLimitError, render_template
 
 _NOT_A_WORD = "q4hifi-key"

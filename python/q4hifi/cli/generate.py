@@ -8,19 +8,19 @@ import shutil
 import sys
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from ..chunks import read_text
 from ..errors import BadOptionError
-from ..generation import Chat, Writer
-from ..gguf_metadata import decode_text
-from ..model import Model, Sampler
-from ..report import printable
+from ..wording import printable
 from .common import threads_option
-from .group import INTERRUPTED, main
-from .word_wrap import WordWrap
+from .group import main
+from .signals import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..generation import Chat, Writer
+    from ..model import Model
 
 
 @main.command()
@@ -33,7 +33,7 @@ from .word_wrap import WordWrap
     help="Write at most this many tokens. [default: until the model ends the text]",
 )  # fmt: skip
 @click.option(
-    "--temp", type=float, default=0.8, show_default=True,
+    "--temp", "temperature", type=float, default=0.8, show_default=True,
     help="Temperature: higher is more random. 0 always takes the most likely token.",
 )  # fmt: skip
 @click.option(
@@ -69,7 +69,7 @@ def generate(
     prompt: str | None,
     file: str | None,
     n: int,
-    temp: float,
+    temperature: float,
     top_k: int,
     top_p: float,
     min_p: float,
@@ -95,13 +95,21 @@ def generate(
     for option, value in (("--system-prompt", system), ("--chat-template", template)):
         if value is not None and not chat:
             raise BadOptionError(f"{option} needs --chat")
-    text = prompt if file is None else _text_of(file)
-    if text is None and not chat:
+    if prompt is None and file is None and not chat:
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
+    from ..chunks import read_text
+    from ..generation import Chat, Writer
+    from ..model import Model, Sampler
+
+    text = prompt if file is None else read_text(file)
     if template is not None and not ("{{" in template or "{%" in template):
         template = read_text(template)
     sampler = Sampler(
-        temperature=temp, top_k=max(0, top_k), top_p=top_p, min_p=min_p, seed=None if seed < 0 else seed
+        temperature=temperature,
+        top_k=max(0, top_k),
+        top_p=top_p,
+        min_p=min_p,
+        seed=None if seed < 0 else seed,
     )
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     most = None if n < 0 else n
@@ -118,13 +126,6 @@ def generate(
     _report(writer, lm.n_ctx)
     if not done:
         sys.exit(INTERRUPTED)
-
-
-def _text_of(file: str) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end."""
-    if file != "-":
-        return read_text(file)
-    return decode_text(sys.stdin.buffer.read().removesuffix(b"\n"))
 
 
 # ---- a conversation ------------------------------------------------------------------------------
@@ -192,6 +193,8 @@ def _ask(prompt: str, editor: ModuleType | None) -> str | None:
 
 def _show(pieces: Iterable[str], after: str = "") -> bool:
     """Print text as it comes, on a terminal ``after`` what it continues; whether it came to its end."""
+    from .word_wrap import WordWrap
+
     wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
     try:
         if wrap is not None and after:
@@ -220,6 +223,8 @@ def _report(writer: Writer, n_ctx: int) -> None:
 
 def _note(*lines: str) -> None:
     """Print what is not the model's to standard error."""
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False)
     for line in lines:
         console.print(printable(line), style="dim", markup=False, soft_wrap=not console.is_terminal)
