@@ -92,7 +92,7 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
         (("bench", EXAMPLE, "-p", 0, "-n", 0), 2, "nothing to measure"),
         (("generate", EXAMPLE), 2, "prompt with -p, or --chat"),
         (("generate", EXAMPLE, "-p", "a", "-f", TEXT), 2, "choose one"),
-        (("generate", EXAMPLE, "-p", "a", "--temp", -1), 2, "temperature is -1"),
+        (("generate", EXAMPLE, "-p", "a", "--temp", -1), 2, "--temp is -1"),
         (("generate", EXAMPLE, "-p", "a", "--system-prompt", "b"), 2, "--system-prompt needs --chat"),
         (("generate", EXAMPLE, "-p", "a", "--chat-template", "b"), 2, "--chat-template needs --chat"),
         (
@@ -204,7 +204,7 @@ def test_generate_streams_what_follows(run: Run) -> None:
     expected = list(model.generate_tokens(tokens, n=8, temperature=0))
     assert outcome.out == model.detokenize(expected) + "\n"
     assert "".join(model.generate(PROMPT, n=8, temperature=0)) + "\n" == outcome.out
-    with pytest.raises(q4hifi.BadOptionError, match=r"top_p is 2"):
+    with pytest.raises(q4hifi.BadOptionError, match=r"`top_p` is 2"):
         model.generate(PROMPT, top_p=2)
 
 
