@@ -34,17 +34,16 @@ from .gguf_split import files_of
 from .importance import Floats as Weights
 from .importance import Importance, load_importance
 from .layout import Format
+from .limits import LONGEST_CHUNK
 from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
 from .output_file import check_writable
-from .rows import ErrorSums, encode, thread_count
+from .rows import ErrorSums, encode
 from .tensor import QuantizedTensor
+from .threads import thread_count
 from .types import TensorType
-
-LONGEST_CHUNK = 512
-"""Tokens that can be followed through the layers at a time."""
 
 WRITERS = frozenset({"attn_output", "ffn_down"})
 """Roles that write to the residual stream. There an error counts by its size beside the stream, which
@@ -53,11 +52,6 @@ activations of a text's first token). Errors in other roles count by their size 
 
 SPREAD = (5**0.5 - 1) / 2
 """Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
-
-
-def calibration_file(model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None) -> str:
-    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model."""
-    return f"{os.fspath(model if imatrix is None else imatrix)}.sensitivity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +116,7 @@ def calibrate(
     seconds
         Begin no chunk but the first after so long.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     progress
         Called with the work done, the work in all (weights multiplied by), and the matrix.
 
@@ -131,8 +125,8 @@ def calibrate(
     """
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
-            f"n_ctx is {n_ctx}, n_chunks {n_chunks}, group {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
-            " 1 or more"
+            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"
+            " 1 or more, 1 or more"
         )
     if file is not None:
         sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]

@@ -9,6 +9,7 @@ predicts the next: ``n_ctx - 1 - n_ctx // 2`` scored tokens a chunk.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,9 @@ import numpy.typing as npt
 from .errors import BadOptionError
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
+from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
-
-MIN_CONTEXT = 4
-"""The shortest chunk that scores anything."""
 
 PIECE_LOGITS = 1 << 25
 """Logits that are held at a time, of each model: 128 MiB."""
@@ -35,12 +34,13 @@ Progress = Callable[[int, int, str], None]
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end.
+    """Read a text as llama.cpp's tools do: without one line end at its end. "-" is standard input.
 
     Raises :class:`BadOptionError` where that cannot be done.
     """
     with os_errors(Path(file), "be read", BadOptionError):
-        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))
+        data = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
+    return decode_text(data.removesuffix(b"\n"))
 
 
 class TextTokenizer(Protocol):
@@ -171,7 +171,7 @@ class Chunks:
         if tokens.size < 2 * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
-                f"{2 * n_ctx}; give a longer text or a shorter context (-c)"
+                f"{2 * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)

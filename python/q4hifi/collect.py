@@ -17,16 +17,13 @@ from .fingerprint import fingerprint, path_fingerprint
 from .gguf_split import files_of
 from .importance import load_importance
 from .importance_sums import ColumnSums, ImportanceSums, form_of
+from .limits import FISHER_CHUNKS
 from .logits import Doubles, Tokens, token_nll
 from .output_file import check_destination
 from .perplexity import Perplexity
 from .saver import SAVE_SECONDS, OnSave, Saver
 
 OUTPUT = "output.weight"
-
-FISHER_CHUNKS = 12
-"""Chunks whose Fisher information is measured. Of eight it is known to some ten percent on the example model;
-on larger ones single tokens have more of it."""
 
 FISHER_TOKENS = 256
 """The first tokens of a chunk are taken, so many."""

@@ -18,7 +18,8 @@ from .importance_statistics import TensorStatistics, layer_statistics
 from .kl_divergence import KlDivergence
 from .names import role_of
 from .perplexity import Perplexity
-from .report import human_bytes, paragraphs, printable
+from .report import paragraphs
+from .wording import human_bytes, printable
 
 NAME_WIDTH = 20
 """Columns that the comparison gives to a model's name, on two lines."""

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
-
 from .errors import BadOptionError
+from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
 from .gguf_header import padded
 from .gguf_metadata import Metadata
 from .layout import StoredTensor

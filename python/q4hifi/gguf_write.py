@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from gguf.constants import GGUFValueType
-
 from .errors import BadOptionError, Q4HifiError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_header import ALIGNMENT_KEY, MAX_NAME_BYTES, alignment_of, data_offsets, header_bytes
 from .gguf_io import Buffer, byte_view, os_errors
 from .gguf_metadata import Metadata

@@ -36,10 +36,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, Inputs, known_inputs, pair_count
 from .errors import BadFileError, BadOptionError, NotFiniteError
+from .gguf_constants import GGUFValueType
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
@@ -259,7 +259,9 @@ class Importance:
         only one of the two may be given (:class:`BadOptionError`).
         """
         if include and exclude:
-            raise BadOptionError("include-weights and exclude-weights cannot be used together; choose one")
+            raise BadOptionError(
+                "`include_weights` and `exclude_weights` cannot be used together; choose one"
+            )
         kept = {
             name: entry
             for name, entry in self._entries.items()

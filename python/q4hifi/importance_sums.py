@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, correlations_of, products_of
 from .errors import BadOptionError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter, file_sizes
 from .importance import (
@@ -32,13 +32,11 @@ from .importance import (
     Importance,
 )
 from .layout import StoredTensor
+from .limits import DAT, FORMS, GGUF
 from .output_file import new_file
 from .types import F32, TYPES
 
 Floats = npt.NDArray[np.float32]
-
-GGUF, DAT = "gguf", "dat"
-FORMS = (GGUF, DAT)
 
 I8 = TYPES["I8"]
 I32 = struct.Struct("<i")

@@ -18,9 +18,10 @@ from types import TracebackType
 
 import numpy as np
 
-from .chunks import MIN_CONTEXT, Chunks
+from .chunks import Chunks
 from .errors import BadFileError, BadOptionError
 from .gguf_io import byte_view, os_errors
+from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, Tokens, codes_per_row
 from .output_file import PartialFile
 
@@ -28,7 +29,7 @@ MAGIC = b"_logits_"
 PARTIAL = b"part"
 HEAD = struct.Struct("<8siii")
 U32 = struct.Struct("<I")
-REMEDY = "make it again with --kl-divergence-base, or with llama-perplexity"
+REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
 
 
 class LogProbsWriter:
@@ -152,7 +153,7 @@ class LogProbsWriter:
         if size < len(there) or magic != PARTIAL or not same or n_done > len(self._chunks):
             raise BadOptionError(
                 f"{self.partial}: was not begun with this text and vocabulary, so it cannot be resumed;"
-                " give the same text and options, or begin anew with --overwrite (overwrite=True)"
+                " give the same text and options, or begin anew with `overwrite=True`"
             )
         self.n_done = n_done
 

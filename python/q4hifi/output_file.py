@@ -87,8 +87,7 @@ def _not_streamed(path: str | os.PathLike[str]) -> BadOptionError:
 
 def _exists(path: str | os.PathLike[str]) -> BadOptionError:
     return BadOptionError(
-        f"{path}: exists already; choose another destination, or allow to replace it with --overwrite"
-        " (overwrite=True)"
+        f"{path}: exists already; choose another destination, or allow to replace it with `overwrite=True`"
     )
 
 
@@ -314,8 +313,8 @@ class PartialFile(NewFile):
         self.resumed = resume and self.partial.exists()
         if self.partial.exists() and not (resume or overwrite):
             raise BadOptionError(
-                f"{self.partial}: is there from a run that did not end; go on from it with --resume"
-                " (resume=True), or begin anew with --overwrite (overwrite=True)"
+                f"{self.partial}: is there from a run that did not end; go on from it with"
+                " `resume=True`, or begin anew with `overwrite=True`"
             )
 
     def __enter__(self) -> PartialFile:

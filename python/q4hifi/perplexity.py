@@ -144,6 +144,6 @@ def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threa
         if not np.array_equal(np.concatenate(codes), writer.read(last)):
             raise BadOptionError(
                 f"{writer.partial}: was not begun with {model.path}, so it cannot be resumed; give the same"
-                " model, or begin anew with --overwrite (overwrite=True)"
+                " model, or begin anew with `overwrite=True`"
             )
     return list(writer.nll().reshape(-1, chunks.n_scored))

@@ -8,18 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 
-from gguf.constants import GGUFValueType
-
 from .calibrate import calibrate as measure_sensitivities
-from .calibrate import calibration_file
 from .choice import Choice, open_tensors
 from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Floats, Importance, load_importance
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
+from .limits import calibration_file
 from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options
@@ -27,10 +26,10 @@ from .plan import Plan, make_plan
 from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
 from .scale import overhead_for
 from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .tensor_errors import logit_variance
+from .threads import thread_count
 from .types import Q4_HIFI
 
 TensorTypes = Sequence[tuple[str, str]]
@@ -123,7 +122,7 @@ def quantize_file(
         as long.
         None: for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     overwrite
         Let ``dst`` replace an existing file; never the source.
     progress
@@ -247,7 +246,7 @@ def _importance(
     """The importance to use, None where no file is given or no tensor is left of it."""
     if path is None:
         if include or exclude:
-            raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
+            raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
         return None
     found = load_importance(path)
     return (found.refining() if refine else found).filtered(include, exclude) or None
@@ -404,7 +403,7 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
         raise UnsupportedModelError(
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
             " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
-            " --allow-requantize (allow_requantize=True)"
+            " `allow_requantize=True`"
         )
 
 
@@ -416,5 +415,5 @@ def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance
         raise BadOptionError(
             f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
             f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
-            " them with --imatrix (imatrix=...), or give them another type with --tensor-type"
+            " them with `imatrix=...`, or give them another type with `tensor_types=...`"
         )

@@ -7,42 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ..bench import Speed
-from ..bench import bench as measure_speed
-from ..calibrate import LONGEST_CHUNK, calibration_file
-from ..calibrate import calibrate as measure_sensitivities
-from ..chunks import MIN_CONTEXT, read_text
-from ..collect import FISHER_CHUNKS, collect_importance
-from ..compare import Comparison
-from ..compare import compare as compare_models
 from ..errors import BadOptionError, Q4HifiError
-from ..evaluation_report import (
-    KLD_HEADER,
-    calibration_table,
-    comparison_table,
-    final_divergence,
-    final_perplexity,
-    importance_table,
-    running_divergence,
-    running_perplexity,
-    speed_table,
-)
-from ..importance import load_importance
-from ..importance_statistics import tensor_statistics
-from ..importance_sums import FORMS, GGUF, ImportanceSums, form_of
-from ..kl_divergence import KlDivergence, kl_divergence
-from ..perplexity import Perplexity
-from ..perplexity import perplexity as measure_perplexity
-from ..plot import check_plot, plot_comparison
-from ..report import printable
-from ..saver import OnSave
+from ..limits import FISHER_CHUNKS, FORMS, GGUF, LONGEST_CHUNK, MIN_CONTEXT, calibration_file
+from ..wording import printable
 from .common import console, json_option, print_json, progress_bar, threads_option
 from .files import INPUT, OUTPUT, check_output
 from .group import main
+
+if TYPE_CHECKING:
+    from ..bench import Speed
+    from ..compare import Comparison
+    from ..kl_divergence import KlDivergence
+    from ..perplexity import Perplexity
+    from ..saver import OnSave
 
 Found = TypeVar("Found")
 
@@ -115,7 +96,7 @@ def _running(
 @context_option
 @chunks_option
 @click.option(
-    "--kl-divergence-base", "base", metavar="FILE",
+    "--kl-divergence-base", "save_log_probs", metavar="FILE",
     help="Write the model's log-probabilities to FILE; with --kl-divergence, compare with those in it.",
 )  # fmt: skip
 @click.option(
@@ -131,7 +112,7 @@ def perplexity(
     file: str | None,
     n_ctx: int,
     n_chunks: int | None,
-    base: str | None,
+    save_log_probs: str | None,
     compare_base: bool,
     overwrite: bool,
     resume: bool,
@@ -144,15 +125,20 @@ def perplexity(
     'q4hifi compare' does both at once.
     """
     if compare_base:
-        if base is None:
+        if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
-        _print_divergence(model, base, n_chunks, threads, as_json)
+        _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
-    if base is not None:
-        check_output("--kl-divergence-base", base)
-    text = read_text(_named(file))
+    file = _named(file)
+    if save_log_probs is not None:
+        check_output("--kl-divergence-base", save_log_probs)
+    from ..chunks import read_text
+    from ..evaluation_report import final_perplexity, running_perplexity
+    from ..perplexity import perplexity as measure_perplexity
+
+    text = read_text(file)
     with (
-        _kept(f"{base}.partial") as on_save,
+        _kept(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
         _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
     ):
@@ -162,7 +148,7 @@ def perplexity(
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             threads=threads,
-            save_log_probs=base,
+            save_log_probs=save_log_probs,
             overwrite=overwrite,
             resume=resume,
             dataset=str(file),
@@ -179,6 +165,9 @@ def perplexity(
 def _print_divergence(
     model: str, base: str, n_chunks: int | None, threads: int | None, as_json: bool
 ) -> None:
+    from ..evaluation_report import KLD_HEADER, final_divergence, running_divergence
+    from ..kl_divergence import kl_divergence
+
     def show(so_far: KlDivergence) -> str:
         row = running_divergence(so_far)
         return f"{KLD_HEADER}\n{row}" if so_far.n_chunks == 1 else row
@@ -229,9 +218,15 @@ def compare(
     """
     if resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
-    text = read_text(_named(file))
+    file = _named(file)
+    from ..chunks import read_text
+    from ..compare import compare as compare_models
+
+    text = read_text(file)
     so_far: list[Comparison] = []
     if plot is not None:
+        from ..plot import check_plot, plot_comparison
+
         check_plot(plot)
     with ExitStack() as stack:
         stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
@@ -264,6 +259,8 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
     if as_json:
         print_json(found.as_dict())
     else:
+        from ..evaluation_report import comparison_table
+
         screen = console()
         screen.print(comparison_table(found, screen.width))
 
@@ -325,6 +322,17 @@ def imatrix(
     'q4hifi quantize --imatrix OUT' uses it. Without MODEL, the matrices of --in-file are added up, or
     only shown. OUT is written every few minutes, and when the work fails or is interrupted.
     """
+    if model is not None:
+        file = _named(file)
+    elif not in_files:
+        raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
+    from ..chunks import read_text
+    from ..collect import collect_importance
+    from ..evaluation_report import final_perplexity, importance_table, running_perplexity
+    from ..importance import load_importance
+    from ..importance_statistics import tensor_statistics
+    from ..importance_sums import ImportanceSums, form_of
+
     form = form_of(output or "", form)
     if model is not None or len(in_files) > 1:
         output = output or f"imatrix.{form}"
@@ -333,7 +341,7 @@ def imatrix(
     parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
     ppl: list[Perplexity] = []
     if model is not None:
-        text = read_text(_named(file))
+        text = read_text(str(file))
         with (
             _kept(output) as on_save,
             progress_bar("tokens", 1) as progress,
@@ -365,8 +373,6 @@ def imatrix(
                     on_save=on_save,
                 )
             )
-    if not parts:
-        raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     sums = parts[0]
     for part in parts[1:]:
         sums += part
@@ -436,9 +442,14 @@ def calibrate(
 
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
+    file = _named(file)
     output = output or calibration_file(model, imatrix)
     check_output("--output", output, overwrite=True)
-    text = read_text(_named(file))
+    from ..calibrate import calibrate as measure_sensitivities
+    from ..chunks import read_text
+    from ..evaluation_report import calibration_table
+
+    text = read_text(file)
     with progress_bar() as progress:
         found = measure_sensitivities(
             model,
@@ -482,6 +493,9 @@ def bench(
 
     -p and -n may be given several times; 0 leaves a test out.
     """
+    from ..bench import bench as measure_speed
+    from ..evaluation_report import speed_table
+
     speeds: list[Speed] = []
     with progress_bar("tokens", 1) as progress:
         for model in models:

@@ -8,8 +8,6 @@ from typing import Any
 import click
 
 from ..errors import BadOptionError
-from ..gguf_split import files_of
-from ..output_file import check_writable
 
 
 class InputFile(click.types.StringParamType):
@@ -46,6 +44,9 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> None
     (:func:`~q4hifi.output_file.check_writable`). ``name`` is what the command calls it; ``overwrite`` None
     is the option of that name.
     """
+    from ..gguf_split import files_of
+    from ..output_file import check_writable
+
     ctx = click.get_current_context()
     if overwrite is None:
         overwrite = bool(ctx.params.get("overwrite"))

@@ -8,22 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import BadOptionError
-from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
-from ..gguf_split import parse_size
 from ..layout import LAYOUTS, SPLIT
+from ..limits import DEQUANTIZED, EXPORTS
 from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
-from ..plan import Plan
-from ..quantize import plan_file, quantize_file
 from ..recipes import RECIPES, find_recipe
-from ..report import QuantizeReport, human_bytes, notes, paragraphs, role_table, tensor_table, type_table
-from ..shapes import SUFFIX as SHAPES
-from ..shapes import plan_shapes
-from ..tensor_types import write_tensor_types
+from ..wording import human_bytes
 from .common import (
     console,
     json_option,
@@ -32,9 +26,14 @@ from .common import (
     progress_bar,
     tensors_option,
     threads_option,
+    usable_threads,
 )
 from .files import INPUT, OUTPUT, check_output
 from .group import main
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..report import QuantizeReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -153,6 +152,8 @@ def quantize(
     choices, types_file = _choices(choices)
     if not dry_run:
         check_output("DST", dst)
+    from ..quantize import plan_file, quantize_file
+
     if dry_run:
         with progress_bar() as progress:
             found = plan_file(src, kind, threads=threads or rest_threads, progress=progress, **choices)
@@ -195,6 +196,10 @@ def plan(
 
     Reads no weights, but some for measured coverage. SRC may also be a JSON file of a model's shapes.
     """
+    from ..quantize import plan_file
+    from ..shapes import SUFFIX as SHAPES
+    from ..shapes import plan_shapes
+
     choices, types_file = _choices(choices)
     if src.endswith(SHAPES):
         found = plan_shapes(src, type, **_of_shapes(choices))
@@ -214,6 +219,8 @@ def plan(
 @json_option
 def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bool, as_json: bool) -> None:
     """Decode the matrices of SRC to F16 (default), BF16 or F32."""
+    from ..export import dequantize_file
+
     with progress_bar() as progress:
         report = dequantize_file(src, dst, type, threads=threads, overwrite=overwrite, progress=progress)
     _print_report(report, as_json)
@@ -242,6 +249,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Bring the Q4_HIFI model SRC into a form that other programs load."""
+    from ..export import export_file
+
     with progress_bar() as progress:
         report = export_file(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
@@ -257,9 +266,11 @@ def _positional(src: str, rest: tuple[str, ...]) -> tuple[str, str, int | None]:
     threads = None
     if words:
         text = words.pop(0)
-        if not text.isdecimal() or int(text) == 0:
-            raise BadOptionError(f"{text!r} is no number of threads")
-        threads = int(text)
+        if not (text.isascii() and text.isdecimal()):
+            raise BadOptionError(
+                f"{text!r} is not a number of threads; the order of the arguments is SRC DST TYPE THREADS"
+            )
+        threads = usable_threads(click.get_current_context(), None, int(text[:9]))
     if words:
         raise BadOptionError(f"too many arguments: {' '.join(words)}")
     return dst or _default_destination(src, kind), kind, threads
@@ -286,6 +297,8 @@ def _default_destination(src: str, kind: str) -> str:
 
 def _choices(options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
+    from ..gguf_split import parse_size
+
     choices = dict(options)
     types_file = choices.pop("write_tensor_types")
     named = [parse_tensor_type(text) for text in choices["tensor_types"]]
@@ -310,6 +323,8 @@ def _of_shapes(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_types(plan: Plan, file: str | None, overwrite: bool) -> None:
     if file is not None:
+        from ..tensor_types import write_tensor_types
+
         write_tensor_types(plan, file, overwrite=overwrite)
 
 
@@ -324,6 +339,8 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
         print_json(plan.as_dict())
         return
+    from ..report import notes, paragraphs, role_table, tensor_table, type_table
+
     whole = plan.tensor_bytes if plan.file_bytes is None else plan.file_bytes
     size = (
         f"{human_bytes(whole)} {'of tensors' if plan.file_bytes is None else 'in all'},"
