@@ -436,7 +436,7 @@ def test_export(arguments: str, run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ("hifi.gguf out.gguf", 2, "choose one of as_ (--as) and layout (--layout)"),
+        ("hifi.gguf out.gguf", 2, "choose one of --as and --layout"),
         ("hifi.gguf out.gguf --as drop --layout fork", 2, "choose one of"),
         ("hifi.gguf out.gguf --as q3_k", 2, "'q3_k' is not one of"),
         ("hifi.gguf", 2, "Missing argument 'DST'"),
@@ -667,9 +667,9 @@ def test_measured_coverage_as_json(run: Run, folder: Path) -> None:
     [
         ("--target-size 1M", "the smallest that the types allow is"),
         ("--target-size lots", "'lots' is not a size"),
-        ("--coverage scale --stock", "stock: for coverage measured"),
+        ("--coverage scale --stock", "--stock: for --coverage measured, and not with --coverage scale"),
         ("Q4_K_M --stock", "stock: for type Q4_HIFI, and Q4_K_M is a fixed mix"),
-        ("--like Q4_K_M --write-tensor-types model-f16.gguf", "exists already"),
+        ("--like Q4_K_M --write-tensor-types model-f16.gguf", "is the source"),
     ],
 )
 def test_measured_coverage_that_cannot_be_is_refused(
