@@ -54,7 +54,7 @@ class Zygote:
         subprocess.run(
             [str(COMPILER), "-shared", "-fPIC", "-O1", "-o", library, FAULTS / "faults.c", "-ldl"], check=True
         )
-        environment = os.environ | {"LD_PRELOAD": str(library)}
+        environment = os.environ | {"LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, FAULTS / "zygote.py"],
             stdin=subprocess.PIPE,

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from command import Run
-from q4hifi.cli import main
+from q4hifi.cli.group import main
 from q4hifi.cli.files import InputFile, OutputFile
 from synthetic import EXAMPLE, write_runnable
 

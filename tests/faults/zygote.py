@@ -20,22 +20,25 @@ import sys
 import tempfile
 from typing import Any
 
-from q4hifi.cli import main
+import q4hifi
+from q4hifi.cli import evaluate, main, quantize  # all that commands need is loaded before the forks
 from q4hifi.output_file import NewFile
+
+LOADED = (evaluate, quantize, *(getattr(q4hifi, name) for name in q4hifi.__all__))
 
 
 def child(run: dict[str, Any], err: int) -> None:
     """Run the command and end the process with its status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(err, 2)
-    sys.stdout = os.fdopen(1, "w")
+    sys.stdin, sys.stdout = open(os.devnull), os.fdopen(1, "w")  # noqa: SIM115
     if run["named"]:
         NewFile._unnamed = lambda _: None  # type: ignore[method-assign]
     faults = ctypes.CDLL(None)
     faults.faults_arm(ctypes.c_long(run["at"]), ctypes.c_int(run["error"]))
     status = 0
     try:
-        main(run["arguments"], prog_name="q4hifi")
+        main(run["arguments"])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
     calls = ctypes.c_long(faults.faults_count()).value
