@@ -10,8 +10,8 @@ import click
 import pytest
 
 from command import Run
-from q4hifi.cli.group import main
 from q4hifi.cli.files import InputFile, OutputFile
+from q4hifi.cli.group import main
 from synthetic import EXAMPLE, write_runnable
 
 LINES = {
