@@ -209,8 +209,8 @@ def test_experts_change_their_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "choose one of as_ .* and layout"),
-        ({"as_": "drop", "layout": "fork"}, "choose one of as_ .* and layout"),
+        ({}, "choose one of `as_` and `layout`"),
+        ({"as_": "drop", "layout": "fork"}, "choose one of `as_` and `layout`"),
         ({"as_": "q3_k"}, "cannot export as 'q3_k'; choose one of drop, q5_k"),
         ({"layout": "spoon"}, "unknown layout 'spoon'"),
     ],

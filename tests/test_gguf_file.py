@@ -468,9 +468,6 @@ def test_threads_write_without_disturbing_each_other(tmp_path: Path) -> None:
 def test_the_destination_appears_only_at_the_commit(tmp_path: Path) -> None:
     dst = tmp_path / "a.gguf"
     with small_writer(dst) as writer:
-        (part,) = tmp_path.iterdir()
-        assert part.name.startswith(".a.gguf.") and part.name.endswith(".part")
-        assert part.stat().st_size == writer.sizes[0]
         writer.write_at("w", 0, bytes(24))
         assert not dst.exists()
         writer.commit()
@@ -585,8 +582,6 @@ def test_places_that_cannot_take_a_file_are_refused(tmp_path: Path) -> None:
         small_writer(tmp_path / ("a" * 300))
     with pytest.raises(BadOptionError, match="not a file"):
         small_writer(tmp_path, overwrite=True)
-    with pytest.raises(BadOptionError, match="not a file"):
-        small_writer(Path(os.devnull), overwrite=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be reserved here")
@@ -620,9 +615,9 @@ def test_file_systems_that_cannot_reserve_space_are_used(
     assert (tmp_path / "a.gguf").stat().st_size == writer.sizes[0]
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "link"])
 def test_disk_errors_name_the_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with (
@@ -637,14 +632,14 @@ def test_disk_errors_name_the_file(call: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_shards_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = os.replace
+    link = os.link
 
-    def fail_on_third(src: Path, dst: Path) -> None:
+    def fail_on_third(src: Path, dst: Path, **options: Any) -> None:
         if "-00003-of-" in dst.name:
             raise OSError(errno.EIO, "Input/output error")
-        replace(src, dst)
+        link(src, dst, **options)
 
-    monkeypatch.setattr(os, "replace", fail_on_third)
+    monkeypatch.setattr(os, "link", fail_on_third)
     tensors = [StoredTensor(f"w{i}", (8,), F32) for i in range(3)]
     with (
         pytest.raises(Q4HifiError, match="-00003-of-00003"),

@@ -228,5 +228,5 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise UnsupportedModelError(
             f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
-            "drop --no-fallback, or give them a type with --tensor-type"
+            "drop `no_fallback`, or give them a type with `tensor_types=...`"
         )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-
-from gguf.constants import GGUFValueType
 
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .layout import (
     FILE_TYPE,
@@ -20,27 +18,15 @@ from .layout import (
     VERSION,
     Format,
 )
+from .limits import DEQUANTIZED, DROP, EXPORTS
 from .model_file import ModelFile, ModelTensor
 from .names import layer_of, processing_order, role_of
 from .plan import Plan, PlannedTensor
 from .quantize import quantize_file
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
-from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
-
-DROP = "drop"
-EXPORTS: Mapping[str, TensorType] = {
-    DROP: TYPES["Q4_K"],
-    "q5_k": TYPES["Q5_K"],
-    "q6_k": TYPES["Q6_K"],
-    "q8_0": TYPES["Q8_0"],
-    "f16": F16,
-}
-"""What stock llama.cpp may get in place of a Q4_HIFI tensor: the base without its outliers, or the
-decoded weights in a type that holds them well."""
-
-DEQUANTIZED: Mapping[str, TensorType] = {"F32": F32, "F16": F16, "BF16": BF16}
+from .threads import thread_count
+from .types import Q4_HIFI, TensorType
 
 
 def export_file(
@@ -62,7 +48,7 @@ def export_file(
     :func:`q4hifi.quantize_file` raises.
     """
     if (as_ is None) == (layout is None):
-        raise BadOptionError("choose one of as_ (--as) and layout (--layout)")
+        raise BadOptionError("choose one of `as_` and `layout`")
     if as_ is not None and as_.lower() not in EXPORTS:
         raise BadOptionError(f"cannot export as {as_!r}; choose one of {', '.join(EXPORTS)}")
     if layout is not None and layout not in LAYOUTS:

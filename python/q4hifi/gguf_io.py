@@ -7,9 +7,10 @@ import io
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,24 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
 class PositionedFile:
     """An unbuffered binary file whose reads and writes state their offset; thread safe.
 
-    ``mode`` is "rb" for an existing file, "xb" for one that must not exist yet. All methods raise
-    plain OSError.
+    ``mode`` is "rb" or "r+b" for an existing file, "xb" or "x+b" for one that must not exist yet. A context
+    manager, which closes it. All methods raise plain OSError.
     """
 
-    def __init__(self, path: Path, mode: str) -> None:
-        """Open ``path``."""
+    def __init__(self, path: Path, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
+        """Open ``path``; ``opener`` as of :func:`open`."""
         self.path = path
-        self._file = io.FileIO(path, mode)
+        self._file = io.FileIO(path, mode, opener=opener)
         self._lock = threading.Lock()  # for systems without pread and pwrite
+
+    @property
+    def raw(self) -> io.FileIO:
+        """The file itself, with a position of its own."""
+        return self._file
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._file.fileno()
 
     def size(self) -> int:
         """Size of the file in bytes."""
@@ -82,6 +92,10 @@ class PositionedFile:
             if cause.errno in _NO_ROOM:
                 raise
 
+    def truncate(self, size: int) -> None:
+        """Cut the file to ``size`` bytes."""
+        self._file.truncate(size)
+
     def sync(self) -> None:
         """Return when all that was written is on the disk."""
         os.fsync(self._file.fileno())
@@ -93,6 +107,14 @@ class PositionedFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __enter__(self) -> PositionedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):

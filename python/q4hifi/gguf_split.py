@@ -8,9 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
-
 from .errors import BadOptionError
+from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
 from .gguf_header import padded
 from .gguf_metadata import Metadata
 from .layout import StoredTensor
@@ -48,6 +47,12 @@ def shard_name(path: Path) -> ShardName | None:
 def shard_paths(folder: Path, prefix: str, count: int) -> tuple[Path, ...]:
     """Paths of all ``count`` shards of a model."""
     return tuple(folder / f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files of the model that ``path`` belongs to, as its name says; they need not exist."""
+    shard = shard_name(path)
+    return shard_paths(path.parent, shard.prefix, shard.total) if shard else (path,)
 
 
 def output_paths(dst: Path, count: int) -> tuple[Path, ...]:

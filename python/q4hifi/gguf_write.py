@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from gguf.constants import GGUFValueType
-
 from .errors import BadOptionError, Q4HifiError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_header import ALIGNMENT_KEY, MAX_NAME_BYTES, alignment_of, data_offsets, header_bytes
-from .gguf_io import Buffer, PositionedFile, byte_view, os_errors
+from .gguf_io import Buffer, byte_view, os_errors
 from .gguf_metadata import Metadata
 from .gguf_split import MAX_SHARDS, output_paths, shard_metadata
 from .layout import StoredTensor
+from .output_file import NewFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +114,21 @@ class GgufWriter:
         self._shards = {name: i for i, plan in enumerate(self._plans) for name in plan.offsets}
         self._written: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._overwrite = overwrite
         self._cleanup = ExitStack()
-        self._files: list[PositionedFile] = []
         self.paths: tuple[Path, ...] = output_paths(Path(dst), len(self._plans))
         self.sizes: tuple[int, ...] = tuple(plan.size for plan in self._plans)
-        for path in self.paths:
-            with os_errors(path, "be the destination"):
-                check_destination(path, overwrite, sources)
-                self._free = shutil.disk_usage(path.parent).free  # before a failed reservation takes it
+        self._files = [NewFile(path, overwrite=overwrite, sources=sources) for path in self.paths]
+        with os_errors(self.paths[0], "be the destination"):
+            folder = self._files[0].target.parent
+            self._free = shutil.disk_usage(folder).free  # before a failed reservation takes it
 
     def __enter__(self) -> GgufWriter:
         try:
-            for path, plan in zip(self.paths, self._plans, strict=True):
-                self._start_file(path, plan)
+            for new, plan in zip(self._files, self._plans, strict=True):
+                with self._disk_errors(new.path, "be created"):
+                    file = self._cleanup.enter_context(new).file
+                    file.reserve(plan.size)
+                    file.write(0, memoryview(plan.header))
         except BaseException:
             self._cleanup.close()
             raise
@@ -138,16 +138,6 @@ class GgufWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
-
-    def _start_file(self, path: Path, plan: _FilePlan) -> None:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        self._cleanup.callback(part.unlink, missing_ok=True)  # first, so that no interrupt comes between
-        with self._disk_errors(path, "be created"):
-            file = PositionedFile(part, "xb")
-            self._cleanup.callback(file.close)
-            file.reserve(plan.size)
-            file.write(0, memoryview(plan.header))
-        self._files.append(file)
 
     def write_at(self, name: str, start: int, data: Buffer) -> None:
         """Write ``data`` (contiguous) at byte ``start`` of tensor ``name``; thread safe."""
@@ -160,7 +150,7 @@ class GgufWriter:
             )
         shard = self._shards[name]
         with self._disk_errors(self.paths[shard], f"be written (tensor {name!r})"):
-            self._files[shard].write(self._plans[shard].offsets[name] + start, view)
+            self._files[shard].file.write(self._plans[shard].offsets[name] + start, view)
         with self._lock:
             self._written[name] += len(view)
 
@@ -176,21 +166,11 @@ class GgufWriter:
                     f"{self.paths[self._shards[name]]}: {self._written[name]} bytes of tensor {name!r} were"
                     f" written, not {size}"
                 )
-        for path, file in zip(self.paths, self._files, strict=True):
-            with self._disk_errors(path, "be completed"):
-                file.sync()
-                file.close()
-        self._publish()
-
-    def _publish(self) -> None:
-        for path in self.paths:
-            _check_overwrite(path, self._overwrite)  # it may have appeared since
         with ExitStack() as undo:
-            for path, file in zip(self.paths, self._files, strict=True):
-                if not os.path.lexists(path):
-                    undo.callback(path.unlink, missing_ok=True)
-                with self._disk_errors(path, "be put in place"):
-                    os.replace(file.path, path)
+            for new in self._files:
+                with self._disk_errors(new.path, "be completed"):
+                    if new.publish():
+                        undo.callback(_remove, new.target)
             undo.pop_all()
 
     @contextmanager
@@ -208,22 +188,6 @@ class GgufWriter:
                 ) from cause
 
 
-def check_destination(path: Path, overwrite: bool, sources: Sequence[Path]) -> None:
-    """Raise :class:`BadOptionError` where ``path`` cannot be written, or is one of ``sources``."""
-    if not path.parent.is_dir():
-        raise BadOptionError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.exists():
-        for source in sources:
-            if os.path.exists(source) and os.path.samefile(path, source):
-                raise BadOptionError(f"{path} is the source {source} itself; choose another destination")
-        if not path.is_file():
-            raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
-    _check_overwrite(path, overwrite)
-
-
-def _check_overwrite(path: Path, overwrite: bool) -> None:
-    if not overwrite and os.path.lexists(path):
-        raise BadOptionError(
-            f"{path}: exists already; choose another destination, or allow to replace it with --overwrite"
-            " (overwrite=True)"
-        )
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the error that ended the work is the one to report
+        path.unlink(missing_ok=True)

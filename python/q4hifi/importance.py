@@ -36,10 +36,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, Inputs, known_inputs, pair_count
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from .gguf_constants import GGUFValueType
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
@@ -51,6 +51,8 @@ SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
+KEY_RUN = "q4hifi.imatrix.run"
+
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -93,7 +95,9 @@ class WeightsFilter:
     def __post_init__(self) -> None:
         """Check that not both are given."""
         if self.include and self.exclude:
-            raise BadOptionError("include-weights and exclude-weights cannot be used together; choose one")
+            raise BadOptionError(
+                "`include_weights` and `exclude_weights` cannot be used together; choose one"
+            )
 
     def __contains__(self, name: str) -> bool:
         """Return whether the tensor uses the importance matrix."""
@@ -109,6 +113,8 @@ class Importance:
     ``file`` is the path as the caller wrote it, because a quantized file records it so.
     ``chunk_count`` is the number of text chunks measured, ``chunk_size`` their tokens; None where
     the file does not say. ``names_in_file`` are all tensors that the file has entries of, in use or not.
+    ``run`` is the fingerprint of what :func:`q4hifi.collect_importance` measured it with, by which an
+    interrupted run is resumed; None in files of other programs and of sums.
     """
 
     file: str
@@ -120,6 +126,7 @@ class Importance:
     _refining: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
+    run: str | None = None
 
     @property
     def path(self) -> Path:
@@ -315,7 +322,7 @@ def _recorded(text: str) -> str:
 
 def _again(name: str) -> str:
     """What to do about a bad entry."""
-    return f"make the imatrix again, or leave it out with --exclude-weights {name}"
+    return f"make the imatrix again, or leave it out with `exclude_weights={name}`"
 
 
 def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) -> None:
@@ -393,15 +400,16 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
         refining = _gguf_entries(file, gguf, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX, chosen)
         fisher = _gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX, chosen)
         correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}, chosen))
+        run = gguf.metadata.get(KEY_RUN)
     if not names:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
     names_in_file = tuple(dict.fromkeys((*names, *_gguf_names(gguf, REFINING_SUFFIX))))
     used, refining = (
         {name: entry for name, entry in known.items() if name in chosen} for known in (entries, refining)
     )
-    return Importance(
-        file, tuple(datasets), chunk_count, chunk_size, names_in_file, used, refining, fisher, correlated
-    )
+    run = run if isinstance(run, str) else None
+    known = (used, refining, fisher, correlated)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *known, run)
 
 
 def _gguf_names(gguf: GgufFile, *suffixes: str) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def check_fit(
     if reason is not None:
         raise BadFileError(
             f"{importance.file}: {reason} {model}; use an imatrix made from this model, or allow it with"
-            " --allow-missing-importance"
+            " `allow_missing_importance=True`"
         )
 
 

@@ -53,7 +53,7 @@ def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
     Raises :class:`BadOptionError` where it cannot be read as that.
     """
     try:
-        text = read_text_bytes(Path(path)).decode("utf-8-sig")
+        text = read_text_bytes(path).decode("utf-8-sig")
         lines = text.split("\n")
         rules = [
             _rule_in_file(entry, number)
@@ -82,6 +82,10 @@ COVERAGES = (SCALE, MEASURED)
 
 DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
 """With an imatrix or without -> the coverage where the user's options ask for none."""
+
+
+def _keywords(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join(f"`{name}`" for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +130,15 @@ class Options:
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
         if self.outliers is not None and self.outliers not in range(MAX_OUTLIERS + 1):
-            raise BadOptionError(f"outliers is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
+            raise BadOptionError(f"`outliers` is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
         if self.ffn_down_coverage is not None and not 0 <= self.ffn_down_coverage <= 1:
-            raise BadOptionError(f"ffn_down_coverage is {self.ffn_down_coverage}; choose 0 to 1")
+            raise BadOptionError(f"`ffn_down_coverage` is {self.ffn_down_coverage}; choose 0 to 1")
         if recipe.default is None and kinds:
             raise BadOptionError("COPY changes no tensor's type; leave out the options that name types")
         if recipe.default != Q4_HIFI and (self.minimal or self.ffn_down_coverage is not None):
-            raise BadOptionError(f"minimal and ffn_down_coverage are for type Q4_HIFI, not {recipe.name}")
+            raise BadOptionError(f"`minimal` and `ffn_down_coverage` are for type Q4_HIFI, not {recipe.name}")
         if self.outliers is not None and Q4_HIFI not in {recipe.default, *kinds}:
-            raise BadOptionError(f"outliers is for Q4_HIFI, and {recipe.name} makes no such tensor")
+            raise BadOptionError(f"`outliers` is for Q4_HIFI, and {recipe.name} makes no such tensor")
         self._check_coverage()
 
     def _check_coverage(self) -> None:
@@ -142,24 +146,27 @@ class Options:
             raise BadOptionError(f"unknown coverage {self.coverage!r}; choose one of {', '.join(COVERAGES)}")
         measured, by_scale = self._only_measured, self._only_scale
         if self.recipe.default != Q4_HIFI and (self.coverage is not None or measured):
-            what = ", ".join(measured) or "coverage"
+            what = _keywords(measured) or "`coverage`"
             raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
         if measured and (self.coverage == SCALE or by_scale):
             raise BadOptionError(
-                f"{', '.join(measured)}: for coverage measured, and not with {', '.join(by_scale) or 'scale'}"
+                f"{_keywords(measured)}: for `coverage='measured'`, and not with "
+                + (_keywords(by_scale) or "`coverage='scale'`")
             )
         if self.coverage == MEASURED and by_scale:
-            raise BadOptionError(f"{', '.join(by_scale)}: not for coverage measured, which decides by errors")
+            raise BadOptionError(
+                f"{_keywords(by_scale)}: not for `coverage='measured'`, which decides by errors"
+            )
         for rivals in (("target_size", "target_bpw", "like"), ("sensitivities", "calibrate")):
             given = [name for name in measured if name in rivals]
             if len(given) > 1:
-                raise BadOptionError(f"{' and '.join(given)} cannot go together; choose one")
+                raise BadOptionError(f"{_keywords(given, ' and ')} cannot go together; choose one")
         if self.target_size is not None and self.target_size <= 0:
-            raise BadOptionError(f"target_size is {self.target_size}; give a number of bytes")
+            raise BadOptionError(f"`target_size` is {self.target_size}; give a number of bytes")
         if self.target_bpw is not None and not 0 < self.target_bpw < inf:
-            raise BadOptionError(f"target_bpw is {self.target_bpw}; give a number of bits above zero")
+            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits above zero")
         if self.like is not None and find_recipe(self.like).default in (None, Q4_HIFI):
-            raise BadOptionError(f"like is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
+            raise BadOptionError(f"`like` is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
 
     @property
     def _only_measured(self) -> list[str]:

@@ -8,19 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 
-from gguf.constants import GGUFValueType
-
 from .calibrate import calibrate as measure_sensitivities
-from .calibrate import calibration_file
 from .choice import Choice, open_tensors
 from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Floats, Importance, load_importance
 from .importance_fit import check_fit
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
+from .limits import calibration_file
 from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options, TensorTypes
@@ -28,11 +27,11 @@ from .plan import Plan, make_plan
 from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
 from .scale import overhead_for
 from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .tensor_errors import logit_variance
 from .tensor_rules import IdleRule
+from .threads import thread_count
 from .types import Q4_HIFI
 
 NEED_NO_IMATRIX = frozenset({"token_embd", "output"})
@@ -127,7 +126,7 @@ def quantize_file(
         as long.
         None: for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     overwrite
         Let ``dst`` replace an existing file; never the source.
     progress
@@ -272,7 +271,9 @@ class _Given:
         """Load it, and check that it is of the model."""
         if file is None:
             if include or exclude:
-                raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
+                raise BadOptionError(
+                    "`include_weights` and `exclude_weights` choose from an imatrix; give one"
+                )
             return cls(None, include, exclude, None, ())
         found = load_importance(file, include, exclude)
         check_fit(
@@ -454,7 +455,7 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
         raise UnsupportedModelError(
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
             " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
-            " --allow-requantize (allow_requantize=True)"
+            " `allow_requantize=True`"
         )
 
 
@@ -466,5 +467,5 @@ def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance
         raise BadOptionError(
             f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
             f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
-            " them with --imatrix (imatrix=...), or give them another type with --tensor-type"
+            " them with `imatrix=...`, or give them another type with `tensor_types=...`"
         )

@@ -85,7 +85,7 @@ class Pattern:
             return self._part(subject, (2 << subject.length) - 1) != 0
         except _TooManySteps:
             raise BadOptionError(
-                f"--tensor-type: {self.text!r} takes too long on the tensor {name!r};"
+                f"`tensor_types`: {self.text!r} takes too long on the tensor {name!r};"
                 " write it with fewer repeats inside repeats"
             ) from None
 
@@ -438,6 +438,6 @@ class _Reader:
 
     def bad(self, why: str) -> BadOptionError:
         return BadOptionError(
-            f"--tensor-type: {self.text!r} is no regular expression that llama-quantize knows: at"
+            f"`tensor_types`: {self.text!r} is no regular expression that llama-quantize knows: at"
             f" {self.text[self.at :][:12]!r} (character {self.at + 1}): {why}"
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import os
 import shlex
+import sys
 from pathlib import Path
 
 from .errors import BadOptionError
-from .gguf_io import os_errors
 
 SAMPLE = 1 << 16
 """Bytes from which the encoding is told."""
@@ -30,11 +31,17 @@ _BINARY: tuple[tuple[bytes, str], ...] = (
 """How a file begins -> what it is."""
 
 
-def read_text_bytes(path: Path) -> bytes:
-    """Read a text file. Raises :class:`BadOptionError` where it cannot be read, and as :func:`check_text`."""
-    with os_errors(path, "be read", BadOptionError):
-        data = path.read_bytes()
-    check_text(data, str(path))
+def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a text file, or standard input where ``path`` is "-".
+
+    Raises :class:`BadOptionError` where it cannot be read, and as :func:`check_text`.
+    """
+    file = os.fspath(path)
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as cause:
+        raise BadOptionError(f"{file}: cannot be read: {cause.strerror or cause}") from cause
+    check_text(data, file)
     return data
 
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from .errors import BadOptionError
+from .gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 MAX_OUTLIERS = 32
 """The most outliers that a 256-weight block of Q4_HIFI can hold."""
