@@ -431,13 +431,47 @@ def test_shards_are_assigned_up_to_the_limit_and_groups_stay_together() -> None:
         ("2gib", 2 << 30),
         ("512 MiB", 512 << 20),
         ("3KiB", 3072),
+        ("4MB", 4_000_000),
+        ("3.5GiB", 3_758_096_384),
+        ("1.2 GB", 1_200_000_000),
+        (" 4g ", 4_000_000_000),
+        ("2k", 2000),
+        ("2KB", 2000),
+        ("1.5K", 1500),
+        ("0.5G", 500_000_000),
+        (".5G", 500_000_000),
+        ("7B", 7),
+        ("7 b", 7),
+        ("1", 1),
+        ("1.0000001K", 1000),
+        ("0.3GB", 300_000_000),  # not a byte less, as floats would have it
     ],
 )
 def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0G", "-1G", "G", "1.5G", "4T", "4 G B", "1e9", "9" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "0", "0G", "0.0", "-1G", "+1G", "G", "GB", "4T", "4 G B", "1e9", "9" * 5000, "inf", "nan"),
+        *(
+            "1.5",
+            "1.5B",
+            "0.0001K",
+            "1.G",
+            "1..5G",
+            "1,2GB",
+            "1_000",
+            "0x10",
+            "4Gi B",
+            "1iB",
+            "\u0663G",
+            "4\u212a",
+        ),
+        "many",
+    ],
+)
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(BadOptionError, match="is not a size"):
         parse_size(text)

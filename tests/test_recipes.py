@@ -220,7 +220,6 @@ def test_find_recipe_lists_the_choices(text):
 
 def test_parse_tensor_type():
     assert parse_tensor_type("ATTN_V=Q6_K") == ("attn_v", "Q6_K")
-    assert parse_tensor_type(r"blk\.\D+\.A=q8_0") == (r"blk\.\D+\.a", "q8_0")
     for bad in ("attn_v", "=q8_0", "attn_v=", ""):
         with pytest.raises(BadOptionError, match="REGEX=TYPE"):
             parse_tensor_type(bad)

@@ -17,6 +17,9 @@ UNSEEN = frozenset({"token_embd", "output", "lm_head"})
 NEXTN = ".nextn."
 """In names of the layers that predict further tokens, which llama-imatrix does not run."""
 
+LEAST_SHARE = 0.25
+"""Of the matrices in the layers, those that an imatrix of the model has entries of."""
+
 
 class ShapedTensor(Protocol):
     """What is read of a model's tensor; ``shape`` has the row length first."""
@@ -36,11 +39,11 @@ def check_fit(
 ) -> None:
     """Check that an importance matrix is of the model whose ``tensors`` are given by name.
 
-    It is of another one where none of its entries is of a matrix in the layers, where the model lacks more
-    than half of the tensors that it has entries of, or where it ends at another layer. A matrix without an
-    entry is no reason: llama-imatrix knows neither embeddings nor layers that predict further tokens, nor
-    experts that no token reached, and programs fuse and split matrices. Where it does name a tensor, the
-    lengths must agree, ``allow_missing`` or not.
+    It counts as another's where it names less than :data:`LEAST_SHARE` of the matrices in the layers, where
+    the model lacks more than half of the tensors that it names, or where it ends at another layer. Single
+    matrices may lack an entry: llama-imatrix has none of embeddings, of layers that predict further tokens
+    and of experts that no token reached, and programs fuse and split matrices. The lengths of the entries
+    that are used must agree, even with ``allow_missing``.
 
     Raises :class:`BadFileError`; ``model`` is the model's name in its message.
     """
@@ -59,24 +62,32 @@ def _of_another_model(
     known: Collection[str], matrices: Mapping[str, tuple[int, ...]], tensors: Collection[str]
 ) -> str | None:
     """Why entries of these names are not of the model; it ends where the model's name follows."""
-    inside = [name for name in matrices if role_of(name) not in UNSEEN]
-    if inside and not any(name in known for name in inside):
-        return f"its {len(known)} entries, such as {min(known)}, are of none of the matrices in the layers of"
+    ours, theirs = _layers(tensors), _layers(known)
+    unrun = {n for layers in ours.values() for names in layers.values() for n in _unless_run(names)}
+    inside = [name for name in matrices if role_of(name) not in UNSEEN and name not in unrun]
+    covered = sum(name in known for name in inside)
+    if covered < LEAST_SHARE * len(inside):
+        return f"its {len(known)} entries name {covered} of the {len(inside)} matrices in the layers of"
     strange = [name for name in known if name not in tensors]
     if 2 * len(strange) > len(known):
         return f"{len(strange)} of its {len(known)} entries, such as {min(strange)}, are of no tensor of"
-    ours, theirs, wide = _layers(tensors), _layers(known), _layers(n for n in inside if len(matrices[n]) < 3)
+    wide = _layers(name for name in inside if len(matrices[name]) < 3)
     for prefix, layers in ours.items():
         numbers = theirs.get(prefix, {})
         if numbers and max(numbers) > max(layers):
             return f"its entries go up to {prefix}blk.{max(numbers)}, past the last layer of"
-        run = sorted(i for i, names in layers.items() if not any(NEXTN in name for name in names))
+        run = sorted(number for number, names in layers.items() if not _unless_run(names))
         first = run[: len(numbers)]
         dense = [wide[prefix][i] for i in first if prefix in wide and i in wide[prefix]]
         complete = len(dense) == len(first) and all(name in known for names in dense for name in names)
         if numbers and complete and sorted(numbers) == first and first != run:
             return f"its entries end at {prefix}blk.{max(numbers)}, before the last layer of"
     return None
+
+
+def _unless_run(names: list[str]) -> list[str]:
+    """The names of a layer's tensors if llama-imatrix does not run it, else none."""
+    return names if any(NEXTN in name for name in names) else []
 
 
 def _layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -48,32 +48,31 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
 
 
 def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
-    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` entries apart by spaces or line ends, in UTF-8.
+    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` rules, separated by spaces or line ends, in UTF-8.
 
     Raises :class:`BadOptionError` where it cannot be read as that.
     """
     try:
-        text = read_text_bytes(path).decode("utf-8-sig")
-        lines = text.split("\n")
-        rules = [
-            _rule_in_file(entry, number)
-            for number, line in enumerate(lines, 1)
-            for entry in re.split(r"[ \t\r\v\f]+", re.sub(r"[ \t]*=[ \t]*", "=", line))
-            if entry
-        ]
-    except (BadOptionError, UnicodeDecodeError) as error:
-        raise BadOptionError(f"--tensor-type-file {path}: {error}") from error
-    if not rules:
-        raise BadOptionError(f"--tensor-type-file {path}: holds no entries; write REGEX=TYPE in it")
-    return tuple(rules)
-
-
-def _rule_in_file(entry: str, line: int) -> tuple[str, str]:
-    try:
-        return parse_tensor_type(entry)
+        return tuple(_rules_in(read_text_bytes(path), os.fspath(path)))
     except BadOptionError as error:
-        comment = "; such a file has no comments" if entry.startswith("#") else ""
-        raise BadOptionError(f"line {line}: {error}{comment}") from None
+        raise BadOptionError(f"--tensor-type-file {error}") from error
+
+
+def _rules_in(data: bytes, file: str) -> Iterator[tuple[str, str]]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadOptionError(f"{file}: {error}; save it as UTF-8") from error
+    if not text.strip():
+        raise BadOptionError(f"{file}: holds no rules; write REGEX=TYPE into it, for example attn_v=q6_k")
+    for number, line in enumerate(text.split("\n"), 1):
+        for rule in re.split(r"[ \t\r\v\f]+", re.sub(r"[ \t]*=[ \t]*", "=", line)):
+            try:
+                if rule:
+                    yield parse_tensor_type(rule)
+            except BadOptionError as error:
+                comment = "; such a file has no comments" if rule.startswith("#") else ""
+                raise BadOptionError(f"{file}, line {number}: {error}{comment}") from error
 
 
 SCALE, MEASURED = "scale", "measured"

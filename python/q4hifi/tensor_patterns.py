@@ -52,7 +52,7 @@ _CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 _HEX_DIGITS = {"x": 2, "u": 4}
 _QUANTIFIERS = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _COUNTS = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
-_LONE_CLASS = re.compile(r"\[([:.=])\^?[A-Za-z]+\1\]")
+_LONE_CLASS = re.compile(r"\[(\^?):(\^?)([A-Za-z]+):\]")
 _NOT_KNOWN = {
     "<": "lookbehinds and named groups are not known; write a plain group (...)",
     "P": "named groups are not known; write a plain group (...)",
@@ -292,6 +292,7 @@ class _Reader:
         if counts is None:
             return atom
         if wide:
+            self.at = start
             raise self.bad(f"only a part of {self.text[start]!r} would be repeated; write (?:...) around it")
         self.take("?")  # lazy
         if self.text[self.at : self.at + 1] in {*_QUANTIFIERS, "{"}:
@@ -386,7 +387,8 @@ class _Reader:
         start = self.at - 1
         if found := _LONE_CLASS.match(self.text, start):
             self.at = start
-            raise self.bad(f"a class of characters needs brackets of its own; write [{found[0]}]")
+            whole = f"[{found[1] or found[2]}[:{found[3]}:]]"
+            raise self.bad(f"a class of characters needs brackets of its own; write {whole}")
         negated = self.take("^")
         if self.text.startswith("]", self.at):
             self.at = start

@@ -1,0 +1,363 @@
+"""Rules for tensors' types: the expressions are llama-quantize's, and what decides nothing is reported."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import q4hifi
+from command import Run
+from q4hifi.errors import BadOptionError
+from q4hifi.layout import StoredTensor
+from q4hifi.model_shape import ModelShape
+from q4hifi.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.plan import Plan, make_plan
+from q4hifi.tensor_patterns import compile_pattern
+from q4hifi.tensor_types import write_tensor_types
+from q4hifi.types import F16, F32, tensor_type
+from synthetic import EXAMPLE, random_weights, write_imatrix, write_model, write_small_model
+
+RECORDED = json.loads((Path(__file__).parent / "golden" / "std_regex.json").read_text())
+
+VALUE, QUERY, DOWN = (f"blk.0.{part}.weight" for part in ("attn_v", "attn_q", "ffn_down"))
+
+
+# ---- the dialect ---------------------------------------------------------------------------------
+
+
+def test_patterns_are_found_where_std_regex_finds_them() -> None:
+    """Or refused: always where it refuses them, and else only what other programs read differently."""
+    refused = []
+    for pattern, found in RECORDED["found"].items():
+        try:
+            compiled = compile_pattern(pattern)
+        except BadOptionError as error:
+            if found != "e":
+                refused.append((pattern, str(error)))
+            continue
+        assert "".join(str(int(compiled.search(name))) for name in RECORDED["names"]) == found, pattern
+    assert len(refused) < 30
+    reasons = ("two quantifiers", "nothing in the brackets", "needs brackets of its own", "[:name:]")
+    for _, message in refused:
+        assert any(why in message for why in (*reasons, "is not known", "back-references")), message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "place", "remedy"),
+    [
+        ("[:alpha:]+", 1, "write [[:alpha:]]"),
+        ("a[:digit:]", 2, "write [[:digit:]]"),
+        ("[^:digit:]", 1, "write [^[:digit:]]"),
+        ("[[=a=]]", 2, "classes are written [:name:]"),
+        ("[[.a.]]", 2, "classes are written [:name:]"),
+        ("[[:letter:]]", 2, "alnum, alpha, blank"),
+        ("x(?<=a)b", 2, "lookbehinds"),
+        ("(?<!a)b", 1, "lookbehinds"),
+        ("(?P<layer>[0-9])", 1, "named groups"),
+        ("(?P=layer)", 1, "named groups"),
+        ("(?i)attn", 1, "write the pattern in lower case"),
+        ("(?i:attn)", 1, "write the pattern in lower case"),
+        ("(?>a)b", 1, "atomic groups"),
+        ("(?#why)a", 1, "comments"),
+        (r"(attn)_\1", 8, "write out"),
+        ("a++", 3, "write (?:...) around the first"),
+        ("a{2}{3}", 5, "write (?:...) around the first"),
+        ("(?!a)*", 6, "an assertion cannot be repeated"),
+        ("a{,3}", 2, "{n}, {n,} or {n,m}"),
+        ("a{3,1}", 2, "the smaller number first"),
+        ("a{9999999999}", 2, "up to 1000"),
+        ("*.weight", 1, r"write \* for the character"),
+        ("attn_v|+", 8, r"write \+ for the character"),
+        ("[]a]", 1, r"write \] for the character"),
+        ("[^]", 1, r"write \] for the character"),
+        ("blk[0-9", 4, r"write \[ for the character"),
+        ("[z-a]", 3, r"write \- for the character"),
+        (r"[\d-z]", 4, r"write \- for the character"),
+        ("[0-9\u00e9]", 5, "ASCII characters only"),
+        ("a(b", 2, r"write \( for the character"),
+        ("a)b", 2, r"write \) for the character"),
+        (r"\Ablk", 1, "write A for the character"),
+        (r"\cA", 1, "is not known"),
+        (r"\x6", 1, "2 hexadecimal digits"),
+        (r"\u00e9", 1, "write the character itself"),
+        ("a\\", 2, "ends in a backslash"),
+        ("\u00e9+", 1, "write (?:...) around it"),
+        ("(" * 60 + ")" * 60, 52, "parentheses inside one another"),
+    ],
+)
+def test_what_llama_quantize_reads_otherwise_is_refused(pattern: str, place: int, remedy: str) -> None:
+    with pytest.raises(BadOptionError, match="is no regular expression that llama-quantize knows") as caught:
+        Options(tensor_types=[(pattern, "q8_0")])
+    assert f"(character {place}): " in str(caught.value) and remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("(a+)+$", True),
+        ("(a+)+b", False),
+        ("(a|aa)+b", False),
+        ("(a*)*b", False),
+        ("^(([a-z])+.)+[A-Z]([a-z])+$", False),
+        ("(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)b", False),
+        ("(?:(?:a?){1000}){3}b", False),
+        ("(?!(a+)+b)a", True),
+    ],
+)
+def test_no_pattern_takes_exponential_time(pattern: str, found: bool) -> None:
+    started = time.monotonic()
+    assert compile_pattern(pattern).search("a" * 63) == found
+    assert time.monotonic() - started < 20  # milliseconds; one step after another would take years
+
+
+def test_a_pattern_that_takes_too_long_is_refused() -> None:
+    pattern = "((((.?){50}){50}){50}){50}x"
+    with pytest.raises(BadOptionError, match=r"takes too long on the tensor 'blk\.0.*fewer repeats inside"):
+        compile_pattern(pattern + "|y").search("blk.0.attn_v.weight")
+    assert not compile_pattern(pattern).search("blk.0.attn_v.weight")  # it has no x
+
+
+# ---- REGEX=TYPE ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("attn_v=q8_0", ("attn_v", "q8_0")),
+        ("attn_v = q8_0", ("attn_v", "q8_0")),
+        ("  ATTN_V\t=Q8_0 ", ("attn_v", "Q8_0")),
+        (r"[[:DIGIT:]]\.\x2E=q8_0", (r"[[:digit:]]\.\x2e", "q8_0")),
+        (r"a\\D=q8_0", (r"a\\d", "q8_0")),
+        (r"a\x3db=q8_0", (r"a\x3db", "q8_0")),
+        ("\u00c9=q8_0", ("\u00c9", "q8_0")),
+    ],
+)
+def test_rules_are_read_as_llama_quantize_reads_them(text: str, rule: tuple[str, str]) -> None:
+    assert parse_tensor_type(text) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("attn_v", "write REGEX=TYPE"),
+        (" = q8_0", "write REGEX=TYPE"),
+        ("attn_v= ", "write REGEX=TYPE"),
+        ("(?=v)a=q8_0", r"the first = ends the pattern.*\\x3d"),
+        (r"\D=q8_0", r"\\D would become \\d; write \[\^0-9\]"),
+        (r"a\Wb=q8_0", r"\\W would become \\w"),
+        (r"\S=q8_0", r"\\S would become \\s"),
+        (r"\Bv=q8_0", r"\\B would become \\b"),
+    ],
+)
+def test_rules_that_would_mean_something_else_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BadOptionError, match=message):
+        parse_tensor_type(text)
+
+
+RULES = (("attn_v", "q8_0"), ("attn_k", "q6_k"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"attn_v=q8_0\nattn_k=q6_k\n",
+        b"\xef\xbb\xbfattn_v=q8_0\r\nattn_k=q6_k\r\n",
+        b"attn_v=q8_0 attn_k=q6_k",
+        b"\n\n attn_v = q8_0\n\tattn_k= q6_k \n\n",
+        b"attn_v =q8_0\rattn_k\t=\tq6_k",
+    ],
+)
+def test_files_of_rules(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "types.txt"
+    path.write_bytes(data)
+    assert read_tensor_type_file(path) == RULES
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "types.txt: holds no rules"),
+        (b"\xef\xbb\xbf \r\n", "types.txt: holds no rules"),
+        (b"attn_v=q8_0\n\n# more\n", "types.txt, line 3: .*'#'.*has no comments"),
+        (b"attn_v=\nattn_k=q6_k", "types.txt, line 1: .*write REGEX=TYPE"),
+        (b"attn_v=q8_0\nattn_k", "types.txt, line 2: .*write REGEX=TYPE"),
+        ("attn_v=q8_0\n".encode("utf-16"), "UTF-16, not UTF-8; convert it: iconv -f UTF-16 "),
+        ("attn_v=q8_0\n".encode("utf-16-le"), "UTF-16LE, not UTF-8"),
+        ("attn_v=q8_0\n".encode("utf-32"), "UTF-32, not UTF-8"),
+        (b"attn_\xff=q8_0\n", "save it as UTF-8"),
+        (b"GGUF\3\0\0\0", "is a GGUF file"),
+    ],
+)
+def test_files_that_hold_no_rules(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "types.txt"
+    path.write_bytes(data)
+    with pytest.raises(BadOptionError, match=message):
+        read_tensor_type_file(path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("q6k", "Q6_K"), ("Q4_K_M", "Q4_K"), ("q8", "Q8_0"), ("fp16", "F16"), ("iq4nl", "IQ4_NL")],
+)
+def test_an_unknown_type_has_a_suggestion(wrong: str, right: str) -> None:
+    with pytest.raises(BadOptionError, match=rf"attn_v={wrong}: unknown .* did you mean {right}\?"):
+        Options(tensor_types=[("attn_v", wrong)])
+    with pytest.raises(BadOptionError, match="unknown tensor type 'gold'; choose one of"):
+        tensor_type("gold")
+
+
+# ---- rules that decide nothing -------------------------------------------------------------------
+
+TENSORS = [
+    StoredTensor("token_embd.weight", (256, 8), F16),
+    StoredTensor("per_layer_token_embd.weight", (256, 8), F16),
+    StoredTensor("output.weight", (256, 8), F16),
+    *(
+        StoredTensor(f"blk.{i}.{part}.weight", (256, 4), F16)
+        for i in range(2)
+        for part in ("attn_q", "attn_v")
+    ),
+    StoredTensor("blk.0.attn_norm.weight", (256,), F32),
+    StoredTensor("blk.0.ffn_gate_inp.weight", (256, 4), F16),
+]
+
+
+def idle(rules: str, **options: object) -> dict[str, str]:
+    """Rule -> the reason why it decides nothing, of rules apart by spaces."""
+    pairs = [parse_tensor_type(rule) for rule in rules.split()]
+    plan = make_plan(TENSORS, ModelShape("llama", 2), Options(type="Q4_K_M", tensor_types=pairs, **options))  # type: ignore[arg-type]
+    assert [rule.option for rule in plan.idle_rules] == ["--tensor-type"] * len(plan.idle_rules)
+    assert plan.as_dict()["idle_rules"] == [
+        {"option": rule.option, "text": rule.text, "reason": rule.reason} for rule in plan.idle_rules
+    ]
+    return {rule.text: rule.reason for rule in plan.idle_rules}
+
+
+EARLIER = "matches only tensors that an earlier --tensor-type decides"
+KEPT = "matches only tensors that keep their type"
+
+
+def test_rules_that_decide_something_are_not_reported() -> None:
+    assert idle("") == {}
+    assert idle(r"attn_v=q8_0 blk\.1=q6_k") == {}
+    assert idle("attn_q=q4_k") == {}  # the type that it would have anyway
+    assert idle("norm|attn_v=q8_0") == {}
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "expected"),
+    [
+        ("atn_v=q8_0", {}, {"atn_v=q8_0": "matches no tensor"}),
+        (
+            "attn_v=q8_0 atn=q8_0 blk.7=q8_0",
+            {},
+            {"atn=q8_0": "matches no tensor", "blk.7=q8_0": "matches no tensor"},
+        ),
+        ("norm=q8_0 ffn_gate_inp=q8_0", {}, {"norm=q8_0": KEPT, "ffn_gate_inp=q8_0": KEPT}),
+        (r"attn_v=q8_0 blk\.1\.attn_v=q6_k", {}, {r"blk\.1\.attn_v=q6_k": EARLIER}),
+        ("attn_v=q8_0 attn_v=q8_0", {}, {"attn_v=q8_0": EARLIER}),
+        (
+            "attn_v=q8_0 attn_q=q8_0 attn=q6_k",
+            {},
+            {
+                "attn=q6_k": "matches only tensors that an earlier --tensor-type decides"
+                " or that keep their type"
+            },
+        ),
+        ("output=q8_0", {"leave_output_tensor": True}, {"output=q8_0": KEPT}),
+        (
+            "output=q8_0",
+            {"output_tensor_type": "q6_k"},
+            {"output=q8_0": "matches only tensors that --output-tensor-type decides"},
+        ),
+        (
+            "^token_embd=q8_0",
+            {"token_embedding_type": "q6_k"},
+            {"^token_embd=q8_0": "matches only tensors that --token-embedding-type decides"},
+        ),
+        ("token_embd=q8_0", {"token_embedding_type": "q6_k"}, {}),  # it decides per_layer_token_embd
+    ],
+)
+def test_each_rule_that_decides_nothing_has_its_reason(
+    rules: str, options: dict[str, object], expected: dict[str, str]
+) -> None:
+    assert idle(rules, **options) == expected
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the small model in it, as model-f16.gguf."""
+    write_small_model(tmp_path / "model-f16.gguf")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["plan model-f16.gguf Q4_K_M", "quantize model-f16.gguf out.gguf Q4_K_M",
+                                     "quantize --dry-run model-f16.gguf Q4_K_M"])  # fmt: skip
+def test_idle_rules_are_printed(command: str, run: Run, folder: Path) -> None:
+    options = ["--tensor-type", "atn_v=q8_0", "--tensor-type", "[[:alpha:]]+_v = q8_0"]
+    outcome = run(*command.split(), *options)
+    assert outcome.status == 0
+    assert "--tensor-type atn_v=q8_0 decides nothing: it matches no tensor\n" in outcome.out
+    assert outcome.out.count("decides nothing") == 1
+    printed = json.loads(run(*command.split(), *options, "--json", "--overwrite").out)
+    plan = printed.get("plan", printed)
+    assert [rule["text"] for rule in plan["idle_rules"]] == ["atn_v=q8_0"]
+    assert {t["name"]: t["type"] for t in plan["tensors"]}[VALUE] == "Q8_0"
+
+
+def test_many_idle_rules_are_counted(run: Run, folder: Path) -> None:
+    (folder / "types.txt").write_text(" ".join(f"blk.{i}.=q8_0" for i in range(2, 52)))
+    outcome = run("plan", "model-f16.gguf", "--tensor-type-file", "types.txt")
+    assert outcome.out.count("decides nothing") == 20 and "\n30 more rules decide nothing" in outcome.out
+
+
+def test_idle_filters_of_the_imatrix_are_printed(run: Run, folder: Path) -> None:
+    write_imatrix(folder / "i.gguf", {name: (np.ones((1, 256)), np.ones(1)) for name in (VALUE, QUERY)})
+    for option, parts in (
+        ("--include-weights", ("attn_v", "atn_q")),
+        ("--exclude-weights", ("atn_q", "attn_v")),
+    ):
+        options = [word for part in parts for word in (option, part)]
+        for command in ("plan", "quantize"):
+            target = ["out.gguf"] if command == "quantize" else []
+            outcome = run(
+                command, "model-f16.gguf", *target, "Q4_K_M", "--imatrix", "i.gguf", "--overwrite", *options
+            )
+            assert outcome.status == 0
+            assert f"{option} atn_q decides nothing: it is in no name of the imatrix\n" in outcome.out
+            assert outcome.out.count("decides nothing") == 1
+
+
+# ---- the file that --write-tensor-types writes ---------------------------------------------------
+
+
+def test_written_rules_decide_the_same_whatever_the_names_hold(tmp_path: Path) -> None:
+    names = [
+        "blk.0.attn_v.weight",
+        "blk.0.ATTN_v.weight",
+        "blk.0.a+b[c]=d e.weight",
+        "blk.0.gr\u00f6\u00dfe.weight",
+    ]
+    source = write_model(tmp_path / "in.gguf", {name: random_weights(2, 256) for name in names})
+    kinds = ["Q8_0", "Q6_K", "Q5_K", "Q4_0"]
+    exact = [("^" + "".join(f"\\x{ord(c):02x}" if c.isascii() else c for c in name) + "$", kind)
+             for name, kind in zip(names, kinds, strict=True)]  # fmt: skip
+    plan = q4hifi.plan_file(source, "Q3_K_S", tensor_types=exact)
+    write_tensor_types(plan, tmp_path / "types.txt")
+    again = q4hifi.plan_file(source, "Q3_K_S", tensor_types=read_tensor_type_file(tmp_path / "types.txt"))
+    found = {t.name: t.type.name for t in again.tensors}
+    assert found == dict(zip(names, kinds, strict=True)) and again.idle_rules == ()
+    assert again.tensors == plan.tensors
+
+
+def test_a_rule_for_every_tensor_is_quick() -> None:
+    plan: Plan = q4hifi.plan_file(EXAMPLE, "Q4_K_M")
+    rules = [("^" + t.name.replace(".", r"\.") + "$", "q8_0") for t in plan.tensors] * 20
+    started = time.monotonic()
+    assert len(q4hifi.plan_file(EXAMPLE, "Q4_K_M", tensor_types=rules).idle_rules) == len(rules) - 57
+    assert time.monotonic() - started < 30
