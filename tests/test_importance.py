@@ -39,8 +39,9 @@ def write_gguf(
     sums: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = SUMS,
     keys: Mapping[str, Any] = KEYS,
     without: str = "",
+    extra: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Path:
-    """Write the GGUF form; ``without`` is the name of a tensor to leave out."""
+    """Write the GGUF form; ``without`` is the name of a tensor to leave out, ``extra`` are more tensors."""
     writer = GGUFWriter(path, arch="")
     writer.add_type("imatrix")
     for key, value in keys.items():
@@ -56,6 +57,8 @@ def write_gguf(
         for tensor, values in ((f"{name}.in_sum2", in_sum2), (f"{name}.counts", counts)):
             if tensor != without:
                 writer.add_tensor(tensor, values)
+    for tensor, values in (extra or {}).items():
+        writer.add_tensor(tensor, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -381,3 +384,110 @@ def test_a_file_that_shrinks_after_loading_is_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(BadFileError, match="cannot read the values of x"):
         importance.weights("x", 32, 4)
+
+
+# ---- filters come before checks ------------------------------------------------------------------
+
+GOOD, BAD = "blk.0.ffn_up.weight", "blk.3.attn_v.weight"
+SOUND = (DENSE, EXPERT_COUNTS[:1])
+BAD_ENTRIES: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {
+    "sum NaN": (changed(DENSE, 9, np.nan), EXPERT_COUNTS[:1]),
+    "sum infinite": (changed(DENSE, 0, np.inf), EXPERT_COUNTS[:1]),
+    "sum negative": (changed(DENSE, 31, -1.5), EXPERT_COUNTS[:1]),
+    "count NaN": (EXPERTS, changed(EXPERT_COUNTS, 2, np.nan)),
+    "count negative": (EXPERTS, changed(EXPERT_COUNTS, 3, -2)),
+    "count absurd": (EXPERTS, changed(EXPERT_COUNTS, 0, 1e30)),
+    "counts that do not divide": (DENSE, np.ones((3, 1), np.float32)),
+    "sums of another type": (DENSE.astype(np.float16), EXPERT_COUNTS[:1]),
+    "counts of another type": (DENSE, EXPERT_COUNTS[:1].astype(np.int32)),
+}
+LEFT_OUT = ({"exclude": [BAD]}, {"exclude": ["blk.3."]}, {"include": [GOOD]}, {"include": ["ffn", "norm"]})
+
+
+@pytest.mark.parametrize("case", BAD_ENTRIES)
+def test_bad_entries_of_tensors_that_are_left_out_are_no_errors(tmp_path: Path, case: str) -> None:
+    path = write_gguf(tmp_path / "i.gguf", {BAD: BAD_ENTRIES[case], GOOD: SOUND})
+    for options in ({}, {"include": ["blk"]}, {"exclude": ["ffn"]}):
+        with pytest.raises(Q4HifiError, match=rf"leave it out with `exclude_weights={BAD}`"):
+            load_importance(path, **options)
+    for options in LEFT_OUT:
+        importance = load_importance(path, **options)
+        assert importance.names == (GOOD,) and importance.names_in_file == (BAD, GOOD)
+        assert weights(importance, GOOD, 32)[0].tolist() == (DENSE / EXPERT_COUNTS[0]).tolist()
+        assert importance.weights(BAD, 32, 1) is None
+    assert load_importance(path, exclude=["weight"]).names == ()
+    with pytest.raises(BadOptionError, match="cannot be used together"):
+        load_importance(path, include=["a"], exclude=["b"])
+
+
+@pytest.mark.parametrize("missing", [".in_sum2", ".counts"])
+def test_halves_of_entries_that_are_left_out_are_no_errors(tmp_path: Path, missing: str) -> None:
+    path = write_gguf(tmp_path / "i.gguf", {BAD: SOUND, GOOD: SOUND}, without=BAD + missing)
+    with pytest.raises(BadFileError, match=f"exclude_weights={BAD}"):
+        load_importance(path)
+    for options in LEFT_OUT:
+        assert load_importance(path, **options).names == (GOOD,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry(BAD.encode(), 1, changed(DENSE, 4, np.nan)),
+        entry(BAD.encode(), 1, changed(DENSE, 4, -1)),
+        entry(BAD.encode(), -3, DENSE),
+        entry(BAD.encode(), 1, DENSE[:0]),
+    ],
+)
+def test_bad_entries_of_the_binary_form_may_be_left_out(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(struct.pack("<i", 2) + bad + entry(GOOD.encode(), 1, DENSE) + CHUNKS)
+    with pytest.raises(Q4HifiError, match=rf"leave it out with `exclude_weights={BAD}`"):
+        load_importance(path)
+    for options in LEFT_OUT:
+        importance = load_importance(path, **options)
+        assert importance.names == (GOOD,) and weights(importance, GOOD, 32)[0].tolist() == DENSE.tolist()
+
+
+def test_what_depends_on_a_tensor_that_is_left_out_is_kept_if_it_is_sound(tmp_path: Path) -> None:
+    """Correlations stand under one matrix for all with its inputs; Fisher information is of errors."""
+    query, value = "blk.3.attn_q.weight", "blk.3.attn_v.weight"
+    columns = DENSE[:4]
+    count = np.array([[768]], np.float32)
+    fisher = {f"{query}.fisher": columns, f"{query}.fisher_counts": np.ones(1, np.float32)}
+    extra = {f"{query}.in_corr": np.arange(6, dtype=np.int8), **fisher}
+
+    def load(query_sums: Floats, value_sums: Floats = columns, **options: Any) -> Importance:
+        entries = {query: (query_sums, count), value: (value_sums, count)}
+        return load_importance(write_gguf(tmp_path / "i.gguf", entries, extra=extra), **options)
+
+    whole, part = load(columns), load(changed(columns, 1, np.nan), exclude=["attn_q"])
+    assert (part.correlated_names, part.fisher_names) == (whole.correlated_names, whole.fisher_names)
+    assert part.inputs(query, 4) is not None  # nothing is known of them but their number
+    for name in (query, value):
+        assert part.is_correlated(name)
+    inputs, expected = part.inputs(value, 4), whole.inputs(value, 4)
+    assert inputs is not None and expected is not None and type(inputs) is type(expected)
+    with pytest.raises(BadFileError, match=f"{query} has 6 correlations, and 5 columns have 10"):
+        load(columns, DENSE[:5]).inputs(value, 5)
+
+    extra[f"{query}.fisher"] = changed(columns, 0, np.nan)
+    with pytest.raises(NotFiniteError, match=rf"leave it out with `exclude_weights={query}`"):
+        load(columns)
+    assert load(columns, exclude=["attn_q"]).fisher_names == ()
+    extra.update(fisher)
+    extra[f"{query}.in_corr"] = np.arange(5, dtype=np.int8)
+    with pytest.raises(BadFileError, match=rf"5 correlations.*`exclude_weights={query}`"):
+        load(columns)
+    assert load(columns, include=["attn_v"]).correlated_names == ()
+    extra[f"{query}.in_corr"] = np.arange(6, dtype=np.float32)
+    assert load(columns, include=["attn_v"]).correlated_names == ()
+
+
+def test_refining_entries_are_filtered_too(tmp_path: Path) -> None:
+    bad = {"output.weight.refine_sum2": changed(DENSE, 3, -1), "output.weight.refine_counts": ONE}
+    path = write_gguf(tmp_path / "i.gguf", {GOOD: SOUND}, extra=bad)
+    with pytest.raises(BadFileError, match=r"leave it out with `exclude_weights=output\.weight`"):
+        load_importance(path)
+    importance = load_importance(path, exclude=["output"])
+    assert importance.refining_names == () and importance.refining().names == (GOOD,)
+    assert importance.names_in_file == (GOOD, "output.weight")

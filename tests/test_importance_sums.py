@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import q4hifi
+from command import Run
 from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, load_importance
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
@@ -307,3 +308,57 @@ def test_a_model_can_be_quantized_with_it(tmp_path: Path) -> None:
         assert report.without_importance == unknown
         assert report.plan.measured is not None
         assert report.plan.measured.sensitivities == source
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "made"),
+    [
+        ("a.gguf", None, GGUF),
+        ("a.dat", None, DAT),
+        ("a.DAT", None, DAT),
+        ("a.dat.gguf", None, GGUF),
+        ("a.imatrix", None, GGUF),
+        ("dat", None, GGUF),
+        ("a.imatrix", DAT, DAT),
+        ("a.gguf", GGUF, GGUF),
+        ("a.dat", DAT, DAT),
+    ],
+)
+def test_the_name_says_the_form(name: str, form: str | None, made: str, tmp_path: Path) -> None:
+    sums().save(tmp_path / name, form=form)
+    assert (tmp_path / name).read_bytes().startswith(b"GGUF") == (made == GGUF)
+
+
+@pytest.mark.parametrize(("name", "form", "better"), [("a.dat", GGUF, "a.gguf"), ("a.GGUF", DAT, "a.dat")])
+def test_a_form_that_the_name_contradicts_is_refused(
+    name: str, form: str, better: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadOptionError, match=rf"`form` is {form}; name it .*{better}, or leave `form` out"):
+        sums().save(tmp_path / name, form=form)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_file_with_a_bad_entry_can_be_saved_without_it(tmp_path: Path, run: Run) -> None:
+    products = {DENSE: np.zeros(6, np.float32)}
+    replace(sums(), products=products).save(tmp_path / "bad.gguf")
+    data = bytearray((tmp_path / "bad.gguf").read_bytes())
+    place = data.index(sums().tensors[DENSE].squares.astype("<f4").tobytes())
+    data[place : place + 4] = np.float32(np.nan).tobytes()
+    (tmp_path / "bad.gguf").write_bytes(data)
+    for options in ([], ["-o", tmp_path / "good.gguf"]):
+        outcome = run("imatrix", "--in-file", tmp_path / "bad.gguf", *options)
+        assert outcome.status == 1 and f"or leave it out with --exclude-weights {DENSE}\n" in outcome.err
+    outcome = run(
+        "imatrix",
+        "--in-file",
+        tmp_path / "bad.gguf",
+        "-o",
+        tmp_path / "good.gguf",
+        "--exclude-weights",
+        DENSE,
+    )
+    assert outcome.status == 0
+    good = load_importance(tmp_path / "good.gguf")
+    assert good.names == (EXPERTS,) and good.correlated_names == ()
+    outcome = run("imatrix", "--exclude-weights", DENSE, EXAMPLE, "-f", ROOT / "README.md")
+    assert outcome.status == 2 and "choose from --in-file; give one" in outcome.err

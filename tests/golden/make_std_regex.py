@@ -67,7 +67,7 @@ blk\.([0-9]|1[0-9])\.ffn_(up|down)_exps
 [[:w:]]\.
 [[:d:][:s:]]
 [\d.]+
-[\w-]+ 
+[\w -]+b
 [a-c-e]
 [--/]
 [+--]
@@ -174,7 +174,7 @@ a.b
 ß
 ö.?e
 gr.{2}.{2}e
-""".split("\n")[1:-1]
+"""
 
 PIECES = [
     *("a", "b", "attn", "_", "v", "0", "12", ".", r"\.", r"\d", r"\D", r"\w", r"\W", r"\s", r"\b", r"\B"),
@@ -188,7 +188,7 @@ PIECES = [
 def patterns() -> list[str]:
     rng = random.Random(20)
     drawn = ["".join(rng.choices(PIECES, k=rng.randint(2, 7))) for _ in range(600)]
-    return list(dict.fromkeys([*WRITTEN, *drawn]))
+    return list(dict.fromkeys([*WRITTEN.strip().splitlines(), *drawn]))
 
 
 def main() -> None:
