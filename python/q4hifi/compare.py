@@ -19,7 +19,7 @@ import numpy as np
 
 from .bench import ModelFacts, model_facts, write_seconds
 from .chunks import Chunks, LanguageModel, ModelOrPath, Piece, Progress, Text, errors_in, opened
-from .comparison_file import BYTES_A_TOKEN, Figures, read_comparison, write_comparison
+from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .errors import Q4HifiError, UnsupportedModelError
 from .estimates import Estimate, mean
 from .fingerprint import fingerprint, path_fingerprint
@@ -168,7 +168,8 @@ def compare(
     models do, their error.
     """
     with ExitStack() as stack:
-        opening = [opened(model, n_ctx=n_ctx, threads=threads) for model in (reference, *models)]
+        room = max(n_ctx, DECODE_TOKENS)
+        opening = [opened(model, n_ctx=room, threads=threads) for model in (reference, *models)]
         base, *others = (_Running(stack.enter_context(model)) for model in opening)
         for other in others:
             _check_vocabulary(base.model, other.model)
@@ -285,16 +286,17 @@ def _saver(
     """What saves the figures, which it first reads if the work is resumed."""
     everything = [base, *others]
     sources = [file for running in everything for file in files_of(Path(running.model.path))]
-    prints = [path_fingerprint(running.model.path) for running in everything]
-    text = fingerprint(prints[0].encode(), str((chunks.n_ctx, chunks.bos)).encode(), chunks.tokens.tobytes())
+    names = [REFERENCE, *(path_fingerprint(other.model.path) for other in others)]
+    cut = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
+    text = fingerprint(cut.encode(), chunks.tokens.tobytes())
     if resume and check_destination(output, True, sources).exists():
         found = read_comparison(output, text, chunks.n_scored)
-        for running, of_model in zip(everything, prints, strict=True):
-            running.figures = found.get(of_model, running.figures)
+        for running, name in zip(everything, names, strict=True):
+            running.figures = found.get(name, running.figures)
         overwrite = True
 
     def save(overwrite: bool) -> None:
-        figures = dict(zip(prints, (running.figures for running in everything), strict=True))
+        figures = dict(zip(names, (running.figures for running in everything), strict=True))
         write_comparison(output, text, figures, overwrite=overwrite, sources=sources)
 
     n_bytes = len(everything) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN

@@ -1,11 +1,12 @@
 """The figures of a comparison in a file, by which it can be resumed.
 
 A GGUF file without weights. ``q4hifi.comparison.text`` is a fingerprint of the reference model, the text and
-how it is cut. ``q4hifi.comparison.models`` has the fingerprints of the models, the reference first, and
-``q4hifi.comparison.chunks`` the number of chunks of each. Of model number I, with a value for each scored
-token, there are the tensors ``I.nll`` (F64), and but for the reference ``I.nll_base``, ``I.kld``,
-``I.delta_p`` (F64) and ``I.same_top`` (I8); see :class:`q4hifi.logits.Divergence`. ``I.rates`` (F64) has the
-tokens a second of each chunk, and in the end the seconds in all.
+how it is cut. ``q4hifi.comparison.models`` has the fingerprints of the models, :data:`REFERENCE` for the
+reference, and ``q4hifi.comparison.chunks`` the number of chunks of each.
+
+Model number I has the tensors ``I.nll`` (F64), and but for the reference ``I.nll_base``, ``I.kld``,
+``I.delta_p`` (F64) and ``I.same_top`` (I8), with a value for each scored token
+(:class:`q4hifi.logits.Divergence`). ``I.rates`` (F64) has tokens a second, and at its end the seconds in all.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from .logits import Divergence, Doubles
 from .types import TYPES
 
 KEY_TEXT, KEY_MODELS, KEY_CHUNKS = (f"q4hifi.comparison.{name}" for name in ("text", "models", "chunks"))
+
+REFERENCE = "reference"
 
 BYTES_A_TOKEN = 33
 """Four float64 and a byte."""
@@ -64,7 +67,7 @@ def write_comparison(
     overwrite: bool = False,
     sources: Sequence[Path] = (),
 ) -> None:
-    """Write the figures by the models' fingerprints, the reference first; ``text`` is the text's.
+    """Write the figures by the models' fingerprints, or :data:`REFERENCE`; ``text`` is that of the text.
 
     Raises :class:`BadOptionError` for a destination that cannot be used.
     """
@@ -91,7 +94,8 @@ def write_comparison(
 
 
 def read_comparison(path: str | os.PathLike[str], text: str, n_scored: int) -> dict[str, Figures]:
-    """Read figures of a text, whose chunks have ``n_scored`` tokens, by the models' fingerprints.
+    """Read figures of a text, whose chunks have ``n_scored`` tokens, by the models' fingerprints, or
+    :data:`REFERENCE`.
 
     Raises :class:`BadFileError` for a file that is something else or damaged, and :class:`BadOptionError`
     for one of another reference or text.
@@ -115,20 +119,19 @@ def read_comparison(path: str | os.PathLike[str], text: str, n_scored: int) -> d
 
 
 def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int) -> Figures:
-    def values(name: str, size: int, kind: str = "<f8") -> npt.NDArray[Any]:
-        tensor = file.tensors.get(f"{number}.{name}")
-        if tensor is None or tensor.shape != (size,) or tensor.nbytes != size * np.dtype(kind).itemsize:
-            raise BadFileError(f"{file.paths[0]}: {number}.{name} does not hold {size} values; it is damaged")
-        return file.read(tensor).reshape(-1).view(kind)
+    def values(name: str, size: int | None) -> npt.NDArray[Any]:
+        tensor, kind = file.tensors.get(f"{number}.{name}"), _TYPES.get(name, _F64)
+        if tensor is None or tensor.type != kind or (size is not None and tensor.shape != (size,)):
+            raise BadFileError(
+                f"{file.paths[0]}: {number}.{name} is not what it must be; the file is damaged"
+            )
+        return file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
 
     size = n_chunks * n_scored
-    rates = values("rates", n_chunks + 1)
+    rates = values("rates", None)  # the reference is measured again for a model that is new
     figures = Figures(np.split(values("nll", size), n_chunks), [], rates[:-1].tolist(), float(rates[-1]))
     if f"{number}.kld" in file.tensors:
-        columns = [
-            np.split(values(name, size, "|i1" if name in _TYPES else "<f8"), n_chunks)
-            for name in Divergence._fields
-        ]
+        columns = [np.split(values(name, size), n_chunks) for name in Divergence._fields]
         figures.divergences = [
             Divergence(nll, base, kld, delta, same.astype(np.bool_))
             for nll, base, kld, delta, same in zip(*columns, strict=True)

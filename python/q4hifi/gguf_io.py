@@ -84,13 +84,17 @@ class PositionedFile:
     def reserve(self, size: int) -> None:
         """Make the file ``size`` bytes long, all zero, and take the disk space now where possible."""
         self._file.truncate(size)
-        if not size or not hasattr(os, "posix_fallocate"):
+        if not hasattr(os, "posix_fallocate"):
             return
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as cause:
             if cause.errno in _NO_ROOM:
                 raise
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to ``size`` bytes."""
+        self._file.truncate(size)
 
     def sync(self) -> None:
         """Return when all that was written is on the disk."""

@@ -35,9 +35,9 @@ REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
 class LogProbsWriter:
     """Writes a base file chunk by chunk; a context manager.
 
-    Until it is complete it is called ``PATH.partial``, and its header begins with :data:`PARTIAL` and the
-    number of chunks that it holds: so a run that was interrupted, or killed, can be resumed. ``n_done`` are
-    those chunks.
+    Until it is complete it is called ``PATH.partial``, its header begins with :data:`PARTIAL` and the number
+    of chunks that it holds, and behind the answers stands -log of the probability of each scored token,
+    float64: so a run that was interrupted, or killed, can be resumed. ``n_done`` are the chunks it holds.
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class LogProbsWriter:
         where the disk fails.
         """
         tokens = self._chunks.tokens.astype("<i4")
-        with os_errors(self._new.path, f"be written, which takes {self._offset(len(self._chunks))} bytes"):
+        size = self._nll_offset(len(self._chunks))
+        with os_errors(self._new.path, f"be written, which takes {size} bytes"):
             file = self._new.__enter__().file
             try:
                 if self._new.resumed:
                     self._resume(tokens.tobytes())
                 else:
-                    file.reserve(self._offset(len(self._chunks)))
+                    file.reserve(size)
                     file.write(0, memoryview(self._head()))
                     file.write(HEAD.size, byte_view(tokens))
             except BaseException:
@@ -99,11 +100,25 @@ class LogProbsWriter:
             self._new.file.write(self._offset(self.n_done) + 2 * self._at, byte_view(data))
         self._at += codes.size
 
-    def end_chunk(self) -> None:
-        """Count the chunk whose answers were written. Raises :class:`Q4HifiError`."""
-        self.n_done, self._at = self.n_done + 1, 0
+    def end_chunk(self, nll: Doubles) -> None:
+        """Count the chunk whose answers were written; ``nll`` is float64 [n_scored].
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
         with os_errors(self._new.path, "be written"):
+            self._new.file.write(self._nll_offset(self.n_done), byte_view(nll.astype("<f8", copy=False)))
+            self.n_done, self._at = self.n_done + 1, 0
             self._new.file.write(0, memoryview(self._head()))
+
+    def nll(self) -> Doubles:
+        """Read -log of the probability of each scored token of the chunks that are done, float64.
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
+        found = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
+        with os_errors(self._new.path, "be read"):
+            self._new.file.read_into(self._nll_offset(0), byte_view(found))
+        return found.astype(np.float64, copy=False)
 
     def read(self, chunk: int) -> Codes:
         """Read the answers of a chunk that is done. Raises :class:`Q4HifiError`."""
@@ -116,11 +131,16 @@ class LogProbsWriter:
         """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
         with os_errors(self._new.path, "be completed"):
             self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
+            self._new.file.truncate(self._nll_offset(0))
             self._new.publish()
 
     def _offset(self, chunk: int) -> int:
         """Where the answers of a chunk begin in the file."""
         return HEAD.size + 4 * self._chunks.tokens.size + 2 * self._codes * chunk
+
+    def _nll_offset(self, chunk: int) -> int:
+        """Where the scores of a chunk begin in the partial file."""
+        return self._offset(len(self._chunks)) + 8 * self._chunks.n_scored * chunk
 
     def _head(self) -> bytes:
         return _head(PARTIAL + U32.pack(self.n_done), self._chunks)
@@ -140,14 +160,6 @@ class LogProbsWriter:
 
 def _head(magic: bytes, chunks: Chunks) -> bytes:
     return HEAD.pack(magic, chunks.n_ctx, chunks.n_vocab, len(chunks))
-
-
-def nll_of_codes(codes: Codes, tokens: Tokens, n_vocab: int) -> Doubles:
-    """Return -log of the probability of each token by the answers in a base file, float64 [tokens]."""
-    rows = codes.reshape(tokens.size, codes_per_row(n_vocab))
-    step, least = rows[:, :4].copy().view("<f4").T
-    nll: Doubles = -(step.astype(np.float64) * rows[np.arange(tokens.size), 4 + tokens] + least)
-    return nll
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -326,7 +326,7 @@ class PartialFile(NewFile):
             raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
         self._part = self.partial
         if there and not self.resumed:
-            self.file.reserve(0)
+            self.file.truncate(0)
         return self
 
     def _remove_part(self) -> None:

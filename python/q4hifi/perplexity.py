@@ -16,7 +16,7 @@ from .chunks import Chunks, LanguageModel, ModelOrPath, Progress, Text, errors_i
 from .errors import BadOptionError
 from .estimates import Estimate, mean
 from .gguf_split import files_of
-from .log_probs_file import LogProbsWriter, nll_of_codes
+from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll
 from .saver import OnSave
 
@@ -82,7 +82,7 @@ def perplexity(
     ``on_chunk`` gets the result so far after each chunk.
 
     ``save_log_probs`` writes a base file for :func:`q4hifi.kl_divergence` and llama-perplexity. Until it is
-    complete it is called ``PATH.partial``; ``resume`` goes on from that file, whose answers have 16 bits.
+    complete it is called ``PATH.partial``; ``resume`` goes on from that file.
     ``on_save`` gets the number of chunks in it after each chunk. ``overwrite`` lets it replace a file.
 
     Raises :class:`BadOptionError` for a text that is too short and a file that cannot be written or resumed,
@@ -104,7 +104,7 @@ def perplexity(
             with errors_in(lm, chunk):
                 found.append(_scored(lm, chunks, chunk, writer, threads or 0))
             if writer is not None:
-                writer.end_chunk()
+                writer.end_chunk(found[-1])
                 if on_save is not None:
                     on_save(writer.n_done)
             seconds = time.perf_counter() - started
@@ -146,7 +146,4 @@ def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threa
                 f"{writer.partial}: was not begun with {model.path}, so it cannot be resumed; give the same"
                 " model, or begin anew with `overwrite=True`"
             )
-    return [
-        nll_of_codes(writer.read(chunk), chunks.scored(chunk), chunks.n_vocab)
-        for chunk in range(writer.n_done)
-    ]
+    return list(writer.nll().reshape(-1, chunks.n_scored))

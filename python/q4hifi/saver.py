@@ -56,7 +56,9 @@ class Saver:
     def __enter__(self) -> Saver:
         with os_errors(self._path, f"be written, which takes about {self._n_bytes} bytes"):
             new = NewFile(self._path, overwrite=self._overwrite, sources=self._sources)
-            self._reserved.enter_context(new).file.reserve(self._n_bytes)
+            with ExitStack() as stack:
+                stack.enter_context(new).file.reserve(self._n_bytes)
+                self._reserved = stack.pop_all()
         return self
 
     def __exit__(

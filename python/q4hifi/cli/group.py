@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "dequantize": ("quantize", "Decode the matrices of SRC to F16 (default), BF16 or F32."),
     "export": ("quantize", "Bring the Q4_HIFI model SRC into a form that other programs load."),
-    "generate": ("generate", "Let MODEL write, from a prompt or in a chat."),
+    "generate": ("generate", "Let MODEL continue a text, or chat with it."),
     "imatrix": (
         "evaluate",
         "Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.",
