@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
+from .gguf_constants import GGUFValueType
 
 from .errors import BadFileError, BadOptionError
 from .gguf_file import GgufFile
