@@ -34,7 +34,7 @@ from .gguf_split import files_of
 from .importance import Floats as Weights
 from .importance import Importance, load_importance
 from .layout import Format
-from .limits import LONGEST_CHUNK
+from .limits import LONGEST_CHUNK, part_of_imatrix
 from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
@@ -87,6 +87,8 @@ def calibrate(
     file: str | os.PathLike[str] | None = None,
     *,
     imatrix: str | os.PathLike[str] | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
     n_ctx: int = 256,
     n_chunks: int = 4,
     group: int = 1,
@@ -107,6 +109,8 @@ def calibrate(
         None keeps nothing.
     imatrix
         The importance matrix that the model will be quantized with.
+    include_weights, exclude_weights
+        Parts of names of the tensors that use the imatrix, or do not.
     n_ctx, n_chunks
         ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
         of a sensitivity is about 2 / sqrt(n_ctx / 2 · n_chunks) of it.
@@ -131,7 +135,7 @@ def calibrate(
     if file is not None:
         sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]
         check_writable(file, overwrite=True, sources=sources)  # before any work
-    importance = None if imatrix is None else load_importance(imatrix)
+    importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     tokens = np.asarray(lm.tokenize(text), np.uint32)
     if tokens.size < n_ctx * n_chunks:
@@ -142,10 +146,11 @@ def calibrate(
     with ExitStack() as stack:
         source = stack.enter_context(ModelFile.open(model))
         groups = _groups(source, lm.n_layer, group)
+        part = part_of_imatrix(include_weights, exclude_weights)
         setting = Setting(
             model=model_fingerprint(source),
             text=fingerprint(tokens.tobytes()),
-            importance=None if imatrix is None else fingerprint(Path(imatrix).read_bytes()),
+            importance=None if imatrix is None else fingerprint(Path(imatrix).read_bytes(), part),
             n_ctx=n_ctx,
             group=group,
         )

@@ -9,7 +9,6 @@ predicts the next: ``n_ctx - 1 - n_ctx // 2`` scored tokens a chunk.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadOptionError
-from .gguf_io import os_errors
 from .gguf_metadata import decode_text
 from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
+from .text_file import read_text_bytes
 
 PIECE_LOGITS = 1 << 25
 """Logits that are held at a time, of each model: 128 MiB."""
@@ -34,13 +33,17 @@ Progress = Callable[[int, int, str], None]
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end. "-" is standard input.
+    """Read a UTF-8 text as llama.cpp's tools do: without one line end at its end, with a byte order mark.
 
-    Raises :class:`BadOptionError` where that cannot be done.
+    "-" is standard input.
+
+    Bytes that are not UTF-8 become surrogates. Raises :class:`BadOptionError` for a file that cannot be
+    read, is empty, or is no text in UTF-8 (:func:`q4hifi.text_file.check_text`).
     """
-    with os_errors(Path(file), "be read", BadOptionError):
-        data = sys.stdin.buffer.read() if os.fspath(file) == "-" else Path(file).read_bytes()
-    return decode_text(data.removesuffix(b"\n"))
+    data = read_text_bytes(file).removesuffix(b"\n")
+    if not data:
+        raise BadOptionError(f"{os.fspath(file)}: the text is empty; name a file with a text")
+    return decode_text(data)
 
 
 class TextTokenizer(Protocol):

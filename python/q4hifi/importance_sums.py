@@ -42,6 +42,24 @@ I8 = TYPES["I8"]
 I32 = struct.Struct("<i")
 
 
+def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
+    """Return the form to write ``path`` in: ``form``, or the one that the name ends in, or GGUF.
+
+    Raises :class:`BadOptionError` where ``form`` is unknown, and where the name says another.
+    """
+    if form not in (None, *FORMS):
+        raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    named = Path(path).suffix.lower().removeprefix(".")
+    if named not in FORMS:
+        return form or GGUF
+    if form not in (None, named):
+        raise BadOptionError(
+            f"{os.fspath(path)}: the name says {named}, and `form` is {form};"
+            f" name it {Path(path).with_suffix('.' + form)}, or leave `form` out"
+        )
+    return named
+
+
 class ColumnSums(NamedTuple):
     """Of one tensor: sums of the squares of each input column, and of how many rows.
 
@@ -109,9 +127,11 @@ class ImportanceSums:
         }
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
         refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
+        known = {**refining, **tensors}
         products = {
-            name: products_of(importance.correlations(name), {**refining, **tensors}[name].squares[0])
+            name: products_of(importance.correlations(name), known[name].squares[0])
             for name in importance.correlated_names
+            if name in known
         }
         return cls(tensors, importance.datasets, size, fisher, products, refining, importance.run)
 
@@ -136,17 +156,17 @@ class ImportanceSums:
         self,
         path: str | os.PathLike[str],
         *,
-        form: str = GGUF,
+        form: str | None = None,
         overwrite: bool = False,
         sources: Sequence[Path] = (),
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        What llama.cpp passes over, Fisher information and so on, is in the first form only.
-        ``sources`` are files that ``path`` must not be.
+        None takes the form that the name of ``path`` ends in (:func:`form_of`). What llama.cpp ignores,
+        Fisher information and so on, is in the GGUF form only. ``sources`` are files that ``path`` must
+        not be. Raises :class:`BadOptionError` for a form that the name contradicts.
         """
-        if form not in FORMS:
-            raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+        form = form_of(path, form)
         if not self.tensors:
             raise BadOptionError(f"{path}: there is nothing to write; no matrix saw an input")
         if form == DAT:
@@ -214,19 +234,6 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
             )
         found[name] = sums if known is None else known + sums
     return found
-
-
-def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
-    """Return the form that a file is to have: ``form``, or what its name says, or "gguf".
-
-    Raises :class:`BadOptionError` where the two contradict each other.
-    """
-    named = Path(path).suffix.lower().removeprefix(".")
-    if form is not None and named in FORMS and named != form:
-        raise BadOptionError(
-            f"{path}: is called a .{named} file, and the form {form} is asked for; choose one"
-        )
-    return form or (named if named in FORMS else GGUF)
 
 
 def _stored(name: str, values: Floats | Correlations) -> StoredTensor:

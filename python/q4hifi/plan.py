@@ -18,6 +18,7 @@ from .names import ATTN_V_LIKE, OUTPUT_LIKE, layer_of, processing_order, role_of
 from .options import Options
 from .recipes import RECIPES
 from .scale import Scale
+from .tensor_rules import IdleRule, TensorRules
 from .types import Q4_HIFI, TYPES, TensorType
 
 
@@ -122,7 +123,8 @@ class Plan:
 
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
     None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
-    ``measured`` is None where a recipe decided, not measured errors.
+    ``measured`` is None where a recipe decided, not measured errors. ``idle_rules`` are the user's rules
+    that decided nothing.
     """
 
     recipe: str
@@ -132,6 +134,7 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     file_bytes: int | None = None
     measured: Measured | None = None
+    idle_rules: tuple[IdleRule, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -200,6 +203,7 @@ class Plan:
             "token_bytes": self.token_bytes,
             "fallbacks": len(self.fallbacks),
             "measured": self.measured and asdict(self.measured),
+            "idle_rules": [asdict(rule) for rule in self.idle_rules],
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},
             "tensors": [t.as_dict() for t in self.tensors],
         }
@@ -254,7 +258,8 @@ def make_plan(
     if recipe.default == Q4_HIFI or (hifi and options.layout == FORK):
         file_type = FILE_TYPE[options.layout]
     scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
-    plan = Plan(recipe.name, options.layout, file_type, scale, planned)
+    idle = TensorRules(options, model.architecture).idle(sources)
+    plan = Plan(recipe.name, options.layout, file_type, scale, planned, idle_rules=idle)
     if chosen is None:
         return plan
     return replace(plan, scale=_scale(planned)) if hifi else replace(plan, file_type=_file_type(plan))

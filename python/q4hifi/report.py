@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from .rows import ErrorSums
 from .types import Q4_HIFI, STORED_TYPES
 from .wording import human_bytes, human_count, printable
 
+MOST_RULES = 20
+"""Rules that decided nothing which are printed."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
@@ -26,7 +31,7 @@ class QuantizeReport:
 
     ``errors`` maps the name of each tensor that was encoded to its squared error and magnitude,
     weighted by importance where that tensor had one. ``without_importance`` are the encoded
-    tensors that the imatrix does not know, and ``inactive_experts`` those of its experts that were
+    tensors that had none, and ``inactive_experts`` those of its experts that were
     never activated and count as all equal; both are empty without an imatrix. Sizes are in bytes.
     """
 
@@ -52,7 +57,9 @@ class QuantizeReport:
     ) -> QuantizeReport:
         """Make the report of a run."""
         encoded = [t.name for t in plan.tensors if t.type.quantized and not t.copied]
-        known = importance if importance is not None else encoded
+        plain = [
+            name for name in encoded if importance is not None and not _is_weighted(importance, model, name)
+        ]
         inactive = importance.inactive if importance is not None else {}
         return cls(
             source=model.paths,
@@ -62,7 +69,7 @@ class QuantizeReport:
             plan=plan,
             errors=written.errors,
             imatrix=None if importance is None else importance.file,
-            without_importance=tuple(name for name in encoded if name not in known),
+            without_importance=tuple(plain),
             inactive_experts={name: inactive[name] for name in encoded if name in inactive},
             seconds=seconds,
         )
@@ -119,12 +126,21 @@ class QuantizeReport:
         )
 
     def _errors(self) -> Iterable[RenderableType]:
-        weighted = ", weighted by importance" if self.imatrix else ""
+        known, encoded = self._weighted_by_role()
+        every = known == encoded
+        weighted = f", weighted by importance{'' if every else ' where it is known'}" if known else ""
         yield Text(f"squared error over squared weight{weighted}", style="italic")
-        table = new_table("role", "relative error")
+        table = new_table("role", "relative error", *([] if every or not known else ["weighted"]))
         for role, sums in self.error_by_role.items():
-            table.add_row(role, f"{sums.relative:.2e}")
+            share = f"{known[role]} of {encoded[role]}"
+            table.add_row(role, f"{sums.relative:.2e}", *([] if every or not known else [share]))
         yield table
+
+    def _weighted_by_role(self) -> tuple[Counter[str], Counter[str]]:
+        """Role -> its encoded tensors with importance, and all of them."""
+        encoded = [t for t in self.plan.tensors if t.name in self.errors]
+        plain = set(self.without_importance) if self.imatrix else {t.name for t in encoded}
+        return Counter(t.role for t in encoded if t.name not in plain), Counter(t.role for t in encoded)
 
     def _importance_notes(self) -> Iterable[Text]:
         if self.without_importance:
@@ -134,6 +150,11 @@ class QuantizeReport:
             yield _warning(
                 f"experts that the imatrix's text never activated: {count}, of {_some(self.inactive_experts)}"
             )
+
+
+def _is_weighted(importance: Importance, model: ModelFile, name: str) -> bool:
+    shape = model.tensors[name].shape
+    return importance.has_weights(name, shape[0], prod(shape[2:3]))
 
 
 def type_table(plan: Plan) -> Table:
@@ -192,6 +213,12 @@ def notes(plan: Plan) -> Iterable[Text]:
         yield _warning(
             f"{len(plan.fallbacks)} of {len(plan.tensors)} tensors have rows that do not fit their type"
             f" and took another ({', '.join(kinds)}): {names}"
+        )
+    for rule in plan.idle_rules[:MOST_RULES]:
+        yield _warning(printable(rule))
+    if len(plan.idle_rules) > MOST_RULES:
+        yield _warning(
+            f"{len(plan.idle_rules) - MOST_RULES} more rules decide nothing; --json lists them all"
         )
 
 

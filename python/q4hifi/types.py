@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from .errors import BadOptionError
 from .gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -79,6 +80,8 @@ def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
     """
     found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
     if found is None or (codec and not found.codec):
-        known = ", ".join(t.name for t in TYPES.values() if t.codec or not codec)
-        raise BadOptionError(f"unknown tensor type {str(name)!r}; choose one of {known}")
+        known = [t.name for t in TYPES.values() if t.codec or not codec]
+        close = get_close_matches(str(name).strip().upper(), known, n=1) if found is None else []
+        hint = f"did you mean {close[0]}? Or " if close else ""
+        raise BadOptionError(f"unknown tensor type {str(name)!r}; {hint}choose one of {', '.join(known)}")
     return found

@@ -39,6 +39,14 @@ threads_option = click.option(
     help="Threads to compute with, at most one per core. [default: 0, one per core]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+include_option = click.option(
+    "--include-weights", multiple=True, metavar="NAME",
+    help="Use the imatrix only for the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
+exclude_option = click.option(
+    "--exclude-weights", multiple=True, metavar="NAME",
+    help="Do not use the imatrix for the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 
 

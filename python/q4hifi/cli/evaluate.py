@@ -14,7 +14,15 @@ import click
 from ..errors import BadOptionError, Q4HifiError
 from ..limits import FISHER_CHUNKS, FORMS, GGUF, LONGEST_CHUNK, MIN_CONTEXT, calibration_file
 from ..wording import printable
-from .common import console, json_option, print_json, progress_bar, threads_option
+from .common import (
+    console,
+    exclude_option,
+    include_option,
+    json_option,
+    print_json,
+    progress_bar,
+    threads_option,
+)
 from .files import INPUT, OUTPUT, check_output
 from .group import main
 
@@ -294,6 +302,14 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
     "--output-format", "form", type=click.Choice(FORMS),
     help="The form that llama.cpp writes today, or its older one. [default: what OUT's name says, else gguf]",
 )  # fmt: skip
+@click.option(
+    "--include-weights", multiple=True, metavar="NAME",
+    help="Take from --in-file only the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--exclude-weights", multiple=True, metavar="NAME",
+    help="Leave out of --in-file the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @resume_option
@@ -311,6 +327,8 @@ def imatrix(
     no_correlations: bool,
     in_files: tuple[str, ...],
     form: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     show_statistics: bool,
     overwrite: bool,
     resume: bool,
@@ -336,9 +354,13 @@ def imatrix(
     form = form_of(output or "", form)
     if model is not None or len(in_files) > 1:
         output = output or f"imatrix.{form}"
+    if (include_weights or exclude_weights) and not in_files:
+        raise BadOptionError("--include-weights and --exclude-weights choose from --in-file; give one")
     if output is not None:
         check_output("--output", output, overwrite=overwrite or resume)
-    parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
+    parts = [
+        ImportanceSums.of(load_importance(name, include_weights, exclude_weights), n_ctx) for name in in_files
+    ]
     ppl: list[Perplexity] = []
     if model is not None:
         text = read_text(str(file))
@@ -405,6 +427,8 @@ def imatrix(
 @click.option(
     "--imatrix", type=INPUT, metavar="I", help="The importance matrix that MODEL is to be quantized with."
 )
+@include_option
+@exclude_option
 @click.option(
     "-o",
     "--output",
@@ -430,6 +454,8 @@ def calibrate(
     model: str,
     file: str | None,
     imatrix: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     output: str | None,
     n_ctx: int,
     n_chunks: int,
@@ -443,7 +469,7 @@ def calibrate(
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
     file = _named(file)
-    output = output or calibration_file(model, imatrix)
+    output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     check_output("--output", output, overwrite=True)
     from ..calibrate import calibrate as measure_sensitivities
     from ..chunks import read_text
@@ -456,6 +482,8 @@ def calibrate(
             text,
             output,
             imatrix=imatrix,
+            include_weights=include_weights,
+            exclude_weights=exclude_weights,
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             group=group,

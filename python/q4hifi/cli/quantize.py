@@ -20,6 +20,8 @@ from ..recipes import RECIPES, find_recipe
 from ..wording import human_bytes
 from .common import (
     console,
+    exclude_option,
+    include_option,
     json_option,
     overwrite_option,
     print_json,
@@ -44,14 +46,12 @@ def _quantize_options(command: Command) -> Command:
         click.option(
             "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix of llama-imatrix, either form."
         ),
+        include_option,
+        exclude_option,
         click.option(
-            "--include-weights", multiple=True, metavar="NAME", help="Use the imatrix for these only."
-        ),
-        click.option(
-            "--exclude-weights",
-            multiple=True,
-            metavar="NAME",
-            help="Use the imatrix for all but these tensors.",
+            "--allow-missing-importance",
+            is_flag=True,
+            help="Use the imatrix although it looks like another model's.",
         ),
         click.option(
             "--tensor-type",
@@ -74,14 +74,16 @@ def _quantize_options(command: Command) -> Command:
         click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
         click.option(
-            "--split-max-size", metavar="N(M|G)", help="Cut the output into files of at most that much data."
+            "--split-max-size", metavar="SIZE", help="Cut the output into files of at most that much data."
         ),
         click.option(
             "--coverage",
             type=click.Choice(COVERAGES),
             help="Q4_HIFI: by the table of model scales, or the types that measure best within a budget.",
         ),
-        click.option("--target-size", metavar="N(M|G)", help="Measured: the most bytes of the output."),
+        click.option(
+            "--target-size", metavar="SIZE", help="Measured: the most bytes of the output, such as 3.5GiB."
+        ),
         click.option("--target-bpw", type=float, metavar="BITS", help="Measured: the most bits a weight."),
         click.option("--like", metavar="TYPE", help="Measured: the most is the size of this recipe."),
         click.option("--stock", is_flag=True, help="Measured: only types that stock llama.cpp loads."),
