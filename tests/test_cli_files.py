@@ -35,7 +35,7 @@ WITHOUT_OVERWRITE = {"calibrate"}  # it goes on from its output
 
 CHECKED_BY_THE_COMMAND = {
     ("quantize", "rest"),
-    ("perplexity", "base"),
+    ("perplexity", "save_log_probs"),
     ("imatrix", "output"),
     ("calibrate", "output"),
 }
