@@ -35,7 +35,7 @@ WITHOUT_OVERWRITE = {"calibrate"}  # it goes on from its output
 
 CHECKED_BY_THE_COMMAND = {
     ("quantize", "rest"),
-    ("perplexity", "base"),
+    ("perplexity", "save_log_probs"),
     ("imatrix", "output"),
     ("calibrate", "output"),
 }
@@ -44,6 +44,7 @@ CHECKED_BY_THE_COMMAND = {
 NO_FILES = {
     *("type", "as_", "layout", "prompt", "system", "tensor_types", "output_tensor_type", "like", "coverage"),
     *("token_embedding_type", "include_weights", "exclude_weights", "split_max_size", "target_size", "form"),
+    *("words", "template"),
 }
 """Parameters that are texts, but no names of files."""
 

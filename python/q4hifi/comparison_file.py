@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .errors import BadFileError, BadOptionError
+from .gguf_constants import GGUFValueType
 from .gguf_file import GgufFile
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter

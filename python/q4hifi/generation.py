@@ -52,7 +52,7 @@ class Writer:
         if len(prompt) >= self._model.n_ctx:
             raise BadOptionError(
                 f"the text so far has {len(prompt)} tokens, which fill the context of {self._model.n_ctx};"
-                " give less text or a longer context (-c)"
+                " give less text or a longer context, `n_ctx`"
             )
         self.effort, self.full = Effort(), False
         tokenizer = self._model.tokenizer

@@ -24,7 +24,7 @@ from .errors import BadOptionError, Q4HifiError, UnavailableError, UnsupportedMo
 RENDER_SECONDS = 2.0
 """What a template may take. Sound ones need milliseconds."""
 
-ANOTHER_TEMPLATE = "give another template with --chat-template"
+ANOTHER_TEMPLATE = "give another template with `template=...`"
 """What to do about a template that is no good."""
 
 _START_SECONDS = 60.0  # it takes 0.1 s, but not on a busy machine

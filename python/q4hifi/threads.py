@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import BadOptionError
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
@@ -48,7 +48,7 @@ def _container_limit() -> int | None:
 def _quotas() -> Iterator[tuple[int, int]]:
     """CPU time and the time in which it may be spent, of this process's groups and those around them."""
     try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return
     for line in groups:

@@ -82,8 +82,12 @@ def console() -> Console:
     """Standard output; lines are broken only where a person reads them."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # Console would end the process itself
+
+    output = Output(highlight=False)
+    return output if output.is_terminal else Output(highlight=False, soft_wrap=True, width=1000)
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ DEBUG = "Q4HIFI_DEBUG"
 
 def run(arguments: Sequence[str] | None) -> NoReturn:
     """Run the command and end the process."""
+    atexit.register(signals.ignore)  # runs last, as it is registered first
     _open_closed_streams()
     if sys.stdout is sys.__stdout__:
         sys.stdout = _output()

@@ -15,6 +15,7 @@ import click
 from ..errors import BadOptionError
 from ..wording import printable
 from .common import threads_option
+from .files import INPUT
 from .group import main
 from .signals import INTERRUPTED
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=INPUT)
 @click.argument("words", nargs=-1, metavar="")
 @click.option("-p", "--prompt", metavar="TEXT", help="The text to continue; with --chat, your message.")
-@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - reads standard input.")
+@click.option(
+    "-f", "--file", type=INPUT, metavar="FILE", help="Read the prompt from a file; - reads standard input."
+)
 @click.option(
     "-n", "--predict", "n", type=click.IntRange(-1), default=-1,
     help="Write at most this many tokens. [default: until the model ends the text]",

@@ -83,7 +83,7 @@ class _Command(FileCommand):
         for option in self.params:
             if option.name == found["name"] and isinstance(option, click.Option):
                 value = found["value"] or ""
-                flag = max(option.opts, key=len)
+                flag = next(name for name in option.opts if name.startswith("--"))
                 return flag if value in ("", "True", "...") else f"{flag} {value.strip(_QUOTES)}"
         return found[0]
 

@@ -7,14 +7,16 @@ signal raises an exception, so that half-written files are removed.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # as in q4hifi/__init__.py
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from types import FrameType, TracebackType
+else:
+    import _signal as signal  # which signal wraps in enums, and loads re and functools for that
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -28,7 +30,12 @@ def leave_at_once() -> None:
     _handle(_leave)
 
 
-def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+def ignore() -> None:
+    """From now on, signals do nothing: the status of the command is decided, and the process is ending."""
+    _handle(signal.SIG_IGN)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     try:
         for number in _ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:  # it is ignored under nohup
