@@ -1,7 +1,8 @@
 """Finding special tokens in a text, in one pass.
 
 The result is llama.cpp's, which searches the whole text for the longest token, then what is left for
-the next: a longer token wins over all shorter ones that overlap it, and else the first in the text.
+the next: a longer token wins over all shorter ones that overlap it, of equal lengths the smaller number,
+and of a token's own places the first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SpecialTokens:
         end = len(data) if end is None else end
         while first := self._first(data, start, end):
             best = first
-            while better := self._longer(data, best.start + 1, best.end, end, best.end - best.start):
+            while better := self._better(data, best.start + 1, best.end, end, best):
                 best = better
             if best is not first:  # shorter ones have what is left before it
                 yield from self.find(data, first.start, best.start)
@@ -65,22 +66,22 @@ class SpecialTokens:
                     return found
         return None
 
-    def _longer(self, data: bytes, start: int, stop: int, end: int, length: int) -> Found | None:
-        """The longest token beyond ``length`` bytes that begins before ``stop``; of equals the first."""
-        best = None
+    def _better(self, data: bytes, start: int, stop: int, end: int, than: Found) -> Found | None:
+        """The best of the tokens that win over another and begin before ``stop``."""
+        best = than
         assert self._place
         for place in self._place.finditer(data, start, min(stop + _PREFIX, end)):
             if place.start() >= stop:
                 break
-            found = self._longest(data, place.start(), end, place[1], length)
-            if found:
-                best, length = found, found.end - found.start
-        return best
+            found = self._longest(data, place.start(), end, place[1], best.end - best.start)
+            if found and _rank(found) < _rank(best):
+                best = found
+        return best if best is not than else None
 
-    def _longest(self, data: bytes, at: int, end: int, prefix: bytes, than: int = 0) -> Found | None:
-        """The longest token at a place, of more than ``than`` bytes."""
+    def _longest(self, data: bytes, at: int, end: int, prefix: bytes, least: int = 0) -> Found | None:
+        """The longest token at a place, of at least ``least`` bytes."""
         for length in self._lengths[prefix]:
-            if length <= than:
+            if length < least:
                 return None
             token = self._tokens.get(data[at : at + length]) if at + length <= end else None
             if token is not None:
@@ -90,8 +91,12 @@ class SpecialTokens:
     def _after_blanks(self, data: bytes, found: Found, end: int) -> int:
         blanks = _BLANKS.match(data, found.end, end)
         assert blanks
-        longer = self._longer(data, found.end, blanks.end(), end, found.end - found.start)
-        return longer.start if longer else blanks.end()
+        better = self._better(data, found.end, blanks.end(), end, found)
+        return better.start if better else blanks.end()
+
+
+def _rank(found: Found) -> tuple[int, int]:
+    return found.start - found.end, found.token
 
 
 def _lengths(tokens: Iterable[bytes], prefixes: Collection[bytes]) -> Mapping[bytes, list[int]]:

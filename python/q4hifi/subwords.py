@@ -112,10 +112,14 @@ class ByteLevel:
     def _tokens(self, block: str) -> list[int]:
         if not SURROGATE.search(block):
             return self._backend.encode(block, add_special_tokens=False).ids
-        like = SURROGATE.sub(_LIKE_A_SURROGATE, block)
-        words = [block[start:end] for _, (start, end) in self._words.pre_tokenize_str(like)]
+        words = [block[start:end] for start, end in self._spans(block)]
         spelled = ["".join(map(_LETTER_OF.__getitem__, w.encode("utf-8", "surrogatepass"))) for w in words]
         return self._of_words.encode(spelled, is_pretokenized=True, add_special_tokens=False).ids
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the words begin and end."""
+        like = SURROGATE.sub(_LIKE_A_SURROGATE, text)
+        return [span for _, span in self._words.pre_tokenize_str(like)]
 
     def _merge(self, block: str, start: int, end: int) -> Merged:
         part = block[start:end]
@@ -134,13 +138,13 @@ class ByteLevel:
         if not runs:
             return None
         first, last = runs[-1]
-        alike = [stop - at for _, (at, stop) in self._words.pre_tokenize_str(block[first : first + _SAMPLE])]
+        alike = [stop - at for at, stop in self._spans(block[first : first + _SAMPLE])]
         place = Place(first + self._margin - start, last - self._margin - start)
         if len(alike) == 1:
             return place
         if alike[:3] != alike[:1] * 3:  # pieces that depend on where the run ends
             return None
-        borders = [stop for _, (_, stop) in self._words.pre_tokenize_str(block[start:end])]
+        borders = [stop for _, stop in self._spans(block[start:end])]
         return place._replace(last=borders[bisect_right(borders, place.last) - 1], is_border=True)
 
 

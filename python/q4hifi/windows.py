@@ -50,8 +50,9 @@ def merged_in_windows(
                 expected, start = tokens.pop(), starts.pop()
             room = room if tokens else 2 * room
             continue
-        yield tokens
-        tokens, starts, expected = [], [], None
+        if tokens:
+            yield tokens
+            tokens, starts, room = [], [], size
         if end == n:
             yield new
             return
@@ -62,7 +63,7 @@ def merged_in_windows(
             continue
         tokens, starts = new[:count], [i if i == WITHIN else start + i for i in at[:count]]
         expected = None if cut.is_border else new[count]
-        start, room = start + at[count], size
+        start += at[count]
 
 
 def _last_in(place: Place, starts: list[int]) -> int:
