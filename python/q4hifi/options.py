@@ -88,7 +88,7 @@ class Options:
         recipe = self.recipe
         named = [kind for _, kind in self.tensor_types]
         named += [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
-        kinds = {tensor_type(kind) for kind in named}
+        kinds = {tensor_type(kind, codec=False) for kind in named}  # what cannot be encoded can be kept
         for pattern, _ in self.tensor_types:
             compile_pattern(pattern)
         if self.layout not in LAYOUTS:

@@ -89,8 +89,8 @@ def rewrite(
 
     Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.rows.encode`. With
     ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps its base's bytes. Raises
-    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, copied
-    ones included.
+    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, also
+    copied ones of the types that the core decodes.
     """
     total = plan.n_params
     errors: dict[str, ErrorSums] = {}
@@ -151,7 +151,8 @@ def _pieces(
                 if refine and n_matrices == 1:
                     name = importance.correlated_name(target.name) or target.name
                     known = inputs_of(name, tensor.row_length)
-        for rows in row_ranges(tensor):
+        # one piece is encoded under one row of importance
+        for rows in row_ranges(tensor, by_matrix=weights is not None and len(weights) > 1):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
             yield _Piece(target, rows, columns, known)
 
@@ -177,7 +178,8 @@ def _convert(
     source, target = piece.target.source, piece.target.target
     length, first = piece.rows.tensor.row_length, piece.rows.first
     if source == target:
-        check_finite(parts, source, length, threads=threads, first_row=first)
+        if source.type.codec:  # decoding others, only to check them, would take longer than the copy
+            check_finite(parts, source, length, threads=threads, first_row=first)
         return parts, None
     if source.type == Q4_HIFI and target.type == Q4_HIFI and source.outliers == target.outliers:
         return relayout(parts, source, target.layout, length, first_row=first), None

@@ -6,12 +6,14 @@ import sys
 
 import click
 
-from ..model_file import ModelFile
 from ..overview import Overview
 from ..report import printable
 from ..verify import verify_file
 from .common import console, json_option, print_json, progress_bar, tensors_option, threads_option
 from .group import main
+
+SHOWN_PROBLEMS = 20
+"""Of a damaged file; it may have one for each of many tensors."""
 
 
 @main.command()
@@ -19,13 +21,18 @@ from .group import main
 @tensors_option
 @json_option
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
-    """Show what is in a model FILE."""
-    with ModelFile.open(file) as model:
-        overview = Overview.of(model)
+    """Show what is in a model FILE; of a damaged one what can be read, and what is wrong."""
+    overview = Overview.open(file)
     if as_json:
         print_json(overview.as_dict())
     else:
         console().print(overview.tables(tensors=tensors))
+    for problem in overview.problems[:SHOWN_PROBLEMS]:
+        click.echo(f"Error: {printable(problem)}", err=True)
+    if len(overview.problems) > SHOWN_PROBLEMS:
+        click.echo(f"and {len(overview.problems) - SHOWN_PROBLEMS} more; --json lists all", err=True)
+    if overview.problems:
+        sys.exit(1)
 
 
 @main.command()
