@@ -83,19 +83,32 @@ def write_imatrix(
     return path
 
 
-def write_stored(path: Path, stored: Mapping[str, tuple[str, tuple[int, ...]]]) -> Path:
-    """Write tensors, name -> type and shape with the row length last, of zeros.
+def write_stored(
+    path: Path,
+    stored: Mapping[str, tuple[str, tuple[int, ...]]],
+    *,
+    pairs: Iterable[Pair] = (),
+    data: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write tensors, name -> type and shape with the row length last, of ``data`` or else of zeros.
 
     Only places of outliers (I8) are not zero, but in order.
     """
     tensors = [StoredTensor(name, shape[::-1], TYPES[kind]) for name, (kind, shape) in stored.items()]
     *offsets, size = data_offsets(tensors, 32)
-    data = bytearray(size)
+    content = bytearray(size)
     for tensor, offset in zip(tensors, offsets, strict=True):
-        if tensor.type.name == "I8":
+        given = (data or {}).get(tensor.name)
+        if given is not None:
+            assert len(given) == tensor.nbytes
+            content[offset : offset + tensor.nbytes] = given
+        elif tensor.type.name == "I8" and tensor.nbytes:
             n = tensor.shape[0]
-            data[offset : offset + tensor.nbytes] = bytes(range(n)) * (tensor.nbytes // n)
-    path.write_bytes(header_bytes(Metadata(), tensors, 32) + data)
+            content[offset : offset + tensor.nbytes] = bytes(range(n)) * (tensor.nbytes // n)
+    metadata = Metadata()
+    for key, value, kind_of_value in pairs:
+        metadata = metadata.with_value(key, value, kind_of_value)
+    path.write_bytes(header_bytes(metadata, tensors, 32) + content)
     return path
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFValueType
 
 import oracle
 import q4hifi
-from q4hifi.errors import BadOptionError, UnsupportedModelError
+from q4hifi.errors import BadOptionError, NotFiniteError, UnsupportedModelError
 from q4hifi.export import EXPORTS
 from q4hifi.gguf_file import GgufFile
 from q4hifi.types import TYPES
-from synthetic import EXAMPLE, names_in, patch, random_weights, read_tensors, write_model, write_small_model
+from synthetic import (
+    EXAMPLE,
+    names_in,
+    patch,
+    random_weights,
+    read_tensors,
+    write_model,
+    write_small_model,
+    write_stored,
+)
 
 HIFI = "blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.1.attn_v.weight"
 """The tensors of the small model that its recipe makes Q4_HIFI."""
@@ -273,3 +284,75 @@ def test_any_quantized_model_can_be_dequantized(small: Path, tmp_path: Path) -> 
 def test_dequantizing_to_blocks_is_refused(hifi: Path, tmp_path: Path) -> None:
     with pytest.raises(BadOptionError, match="cannot dequantize to 'Q8_0'; choose one of F32, F16, BF16"):
         q4hifi.dequantize_file(hifi, tmp_path / "out.gguf", "Q8_0")
+
+
+OLD = {
+    "token_embd.weight": ("Q8_0", (16, 256)),
+    "blk.0.attn_q.weight": ("Q5_0", (8, 64)),
+    "blk.0.ffn_gate_inp.weight": ("Q8_0", (4, 256)),  # a router
+    "position_embd.weight": ("Q4_K", (4, 256)),
+    "blk.0.ssm_conv1d.weight": ("Q4_0", (4, 32)),
+    "img_in.proj": ("Q6_K", (4, 256)),  # not a name in "weight"
+    "v.patch_embd.bias": ("Q8_0", (32,)),
+    "blk.0.attn_q.weight.lora_a": ("IQ4_NL", (2, 32)),
+    "blk.0.ffn_exps": ("MXFP4", (2, 3, 4, 32)),
+    "norm": ("TQ2_0", (256,)),
+}
+FLOATS = {
+    "output.weight": ("BF16", (4, 64)),
+    "blk.0.attn_norm.weight": ("F16", (64,)),
+    "position_ids": ("I32", (64,)),
+    "table.weight": ("I8", (4, 64)),
+    "exact.weight": ("F64", (4, 4)),
+    "rope_freqs.weight": ("F32", (32,)),
+}
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["model", "adapter"])
+def test_no_tensor_of_blocks_is_left(kind: str, adapter: bool, tmp_path: Path) -> None:
+    """Whatever its name, whether or not a recipe would change it."""
+    pairs = [("general.type", "adapter" if adapter else "model", GGUFValueType.STRING)]
+    path = write_stored(tmp_path / "in.gguf", {**OLD, **FLOATS}, pairs=pairs)
+    q4hifi.dequantize_file(path, tmp_path / "out.gguf", kind)
+    before, after = read_tensors(path), read_tensors(tmp_path / "out.gguf")
+    assert set(after) == set(before)
+    for name, (_, shape) in OLD.items():
+        assert after[name].type_name == (kind if len(shape) > 1 else "F32"), name
+        assert after[name].shape == shape[::-1]
+        assert np.array_equal(after[name].weights(), before[name].weights())
+    for name in FLOATS:
+        assert name == "output.weight" or after[name] == before[name]
+    assert after["output.weight"].type_name == kind
+    assert q4hifi.verify_file(tmp_path / "out.gguf") == []
+
+
+def test_weights_too_large_for_f16_are_refused_with_the_tensor(tmp_path: Path) -> None:
+    data = {"w.weight": bytes([200, *([0x77] * 16)]) * 2}  # 2^72 and more
+    path = write_stored(tmp_path / "in.gguf", {"w.weight": ("MXFP4", (2, 32))}, data=data)
+    with pytest.raises(NotFiniteError, match=r"w\.weight: its weights are too large for F16"):
+        q4hifi.dequantize_file(path, tmp_path / "out.gguf")
+    q4hifi.dequantize_file(path, tmp_path / "out.gguf", "BF16")
+
+
+@pytest.mark.parametrize("n_bytes", [46, 47, 63])
+def test_names_too_long_for_companions_stay_in_the_fork_layout(n_bytes: int, tmp_path: Path) -> None:
+    name = "blk.0.attn_v.weight".rjust(n_bytes, "x")
+    pairs = [("llama.attention.head_count", 4, GGUFValueType.UINT32)]
+    source = write_model(tmp_path / "in.gguf", {name: random_weights(8, 256)}, pairs=pairs)
+    q4hifi.quantize_file(source, tmp_path / "fork.gguf", layout="fork")
+    if n_bytes == 46:
+        q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "split.gguf", layout="split")
+        assert q4hifi.verify_file(tmp_path / "split.gguf") == []
+        return
+    with pytest.raises(UnsupportedModelError, match=r"more than 63 bytes in the split layout; export .*--as"):
+        q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "split.gguf", layout="split")
+    q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "stock.gguf", as_="q8_0")
+    report = q4hifi.quantize_file(source, tmp_path / "split.gguf")
+    assert [t.type.name for t in report.plan.tensors] == ["Q4_K"]
+    assert name in report.plan.warnings[0] and name in json.dumps(report.as_dict()["plan"]["warnings"])
+    assert q4hifi.verify_file(tmp_path / "split.gguf") == []
+    measured = q4hifi.quantize_file(source, tmp_path / "m.gguf", target_bpw=9.0)
+    assert measured.plan.measured and "Q4_HIFI" not in measured.plan.by_type
+    assert name in measured.plan.warnings[0]
+    assert q4hifi.plan_file(source, target_bpw=9.0, stock=True).warnings == ()

@@ -125,10 +125,28 @@ MALFORMED: list[tuple[str, bytes, str]] = [
         "name of tensor 1 would end",
     ),
     ("tensor twice", build([], [entry(b"w"), entry(b"w", offset=32)]), "two tensors are called 'w'"),
-    ("no dimensions", build([], [entry(shape=())]), "'w' has 0 dimensions"),
     ("five dimensions", build([], [entry(shape=(1,) * 5)]), "'w' has 5 dimensions"),
     ("absurd number of dimensions", build([], [entry(n_dims=2**32 - 1)]), "'w' has 4294967295 dimensions"),
-    ("dimension zero", build([], [entry(shape=(8, 0))]), r"'w' has the impossible shape \[8, 0\]"),
+    ("zero beside a negative", build([], [entry(shape=(0, 2**64 - 8))]), "'w' has the impossible shape"),
+    ("zero beside too many", build([], [entry(shape=(1 << 32, 0, 1 << 32))]), "'w' has the impossible shape"),
+    (
+        "nothing beyond the file",
+        build([], [entry(shape=(0,), offset=96)]),
+        "'w' would end at byte .* cut off",
+    ),
+    ("nothing far beyond the file", build([], [entry(shape=(0,), offset=HUGE)]), "'w' would end at byte"),
+    ("nothing misaligned", build([], [entry(shape=(0,), offset=16)]), "'w' begins at data byte 16"),
+    (
+        "nothing of broken blocks",
+        build([], [entry(shape=(48, 0), kind=Q8_0)]),
+        "rows of 48 .* multiple of Q8_0's 32",
+    ),
+    (
+        "tensors overlap across an empty one",
+        build([], [entry(b"w", (9,)), entry(b"e", (0,), F32, 32), entry(b"v", (8,), F32, 32)]),
+        "'w' and 'v' overlap",
+    ),
+    ("number beyond the file", build([], [entry(shape=())], data=3), "'w' would end at byte .* cut off"),
     ("dimension negative", build([], [entry(shape=(2**64 - 8,))]), "'w' has the impossible shape"),
     ("dimensions overflow", build([], [entry(shape=(1 << 32, 1 << 32))]), "'w' has the impossible shape"),
     (
@@ -204,7 +222,8 @@ def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
         if not hasattr(os, "mkfifo"):
             pytest.skip("no pipes in the file system")
         os.mkfifo(path)
-    with pytest.raises(BadFileError, match="No such file" if kind == "missing" else "not a file"):
+    match = {"missing": "No such file", "folder": "not a file but a folder", "pipe": "not a file that can be"}
+    with pytest.raises(BadFileError, match=match[kind]):
         GgufFile.open(path)
 
 

@@ -119,12 +119,15 @@ def test_pieces_make_the_whole(layout: str, weights: int, files: SimpleNamespace
             assert np.array_equal(np.concatenate(pieces), np.atleast_2d(whole))
 
 
-def test_no_piece_crosses_two_experts(tmp_path: Path) -> None:
+def test_pieces_cross_experts_only_where_they_may(tmp_path: Path) -> None:
     name = "blk.0.ffn_up_exps.weight"
     write_model(tmp_path / "moe.gguf", {name: random_weights(3, 5, 256)})
     with q4hifi.open(tmp_path / "moe.gguf") as model:
-        pieces = [(p.matrix, p.first, p.count) for p in row_ranges(model.tensors[name], 2 * 256)]
+        tensor = model.tensors[name]
+        pieces = [(p.matrix, p.first, p.count) for p in row_ranges(tensor, 2 * 256, by_matrix=True)]
         assert pieces == [(i, 5 * i + row, n) for i in range(3) for row, n in ((0, 2), (2, 2), (4, 1))]
+        pieces = [(p.matrix, p.first, p.count) for p in row_ranges(tensor, 4 * 256)]
+        assert pieces == [(0, 0, 4), (0, 4, 4), (1, 8, 4), (2, 12, 3)]
         assert model[name].shape == (3, 5, 256)
 
 
@@ -162,12 +165,12 @@ def test_a_later_version_of_q4_hifi_is_refused(tmp_path: Path) -> None:
         q4hifi.open(path)
 
 
-def test_types_without_a_codec_are_read_but_not_decoded(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "in.gguf", {"blk.0.attn_q.weight": random_weights(2, 256)}, kind="TQ1_0")
+def test_types_that_nothing_decodes_are_read_but_not_decoded(tmp_path: Path) -> None:
+    path = write_stored(tmp_path / "in.gguf", {"blk.0.attn_q.weight": ("Q8_K", (2, 256))})
     with q4hifi.open(path) as model:
         tensor = model["blk.0.attn_q.weight"]
-        assert (tensor.type.name, tensor.data.shape) == ("TQ1_0", (2, 54))
-        with pytest.raises(UnsupportedModelError, match="TQ1_0 is a type that q4hifi cannot decode"):
+        assert (tensor.type.name, tensor.data.shape) == ("Q8_K", (2, 292))
+        with pytest.raises(UnsupportedModelError, match="Q8_K is a type that q4hifi cannot decode"):
             tensor.dequantize()
 
 

@@ -180,11 +180,87 @@ def test_copied_and_requantized():
     assert all(t.copied for t in small_plan(tensors, type="COPY").tensors)
 
 
-def test_a_source_type_without_a_codec_is_refused_unless_copied():
-    tensors = [StoredTensor("blk.0.attn_q.weight", (256, 2), TYPES["IQ2_XS"])]
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.weight is stored as IQ2_XS"):
+def test_a_source_type_that_nothing_decodes_is_refused_unless_copied():
+    tensors = [
+        StoredTensor("blk.0.attn_q.weight", (256, 2), TYPES["Q8_K"]),
+        StoredTensor("blk.0.attn_v.weight", (256, 2), F16),
+    ]
+    match = r"blk\.0\.attn_q\.weight is stored as Q8_K, which .* keep it with --tensor-type 'attn_q=q8_k'"
+    with pytest.raises(UnsupportedModelError, match=match):
         small_plan(tensors)
-    assert small_plan(tensors, type="COPY").tensor_bytes == 2 * 74
+    assert small_plan(tensors, type="COPY").tensor_bytes == 2 * 292 + 2 * 512
+    kept = small_plan(tensors, type="Q8_0", tensor_types=(("attn_q", "q8_k"),))
+    assert [t.type.name for t in kept.tensors] == ["Q8_K", "Q8_0"]
+
+
+# --- names too long for companions ---------------------------------------------------------------
+
+
+def long_named(n_bytes, role="attn_v", letter="x"):
+    """A tensor of that many bytes in its name."""
+    name = f".{role}.weight"
+    fill = letter * ((n_bytes - len(name)) // len(letter.encode()))
+    return StoredTensor(fill + name, (256, 2), F16)
+
+
+@pytest.mark.parametrize("letter", ["x", "ж"])
+def test_q4_hifi_falls_back_where_its_companions_names_are_too_long(letter):
+    """By the bytes of a name, not by its letters."""
+    fits, long = long_named(46, letter=letter), long_named(48, letter=letter)
+    assert (len(fits.name.encode()), len(long.name.encode())) == (46, 48)
+    plan = small_plan([fits, long])
+    kinds = {t.name: (t.type.name, t.fallback_from and t.fallback_from.name) for t in plan.tensors}
+    assert kinds == {fits.name: ("Q4_HIFI", None), long.name: ("Q4_K", "Q4_HIFI")}
+    (warning,) = plan.warnings
+    assert "1 of 2 tensors cannot be Q4_HIFI" in warning and long.name in warning and "63 bytes" in warning
+    read = json.loads(json.dumps(plan.as_dict()))
+    assert (read["warnings"], read["fallbacks"]) == ([warning], 1)
+    assert all(len(part.name.encode()) <= 63 for t in plan.tensors for part in t.stored)
+
+
+@pytest.mark.parametrize("n_bytes", range(44, 64))
+def test_names_of_every_length_are_planned(n_bytes):
+    tensor = long_named(n_bytes)
+    kind = small_plan([tensor]).tensors[0].type.name
+    assert kind == ("Q4_HIFI" if n_bytes <= 46 else "Q4_K")
+    assert small_plan([tensor], layout="fork").tensors[0].type == Q4_HIFI
+    assert small_plan([tensor], layout="fork").warnings == ()
+    by_rule = small_plan([tensor], type="Q8_0", tensor_types=(("attn_v", "q4_hifi"),))
+    assert by_rule.tensors[0].type.name == kind
+    assert small_plan([tensor], outliers=0).warnings == ()
+
+
+def test_a_long_name_can_be_made_an_error():
+    with pytest.raises(UnsupportedModelError, match="names of Q4_HIFI's companions would have more than 63"):
+        small_plan([long_named(50)], no_fallback=True)
+
+
+# --- models without layers, and adapters ----------------------------------------------------------
+
+
+def test_an_adapter_is_copied_and_says_so():
+    tensors = [
+        StoredTensor("blk.0.attn_q.weight", (256, 2), F16),
+        StoredTensor("output.weight", (256, 2), F16),
+    ]
+    adapter = ModelShape("llama", None, adapter=True)
+    for kind in ("Q8_0", "F32", "Q6_K"):
+        plan = make_plan(tensors, adapter, Options(type=kind))
+        assert all(t.copied for t in plan.tensors)
+        assert plan.file_type is None
+        assert "adapter, whose matrices no recipe changes" in plan.warnings[0]
+    for kind in ("Q4_K_M", "Q4_HIFI"):
+        with pytest.raises(
+            UnsupportedModelError, match="adapter, whose matrices no recipe changes; use COPY"
+        ):
+            make_plan(tensors, adapter, Options(type=kind))
+    assert make_plan(tensors, adapter, Options(type="COPY")).warnings == ()
+
+
+def test_a_model_without_an_architecture_says_what_is_missing():
+    with pytest.raises(UnsupportedModelError, match=r"general\.architecture is missing, and so block_count"):
+        make_plan(SMALL, ModelShape("", None), Options(type="Q4_K_M"))
+    assert make_plan(SMALL, ModelShape("", None), Options(type="Q6_K")).by_type["Q6_K"].tensors == 3
 
 
 def test_as_dict_is_json():

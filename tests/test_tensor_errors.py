@@ -71,7 +71,7 @@ def test_the_sample_has_the_error_of_the_whole(name: str, weighted: bool, folder
     assert [f.outliers for f in formats if f.outliers] == list(OUTLIERS)
     with q4hifi.open(folder / "model.gguf") as model:
         tensor, weights = model.tensors[name], model[name].dequantize()
-        samples = read_sample(model, tensor)
+        samples = read_sample(model, tensor, importance)
         found = relative_errors(tensor, samples, formats, importance)
         for form, error in zip(formats, found, strict=True):
             matrices = weights.reshape(-1, *weights.shape[-2:])
@@ -91,7 +91,7 @@ def test_energy_is_that_of_the_outputs(folder: Path) -> None:
     importance = load_importance(folder / "imatrix.gguf")
     with q4hifi.open(folder / "model.gguf") as model:
         tensor, weights = model.tensors[EXPERTS], model[EXPERTS].dequantize()
-        samples = read_sample(model, tensor)
+        samples = read_sample(model, tensor, importance)
         columns = importance.weights(EXPERTS, 256, 3)
         assert columns is not None
         energy = output_energy(tensor, samples, importance)
@@ -106,7 +106,7 @@ def test_fisher_information_counts_errors_where_they_are_felt(folder: Path) -> N
     importance = load_importance(folder / "imatrix.gguf")
     with q4hifi.open(folder / "model.gguf") as model:
         tensor = model.tensors[MATRIX]
-        length, sample = tensor.row_length, read_sample(model, tensor)
+        length, sample = tensor.row_length, read_sample(model, tensor, importance)
         weights = importance.weights(tensor.name, length, 1)
         assert weights is not None
         # the importances themselves: half of their sum
@@ -152,7 +152,7 @@ def test_what_is_not_finite_is_told_with_its_place(tmp_path: Path) -> None:
         q4hifi.open(tmp_path / "model.gguf") as model,
         pytest.raises(NotFiniteError, match="row 150, column 3"),
     ):
-        read_sample(model, model.tensors[MATRIX])
+        read_sample(model, model.tensors[MATRIX], None)
 
 
 def test_a_type_that_cannot_hold_the_weights_has_an_infinite_error(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_type_that_cannot_hold_the_weights_has_an_infinite_error(tmp_path: Pat
     with q4hifi.open(tmp_path / "model.gguf") as model:
         tensor = model.tensors[MATRIX]
         formats = [Format(TYPES["Q8_0"]), Format(TYPES["BF16"])]
-        first, second = relative_errors(tensor, read_sample(model, tensor), formats, None)
+        first, second = relative_errors(tensor, read_sample(model, tensor, None), formats, None)
         assert first == np.inf and second < 1e-4
 
 

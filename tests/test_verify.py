@@ -16,7 +16,7 @@ from q4hifi import verify
 from q4hifi.gguf_file import GgufFile
 from q4hifi.model_file import row_ranges
 from q4hifi.recipes import RECIPES
-from synthetic import patch, random_weights, write_model, write_small_model
+from synthetic import patch, write_small_model, write_stored
 
 DOWN, VALUE, QUERY, NORM = (f"blk.0.{part}.weight" for part in ("ffn_down", "attn_v", "attn_q", "attn_norm"))
 INDEX, RESIDUAL = ".outlier_index", ".outlier_residual"
@@ -165,8 +165,9 @@ def test_a_broken_structure_is_the_only_finding(
     assert finding.message.startswith(f"{path}: ") and match in finding.message
 
 
-def test_types_without_a_codec_are_checked_for_their_size_only(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "in.gguf", {QUERY: random_weights(2, 256)}, kind="TQ1_0")
+def test_types_that_nothing_decodes_are_checked_for_their_size_only(tmp_path: Path) -> None:
+    path = write_stored(tmp_path / "in.gguf", {QUERY: ("Q8_K", (2, 256))})
+    patch(path, place(path, QUERY, 0), b"\0\0\xc0\x7f")  # a NaN
     assert q4hifi.verify_file(path) == []
     cut_off(path)
     (finding,) = q4hifi.verify_file(path)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import floor, prod
 from typing import Protocol
 
-from .errors import UnsupportedModelError
-from .layout import Format
+from .errors import BadOptionError, UnsupportedModelError
+from .layout import MAX_NAME_BYTES, Format
 from .model_shape import ModelShape
 from .names import ATTN_V_LIKE, MASSIVE, layer_of, role_of
 from .options import Options
@@ -64,7 +64,7 @@ class SourceTensor(Protocol):
 class Choice:
     """A tensor's type; ``outliers`` is 0 except for Q4_HIFI.
 
-    ``fallback_from`` is the type that the recipe wanted but the row length ruled out.
+    ``fallback_from`` is the type that was wanted, but ruled out by the row length, or Q4_HIFI by the name.
     """
 
     type: TensorType
@@ -77,7 +77,9 @@ def choose_types(
 ) -> list[Choice]:
     """Choose every tensor's type, in the order given, which is the order of processing.
 
-    Raises :class:`UnsupportedModelError` where ``options.no_fallback`` meets a row that does not fit.
+    Raises :class:`UnsupportedModelError` where the recipe chooses by layers and the model does not say how
+    many it has, and where ``options.no_fallback`` meets a tensor that cannot take its type;
+    :class:`BadOptionError` where a tensor would have to take a type that cannot be encoded.
     """
     tensors = list(tensors)
     chooser = _Chooser(tensors, model, options, has_imatrix)
@@ -96,6 +98,11 @@ def open_tensors(
     return {t.name: t for t in tensors if chooser.is_open(t)}
 
 
+def name_rules_out_hifi(name: str, layout: str) -> bool:
+    """Whether a tensor of that name cannot be Q4_HIFI: the names of its companions would be too long."""
+    return not Format(Q4_HIFI, MAX_OUTLIERS, layout).can_name(name)
+
+
 class _Chooser:
     """One pass over a model: the rules, and the counters that they advance."""
 
@@ -104,24 +111,32 @@ class _Chooser:
     ) -> None:
         self.model, self.options, self.recipe = model, options, options.recipe
         self.has_imatrix = has_imatrix
+        _check_facts(model, options, has_imatrix)
         self.scale = options.scale(sum(prod(t.shape) for t in tensors))
         self.rules = TensorRules(options, model.architecture)
         roles = Counter(role_of(t.name) for t in tensors)
         self.tied = not roles["output"]
         self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
-        self.n_ffn_down = model.n_layer + EXTRA_LAYERS.get(model.architecture, 0)
+        self.n_layer = model.n_layer or 0
+        self.n_ffn_down = self.n_layer + EXTRA_LAYERS.get(model.architecture, 0)
         self.seen: Counter[str] = Counter()
 
     def choose(self, tensor: SourceTensor) -> Choice:
-        if self.recipe.default is None or not self.rules.is_quantizable(tensor):
-            return Choice(tensor.format.type, tensor.format.outliers)
+        kept = Choice(tensor.format.type, tensor.format.outliers)
+        if self.recipe.default is None or not self._is_quantizable(tensor):
+            return kept
         name, shape, role = tensor.name, tensor.shape, role_of(tensor.name)
         wanted = self.rules.type_of(name) or self._mixed(name, role, self.recipe.default)
+        if not wanted.codec:
+            _require_type(tensor, wanted)
+            return kept
         outliers = 0
         if wanted == Q4_HIFI:
             outliers = min(self.scale.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
             wanted = Q4_HIFI if outliers else Q4_K
         fitting = _fit(wanted, shape[0])
+        if fitting == Q4_HIFI and name_rules_out_hifi(name, self.options.layout):
+            fitting = Q4_K
         if fitting == wanted:
             return Choice(wanted, outliers)
         return Choice(fitting, fallback_from=wanted)
@@ -133,6 +148,9 @@ class _Chooser:
             and self.rules.type_of(name) is None
             and not self._is_at_least_q8_0(name)
         )
+
+    def _is_quantizable(self, tensor: SourceTensor) -> bool:
+        return not self.model.adapter and self.rules.is_quantizable(tensor)
 
     def _is_at_least_q8_0(self, name: str) -> bool:
         return any(part in name for part in AT_LEAST_Q8_0.get(self.model.architecture, ()))
@@ -160,7 +178,7 @@ class _Chooser:
 
     def _output(self, default: TensorType) -> TensorType:
         if self.options.output_tensor_type is not None:
-            return tensor_type(self.options.output_tensor_type)
+            return tensor_type(self.options.output_tensor_type, codec=False)
         falcon = self.model.architecture == "falcon" and default != Q4_HIFI
         return Q8_0 if falcon or default == Q8_0 else Q6_K
 
@@ -172,7 +190,7 @@ class _Chooser:
 
     def _covers(self, coverage: float, layer: int | None) -> bool:
         # the hair keeps 0.29 of 100 layers at 29 although the product is 28.999...
-        limit = floor(self.model.n_layer * coverage + 1e-9)
+        limit = floor(self.n_layer * coverage + 1e-9)
         return coverage >= 1 or (layer is not None and layer < limit)
 
     def _attn_v(self, default: TensorType) -> TensorType:
@@ -206,6 +224,34 @@ class _Chooser:
         return self.seen[role] - 1
 
 
+def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None:
+    """Raise :class:`UnsupportedModelError` where the recipe's mix asks for what the model does not say."""
+    recipe = options.recipe
+    if recipe.default is None or not recipe.default.quantized or options.pure:
+        return
+    by_layer = recipe.chooses_by_layer(has_imatrix)
+    if model.adapter and by_layer:
+        raise UnsupportedModelError(
+            "this is an adapter, whose matrices no recipe changes; use COPY, or make it anew in another type"
+        )
+    if model.fault and not model.adapter:
+        raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not ask for it")
+    if model.n_layer is None and by_layer:
+        missing = f"{model.architecture}.block_count is missing"
+        if not model.architecture:
+            missing = "general.architecture is missing, and so block_count is missing"
+        raise UnsupportedModelError(f"{missing}, {recipe.name} chooses by layers; use `pure=True` or Q8_0")
+
+
+def _require_type(tensor: SourceTensor, wanted: TensorType) -> None:
+    """Raise :class:`BadOptionError` where a tensor does not have a type that cannot be encoded."""
+    if tensor.format.type != wanted:
+        raise BadOptionError(
+            f"tensor {tensor.name} is {tensor.format.type} and was to become {wanted}, which q4hifi cannot"
+            f" encode: only tensors that are {wanted} already can be kept so; name another type for it"
+        )
+
+
 def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
     return next((kind for applies, kind in bumps if applies(i, n)), default)
 
@@ -220,7 +266,7 @@ def _fit(wanted: TensorType, row_length: int) -> TensorType:
 
 def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]) -> None:
     misfits = [
-        f"{t.name} (rows of {t.shape[0]}, {c.fallback_from} wants a multiple of {c.fallback_from.block_size})"
+        f"{t.name} ({_misfit(t.shape[0], c.fallback_from)})"
         for t, c in zip(tensors, choices, strict=True)
         if c.fallback_from is not None
     ]
@@ -230,3 +276,10 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
             f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
             "drop `no_fallback`, or give them a type with `tensor_types=...`"
         )
+
+
+def _misfit(row_length: int, wanted: TensorType) -> str:
+    """Why rows of that length were not given the type that was wanted."""
+    if row_length % wanted.block_size:
+        return f"rows of {row_length}, {wanted} wants a multiple of {wanted.block_size}"
+    return f"the names of {wanted}'s companions would have more than {MAX_NAME_BYTES} bytes"

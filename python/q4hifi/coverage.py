@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from .allocate import allocate
 from .candidates import candidates
-from .choice import Choice
+from .choice import Choice, name_rules_out_hifi
 from .errors import BadOptionError, NotFiniteError
 from .importance import Floats, Importance
 from .layout import Format
@@ -84,9 +84,10 @@ def measure_errors(
     weights = [sampled_rows(t.n_rows, t.row_length).size * t.row_length for t in tensors]
     done, found = 0, dict[str, TensorErrors]()
     for tensor, size in zip(tensors, weights, strict=True):
-        formats = candidates(tensor.row_length, stock=stock, layout=layout)
+        plain = stock or name_rules_out_hifi(tensor.name, layout)
+        formats = candidates(tensor.row_length, stock=plain, layout=layout)
         with model.errors_at(tensor.name):
-            sample = read_sample(model, tensor)
+            sample = read_sample(model, tensor, importance)
             errors = relative_errors(tensor, sample, formats, importance, threads=threads)
             felt: float | None = None
             if (columns := fisher.get(tensor.name)) is not None:

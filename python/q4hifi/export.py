@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_constants import GGUFValueType
@@ -14,19 +15,22 @@ from .layout import (
     KEY_VERSION,
     KEYS,
     LAYOUTS,
+    MAX_NAME_BYTES,
     SPLIT,
     VERSION,
     Format,
 )
 from .limits import DEQUANTIZED, DROP, EXPORTS
 from .model_file import ModelFile, ModelTensor
-from .names import layer_of, processing_order, role_of
+from .model_shape import ModelShape
+from .names import is_quantizable, layer_of, processing_order, role_of
 from .plan import Plan, PlannedTensor
-from .quantize import quantize_file
+from .quantize import planned_metadata
+from .recipes import find_recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
 from .threads import thread_count
-from .types import Q4_HIFI, TensorType
+from .types import F32, Q4_HIFI, TensorType
 
 
 def export_file(
@@ -75,21 +79,22 @@ def export_file(
 def _plan(model: ModelFile, kind: TensorType, layout: str) -> Plan:
     """Copy everything but the Q4_HIFI tensors, which become ``kind``."""
 
-    def planned(tensor: ModelTensor) -> PlannedTensor:
-        target = source = tensor.format
-        if source.type == Q4_HIFI:
-            target = Format(kind, source.outliers, layout) if kind == Q4_HIFI else Format(kind)
-        role, layer = role_of(tensor.name), layer_of(tensor.name)
-        return PlannedTensor(tensor.name, role, layer, tensor.shape, source, target)
+    def target(tensor: ModelTensor) -> Format:
+        if tensor.type != Q4_HIFI:
+            return tensor.format
+        if kind != Q4_HIFI:
+            return Format(kind)
+        form = Format(kind, tensor.outliers, layout)
+        if not form.can_name(tensor.name):
+            with model.errors_at(tensor.name):
+                raise UnsupportedModelError(
+                    f"its companions would have names of more than {MAX_NAME_BYTES} bytes in the {layout}"
+                    " layout; export it in another type with `as_=...`"
+                )
+        return form
 
-    ordered = sorted(model.tensors.values(), key=lambda t: processing_order(t.name))
-    return Plan(
-        recipe=f"Q4_HIFI as {kind}" if kind != Q4_HIFI else f"Q4_HIFI, {layout} layout",
-        layout=layout,
-        file_type=FILE_TYPE[layout],
-        scale=None,
-        tensors=tuple(planned(tensor) for tensor in ordered),
-    )
+    recipe = f"Q4_HIFI as {kind}" if kind != Q4_HIFI else f"Q4_HIFI, {layout} layout"
+    return _planned(model, recipe, target, file_type=FILE_TYPE[layout], layout=layout)
 
 
 def _metadata(source: Metadata, plan: Plan) -> Metadata:
@@ -111,9 +116,59 @@ def dequantize_file(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeReport:
-    """Decode every matrix of a model to F16, F32 or BF16; norms and the like are copied."""
-    if type.upper() not in DEQUANTIZED:
+    """Decode every tensor of a model that is stored as blocks, and bring its matrices to ``type``.
+
+    ``type`` is F16, F32 or BF16. A vector of blocks becomes F32, as vectors are in GGUF files. Norms and
+    the like are copied. Raises :class:`UnsupportedModelError` for blocks of a type that cannot be decoded,
+    and what :func:`q4hifi.quantize_file` raises.
+    """
+    kind = DEQUANTIZED.get(type.upper())
+    if kind is None:
         raise BadOptionError(f"cannot dequantize to {type!r}; choose one of {', '.join(DEQUANTIZED)}")
-    return quantize_file(
-        src, dst, type, allow_requantize=True, threads=threads, overwrite=overwrite, progress=progress
+    started = time.monotonic()
+    with ModelFile.open(src) as model:
+        plan = _dequantized(model, kind)
+        written = rewrite(
+            model,
+            plan,
+            planned_metadata(model.gguf.metadata, plan),
+            Output(dst, overwrite),
+            threads=thread_count(threads),
+            progress=progress,
+        )
+        return QuantizeReport.of(model, plan, written, None, time.monotonic() - started)
+
+
+def _dequantized(model: ModelFile, kind: TensorType) -> Plan:
+    """Everything that is blocks or a matrix becomes numbers."""
+    architecture = ModelShape.from_metadata(model.metadata).architecture
+
+    def target(tensor: ModelTensor) -> Format:
+        if not tensor.type.quantized:
+            is_matrix = tensor.type.codec and is_quantizable(tensor.name, tensor.shape, architecture)
+            return Format(kind) if is_matrix else tensor.format
+        if not tensor.type.decodable:
+            with model.errors_at(tensor.name):
+                raise UnsupportedModelError(
+                    f"is stored as {tensor.type}, which q4hifi cannot decode; start from the 16-bit model"
+                )
+        return Format(kind if any(n != 1 for n in tensor.shape[1:]) else F32)
+
+    return _planned(model, kind.name, target, file_type=find_recipe(kind.name).file_type)
+
+
+def _planned(
+    model: ModelFile,
+    recipe: str,
+    target: Callable[[ModelTensor], Format],
+    *,
+    file_type: int | None,
+    layout: str = SPLIT,
+) -> Plan:
+    """A plan in which ``target`` says what every tensor becomes."""
+    ordered = sorted(model.tensors.values(), key=lambda t: processing_order(t.name))
+    tensors = tuple(
+        PlannedTensor(t.name, role_of(t.name), layer_of(t.name), t.shape, t.format, target(t))
+        for t in ordered
     )
+    return Plan(recipe, layout, file_type, None, tensors)

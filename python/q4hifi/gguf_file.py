@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadFileError, BadOptionError
+from .file_kinds import CONVERT
 from .gguf_header import FILE_TYPE_KEY, Header, TensorInfo, read_header, tensors_of
 from .gguf_io import FileMapping, PositionedFile, byte_view, os_errors
 from .gguf_metadata import Metadata
@@ -31,6 +32,7 @@ class GgufFile:
     def __init__(self, files: list[PositionedFile], headers: list[Header]) -> None:
         """Use :meth:`open`."""
         self._files = files
+        self._states = [file.state() for file in files]
         self.paths: tuple[Path, ...] = tuple(file.path for file in files)
         self.version: int = headers[0].version
         self.alignment: int = headers[0].alignment
@@ -48,14 +50,14 @@ class GgufFile:
         """
         path = Path(path)
         with ExitStack() as stack:
-            file = _open(path, stack)
+            file = stack.enter_context(open_file(path))
             header = read_header(file)
-            paths = _shards_of(path, header.metadata)
+            paths = shards_of(path, header.metadata)
             if paths == (path,):
                 files, headers = [file], [header]
             else:
                 file.close()
-                files = [_open(p, stack) for p in paths]
+                files = [stack.enter_context(open_file(p)) for p in paths]
                 headers = [read_header(f) for f in files]
                 _check_shards(files, headers)
             model = cls(files, headers)
@@ -103,6 +105,8 @@ class GgufFile:
         """
         needed = [0] * len(self._files)
         for tensor in self.tensors.values():
+            if not tensor.nbytes:
+                continue
             needed[tensor.shard] = max(needed[tensor.shard], tensor.offset + tensor.nbytes)
         mappings = []
         for file, size in zip(self._files, needed, strict=True):
@@ -111,6 +115,13 @@ class GgufFile:
             if file.size() < size:
                 raise BadFileError(f"{file.path}: has become shorter since it was opened")
         return mappings
+
+    def check_unchanged(self) -> None:
+        """Raise :class:`BadFileError` where a file was written to since it was opened."""
+        for file, state in zip(self._files, self._states, strict=True):
+            with os_errors(file.path, "be read", BadFileError):
+                if file.state() != state:
+                    raise BadFileError(f"{file.path}: was changed while it was read; start again")
 
     def close(self) -> None:
         """Close the files; tensors cannot be read any more."""
@@ -126,17 +137,33 @@ class GgufFile:
         self.close()
 
 
-def _open(path: Path, stack: ExitStack) -> PositionedFile:
+def open_file(path: Path) -> PositionedFile:
+    """Open a file to read; raises :class:`BadFileError` for what is not one."""
     with os_errors(path, "be opened", BadFileError):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise BadFileError(f"{path}: not a file")
-        file = PositionedFile(path, "rb")
-    stack.callback(file.close)
-    return file
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise BadFileError(f"{path}: not a file but a folder; {_advice_on_folder(path)}")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+            raise BadFileError(f"{path}: not a file that can be read at any place; save the model to a file")
+        return PositionedFile(path, "rb")
 
 
-def _shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
-    """All files of the model that ``path`` belongs to, as its own pairs and name say."""
+def _advice_on_folder(path: Path) -> str:
+    """What to do with a folder where a model file is wanted."""
+    names = sorted(os.listdir(path))
+    models = [name for name in names if name.endswith(".gguf")]
+    if models:
+        return f"name the model in it, such as {path / models[0]}"
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
+        return CONVERT
+    return "name a GGUF file"
+
+
+def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
+    """Return all files of the model that ``path`` belongs to, as its own pairs and name say.
+
+    Raises :class:`BadFileError` where these contradict each other, or a file is not there.
+    """
     name = shard_name(path)
     count, named = metadata.get(COUNT, 1), name.total if name else 1
     if count != named:

@@ -10,17 +10,18 @@ takes seconds, and it believes what the file says.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 from typing import NamedTuple, NoReturn
 
-from .errors import BadFileError, UnsupportedModelError
+from .errors import BadFileError, Q4HifiError, UnsupportedModelError
+from .file_kinds import HEAD_BYTES, kind_of
 from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from .gguf_io import PositionedFile, os_errors
 from .gguf_metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
-from .layout import FILE_TYPE, FORK, StoredTensor
+from .layout import FILE_TYPE, FORK, MAX_NAME_BYTES, StoredTensor
 from .types import Q4_HIFI, STORED_TYPES, TensorType
 
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
@@ -29,14 +30,17 @@ FILE_TYPE_KEY = Keys.General.FILE_TYPE
 READABLE_VERSIONS = (2, 3)  # the same layout
 MAX_HEADER = 128 << 20  # some times the largest that real models have
 MAX_KEY_BYTES = 0xFFFF
-MAX_NAME_BYTES = 63  # of a tensor; ggml keeps it in 64 bytes with a final zero
 MAX_DIMS = 4
-MAX_ELEMENTS = (1 << 63) - 1
+MOST_DIMS = 64  # more cannot be meant: the header is damaged
+MAX_ELEMENTS = (1 << 60) - 1  # zeros in the shape not counted; eight bytes each can still be addressed
 MAX_ARRAY_DEPTH = 8
 
+CUT_OFF = "it is cut off or damaged; download or copy it again"
+
 _HEAD = struct.Struct("<IIQQ")  # magic, version, n_tensors, n_pairs
+_MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 _MIN_PAIR = U64.size + 1 + U32.size + 1  # one-letter key, one-byte value
-_MIN_ENTRY = U64.size + U32.size + U64.size + U32.size + U64.size  # empty name, one dimension
+_MIN_ENTRY = U64.size + U32.size + U32.size + U64.size  # empty name, no dimensions
 _CHUNK = 1 << 16
 
 
@@ -46,21 +50,6 @@ class TensorInfo(StoredTensor):
 
     shard: int
     offset: int
-
-    @property
-    def row_length(self) -> int:
-        """Weights in a row: the first dimension."""
-        return self.shape[0]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows: the product of the other dimensions."""
-        return prod(self.shape[1:])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.type.row_bytes(self.row_length)
 
 
 class Entry(NamedTuple):
@@ -111,26 +100,37 @@ def header_bytes(metadata: Metadata, tensors: Sequence[StoredTensor], alignment:
 # ---- reading -------------------------------------------------------------------------------------
 
 
+Complain = Callable[[Q4HifiError], None]
+"""What is done about a fault of a header after which the rest can still be read."""
+
+
+def refuse(fault: Q4HifiError) -> None:
+    """Raise the fault: a file with faults is not read."""
+    raise fault
+
+
 class _Cursor:
     """A position in a file's header. Nothing is read or allocated before it is known to be there."""
 
-    def __init__(self, file: PositionedFile) -> None:
+    def __init__(self, file: PositionedFile, complain: Complain) -> None:
         self.file = file
+        self.complain = complain
         self.size = file.size()
         self.limit = min(self.size, MAX_HEADER)
         self.data = bytearray()  # the file's beginning, as far as it was needed
         self.at = 0
 
+    def fault(self, message: str) -> BadFileError:
+        return BadFileError(f"{self.file.path}: {message} (byte {self.at} of the file)")
+
     def fail(self, message: str) -> NoReturn:
-        raise BadFileError(f"{self.file.path}: {message} (byte {self.at} of the file)")
+        raise self.fault(message)
 
     def require(self, n: int, what: str) -> None:
         """Fail unless the header can have ``n`` more bytes."""
         end = self.at + n
         if end > self.size:
-            self.fail(
-                f"{what} would end at byte {end}, but the file has {self.size}: it is cut off or damaged"
-            )
+            self.fail(f"{what} would end at byte {end}, but the file has {self.size}: {CUT_OFF}")
         if end > self.limit:
             self.fail(f"{what} would make the header larger than {MAX_HEADER >> 20} MiB")
 
@@ -207,63 +207,94 @@ class _Cursor:
         return bytes(self.data[start : self.at])
 
 
-def read_header(file: PositionedFile) -> Header:
+def read_header(file: PositionedFile, complain: Complain = refuse) -> Header:
     """Read and check the header of ``file``.
 
     Raises :class:`BadFileError` where it is malformed, :class:`UnsupportedModelError` for GGUF versions
-    that are not read. What the tensors' types and offsets say is checked by :func:`tensors_of`.
+    that are not read. With another ``complain``, which gets these errors, the header has what could be read;
+    a file that is not GGUF is always refused. What the tensors' types and offsets say is checked by
+    :func:`tensors_of`.
     """
-    cursor = _Cursor(file)
-    if cursor.size < _HEAD.size:
-        cursor.fail(f"a file of {cursor.size} bytes is not a GGUF file")
-    magic, version, n_tensors, n_pairs = cursor.unpack(_HEAD, "the start of the header")
-    if magic != GGUF_MAGIC:
-        begin = bytes(cursor.data[:4])
-        raise BadFileError(f"{file.path}: not a GGUF file: it begins with {begin!r} and not with b'GGUF'")
+    cursor = _Cursor(file, complain)
+    _check_kind(cursor)
+    _, version, n_tensors, n_pairs = cursor.unpack(_HEAD, "the start of the header")
     _check_version(file, version)
-    cursor.require(n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors")
-    metadata = _read_metadata(cursor, n_pairs)
-    alignment = _alignment(cursor, metadata)
-    entries: dict[str, Entry] = {}
-    for i in range(n_tensors):
-        entry = _read_entry(cursor, i)
-        if entry.name in entries:
-            cursor.fail(f"two tensors are called {entry.name!r}")
-        entries[entry.name] = entry
+    pairs: dict[str, bytes] = {}
+    entries: list[Entry] = []
+    alignment = GGUF_DEFAULT_ALIGNMENT
+    try:
+        _check_counts(cursor, n_pairs, n_tensors)
+        _read_metadata(cursor, n_pairs, pairs)
+        alignment = _alignment(cursor, Metadata(pairs))
+        _read_entries(cursor, n_tensors, entries)
+    except BadFileError as fault:  # what follows cannot be found
+        complain(fault)
     start = padded(cursor.at, alignment)
-    return Header(version, alignment, metadata, tuple(entries.values()), start, cursor.size)
+    return Header(version, alignment, Metadata(pairs), tuple(entries), start, cursor.size)
+
+
+def _check_kind(cursor: _Cursor) -> None:
+    """Refuse a file that is not GGUF, and say what it seems to be and what to do."""
+    begin = bytearray(min(cursor.size, HEAD_BYTES))
+    with os_errors(cursor.file.path, "be read", BadFileError):
+        got = cursor.file.read_into(0, memoryview(begin))
+    begin = begin[:got]
+    magic = bytes(begin[:4])
+    if magic != _MAGIC:
+        known = kind_of(bytes(begin))
+        what = f", as {known.name} does; {known.remedy}" if known else " and not with b'GGUF'"
+        if not magic:
+            what = ": it is empty; download or copy it again"
+            raise BadFileError(f"{cursor.file.path}: a file of 0 bytes is not a GGUF file{what}")
+        raise BadFileError(f"{cursor.file.path}: not a GGUF file: it begins with {magic!r}{what}")
+    if cursor.size < _HEAD.size:
+        cursor.fail(f"a file of {cursor.size} bytes is not a GGUF file: {CUT_OFF}")
 
 
 def _check_version(file: PositionedFile, version: int) -> None:
     if version in READABLE_VERSIONS:
         return
     if version & 0xFFFF == 0 and version:
-        message = "a big-endian GGUF file; convert it first (gguf-convert-endian of the gguf package does)"
+        message = (
+            "a big-endian GGUF file; convert it first (gguf-convert-endian FILE little, of the gguf package)"
+        )
     else:
         message = (
-            f"GGUF version {version}; versions {READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]} are read"
+            f"GGUF version {version}; versions {READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]} are read;"
+            + (" update q4hifi" if version > READABLE_VERSIONS[-1] else " get the model in a newer form")
         )
     raise UnsupportedModelError(f"{file.path}: {message}")
 
 
-def _read_metadata(cursor: _Cursor, n_pairs: int) -> Metadata:
-    pairs: dict[str, bytes] = {}
+def _check_counts(cursor: _Cursor, n_pairs: int, n_tensors: int) -> None:
+    """Complain of counts that the file has no room for; reading would end at the end of the file."""
+    try:
+        cursor.require(
+            n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors"
+        )
+    except BadFileError as fault:
+        cursor.complain(fault)
+
+
+def _read_metadata(cursor: _Cursor, n_pairs: int, pairs: dict[str, bytes]) -> None:
     for i in range(n_pairs):
         start = cursor.at
         key = cursor.text(f"key {i + 1}", MAX_KEY_BYTES)
         if not key or key in pairs:
-            cursor.fail(f"key {key!r:.80} is there twice" if key else f"key {i + 1} is empty")
+            cursor.complain(
+                cursor.fault(f"key {key!r:.80} is there twice" if key else f"key {i + 1} is empty")
+            )
         what = f"the value of {key!r:.80}"
         cursor.skip_value(cursor.value_type(what), what)
-        pairs[key] = cursor.since(start, what)
-    return Metadata(pairs)
+        pairs.setdefault(key, cursor.since(start, what))
 
 
 def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
     try:
         return alignment_of(metadata)
     except BadFileError as cause:
-        cursor.fail(str(cause))
+        cursor.complain(cursor.fault(str(cause)))
+        return GGUF_DEFAULT_ALIGNMENT
 
 
 def alignment_of(metadata: Metadata) -> int:
@@ -279,15 +310,36 @@ def alignment_of(metadata: Metadata) -> int:
     return alignment
 
 
+def _read_entries(cursor: _Cursor, n_tensors: int, entries: list[Entry]) -> None:
+    names: set[str] = set()
+    for i in range(n_tensors):
+        entry = _read_entry(cursor, i)
+        if entry.name in names:
+            cursor.complain(cursor.fault(f"two tensors are called {entry.name!r}"))
+        names.add(entry.name)
+        entries.append(entry)
+
+
 def _read_entry(cursor: _Cursor, i: int) -> Entry:
-    name = cursor.text(f"the name of tensor {i + 1}", MAX_NAME_BYTES)
-    what = f"the entry of tensor {name!r}"
+    name = cursor.text(f"the name of tensor {i + 1}", MAX_KEY_BYTES)
+    n_bytes = len(name.encode("utf-8", "surrogateescape"))
+    if n_bytes > MAX_NAME_BYTES:
+        cursor.complain(
+            cursor.fault(
+                f"the name of tensor {i + 1} has {n_bytes} bytes; at most {MAX_NAME_BYTES} are allowed:"
+                f" {name!r:.80}"
+            )
+        )
+    what = f"the entry of tensor {name!r:.80}"
     (n_dims,) = cursor.unpack(U32, what)
-    if not 1 <= n_dims <= MAX_DIMS:
-        cursor.fail(f"tensor {name!r} has {n_dims} dimensions; 1 to {MAX_DIMS} are allowed")
+    if n_dims > MAX_DIMS:
+        fault = cursor.fault(f"tensor {name!r:.80} has {n_dims} dimensions; at most {MAX_DIMS} are allowed")
+        cursor.complain(fault)
+        if n_dims > MOST_DIMS:
+            raise fault
     shape = cursor.unpack(struct.Struct(f"<{n_dims}Q"), what)
-    if not 1 <= prod(shape) <= MAX_ELEMENTS:
-        cursor.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
+    if prod(n or 1 for n in shape) > MAX_ELEMENTS:
+        cursor.complain(cursor.fault(f"tensor {name!r:.80} has the impossible shape {list(shape)}"))
     (type_id,) = cursor.unpack(U32, what)
     (offset,) = cursor.unpack(U64, what)
     return Entry(name, shape, type_id, offset)
@@ -299,40 +351,53 @@ def tensors_of(header: Header, file: PositionedFile, shard: int, file_type: obje
     ``file_type`` is the model's ``general.file_type``. Raises :class:`BadFileError`, and
     :class:`UnsupportedModelError` for a tensor type that the gguf package does not know.
     """
-    types: dict[int, TensorType] = dict(STORED_TYPES)
+    types = types_of(header, file_type)
+    tensors = [tensor_of(entry, header, types, file, shard) for entry in header.entries]
+    check_apart(tensors, file)
+    return tensors
+
+
+def types_of(header: Header, file_type: object) -> Mapping[int, TensorType]:
+    """Return what the type ids of a file mean: id 41 is Q4_HIFI's in the fork layout."""
     if file_type == FILE_TYPE[FORK] and _is_fork(header):
-        types[Q4_HIFI.id] = Q4_HIFI
-    tensors = [_tensor(entry, header, types, file, shard) for entry in header.entries]
-    for first, second in pairwise(sorted(tensors, key=lambda t: t.offset)):
+        return {**STORED_TYPES, Q4_HIFI.id: Q4_HIFI}
+    return STORED_TYPES
+
+
+def check_apart(tensors: Iterable[TensorInfo], file: PositionedFile) -> None:
+    """Raise :class:`BadFileError` where two tensors share bytes; those without elements have none."""
+    in_order = sorted((t for t in tensors if t.n_elements), key=lambda t: t.offset)
+    for first, second in pairwise(in_order):
         if first.offset + first.nbytes > second.offset:
             raise BadFileError(
                 f"{file.path}: the data of tensors {first.name!r} and {second.name!r} overlap"
                 f" (bytes {first.offset} and {second.offset} of the file)"
             )
-    return tensors
 
 
-def _tensor(
-    entry: Entry, header: Header, types: dict[int, TensorType], file: PositionedFile, shard: int
+def tensor_of(
+    entry: Entry, header: Header, types: Mapping[int, TensorType], file: PositionedFile, shard: int
 ) -> TensorInfo:
+    """Return the tensor that an entry describes; raises as :func:`tensors_of`."""
     where = f"{file.path}: tensor {entry.name!r}"
     kind = types.get(entry.type_id)
     if kind is None:
-        raise UnsupportedModelError(f"{where} has the unknown type id {entry.type_id}")
-    if entry.shape[0] % kind.block_size:
+        raise UnsupportedModelError(
+            f"{where} has the unknown type id {entry.type_id}; update q4hifi and the gguf package,"
+            " or get the model in another type"
+        )
+    tensor = TensorInfo(entry.name, entry.shape, kind, shard, header.data_start + entry.offset)
+    if tensor.row_length % kind.block_size:
         raise BadFileError(
-            f"{where} has rows of {entry.shape[0]} weights, not a multiple of {kind}'s {kind.block_size}"
+            f"{where} has rows of {tensor.row_length} weights, not a multiple of {kind}'s {kind.block_size}"
         )
     if entry.offset % header.alignment:
         raise BadFileError(
             f"{where} begins at data byte {entry.offset}, not a multiple of {header.alignment}"
         )
-    tensor = TensorInfo(entry.name, entry.shape, kind, shard, header.data_start + entry.offset)
-    if tensor.offset + tensor.nbytes > header.file_size:
-        raise BadFileError(
-            f"{where} would end at byte {tensor.offset + tensor.nbytes}, but the file has"
-            f" {header.file_size}: it is cut off or damaged"
-        )
+    end = tensor.offset + tensor.nbytes
+    if end > max(header.file_size, header.data_start):  # a file of empty tensors may end before its data
+        raise BadFileError(f"{where} would end at byte {end}, but the file has {header.file_size}: {CUT_OFF}")
     return tensor
 
 
@@ -342,10 +407,11 @@ def _is_fork(header: Header) -> bool:
     following = dict(pairwise(ends))
     q1_0 = STORED_TYPES[Q4_HIFI.id]
     for entry in header.entries:
-        if entry.type_id != Q4_HIFI.id:
+        tensor = StoredTensor(entry.name, entry.shape, q1_0)
+        if entry.type_id != Q4_HIFI.id or not tensor.n_elements:
             continue
-        size = StoredTensor(entry.name, entry.shape, q1_0).nbytes
+        size = tensor.nbytes
         room = following.get(entry.offset, 0) - entry.offset
-        if entry.shape[0] % Q4_HIFI.block_size or size <= room <= padded(size, header.alignment):
+        if tensor.row_length % Q4_HIFI.block_size or size <= room <= padded(size, header.alignment):
             return False
     return True

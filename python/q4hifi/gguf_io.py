@@ -65,6 +65,11 @@ class PositionedFile:
         """Size of the file in bytes."""
         return os.fstat(self._file.fileno()).st_size
 
+    def state(self) -> tuple[int, int]:
+        """Return what changes when the file is written to: its size in bytes and its time, in nanoseconds."""
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
     def read_into(self, offset: int, out: memoryview) -> int:
         """Fill ``out`` (bytes) from ``offset``; return how many there were, fewer at the file's end."""
         done = 0

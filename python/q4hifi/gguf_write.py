@@ -15,11 +15,11 @@ from types import TracebackType
 
 from .errors import BadOptionError, Q4HifiError, UnsupportedModelError
 from .gguf_constants import GGUFValueType
-from .gguf_header import ALIGNMENT_KEY, MAX_NAME_BYTES, alignment_of, data_offsets, header_bytes
+from .gguf_header import ALIGNMENT_KEY, alignment_of, data_offsets, header_bytes
 from .gguf_io import Buffer, byte_view, os_errors
 from .gguf_metadata import Metadata
 from .gguf_split import MAX_SHARDS, output_paths, shard_metadata
-from .layout import StoredTensor
+from .layout import MAX_NAME_BYTES, StoredTensor
 from .output_file import NewFile
 
 
@@ -98,7 +98,7 @@ class GgufWriter:
         *,
         alignment: int | None = None,
         overwrite: bool = False,
-        sources: Sequence[Path] = (),
+        sources: Sequence[str | os.PathLike[str]] = (),
         shard_of: Sequence[int] | None = None,
     ) -> None:
         """Lay the files out and check the destination; nothing is written yet.

@@ -37,22 +37,43 @@ KEY_COVERAGE = "q4_hifi.ffn_down_coverage"
 KEYS = (KEY_VERSION, KEY_LAYOUT, KEY_OUTLIERS, KEY_COVERAGE)
 VERSION = 1
 
+MAX_NAME_BYTES = 63
+"""The longest name of a tensor that ggml reads: it keeps names in 64 bytes, with a final zero."""
+
 FORK_COUNT_OFFSET = 240
 """Where a block of the fork layout says how many outliers it holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as the file's table lists it; ``shape`` has the row length first."""
+    """One tensor as the file's table lists it; ``shape`` has the row length first.
+
+    A shape () is that of a single number; with a 0 in its shape a tensor has no elements.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: TensorType
 
     @property
+    def row_length(self) -> int:
+        """Weights in a row: the first dimension."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows: the product of the other dimensions."""
+        return prod(self.shape[1:])
+
+    @property
     def n_elements(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.type.row_bytes(self.row_length)
 
     @property
     def format(self) -> Format:
@@ -62,7 +83,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of data, without padding."""
-        return self.type.row_bytes(self.shape[0]) * prod(self.shape[1:])
+        return self.row_bytes * self.n_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +123,11 @@ class Format:
             StoredTensor(name + INDEX_SUFFIX, companion, INDEX),
             StoredTensor(name + RESIDUAL_SUFFIX, companion, RESIDUAL),
         )
+
+    def can_name(self, name: str) -> bool:
+        """Whether a tensor called ``name`` can be stored so: its companions' names may be too long."""
+        longest = name + RESIDUAL_SUFFIX if self.is_split else name
+        return len(longest.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES
 
     def part_row_bytes(self, row_length: int) -> tuple[int, ...]:
         """Bytes of one row in each of the stored tensors."""

@@ -58,13 +58,18 @@ class ModelTensor:
 
     @property
     def row_length(self) -> int:
-        """Weights in a row."""
-        return self.shape[0]
+        """Weights in a row; 1 for a single number, whose shape is ()."""
+        return self.shape[0] if self.shape else 1
 
     @property
     def n_rows(self) -> int:
         """Number of rows, over all further dimensions."""
         return prod(self.shape[1:])
+
+    @property
+    def rows_per_matrix(self) -> int:
+        """Number of rows of each matrix (expert) of a stack: the second dimension."""
+        return self.shape[1] if len(self.shape) > 1 else 1
 
     @property
     def n_elements(self) -> int:
@@ -79,7 +84,10 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows ``first`` to ``first + count`` of a tensor, all of matrix (expert) ``matrix``."""
+    """Rows ``first`` to ``first + count`` of a tensor, counted over all of its matrices (experts).
+
+    ``matrix`` is the number of the matrix in which the first row lies.
+    """
 
     tensor: ModelTensor
     matrix: int
@@ -150,6 +158,10 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         with self.errors_at(tensor.name):
             return decode(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
 
+    def errors(self) -> ErrorsAt:
+        """Context in which q4hifi's errors get the file in front."""
+        return ErrorsAt(f"{self.paths[0]}: ")
+
     def errors_at(self, name: str) -> ErrorsAt:
         """Context in which q4hifi's errors get the file and the tensor's name in front."""
         return ErrorsAt(f"{self.paths[0]}: tensor {name}: ")
@@ -167,13 +179,21 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         self.close()
 
 
-def row_ranges(tensor: ModelTensor, weights: int = CHUNK_WEIGHTS) -> Iterator[RowRange]:
-    """Cut a tensor into pieces of about ``weights`` weights, none across two matrices (experts)."""
-    per_matrix = tensor.shape[1] if len(tensor.shape) > 1 else 1
+def row_ranges(
+    tensor: ModelTensor, weights: int = CHUNK_WEIGHTS, *, by_matrix: bool = False
+) -> Iterator[RowRange]:
+    """Cut a tensor into pieces of about ``weights`` weights; one without elements has none.
+
+    With ``by_matrix`` no piece lies in two matrices (experts).
+    """
+    if not tensor.n_elements:
+        return
+    per_matrix = tensor.rows_per_matrix
+    stretch = per_matrix if by_matrix else tensor.n_rows
     step = max(1, weights // tensor.row_length)
-    for start in range(0, tensor.n_rows, per_matrix):
-        for row in range(0, per_matrix, step):
-            yield RowRange(tensor, start // per_matrix, start + row, min(step, per_matrix - row))
+    for start in range(0, tensor.n_rows, stretch):
+        for row in range(start, start + stretch, step):
+            yield RowRange(tensor, row // per_matrix, row, min(step, start + stretch - row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +250,7 @@ def _model_tensor(model: ModelFile, info: TensorInfo) -> ModelTensor:
     if index is None or residual is None:
         missing = RESIDUAL_SUFFIX if residual is None else INDEX_SUFFIX
         raise BadFileError(f"it has outliers, but there is no tensor {info.name}{missing}")
-    outliers = index.shape[0]
+    outliers = index.row_length
     if info.type != BASE or not 1 <= outliers <= MAX_OUTLIERS:
         raise BadFileError(f"it has outliers, but is {info.type} with {outliers} of them a block")
     form = Format(Q4_HIFI, outliers, SPLIT)
@@ -246,6 +266,8 @@ def _model_tensor(model: ModelFile, info: TensorInfo) -> ModelTensor:
 
 def _fork_outliers(model: ModelFile, info: TensorInfo) -> int:
     """What the first block holds; every block of a tensor holds as many."""
+    if not info.n_elements:
+        return 0
     count = np.empty(1, np.uint8)
     model.gguf.read_into(info, FORK_COUNT_OFFSET, count)
     if count[0] > MAX_OUTLIERS:

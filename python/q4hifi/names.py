@@ -99,11 +99,13 @@ def is_quantizable(
     """Return whether a quantizing recipe changes this tensor's type at all.
 
     ``shape`` has the row length first. Only weights of two or more dimensions are (trailing
-    dimensions of 1 do not count), and not those whose names say that they are better kept.
+    dimensions of 1 do not count), not those without elements, and not
+    those whose names say that they are better kept.
     """
     parts = KEPT + KEPT_BY_ARCHITECTURE.get(architecture, ())
     return (
-        any(n > 1 for n in shape[1:])
+        all(shape)
+        and any(n > 1 for n in shape[1:])
         and name.endswith("weight")
         and name not in KEPT_NAMES
         and not any(part in name for part in parts)

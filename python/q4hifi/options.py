@@ -124,7 +124,7 @@ class Options:
         """Check every field, and that they fit together."""
         recipe = self.recipe
         named = [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
-        kinds = {tensor_type(kind) for kind in named}
+        kinds = {tensor_type(kind, codec=False) for kind in named}
         kinds |= {_checked_rule(pattern, kind) for pattern, kind in self.tensor_types}
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -210,6 +210,6 @@ def _checked_rule(pattern: str, kind: str) -> TensorType:
     """The type of a rule whose pattern and type are sound."""
     compile_pattern(pattern)
     try:
-        return tensor_type(kind)
+        return tensor_type(kind, codec=False)  # what cannot be encoded can be kept
     except BadOptionError as error:
         raise BadOptionError(f"--tensor-type {pattern}={kind}: {error}") from None

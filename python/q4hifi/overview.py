@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .errors import Q4HifiError
 from .gguf_constants import GGUFValueType, LlamaFileType
 from .gguf_metadata import Metadata
+from .gguf_survey import Survey, survey
 from .layout import FILE_TYPE, FORK
-from .model_file import ModelFile, ModelTensor
+from .model_file import ModelFile
 from .names import role_of
 from .report import new_table, paragraphs, unbroken
 from .wording import human_bytes, printable
@@ -23,8 +26,32 @@ SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
+class ListedTensor:
+    """A tensor of a file; ``shape`` has the row length first.
+
+    ``nbytes`` is None where its type is not known; ``problem`` says why it cannot be read, "" where it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    outliers: int
+    nbytes: int | None
+    problem: str = ""
+
+    @property
+    def n_elements(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """A model file's identity, metadata and tensors; nothing of it is computed from weights."""
+    """A model file's identity, metadata and tensors; nothing of it is computed from weights.
+
+    ``problems`` are messages about a file that cannot be read as a model: then the rest is what could be
+    read of it, with the companions of Q4_HIFI tensors listed as tensors.
+    """
 
     paths: tuple[str, ...]
     file_bytes: int
@@ -32,7 +59,20 @@ class Overview:
     alignment: int
     layout: str | None
     metadata: Metadata
-    tensors: tuple[ModelTensor, ...]
+    tensors: tuple[ListedTensor, ...]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Overview:
+        """Look into a file, whether it is sound or not.
+
+        Raises :class:`Q4HifiError` where nothing of it can be read.
+        """
+        try:
+            with ModelFile.open(path) as model:
+                return cls.of(model)
+        except Q4HifiError as fault:
+            return cls.of_damaged(survey(path), fault)
 
     @classmethod
     def of(cls, model: ModelFile) -> Overview:
@@ -44,7 +84,24 @@ class Overview:
             model.gguf.alignment,
             model.layout,
             model.gguf.metadata,
-            tuple(model.tensors.values()),
+            tuple(
+                ListedTensor(t.name, t.shape, t.type.name, t.outliers, t.nbytes)
+                for t in model.tensors.values()
+            ),
+        )
+
+    @classmethod
+    def of_damaged(cls, found: Survey, fault: Q4HifiError) -> Overview:
+        """Look at what was found of a file that cannot be read for ``fault``."""
+        return cls(
+            (str(found.path),),
+            found.header.file_size,
+            found.header.version,
+            found.header.alignment,
+            None,
+            found.metadata,
+            tuple(ListedTensor(t.name, t.shape, t.type_name, 0, t.nbytes, t.problem) for t in found.tensors),
+            found.problems or (str(fault),),
         )
 
     @property
@@ -54,8 +111,8 @@ class Overview:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of data of all tensors."""
-        return sum(t.nbytes for t in self.tensors)
+        """Bytes of data of all tensors whose type is known."""
+        return sum(t.nbytes or 0 for t in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
@@ -78,12 +135,14 @@ class Overview:
                     "name": t.name,
                     "role": role_of(t.name),
                     "shape": list(t.shape),
-                    "type": t.type.name,
+                    "type": t.type,
                     "outliers": t.outliers,
                     "bytes": t.nbytes,
                 }
+                | ({"problem": t.problem} if t.problem else {})
                 for t in self.tensors
             ],
+            "problems": list(self.problems),
         }
 
     def tables(self, *, tensors: bool = False) -> RenderableType:
@@ -116,24 +175,28 @@ class Overview:
         number = self.metadata.get("general.file_type")
         if self.layout is not None:
             return f"Q4_HIFI, {self.layout} layout"
-        if number == FILE_TYPE[FORK]:
-            return "file type 42"
+        if not isinstance(number, int):
+            return "no file type"
         names = {int(t): t.name.removeprefix("MOSTLY_").removeprefix("ALL_") for t in LlamaFileType}
-        return names.get(number, f"file type {number}") if isinstance(number, int) else "no file type"
+        known = names.get(number) if number != FILE_TYPE[FORK] else None
+        return known or f"file type {number}"
 
     def _tensor_table(self) -> Table:
-        table = new_table("tensor", "shape", "type", "outliers", "bytes")
+        table = new_table("tensor", "shape", "type", "outliers", "bytes", *["problem"] * bool(self.problems))
         for t in self.tensors:
-            shape = " x ".join(map(str, t.shape))
-            table.add_row(Text(printable(t.name)), shape, t.type.name, str(t.outliers or ""), f"{t.nbytes:,}")
+            shape = " x ".join(map(str, t.shape)) or "single number"
+            nbytes = "?" if t.nbytes is None else f"{t.nbytes:,}"
+            problem = [Text(printable(t.problem))] * bool(self.problems)
+            table.add_row(Text(printable(t.name)), shape, t.type, str(t.outliers or ""), nbytes, *problem)
         return table
 
     def _type_table(self) -> Table:
         table = new_table("type", "tensors", "weights", "bytes")
-        for kind in sorted({t.type.name for t in self.tensors}):
-            mine = [t for t in self.tensors if t.type.name == kind]
+        for kind in sorted({t.type for t in self.tensors}):
+            mine = [t for t in self.tensors if t.type == kind]
             weights = sum(t.n_elements for t in mine)
-            table.add_row(kind, f"{len(mine)}", f"{weights:,}", human_bytes(sum(t.nbytes for t in mine)))
+            sizes = [t.nbytes for t in mine if t.nbytes is not None]
+            table.add_row(kind, f"{len(mine)}", f"{weights:,}", human_bytes(sum(sizes)) if sizes else "?")
         return table
 
 

@@ -5,14 +5,15 @@ A plan reads no weights; it is what ``--dry-run`` shows and what a real run then
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-from .choice import Choice, SourceTensor, choose_types
+from .choice import Choice, SourceTensor, choose_types, name_rules_out_hifi
 from .errors import UnsupportedModelError
-from .layout import FILE_TYPE, FORK, SPLIT, Format, StoredTensor
+from .keep_rules import keep_rules
+from .layout import FILE_TYPE, FORK, MAX_NAME_BYTES, SPLIT, Format, StoredTensor
 from .model_shape import ModelShape
 from .names import ATTN_V_LIKE, OUTPUT_LIKE, layer_of, processing_order, role_of
 from .options import Options
@@ -26,7 +27,7 @@ from .types import Q4_HIFI, TYPES, TensorType
 class PlannedTensor:
     """What one tensor becomes; ``shape`` has the row length first.
 
-    ``fallback_from`` is the type that was wanted where the row length ruled it out.
+    ``fallback_from`` is the type that was wanted where the row length ruled it out, or Q4_HIFI the name.
     """
 
     name: str
@@ -36,6 +37,11 @@ class PlannedTensor:
     source: Format
     target: Format
     fallback_from: TensorType | None = None
+
+    @property
+    def format(self) -> Format:
+        """How its rows are stored in the source."""
+        return self.source
 
     @property
     def source_type(self) -> TensorType:
@@ -66,6 +72,11 @@ class PlannedTensor:
     def nbytes(self) -> int:
         """Bytes of data in the file, companions included, padding not."""
         return sum(part.nbytes for part in self.stored)
+
+    @property
+    def has_long_name(self) -> bool:
+        """Whether its name, and not its row length, ruled out the type that was wanted."""
+        return self.fallback_from == Q4_HIFI and self.shape[0] % Q4_HIFI.block_size == 0
 
     @property
     def copied(self) -> bool:
@@ -124,7 +135,7 @@ class Plan:
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
     None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
     ``measured`` is None where a recipe decided, not measured errors. ``idle_rules`` are the user's rules
-    that decided nothing.
+    that decided nothing, ``warnings`` sentences about what the user may not expect.
     """
 
     recipe: str
@@ -135,6 +146,7 @@ class Plan:
     file_bytes: int | None = None
     measured: Measured | None = None
     idle_rules: tuple[IdleRule, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -186,7 +198,7 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
-        """The tensors whose row length ruled out the type that the recipe wanted."""
+        """The tensors that took another type than the recipe wanted, for their row length or their name."""
         return tuple(t for t in self.tensors if t.fallback_from is not None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -202,6 +214,7 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "token_bytes": self.token_bytes,
             "fallbacks": len(self.fallbacks),
+            "warnings": list(self.warnings),
             "measured": self.measured and asdict(self.measured),
             "idle_rules": [asdict(rule) for rule in self.idle_rules],
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},
@@ -223,14 +236,16 @@ def make_plan(
     ``chosen`` has what measured coverage decided: tensor name -> choice, in place of the recipe's.
 
     Raises :class:`UnsupportedModelError` where a tensor would have to change from a type that
-    cannot be decoded, or falls back although ``options.no_fallback`` forbids it, and
-    :class:`BadOptionError` where ``options.minimal`` does not fit the model.
+    cannot be decoded, and what :func:`~q4hifi.choice.choose_types` raises; :class:`BadOptionError` where
+    ``options.minimal`` does not fit the model.
     """
     sources = list(tensors) if keep_order else sorted(tensors, key=lambda t: processing_order(t.name))
     choices = choose_types(sources, model, options, has_imatrix=has_imatrix)
     if chosen is not None:
         choices = [
-            replace(chosen[t.name], fallback_from=choice.fallback_from) if t.name in chosen else choice
+            replace(chosen[t.name], fallback_from=_ruled_out(t, choice, options))
+            if t.name in chosen
+            else choice
             for t, choice in zip(sources, choices, strict=True)
         ]
     planned = tuple(
@@ -246,23 +261,55 @@ def make_plan(
         for source, choice in zip(sources, choices, strict=True)
     )
     for tensor in planned:
-        if not tensor.copied and not tensor.source_type.codec:
+        if not tensor.copied and not tensor.source_type.decodable:
+            rules = keep_rules((t for t in planned if t.source_type == tensor.source_type), planned)
             raise UnsupportedModelError(
                 f"tensor {tensor.name} is stored as {tensor.source_type}, which q4hifi cannot decode; "
-                "start from the F32, F16 or BF16 model"
+                "start from the F32, F16 or BF16 model" + (f", or keep it with {rules}" if rules else "")
             )
     hifi = any(t.type == Q4_HIFI for t in planned)
     recipe = options.recipe
-    file_type = recipe.file_type
+    file_type = None if model.adapter else recipe.file_type
     # the fork layout is known by its file type, so one such tensor is enough to need it
-    if recipe.default == Q4_HIFI or (hifi and options.layout == FORK):
+    if (recipe.default == Q4_HIFI and not model.adapter) or (hifi and options.layout == FORK):
         file_type = FILE_TYPE[options.layout]
     scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
-    idle = TensorRules(options, model.architecture).idle(sources)
-    plan = Plan(recipe.name, options.layout, file_type, scale, planned, idle_rules=idle)
+    plan = Plan(
+        recipe.name,
+        options.layout,
+        file_type,
+        scale,
+        planned,
+        idle_rules=TensorRules(options, model.architecture).idle(sources),
+        warnings=tuple(_warnings(planned, model, options)),
+    )
     if chosen is None:
         return plan
     return replace(plan, scale=_scale(planned)) if hifi else replace(plan, file_type=_file_type(plan))
+
+
+def _ruled_out(tensor: SourceTensor, choice: Choice, options: Options) -> TensorType | None:
+    """The type that a tensor with measured errors could not take for its row length or its name."""
+    if tensor.shape[0] % Q4_HIFI.block_size:
+        return choice.fallback_from
+    return Q4_HIFI if not options.stock and name_rules_out_hifi(tensor.name, options.layout) else None
+
+
+def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: Options) -> Iterator[str]:
+    if model.adapter and options.recipe.default is not None:
+        yield (
+            "this is an adapter, whose matrices no recipe changes:"
+            f" all is copied, and nothing becomes {options.recipe.name}"
+        )
+    long = [t for t in tensors if t.has_long_name]
+    if long:
+        more = f" and {len(long) - 3} more" if len(long) > 3 else ""
+        kinds = ", ".join(sorted({t.type.name for t in long}))
+        yield (
+            f"{len(long)} of {len(tensors)} tensors cannot be Q4_HIFI, as the names of their companions"
+            f" would have more than {MAX_NAME_BYTES} bytes, and took another type ({kinds}):"
+            f" {', '.join(t.name for t in long[:3])}{more}"
+        )
 
 
 def _scale(tensors: Sequence[PlannedTensor]) -> Scale:

@@ -14,16 +14,18 @@ from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
 from .gguf_constants import GGUFValueType
+from .gguf_header import FILE_TYPE_KEY
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Floats, Importance, load_importance
 from .importance_fit import check_fit
+from .keep_rules import keep_rules
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
 from .limits import calibration_file
 from .model_file import ModelFile
 from .model_shape import ModelShape
 from .options import Options, TensorTypes
-from .plan import Plan, make_plan
+from .plan import Plan, PlannedTensor, make_plan
 from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
@@ -92,7 +94,8 @@ def quantize_file(
         (:mod:`q4hifi.scale`).
     tensor_types
         (regular expression, type) pairs; the first that is found in a tensor's name decides. The
-        expressions are llama-quantize's (:mod:`q4hifi.tensor_patterns`).
+        expressions are llama-quantize's (:mod:`q4hifi.tensor_patterns`). A type that q4hifi cannot encode
+        keeps the tensors that have it already.
     output_tensor_type, token_embedding_type, leave_output_tensor, pure
         As llama-quantize's options of these names.
     no_fallback
@@ -158,12 +161,16 @@ def quantize_file(
         calibrate=calibrate,
         refine=refine,
     )
-    output = Output(dst, overwrite, keep_split, split_max_size)
+    given_files = tuple(file for file in (imatrix, sensitivities, calibrate) if file is not None)
+    output = Output(dst, overwrite, keep_split, split_max_size, given_files)
     started = time.monotonic()
     with ModelFile.open(src) as model:
         given = _Given.of(imatrix, include_weights, exclude_weights, model, options, allow_missing_importance)
         importance = given.importance
         planner = _Planner(model, options, given, output, thread_count(threads), progress)
+        output.check(model)
+        if not allow_requantize:  # what only the plan can tell is checked again
+            _refuse_requantizing(model, planner.unmeasured())
         plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
@@ -315,14 +322,19 @@ class _Planner:
         plan = self._measured() if measured else self._sized(self.options)
         return replace(plan, idle_rules=plan.idle_rules + self.given.idle)
 
+    def unmeasured(self) -> Plan:
+        """The plan that the options ask for, or what it would be without measuring."""
+        return self._sized(self.options)
+
     def metadata(self, plan: Plan) -> Metadata:
         """What the files of a plan say of themselves."""
-        return _metadata(self.model.gguf.metadata, plan, self.importance)
+        return planned_metadata(self.model.gguf.metadata, plan, self.importance)
 
     def _measured(self) -> Plan:
         model, options = self.model, self.options
         shape = ModelShape.from_metadata(model.metadata)
-        names = list(open_tensors(model.tensors.values(), shape, options))
+        with model.errors():
+            names = list(open_tensors(model.tensors.values(), shape, options))
         given = self._given_sensitivities()
         budget, size_of = self._budget()
         fisher = self._fisher(names) if given is None else {}
@@ -401,14 +413,15 @@ class _Planner:
         model = self.model
         if options.recipe.default is None and model.layout is not None:
             options = replace(options, layout=model.layout)
-        plan = make_plan(
-            model.tensors.values(),
-            ModelShape.from_metadata(model.metadata),
-            options,
-            has_imatrix=self.importance is not None,
-            keep_order=self.output.keep_split,
-            chosen=chosen,
-        )
+        with model.errors():
+            plan = make_plan(
+                model.tensors.values(),
+                ModelShape.from_metadata(model.metadata),
+                options,
+                has_imatrix=self.importance is not None,
+                keep_order=self.output.keep_split,
+                chosen=chosen,
+            )
         if any(t.type == Q4_HIFI and t.target.layout != options.layout for t in plan.tensors):
             raise UnsupportedModelError(
                 f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
@@ -428,11 +441,12 @@ def _file_bytes(plan: Plan) -> int:
     return plan.file_bytes
 
 
-def _metadata(source: Metadata, plan: Plan, importance: Importance | None) -> Metadata:
-    """The source's pairs, and what llama-quantize and Q4_HIFI set, in llama-quantize's order."""
+def planned_metadata(source: Metadata, plan: Plan, importance: Importance | None = None) -> Metadata:
+    """Return the source's pairs, and what llama-quantize and Q4_HIFI set, in llama-quantize's order."""
     pairs = source.with_value("general.quantization_version", 2, GGUFValueType.UINT32)
-    file_type = source.get("general.file_type", 0) if plan.file_type is None else plan.file_type
-    pairs = pairs.with_value("general.file_type", file_type, GGUFValueType.UINT32)
+    file_type = source.get(FILE_TYPE_KEY) if plan.file_type is None else plan.file_type
+    if isinstance(file_type, int) and 0 <= file_type < 1 << 32:  # else the source's is carried, if it has one
+        pairs = pairs.with_value(FILE_TYPE_KEY, file_type, GGUFValueType.UINT32)
     if importance is not None:
         for key, value, kind in importance.metadata():
             pairs = pairs.with_value(key, value, kind)
@@ -452,11 +466,19 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
     changed = [t for t in plan.tensors if t.requantized]
     if changed:
         first = changed[0]
+        # rules that keep all would leave nothing to do
+        rules = keep_rules(changed, plan.tensors) if any(_is_encoded(t) for t in plan.tensors) else ""
         raise UnsupportedModelError(
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
-            " tensors would be quantized a second time; start from the 16-bit model, or allow it with"
+            f" tensor{'s' * (len(changed) > 1)} would be quantized a second time; start from the 16-bit"
+            f" model,{f' keep what is quantized with {rules},' if rules else ''} or allow it with"
             " `allow_requantize=True`"
         )
+
+
+def _is_encoded(tensor: PlannedTensor) -> bool:
+    """Whether a tensor of single numbers is quantized."""
+    return not tensor.copied and not tensor.source_type.quantized
 
 
 def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance: Importance | None) -> None:

@@ -70,6 +70,12 @@ class Recipe:
     attn_output_of_8_experts: TensorType | None = None
     requires_imatrix: bool = False
 
+    def chooses_by_layer(self, has_imatrix: bool) -> bool:
+        """Whether the type of a matrix depends on how many layers there are and in which it lies."""
+        by_imatrix = self.ffn_down_imatrix if has_imatrix else self.ffn_down_plain
+        bumps = (*self.attn_v, *self.ffn_down, *by_imatrix)
+        return self.default == Q4_HIFI or any(applies is not _all for applies, _ in bumps)
+
 
 _F = LlamaFileType
 _RECIPES = (

@@ -171,7 +171,7 @@ def tensor_table(plan: Plan) -> Table:
     """Return a plan's tensors, one a row."""
     table = new_table("tensor", "shape", "from", "to", "outliers", "bytes")
     for t in plan.tensors:
-        shape = " x ".join(map(str, t.shape))
+        shape = " x ".join(map(str, t.shape)) or "single number"
         name, outliers = Text(printable(t.name)), str(t.outliers or "")
         table.add_row(name, shape, t.source_type.name, t.type.name, outliers, f"{t.nbytes:,}")
     return table
@@ -207,11 +207,12 @@ def notes(plan: Plan) -> Iterable[Text]:
             f"the fork layout is only for the llama.cpp branch where Q4_HIFI began: its type id {Q4_HIFI.id}"
             f" means {STORED_TYPES[Q4_HIFI.id]} to all other programs"
         )
-    if plan.fallbacks:
-        kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in plan.fallbacks})
-        names = _some(t.name for t in plan.fallbacks)
+    misfits = [t for t in plan.fallbacks if not t.has_long_name]
+    if misfits:
+        kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in misfits})
+        names = _some(t.name for t in misfits)
         yield _warning(
-            f"{len(plan.fallbacks)} of {len(plan.tensors)} tensors have rows that do not fit their type"
+            f"{len(misfits)} of {len(plan.tensors)} tensors have rows that do not fit their type"
             f" and took another ({', '.join(kinds)}): {names}"
         )
     for rule in plan.idle_rules[:MOST_RULES]:
@@ -220,6 +221,8 @@ def notes(plan: Plan) -> Iterable[Text]:
         yield _warning(
             f"{len(plan.idle_rules) - MOST_RULES} more rules decide nothing; --json lists them all"
         )
+    for warning in plan.warnings:
+        yield _warning(printable(warning))
 
 
 def paragraphs(*groups: Iterable[RenderableType]) -> Group:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,12 @@ import numpy.typing as npt
 from .correlations import Inputs
 from .errors import BadOptionError
 from .gguf_metadata import Metadata
-from .gguf_split import assign_shards
+from .gguf_split import assign_shards, output_paths
 from .gguf_write import GgufWriter
 from .importance import Importance
 from .layout import BASE
 from .model_file import ModelFile, RowRange, row_ranges
+from .output_file import check_writable
 from .plan import Plan, PlannedTensor
 from .rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
 from .types import Q4_HIFI
@@ -41,17 +43,31 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a rewritten model goes, and how it is cut into files."""
+    """Where a rewritten model goes, and how it is cut into files.
+
+    ``sources`` are files, besides the model's, that the destination must not be.
+    """
 
     path: str | os.PathLike[str]
     overwrite: bool = False
     keep_split: bool = False
     split_max_size: int | None = None
+    sources: tuple[str | os.PathLike[str], ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the options fit together."""
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
+
+    def check(self, model: ModelFile) -> None:
+        """Raise :class:`Q4HifiError` where the destination cannot be written, before there is a plan.
+
+        How many files ``split_max_size`` makes only the plan says, so they are checked later.
+        """
+        if self.split_max_size is None:
+            count = len(model.paths) if self.keep_split else 1
+            for path in output_paths(Path(self.path), count):
+                check_writable(path, self.overwrite, (*model.paths, *self.sources))
 
     def shards(self, model: ModelFile, plan: Plan) -> list[int]:
         """Return the file (from 0) of each stored tensor of ``plan``."""
@@ -87,10 +103,11 @@ def rewrite(
 ) -> Rewritten:
     """Write ``model`` as ``plan`` says, with ``metadata``, to ``output``.
 
-    Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.rows.encode`. With
+    Files appear complete or not at all. Raises :class:`BadFileError` where the model's files are changed
+    meanwhile. ``refine`` is that of :func:`q4hifi.rows.encode`. With
     ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps its base's bytes. Raises
-    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, copied
-    ones included.
+    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, also
+    copied ones of the types that the core decodes.
     """
     total = plan.n_params
     errors: dict[str, ErrorSums] = {}
@@ -101,7 +118,7 @@ def rewrite(
         [part for t in plan.tensors for part in t.stored],
         alignment=model.gguf.alignment,
         overwrite=output.overwrite,
-        sources=model.paths,
+        sources=(*model.paths, *output.sources),
         shard_of=output.shards(model, plan),
     ) as writer:
         work = _pieces(model, plan, importance, refine, threads)
@@ -120,6 +137,7 @@ def rewrite(
                     progress(done, total, piece.target.name)
             for future in pending:
                 future.result()
+        model.gguf.check_unchanged()
         writer.commit()
     return Rewritten(errors, writer.paths, writer.sizes)
 
@@ -151,7 +169,8 @@ def _pieces(
                 if refine and n_matrices == 1:
                     name = importance.correlated_name(target.name) or target.name
                     known = inputs_of(name, tensor.row_length)
-        for rows in row_ranges(tensor):
+        # one piece is encoded under one row of importance
+        for rows in row_ranges(tensor, by_matrix=weights is not None and len(weights) > 1):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
             yield _Piece(target, rows, columns, known)
 
@@ -177,7 +196,8 @@ def _convert(
     source, target = piece.target.source, piece.target.target
     length, first = piece.rows.tensor.row_length, piece.rows.first
     if source == target:
-        check_finite(parts, source, length, threads=threads, first_row=first)
+        if source.type.codec:  # decoding others, only to check them, would take longer than the copy
+            check_finite(parts, source, length, threads=threads, first_row=first)
         return parts, None
     if source.type == Q4_HIFI and target.type == Q4_HIFI and source.outliers == target.outliers:
         return relayout(parts, source, target.layout, length, first_row=first), None

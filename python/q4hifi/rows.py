@@ -1,7 +1,8 @@
 """Rows of weights as bytes, and the codec between them.
 
 A :class:`~q4hifi.layout.Format` says how rows are stored; Q4_HIFI in the split layout has three
-parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows.
+parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows. Types that
+the core does not know are decoded by the ``gguf`` package where it can.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from . import _core
 from .core_errors import core_errors
 from .correlations import Inputs
 from .errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
+from .gguf_constants import GGMLQuantizationType
 from .layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
 from .types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
+
+LONG_ROW = 256
+"""Weights. Shorter rows of single numbers are encoded several at a time, as the core spends some time on each
+row."""
 
 Bytes = npt.NDArray[np.uint8]
 Parts = tuple[Bytes, ...]
@@ -44,9 +50,12 @@ def decode(
     """Decode rows to float32 [rows, row_length]; ``first_row`` is the number of the first, for errors.
 
     Raises :class:`BadFileError` where Q4_HIFI outliers are out of order and
-    :class:`UnsupportedModelError` for a type that the codec does not know.
+    :class:`UnsupportedModelError` for a type that cannot be decoded.
     """
-    _require_codec(form.type)
+    if not parts[0].size:
+        return np.empty((0, row_length), np.float32)
+    if not form.type.codec:
+        return _decode_by_gguf(parts[0], form.type, row_length)
     with core_errors(BadFileError, row_length=row_length, first_row=first_row):
         if form.is_fork:
             flat = _core.dequantize_hifi_fork(parts[0], row_length, threads)
@@ -78,27 +87,37 @@ def encode(
     :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
     the target.
     """
-    _require_codec(source.type)
     parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
-    out: Parts
-    with core_errors(BadOptionError, row_length=row_length, first_row=first_row):
-        if target.is_fork:
-            *out_, sums = _core.quantize_hifi_fork(
-                data, kind, row_length, target.outliers, importance, threads, refine
-            )
-        elif target.is_split:
-            *out_, sums = _core.quantize_hifi(
-                data, kind, row_length, target.outliers, importance, threads, refine, inputs
-            )
-        else:
-            *out_, sums = _core.quantize(
-                data, kind, row_length, _codec_type(target).id, importance, threads, refine, inputs
-            )
-    if not np.isfinite(sums[0]):
-        raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
-    out = tuple(out_)
-    return out, ErrorSums(*sums)
+
+    def encoded(rows: Bytes, length: int, first: int) -> tuple[Parts, ErrorSums]:
+        with core_errors(BadOptionError, row_length=row_length, first_row=first):
+            if target.is_fork:
+                *out, sums = _core.quantize_hifi_fork(
+                    rows, kind, length, target.outliers, importance, threads, refine
+                )
+            elif target.is_split:
+                *out, sums = _core.quantize_hifi(
+                    rows, kind, length, target.outliers, importance, threads, refine, inputs
+                )
+            else:
+                *out, sums = _core.quantize(
+                    rows, kind, length, _codec_type(target).id, importance, threads, refine, inputs
+                )
+        if not np.isfinite(sums[0]):
+            raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
+        return tuple(out), ErrorSums(*sums)
+
+    together = 1
+    if importance is None and not (source.type.quantized or target.type.quantized):
+        together = max(1, LONG_ROW // row_length)
+    row_bytes = source.type.row_bytes(row_length)
+    split = data.size // row_bytes // together * together * row_bytes
+    if split == 0 or split == data.size:
+        return encoded(data, row_length * (together if split else 1), first_row)
+    head, head_sums = encoded(data[:split], row_length * together, first_row)
+    tail, tail_sums = encoded(data[split:], row_length, first_row + split // row_bytes)
+    return tuple(map(np.concatenate, zip(head, tail, strict=True))), head_sums + tail_sums
 
 
 def errors(
@@ -113,7 +132,6 @@ def errors(
 
     ``weights`` is float32 [row_length]; they need not be those that the encoder had.
     """
-    _require_codec(source.type)
     row_length = decoded.shape[-1]
     parts, source = _flat(parts, source, row_length, threads, 0)
     flat = np.ascontiguousarray(decoded, np.float32).reshape(-1)
@@ -135,7 +153,8 @@ def multiply(
     Activations are quantized to eight bits, unless the rows are floats. Raises
     :class:`UnsupportedModelError` for a type that the codec does not know.
     """
-    _require_codec(form.type)
+    if not form.type.codec:
+        raise UnsupportedModelError(f"q4hifi cannot multiply by {form.type}; dequantize it first")
     flat = np.ascontiguousarray(activations, np.float32).reshape(-1)
     if form.is_fork:
         counts = parts[0].reshape(-1, Q4_HIFI.block_bytes)[:, FORK_COUNT_OFFSET]
@@ -153,11 +172,11 @@ def multiply(
 def check_finite(
     parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
 ) -> None:
-    """Raise :class:`NotFiniteError` where a weight is NaN or infinite; types without codec pass.
+    """Raise :class:`NotFiniteError` where a weight is NaN or infinite; types not decodable always pass.
 
     Q4_HIFI rows are decoded, so :class:`BadFileError` is raised where outliers are out of order.
     """
-    if not form.type.codec:
+    if not form.type.decodable:
         return
     parts, form = _flat(parts, form, row_length, threads, first_row)
     with core_errors(BadFileError, row_length=row_length, first_row=first_row):
@@ -187,8 +206,8 @@ _NONE = np.empty(0, np.uint8)
 
 
 def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: int) -> tuple[Parts, Format]:
-    """Rows that the codec reads in one piece: Q4_HIFI ones decoded, others as they are."""
-    if not (form.is_split or form.is_fork):
+    """Rows as the core reads them: those of its types as they are, Q4_HIFI and other types as F32."""
+    if form.type.codec and not (form.is_split or form.is_fork):
         return parts, form
     weights = decode(parts, form, row_length, threads=threads, first_row=first_row)
     return (weights.reshape(-1).view(np.uint8),), Format(F32)
@@ -229,6 +248,12 @@ def _codec_type(form: Format) -> TensorType:
     return BASE if form.type == Q4_HIFI else form.type
 
 
-def _require_codec(kind: TensorType) -> None:
-    if not kind.codec:
+def _decode_by_gguf(data: Bytes, kind: TensorType, row_length: int) -> npt.NDArray[np.float32]:
+    """Decode rows of a type that the core does not know."""
+    if not kind.decodable:
         raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
+    from gguf.quants import dequantize  # its tables take time to load, and few models need them
+
+    rows = data.reshape(-1, kind.row_bytes(row_length))
+    with np.errstate(all="ignore"):  # a scale that is NaN or infinite is found in the weights
+        return dequantize(rows, GGMLQuantizationType(kind.id)).astype(np.float32, copy=False)

@@ -22,7 +22,8 @@ from .types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_typ
 class QuantizedTensor:
     """Weights as blocks.
 
-    ``shape`` is that of the weights, row length last; ``data`` is uint8 [..., bytes of a row]. For
+    ``shape`` is that of the weights, row length last, () for a single number; ``data`` is uint8
+    [..., bytes of a row]. For
     Q4_HIFI in the split layout, ``data`` holds the Q4_K base, and with n = row length / 256 blocks
     a row and N outliers a block, ``outlier_index`` is uint8 [..., n, N], strictly increasing, and
     ``outlier_residual`` float16 [..., n, N], to be added to the base at these places. Both are
@@ -39,11 +40,11 @@ class QuantizedTensor:
     @classmethod
     def from_parts(cls, parts: Parts, form: Format, shape: tuple[int, ...]) -> QuantizedTensor:
         """Make one of rows as they lie in a file, one flat uint8 array a part."""
-        rows = shape[:-1]
-        data = parts[0].reshape(*rows, form.part_row_bytes(shape[-1])[0])
+        rows, row_length = shape[:-1], _row_length(shape)
+        data = parts[0].reshape(*rows, form.part_row_bytes(row_length)[0])
         if not form.is_split:
             return cls(data, form.type, shape, layout=form.layout)
-        blocks = (*rows, shape[-1] // Q4_HIFI.block_size, form.outliers)
+        blocks = (*rows, row_length // Q4_HIFI.block_size, form.outliers)
         index, residual = parts[1].reshape(blocks), parts[2].view(np.float16).reshape(blocks)
         return cls(data, form.type, shape, index, residual)
 
@@ -75,9 +76,8 @@ class QuantizedTensor:
 
     def dequantize(self, *, threads: int | None = None) -> npt.NDArray[np.float32]:
         """Decode to float32 of :attr:`shape`; ``threads`` None or 0 is one per core."""
-        return decode(self.parts, self.format, self.shape[-1], threads=thread_count(threads)).reshape(
-            self.shape
-        )
+        weights = decode(self.parts, self.format, _row_length(self.shape), threads=thread_count(threads))
+        return weights.reshape(self.shape)
 
     def matmul(self, x: npt.NDArray[np.floating], *, threads: int | None = None) -> npt.NDArray[np.float32]:
         """Multiply activations by the matrix: ``x @ dequantize().T`` without decoding it.
@@ -104,6 +104,11 @@ class QuantizedTensor:
             return np.zeros((*x.shape[:-1], n_out), np.float32)
         out = multiply(self.parts, self.format, n_in, columns, threads=thread_count(threads))
         return out.reshape(*x.shape[:-1], n_out)
+
+
+def _row_length(shape: tuple[int, ...]) -> int:
+    """Weights in a row of that shape, row length last."""
+    return shape[-1] if shape else 1
 
 
 def quantize(
@@ -163,13 +168,14 @@ def dequantize(
 
     Q4_HIFI is read as 244-byte blocks (the fork layout); a tensor of the split layout is a
     :class:`QuantizedTensor`, which has a method for it. Equal to ``gguf.quants.dequantize``.
-    Raises :class:`BadOptionError` where the bytes are not as many as type and shape ask for.
+    Raises :class:`BadOptionError` where the bytes are not as many as type and shape ask for, and
+    :class:`UnsupportedModelError` for a type that cannot be decoded.
     """
-    kind = tensor_type(type)
+    kind = tensor_type(type, codec=False)
     flat = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data
     flat = np.ascontiguousarray(flat).reshape(-1).view(np.uint8)
-    if not shape or min(shape) < 0:
-        raise BadOptionError(f"shape is {shape}; it needs at least the row length, and nothing negative")
+    if not shape or min(shape) < 0 or not shape[-1]:
+        raise BadOptionError(f"shape is {shape}; it needs a row length above zero, and nothing negative")
     check_block_fit(kind, shape[-1])
     form = Format(kind, MAX_OUTLIERS, FORK)
     expected = form.part_row_bytes(shape[-1])[0] * prod(shape[:-1])

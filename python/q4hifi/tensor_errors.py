@@ -27,6 +27,9 @@ FEWEST_ROWS, FEWEST_WEIGHTS = 64, 50_000
 MOST_WEIGHTS = 1 << 18
 """Large ones to at most so much: enough to know the error to a few percent."""
 
+SHORTEST_ROW = 32
+"""Of shorter rows no more are measured than of rows of that length: no type of blocks fits them."""
+
 OUTLIERS_SHARE = 4
 """Of a large sample's rows one in so many is encoded with outliers, which takes longest: they leave nearly
 the same share of Q4_K's error in all rows."""
@@ -46,7 +49,10 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some rows of a tensor, all of one matrix (expert), as they lie in the file."""
+    """Some rows of a tensor as they lie in the file, all under one row of importance.
+
+    ``matrix`` is the number of the matrix (expert) whose importance that is.
+    """
 
     matrix: int
     rows: tuple[int, ...]
@@ -65,32 +71,37 @@ def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
     One of each of as many equal stretches. Its place in the stretch varies: evenly spaced rows would
     be the same row of every head.
     """
-    fewest = max(FEWEST_ROWS, ceil(FEWEST_WEIGHTS / row_length))
-    most = max(fewest, MOST_WEIGHTS // row_length)
+    length = max(row_length, SHORTEST_ROW)
+    fewest = max(FEWEST_ROWS, ceil(FEWEST_WEIGHTS / length))
+    most = max(fewest, MOST_WEIGHTS // length)
     count = min(n_rows, most, max(fewest, round(n_rows * SHARE)))
     numbers = np.arange(count)
     step = n_rows / count
     return (numbers * step + numbers * GOLDEN % 1 * (step - 1)).astype(np.int64)
 
 
-def read_sample(model: ModelFile, tensor: ModelTensor) -> list[Sample]:
-    """Read the rows of a tensor to measure, matrix by matrix."""
-    per_matrix = tensor.shape[1] if len(tensor.shape) > 1 else 1
+def read_sample(model: ModelFile, tensor: ModelTensor, importance: Importance | None) -> list[Sample]:
+    """Read the rows of a tensor to measure, those under one row of importance together."""
+    weights = _weights(tensor, importance)
+    n_groups = 1 if weights is None else len(weights)
     numbers = sampled_rows(tensor.n_rows, tensor.row_length)
-    samples = []
-    for matrix in np.unique(numbers // per_matrix).tolist():
-        rows = numbers[numbers // per_matrix == matrix]
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-        read = [model.read_rows(RowRange(tensor, matrix, int(run[0]), run.size)) for run in runs]
-        parts = tuple(np.concatenate(pieces) for pieces in zip(*read, strict=True))
-        try:
-            check_finite(parts, tensor.format, tensor.row_length)
-        except NotFiniteError:  # its place is that in the sample: find that in the tensor
-            for run, piece in zip(runs, read, strict=True):
-                check_finite(piece, tensor.format, tensor.row_length, first_row=int(run[0]))
-            raise
-        samples.append(Sample(matrix, tuple(rows.tolist()), parts))
-    return samples
+    groups = numbers // tensor.rows_per_matrix % n_groups
+    return [
+        _read_rows(model, tensor, group, numbers[groups == group]) for group in np.unique(groups).tolist()
+    ]
+
+
+def _read_rows(model: ModelFile, tensor: ModelTensor, matrix: int, rows: npt.NDArray[np.int64]) -> Sample:
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    read = [model.read_rows(RowRange(tensor, matrix, int(run[0]), run.size)) for run in runs]
+    parts = tuple(np.concatenate(pieces) for pieces in zip(*read, strict=True))
+    try:
+        check_finite(parts, tensor.format, tensor.row_length)
+    except NotFiniteError:  # its place is that in the sample: find that in the tensor
+        for run, piece in zip(runs, read, strict=True):
+            check_finite(piece, tensor.format, tensor.row_length, first_row=int(run[0]))
+        raise
+    return Sample(matrix, tuple(rows.tolist()), parts)
 
 
 def relative_errors(
@@ -192,7 +203,7 @@ def logit_variance(model: ModelFile) -> float | None:
     """
     output = next((t for name in OUTPUTS if (t := model.tensors.get(name)) is not None), None)
     norm = model.tensors.get("output_norm.weight")
-    if output is None or norm is None or norm.shape[0] != output.row_length:
+    if output is None or norm is None or norm.row_length != output.row_length or not output.n_elements:
         return None
     numbers = sampled_rows(output.n_rows, output.row_length).tolist()
     rows = np.concatenate([model.dequantize_rows(RowRange(output, 0, row, 1)) for row in numbers])

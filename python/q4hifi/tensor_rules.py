@@ -54,7 +54,7 @@ class TensorRules:
     def type_of(self, name: str) -> TensorType | None:
         """Return the type that the user named for a tensor, if any."""
         if (by_role := self._by_role(name)) is not None:
-            return tensor_type(by_role[1])
+            return tensor_type(by_role[1], codec=False)
         rule = self._rules.first(name)
         return None if rule is None else self._rules.types[rule]
 
@@ -108,7 +108,7 @@ class _Rules:
 
     def __init__(self, pairs: TensorTypes) -> None:
         self._patterns = [compile_pattern(pattern) for pattern, _ in pairs]
-        self.types = [tensor_type(kind) for _, kind in pairs]
+        self.types = [tensor_type(kind, codec=False) for _, kind in pairs]
         self._first: dict[str, int | None] = {}
 
     def first(self, name: str) -> int | None:

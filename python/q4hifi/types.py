@@ -1,7 +1,7 @@
 """Tensor types and file types: names, ids and block sizes.
 
 The names and ids are ggml's, read from the tables of the ``gguf`` package so that there is one
-source for them. This module adds which of them q4hifi can encode, and the type of its own.
+source for them. This module adds which of them q4hifi can encode and decode, and its own type.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ MAX_OUTLIERS = 32
 class TensorType:
     """How the rows of a tensor are stored.
 
-    ``block_size`` is in weights, ``block_bytes`` in bytes. A type with ``codec`` can be both
-    encoded and decoded by q4hifi; the others are carried through files untouched.
+    ``block_size`` is in weights, ``block_bytes`` in bytes. The Rust core encodes and decodes a type with
+    ``codec``. A type that is only ``decodable`` is decoded by the ``gguf`` package, which is slower.
+    All other types can only be copied.
     """
 
     name: str
     id: int
     block_size: int
     block_bytes: int
-    codec: bool
+    codec: bool = False
+    decodable: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -56,14 +58,22 @@ CODEC_TYPES = (
 )
 """Names of the ggml types that the Rust core encodes and decodes (equal to ``_core``'s by test)."""
 
+GGUF_DECODED_TYPES = (
+    *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+)
+"""Names of the other types that ``gguf.quants.dequantize`` decodes (equal to the package's by test)."""
+
 STORED_TYPES: Mapping[int, TensorType] = {
-    int(t): TensorType(t.name, int(t), size, nbytes, t.name in CODEC_TYPES)
+    int(t): TensorType(
+        t.name, int(t), size, nbytes, t.name in CODEC_TYPES, t.name in CODEC_TYPES + GGUF_DECODED_TYPES
+    )
     for t, (size, nbytes) in GGML_QUANT_SIZES.items()
     for t in [GGMLQuantizationType(t)]
 }
 """GGUF type id -> type, for every type a GGUF file may hold."""
 
-Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True)
+Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True, decodable=True)
 """q4hifi's own type. Its id and block bytes are those of the fork layout; in the split layout it is
 stored as Q4_K with two companion tensors (see :mod:`q4hifi.layout`)."""
 
@@ -74,14 +84,14 @@ F32, F16, BF16 = TYPES["F32"], TYPES["F16"], TYPES["BF16"]
 
 
 def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
-    """Return the type called ``name`` (any case); with ``codec``, only one that q4hifi can encode.
+    """Return the type called ``name`` in any case; with ``codec``, only a type that q4hifi can encode.
 
     Raises :class:`BadOptionError` for an unknown name.
     """
     found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
     if found is None or (codec and not found.codec):
-        known = [t.name for t in TYPES.values() if t.codec or not codec]
-        close = get_close_matches(str(name).strip().upper(), known, n=1) if found is None else []
+        known = [t.name for t in TYPES.values() if t.codec]
+        close = get_close_matches(str(name).strip().upper(), TYPES, n=1) if found is None else []
         hint = f"did you mean {close[0]}? Or " if close else ""
         raise BadOptionError(f"unknown tensor type {str(name)!r}; {hint}choose one of {', '.join(known)}")
     return found

@@ -37,14 +37,16 @@ def verify_file(
         done = 0
         findings = []
         for tensor in model.tensors.values():
+            if progress is not None:
+                progress(done, total, tensor.name)
             for rows in row_ranges(tensor):
-                if progress is not None:
-                    progress(done, total, tensor.name)
-                done += rows.count * tensor.row_length
                 found = _check(model, rows, thread_count(threads))
                 if found is not None:
                     findings.append(found)
                     break
+                done += rows.count * tensor.row_length
+                if progress is not None:
+                    progress(done, total, tensor.name)
         if progress is not None:
             progress(total, total, "")
         return findings

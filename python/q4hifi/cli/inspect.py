@@ -11,22 +11,29 @@ from .common import console, json_option, print_json, progress_bar, tensors_opti
 from .files import INPUT
 from .group import main
 
+SHOWN_PROBLEMS = 20
+"""Of a damaged file; it may have one for each of many tensors."""
+
 
 @main.command()
 @click.argument("file", type=INPUT)
 @tensors_option
 @json_option
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
-    """Show what is in a model FILE."""
-    from ..model_file import ModelFile
+    """Show what is in a model FILE; of a damaged one what can be read, and what is wrong."""
     from ..overview import Overview
 
-    with ModelFile.open(file) as model:
-        overview = Overview.of(model)
+    overview = Overview.open(file)
     if as_json:
         print_json(overview.as_dict())
     else:
         console().print(overview.tables(tensors=tensors))
+    for problem in overview.problems[:SHOWN_PROBLEMS]:
+        click.echo(f"Error: {printable(problem)}", err=True)
+    if len(overview.problems) > SHOWN_PROBLEMS:
+        click.echo(f"and {len(overview.problems) - SHOWN_PROBLEMS} more; --json lists all", err=True)
+    if overview.problems:
+        sys.exit(1)
 
 
 @main.command()

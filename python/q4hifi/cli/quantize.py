@@ -220,7 +220,7 @@ def plan(
 @overwrite_option
 @json_option
 def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bool, as_json: bool) -> None:
-    """Decode the matrices of SRC to F16 (default), BF16 or F32."""
+    """Decode all quantized tensors of SRC to F16 (default), BF16 or F32."""
     from ..export import dequantize_file
 
     with progress_bar() as progress:
