@@ -115,6 +115,15 @@ impl ProductSums {
         self.rows.concat()
     }
 
+    /// Adds the sums of `other`, of rows of the same length, and sets those to zero.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        for (sums, others) in self.rows.iter_mut().zip(&mut other.rows) {
+            for (sum, other) in sums.iter_mut().zip(others) {
+                *sum += std::mem::take(other);
+            }
+        }
+    }
+
     /// Adds those of whole rows, with the threads of the team.
     pub(crate) fn add(&mut self, isa: Isa, rows: &[f32]) {
         let width = self.rows.len();

@@ -35,16 +35,17 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Run the command in this process, not connected to a terminal."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run_main(*arguments: object) -> Outcome:
         capsys.readouterr()
         try:
-            main([str(argument) for argument in arguments], prog_name="q4hifi")
+            main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = end.code or 0
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return Outcome(status, *capsys.readouterr())
 
     return run_main

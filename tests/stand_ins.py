@@ -92,6 +92,11 @@ class ToySums:
         self.squares += [tokens.size, (tokens.astype(float) ** 2).sum()]
         self.count += tokens.size
 
+    def take(self, other: ToySums) -> None:
+        self.squares += other.squares
+        self.count += other.count
+        other.squares, other.count = np.zeros(2), 0
+
     def products(self) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
         return {"blk.0.attn_v.weight": (-self.squares[:1].astype(np.float32), self.count)}
 

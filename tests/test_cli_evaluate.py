@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
 import pty
 import re
+import select
 import signal
+import struct
 import subprocess
+import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,7 @@ import pytest
 import q4hifi
 from command import Run, in_terminal, script
 from q4hifi import load_importance
+from q4hifi.cli.word_wrap import WordWrap
 from synthetic import EXAMPLE, ROOT, names_in
 
 TEXT = ROOT / "tests/golden/text.txt"
@@ -85,9 +92,26 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
         (("bench", EXAMPLE, "-p", 0, "-n", 0), 2, "nothing to measure"),
         (("generate", EXAMPLE), 2, "prompt with -p, or --chat"),
         (("generate", EXAMPLE, "-p", "a", "-f", TEXT), 2, "choose one"),
-        (("generate", EXAMPLE, "-p", "a", "--temp", -1), 2, "temperature is -1"),
-        (("generate", EXAMPLE, "-p", "a", "--system-prompt", "b"), 2, "needs --chat"),
-        (("generate", EXAMPLE, "--chat", "-p", "a"), 1, "f16.gguf: the model has no chat template"),
+        (("generate", EXAMPLE, "-p", "a", "--temp", -1), 2, "--temp is -1"),
+        (("generate", EXAMPLE, "-p", "a", "--system-prompt", "b"), 2, "--system-prompt needs --chat"),
+        (("generate", EXAMPLE, "-p", "a", "--chat-template", "b"), 2, "--chat-template needs --chat"),
+        (
+            ("generate", EXAMPLE, "--chat", "--chat-template", "missing.jinja"),
+            2,
+            "missing.jinja: cannot be read",
+        ),
+        (("generate", EXAMPLE, "hello"), 2, "'hello' is one argument too many; .* write -p before it"),
+        (("generate", EXAMPLE, TEXT), 2, "text.txt' is one argument too many; .* write -f before it"),
+        (
+            ("generate", EXAMPLE, "--chat", "-p", "a"),
+            1,
+            "f16.gguf: the model has no chat template.*--chat-template",
+        ),
+        (
+            ("generate", EXAMPLE, "--chat", "--chat-template", "{{ 1 }}", "-p", "a"),
+            1,
+            "leaves your message out",
+        ),
         (("generate", EXAMPLE, "-f", TEXT), 2, "fill the context of 256"),
     ],
 )
@@ -180,7 +204,7 @@ def test_generate_streams_what_follows(run: Run) -> None:
     expected = list(model.generate_tokens(tokens, n=8, temperature=0))
     assert outcome.out == model.detokenize(expected) + "\n"
     assert "".join(model.generate(PROMPT, n=8, temperature=0)) + "\n" == outcome.out
-    with pytest.raises(q4hifi.BadOptionError, match=r"top_p is 2"):
+    with pytest.raises(q4hifi.BadOptionError, match=r"`top_p` is 2"):
         model.generate(PROMPT, top_p=2)
 
 
@@ -246,6 +270,153 @@ def test_words_in_a_chat_cannot_be_control_tokens() -> None:
     eos = model.tokenizer.eos
     words = model.tokenizer.encode("Be <|endoftext|> brief.<|endoftext|>Hi")
     assert read == [[eos, *words, eos]] and eos not in words
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def _chat(n_ctx: int, read: list[str]) -> q4hifi.Chat:
+    """A chat that answers "Yes." and notes the prompts."""
+    model = q4hifi.Model(EXAMPLE, n_ctx=n_ctx)
+    chat = q4hifi.Chat(model, q4hifi.Sampler(), system="Be brief.", template=TEMPLATE)
+
+    def write(prompt: list[int], n: int | None) -> Iterator[str]:
+        read.append(model.tokenizer.decode(prompt))
+        yield "Yes."
+
+    chat.writer.write = write  # type: ignore[method-assign,assignment]
+    return chat
+
+
+def test_a_full_context_forgets_the_oldest_turns() -> None:
+    read: list[str] = []
+    chat = _chat(100, read)
+    for number in range(30):
+        before = chat.n_forgotten
+        assert "".join(chat.answer(f"Is {number} a number?")) == "Yes."
+        lines = read[-1].splitlines()
+        assert lines[0] == "system: Be brief."
+        kept = range(chat.n_forgotten // 2, number + 1)
+        questions = [f"user: Is {i} a number?" for i in kept]
+        assert lines[1:] == [*"\nassistant: Yes.\n".join(questions).splitlines(), "assistant:"]
+        assert chat.n_forgotten in (before, before + len(chat.messages[before:]) // 4 * 2)
+    assert len(chat.messages) == 61 and 40 < chat.n_forgotten < 60
+
+
+def test_a_message_that_is_too_long_changes_nothing() -> None:
+    model = q4hifi.Model(EXAMPLE, n_ctx=100)
+    chat = q4hifi.Chat(model, q4hifi.Sampler(temperature=0), template=TEMPLATE)
+    "".join(chat.answer("Is this short?", 3))
+    said = list(chat.messages)
+    with pytest.raises(q4hifi.BadOptionError, match="fill the context of 100"):
+        list(chat.answer("long " * 200))
+    assert (chat.messages, chat.n_forgotten) == (said, 0)
+    "".join(chat.answer("Is this short?", 3))
+    assert len(chat.messages) == 4
+
+
+def _type(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def test_lines_of_standard_input_are_a_chat(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    talk = ("generate", EXAMPLE, "--chat", "-n", 8, "-s", 1, "-c", 80)
+    _type(monkeypatch, b"What is a table?\n\n" * 8 + b"caf\xe9?\n")
+    outcome = run(*talk, "--chat-template", "chat.jinja")
+    assert outcome.status == 0
+    assert re.fullmatch(
+        r"(\[the context of 80 tokens is full: the oldest \d+ messages are no longer read\]\n){2,4}",
+        outcome.err,
+    )
+    _type(monkeypatch, b"What is a table?\n")
+    once = run(*talk, "--chat-template-file", TEMPLATE)
+    assert (once.status, once.err) == (0, "") and outcome.out.startswith(once.out.rstrip("\n") + "\n")
+
+
+def test_a_prompt_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("-n", 4, "--temp", 0)
+    _type(monkeypatch, PROMPT.encode() + b"\n")
+    assert run("generate", EXAMPLE, "-f", "-", *options) == run("generate", EXAMPLE, "-p", PROMPT, *options)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_lines_break_between_words(size: int) -> None:
+    wrap = WordWrap(lambda: 10)
+    text = "one two three four\n\tfive 一二三四五六七八 \x1b[2Jsix-seven-eight-nine ten\r\neleven twelve"
+    pieces = [wrap.feed(text[i : i + size]) for i in range(0, len(text), size)]
+    assert ("".join(pieces) + wrap.flush()).split("\n") == [
+        *("one two ", "three four", "\t", "five 一二", "三四五六七", "八 "),
+        *(
+            "[2Jsix-seven-eight-nine ten",
+            "eleven ",
+            "twelve",
+        ),  # the terminal breaks what is longer than a line
+    ]
+
+
+class _Terminal:
+    """A command that runs in a terminal of 60 columns, and what it has printed."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 60, 0, 0))
+        self.process = subprocess.Popen(
+            [script(), *map(str, arguments)],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env={**os.environ, "TERM": "xterm"},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            start_new_session=True,
+        )
+        os.close(follower)
+        self.printed, self._at = "", 0
+
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._leader)
+
+    def type(self, keys: str) -> None:
+        os.write(self._leader, keys.encode())
+
+    def wait_for(self, text: str) -> str:
+        """Return what is printed since the last call, up to ``text``."""
+        start, deadline = self._at, time.monotonic() + 60
+        while (found := self.printed.find(text, start)) < 0:
+            assert time.monotonic() < deadline, self.printed
+            if select.select([self._leader], [], [], 1)[0]:
+                self.printed += os.read(self._leader, 65536).decode()
+        self._at = found + len(text)
+        return self.printed[start : self._at]
+
+
+def test_a_chat_in_a_terminal() -> None:
+    pytest.importorskip("readline")
+    with _Terminal("generate", EXAMPLE, "--chat", "--chat-template", TEMPLATE, "-n", 5, "-s", 1) as terminal:
+        banner = terminal.wait_for("> ")
+        assert re.search(r"tiny-qwen3-f16.gguf .*, context of\s+256\s+tokens", banner)
+        assert "Ctrl-D" in banner and banner.count("\n") <= 4
+        terminal.type("What is abl")
+        terminal.wait_for("abl")
+        terminal.type("\x1b[D\x1b[D\x1b[Dt\r")  # three arrows to the left
+        assert "^[[D" not in terminal.wait_for("wrote 5 tokens")
+        terminal.wait_for("> ")
+        terminal.type("half a li")
+        terminal.wait_for("half a li")
+        terminal.type("\x03")  # Ctrl-C
+        terminal.wait_for("> ")
+        terminal.type("\x1b[A")  # an arrow up
+        terminal.wait_for("What is tabl")
+        terminal.type("\x03")
+        terminal.wait_for("> ")
+        terminal.type("\x03")
+        assert terminal.process.wait(60) == 0
+        assert "Traceback" not in terminal.printed
 
 
 def test_ctrl_c_ends_the_text_in_a_terminal_cleanly() -> None:

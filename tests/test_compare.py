@@ -187,6 +187,5 @@ def test_without_matplotlib_it_is_told_before_any_work(
 
 
 def test_bad_plot_names_are_told_before_any_work(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "plot.doc", "must end in"), (tmp_path / "no/plot.png", "no folder")):
-        with pytest.raises(BadOptionError, match=message):
-            check_plot(path)
+    with pytest.raises(BadOptionError, match="must end in"):
+        check_plot(tmp_path / "plot.doc")

@@ -275,13 +275,17 @@ def test_correlations_are_collected_unless_they_are_not_wanted() -> None:
 
 def test_inputs_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToySums, "all", lambda self: {DENSE: (np.array([np.inf]), 1)})
-    with pytest.raises(NotFiniteError, match=rf"toy.gguf: the inputs of {DENSE} are not finite"):
+    with pytest.raises(
+        NotFiniteError, match=rf"toy.gguf: chunk 1 of the text: the inputs of {DENSE} are not"
+    ):
         q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
 
 
 def test_gradients_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyModel, "fisher", lambda *_, **__: {DENSE: np.array([np.nan])})
-    with pytest.raises(NotFiniteError, match=rf"toy.gguf: the gradients of {DENSE} are not finite"):
+    with pytest.raises(
+        NotFiniteError, match=rf"toy.gguf: chunk 1 of the text: the gradients of {DENSE} are not"
+    ):
         q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
 
 

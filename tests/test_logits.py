@@ -36,6 +36,7 @@ def decoded(codes: Codes) -> np.ndarray:
     return step[:, None] * rows[:, 4 : 4 + N_VOCAB] + least[:, None]
 
 
+@pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_nll(threads: int) -> None:
     expected = -log_softmax(X)[np.arange(ROWS), TOKENS]

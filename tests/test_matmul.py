@@ -68,6 +68,7 @@ def test_activations_of_any_shape_and_float_type(dtype: type[np.floating]) -> No
     assert tensor.matmul(x[:0]).shape == (0, 3, N_OUT)
 
 
+@pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize("columns", [1, 24])
 def test_threads_do_not_matter(columns: int) -> None:
     tensor = q4hifi.quantize(matrix(7, (300, N_IN)), "Q5_K")

@@ -156,7 +156,7 @@ def test_a_source_is_refused_under_every_name(link: str, tmp_path: Path) -> None
     else:
         (tmp_path / "folder").mkdir()
         dst = source if link == "same" else tmp_path / "folder" / ".." / "source"
-    with pytest.raises(BadOptionError, match="is the source .* itself; choose another destination"):
+    with pytest.raises(BadOptionError, match=r"is the source .* itself; choose another destination"):
         check_destination(dst, True, [tmp_path / "not there", source])
 
 
@@ -181,7 +181,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "n" * 256])
 def test_long_names(name: str, tmp_path: Path) -> None:
     if len(name) > 255:
-        with pytest.raises(BadOptionError, match="[Ff]ile name too long"):
+        with pytest.raises(BadOptionError, match=r"[Ff]ile name too long"):
             write(tmp_path / name)
     else:
         write(tmp_path / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def test_progress_rises_to_the_number_of_weights(
 # ---- what must not change a byte -----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize("recipe", [*RECIPES, "Q8_0"])
 def test_threads_do_not_change_a_byte(recipe: str, tmp_path: Path) -> None:
     source = write_small_model(tmp_path / "in.gguf")
@@ -186,13 +188,12 @@ def test_destinations_that_cannot_be_are_refused(dst: str, match: str, source: P
     [
         ({"type": "Q4_K_XXL"}, "unknown type 'Q4_K_XXL'"),
         ({"layout": "spoon"}, "unknown layout 'spoon'"),
-        ({"outliers": 33}, "outliers is 33"),
-        ({"ffn_down_coverage": 1.5}, r"ffn_down_coverage is 1\.5"),
-        ({"minimal": True}, "minimal is for models above 100 B"),
+        ({"outliers": 33}, "`outliers` is 33"),
+        ({"ffn_down_coverage": 1.5}, r"`ffn_down_coverage` is 1\.5"),
+        ({"minimal": True}, "`minimal` is for models above 100 B"),
         ({"tensor_types": [("(", "q8_0")]}, "no regular expression"),
         ({"output_tensor_type": "q9_0"}, "unknown tensor type 'q9_0'"),
-        ({"threads": 0}, "threads is 0; choose 1 to"),
-        ({"threads": 100_000}, "threads is 100000; choose 1 to"),
+        ({"threads": -1}, "`threads` is -1; give a number of threads, or 0 for one per core"),
         ({"imatrix": "not there.gguf"}, r"not there\.gguf: there is no such file"),
     ],
 )
@@ -202,6 +203,44 @@ def test_bad_options_are_refused_before_anything_is_written(
     with pytest.raises(Q4HifiError, match=match):
         q4hifi.quantize_file(source, tmp_path / "out.gguf", progress=never, **options)  # type: ignore[arg-type]
     assert names_in(tmp_path) == {"in.gguf"}
+
+
+# ---- the folder and other runs --------------------------------------------------------------------
+
+
+def test_a_folder_that_disappears_meanwhile_is_reported(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def remove(*_: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with pytest.raises(Q4HifiError, match=r"out\.gguf: (cannot be completed|there is no folder)"):
+        q4hifi.quantize_file(source, folder / "out.gguf", progress=remove)
+    assert names_in(tmp_path) == {"in.gguf"}
+
+
+def test_a_source_that_is_replaced_meanwhile_is_read_to_its_end(tmp_path: Path) -> None:
+    source = write_small_model(tmp_path / "in.gguf")
+    q4hifi.quantize_file(source, tmp_path / "expected.gguf", "Q8_0")
+
+    def replace(*_: object) -> None:
+        (tmp_path / "other").write_bytes(b"other")
+        os.replace(tmp_path / "other", source)
+
+    q4hifi.quantize_file(source, tmp_path / "out.gguf", "Q8_0", progress=replace)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+
+
+def test_of_two_runs_at_once_one_wins_and_the_file_is_whole(source: Path, tmp_path: Path) -> None:
+    q4hifi.quantize_file(source, tmp_path / "expected.gguf", "Q8_0")
+    expected = (tmp_path / "expected.gguf").read_bytes()
+    command = [sys.executable, "-m", "q4hifi", "quantize", source, tmp_path / "out.gguf", "Q8_0"]
+    for options, statuses in (([], [0, 2]), (["--overwrite"], [0, 0])):
+        runs = [subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) for _ in range(2)]
+        assert sorted(run.wait(60) for run in runs) == statuses
+        assert (tmp_path / "out.gguf").read_bytes() == expected
+    assert names_in(tmp_path) == {"in.gguf", "expected.gguf", "out.gguf"}
 
 
 # ---- memory --------------------------------------------------------------------------------------

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
 import q4hifi
+from command import Run
 from inputs import IMPORTANCE, INPUTS, Floats
 from q4hifi import BadOptionError, QuantizedTensor, rows
 from q4hifi.candidates import STOCK, STOCK_OF_32
-from q4hifi.cli import main
 from q4hifi.correlations import Inputs, correlations_of, known_inputs
 from q4hifi.layout import SPLIT, Format
 from q4hifi.types import F32, Q4_HIFI, TYPES
@@ -112,12 +111,12 @@ def test_a_refined_file_has_less_error_and_stock_llama_cpp_runs_it(tmp_path: Pat
     assert oracle.llama_loads(tmp_path / "refined.gguf")
 
 
-def test_the_command_refines(tmp_path: Path) -> None:
+def test_the_command_refines(run: Run, tmp_path: Path) -> None:
     expected = tmp_path / "expected.gguf"
     q4hifi.quantize_file(EXAMPLE, expected, "Q4_K_S", refine=True)
     got = tmp_path / "got.gguf"
-    result = CliRunner().invoke(main, ["quantize", str(EXAMPLE), str(got), "Q4_K_S", "--refine"])
-    assert result.exit_code == 0, result.output
+    result = run("quantize", EXAMPLE, got, "Q4_K_S", "--refine")
+    assert result.status == 0, result.err
     assert got.read_bytes() == expected.read_bytes()
 
 

@@ -190,6 +190,8 @@ class Collector:
 
     def sums(self, role: str, layer: int | None) -> tuple[_Doubles, int] | None: ...
     def products(self, role: str, layer: int | None) -> tuple[_Floats, int] | None: ...
+    def take(self, other: Collector) -> None:
+        """Add the sums of ``other`` to these and set those to zero; ValueError if the shapes differ."""
 
 @final
 class Sampler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .logits import Tokens
 from .model_file import ModelFile
 from .overview import Overview
 from .rows import cpu_features
+from .threads import used_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def bench(
                     n_bytes=facts.n_bytes,
                     n_params=facts.n_params,
                     backend=cpu_features().active,
-                    n_threads=threads or usable_cores(),
+                    n_threads=used_threads(threads),
                     test=f"{prefix}{n}",
                     n_tokens=n,
                     seconds=tuple(seconds),
@@ -141,11 +141,6 @@ def bench(
 
 def _counts(n: int | Sequence[int]) -> list[int]:
     return [count for count in ([n] if isinstance(n, int) else n) if count > 0]
-
-
-def usable_cores() -> int:
-    """Return how many threads are used where nobody says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

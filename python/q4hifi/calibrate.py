@@ -14,10 +14,9 @@ first, and each further one sharpens it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +29,21 @@ from .candidates import probe_of
 from .chunks import Progress, bos_of
 from .errors import BadOptionError
 from .estimates import Estimate
+from .fingerprint import fingerprint, model_fingerprint
+from .gguf_split import files_of
 from .importance import Floats as Weights
 from .importance import Importance, load_importance
 from .layout import Format
+from .limits import LONGEST_CHUNK, part_of_imatrix
 from .logits import Doubles, Logits, Tokens, divergence
 from .model import Model, Trace
 from .model_file import ModelFile
 from .names import is_quantizable, layer_of, processing_order, role_of
-from .output_file import check_destination
-from .rows import ErrorSums, encode, thread_count
+from .output_file import check_writable
+from .rows import ErrorSums, encode
 from .tensor import QuantizedTensor
+from .threads import thread_count
 from .types import TensorType
-
-LONGEST_CHUNK = 512
-"""Tokens that can be followed through the layers at a time."""
 
 WRITERS = frozenset({"attn_output", "ffn_down"})
 """Roles that write to the residual stream. There an error counts by its size beside the stream, which
@@ -52,11 +52,6 @@ activations of a text's first token). Errors in other roles count by their size 
 
 SPREAD = (5**0.5 - 1) / 2
 """Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
-
-
-def calibration_file(model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None) -> str:
-    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model."""
-    return f"{os.fspath(model if imatrix is None else imatrix)}.sensitivity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +87,8 @@ def calibrate(
     file: str | os.PathLike[str] | None = None,
     *,
     imatrix: str | os.PathLike[str] | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
     n_ctx: int = 256,
     n_chunks: int = 4,
     group: int = 1,
@@ -112,6 +109,8 @@ def calibrate(
         None keeps nothing.
     imatrix
         The importance matrix that the model will be quantized with.
+    include_weights, exclude_weights
+        Parts of names of the tensors that use the imatrix, or do not.
     n_ctx, n_chunks
         ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
         of a sensitivity is about 2 / sqrt(n_ctx / 2 · n_chunks) of it.
@@ -121,7 +120,7 @@ def calibrate(
     seconds
         Begin no chunk but the first after so long.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     progress
         Called with the work done, the work in all (weights multiplied by), and the matrix.
 
@@ -130,13 +129,13 @@ def calibrate(
     """
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
-            f"n_ctx is {n_ctx}, n_chunks {n_chunks}, group {group}; choose 2 to {LONGEST_CHUNK}, 1 or more,"
-            " 1 or more"
+            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"
+            " 1 or more, 1 or more"
         )
     if file is not None:
-        sources = [Path(path) for path in (model, imatrix) if path is not None]
-        check_destination(Path(file), overwrite=True, sources=sources)  # before any work
-    importance = None if imatrix is None else load_importance(imatrix)
+        sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]
+        check_writable(file, overwrite=True, sources=sources)  # before any work
+    importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     tokens = np.asarray(lm.tokenize(text), np.uint32)
     if tokens.size < n_ctx * n_chunks:
@@ -147,10 +146,11 @@ def calibrate(
     with ExitStack() as stack:
         source = stack.enter_context(ModelFile.open(model))
         groups = _groups(source, lm.n_layer, group)
+        part = part_of_imatrix(include_weights, exclude_weights)
         setting = Setting(
-            model=_model_print(source),
-            text=_print(tokens.tobytes()),
-            importance=None if imatrix is None else _print(Path(imatrix).read_bytes()),
+            model=model_fingerprint(source),
+            text=fingerprint(tokens.tobytes()),
+            importance=None if imatrix is None else fingerprint(Path(imatrix).read_bytes(), part),
             n_ctx=n_ctx,
             group=group,
         )
@@ -298,27 +298,3 @@ def _chunk(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:
     if bos is not None:
         chunk[0] = bos
     return chunk
-
-
-# ---- fingerprints --------------------------------------------------------------------------------
-
-SAMPLE = 4096
-"""Bytes of each tensor that a model is known by."""
-
-
-def _model_print(source: ModelFile) -> str:
-    def pieces() -> Iterator[bytes]:
-        for info in source.gguf.tensors.values():
-            yield f"{info.name} {info.shape} {info.type.name};".encode()
-            sample = np.empty(min(info.nbytes, SAMPLE), np.uint8)
-            source.gguf.read_into(info, 0, sample)
-            yield sample.tobytes()
-
-    return _print(*pieces())
-
-
-def _print(*pieces: bytes) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()

@@ -27,7 +27,7 @@ from typing import Any
 
 from .errors import BadFileError, BadOptionError
 from .estimates import Estimate
-from .gguf_io import os_errors
+from .json_file import read_json
 from .output_file import new_file
 
 VERSION = 1
@@ -127,21 +127,19 @@ class Calibration:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a file. Raises :class:`BadFileError` where it is something else."""
-        file = Path(path)
-        with os_errors(file, "read the calibration", BadFileError):
-            text = file.read_bytes()
-        try:
-            found = json.loads(text)
+
+        def parse(found: Any) -> Calibration:
             if found["version"] != VERSION:
                 raise BadFileError(
-                    f"{file}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
+                    f"{path}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
                     f" {VERSION}; update it, or calibrate again into another file"
                 )
             setting = Setting(**{key: found[key] for key in Setting.__dataclass_fields__})
-            matrices = {str(name): _measurement(value) for name, value in found["matrices"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as cause:
-            raise BadFileError(f"{file}: is no calibration, or a damaged one; calibrate again") from cause
-        return cls(setting, matrices)
+            return cls(setting, {str(name): _measurement(value) for name, value in found["matrices"].items()})
+
+        return read_json(
+            path, "the calibration", "is no calibration, or a damaged one; calibrate again", parse
+        )
 
     @classmethod
     def resumed(cls, path: str | os.PathLike[str] | None, setting: Setting) -> Calibration:

@@ -15,9 +15,10 @@ from typing import Protocol
 from .errors import BadOptionError, UnsupportedModelError
 from .layout import MAX_NAME_BYTES, Format
 from .model_shape import ModelShape
-from .names import ATTN_V_LIKE, MASSIVE, is_quantizable, layer_of, role_of
-from .options import Options, compile_pattern
+from .names import ATTN_V_LIKE, MASSIVE, layer_of, role_of
+from .options import Options
 from .recipes import Bumps
+from .tensor_rules import TensorRules
 from .types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
 
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
@@ -112,10 +113,7 @@ class _Chooser:
         self.has_imatrix = has_imatrix
         _check_facts(model, options, has_imatrix)
         self.scale = options.scale(sum(prod(t.shape) for t in tensors))
-        self.overrides = [
-            (compile_pattern(pattern), tensor_type(kind, codec=False))
-            for pattern, kind in options.tensor_types
-        ]
+        self.rules = TensorRules(options, model.architecture)
         roles = Counter(role_of(t.name) for t in tensors)
         self.tied = not roles["output"]
         self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
@@ -128,7 +126,7 @@ class _Chooser:
         if self.recipe.default is None or not self._is_quantizable(tensor):
             return kept
         name, shape, role = tensor.name, tensor.shape, role_of(tensor.name)
-        wanted = self._named(name, role) or self._mixed(name, role, self.recipe.default)
+        wanted = self.rules.type_of(name) or self._mixed(name, role, self.recipe.default)
         if not wanted.codec:
             _require_type(tensor, wanted)
             return kept
@@ -146,33 +144,16 @@ class _Chooser:
     def is_open(self, tensor: SourceTensor) -> bool:
         name = tensor.name
         return (
-            self._is_quantizable(tensor)
-            and self._named(name, role_of(name)) is None
+            self.rules.is_quantizable(tensor)
+            and self.rules.type_of(name) is None
             and not self._is_at_least_q8_0(name)
         )
 
     def _is_quantizable(self, tensor: SourceTensor) -> bool:
-        return not self.model.adapter and is_quantizable(
-            tensor.name,
-            tensor.shape,
-            self.model.architecture,
-            leave_output_tensor=self.options.leave_output_tensor,
-        )
+        return not self.model.adapter and self.rules.is_quantizable(tensor)
 
     def _is_at_least_q8_0(self, name: str) -> bool:
         return any(part in name for part in AT_LEAST_Q8_0.get(self.model.architecture, ()))
-
-    def _named(self, name: str, role: str) -> TensorType | None:
-        """The type that the user named for a tensor, if any."""
-        override = next((kind for pattern, kind in self.overrides if pattern.search(name)), None)
-        by_role = {
-            "token_embd": self.options.token_embedding_type,
-            "output": self.options.output_tensor_type,
-        }.get(role)
-        # the option for the embeddings covers per_layer_token_embd too, unless that is named itself
-        if by_role is not None and not (override and name.startswith("per_layer_")):
-            return tensor_type(by_role, codec=False)
-        return override
 
     def _mixed(self, name: str, role: str, default: TensorType) -> TensorType:
         """The type that the recipe's mix gives."""
@@ -254,12 +235,12 @@ def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None
             "this is an adapter, whose matrices no recipe changes; use COPY, or make it anew in another type"
         )
     if model.fault and not model.adapter:
-        raise UnsupportedModelError(f"{model.fault}; use --pure or F16, which do not ask for it")
+        raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not ask for it")
     if model.n_layer is None and by_layer:
         missing = f"{model.architecture}.block_count is missing"
         if not model.architecture:
             missing = "general.architecture is missing, and so block_count is missing"
-        raise UnsupportedModelError(f"{missing}, {recipe.name} chooses by layers; use --pure or Q8_0")
+        raise UnsupportedModelError(f"{missing}, {recipe.name} chooses by layers; use `pure=True` or Q8_0")
 
 
 def _require_type(tensor: SourceTensor, wanted: TensorType) -> None:
@@ -293,7 +274,7 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise UnsupportedModelError(
             f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
-            "drop --no-fallback, or give them a type with --tensor-type"
+            "drop `no_fallback`, or give them a type with `tensor_types=...`"
         )
 
 

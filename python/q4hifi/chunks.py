@@ -19,13 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadOptionError
-from .gguf_io import os_errors
 from .gguf_metadata import decode_text
+from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
 from .model_file import ErrorsAt
-
-MIN_CONTEXT = 4
-"""The shortest chunk that scores anything."""
+from .text_file import read_text_bytes
 
 PIECE_LOGITS = 1 << 25
 """Logits that are held at a time, of each model: 128 MiB."""
@@ -35,12 +33,17 @@ Progress = Callable[[int, int, str], None]
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a text as llama.cpp's tools do: without one line end at its end.
+    """Read a UTF-8 text as llama.cpp's tools do: without one line end at its end, with a byte order mark.
 
-    Raises :class:`BadOptionError` where that cannot be done.
+    "-" is standard input.
+
+    Bytes that are not UTF-8 become surrogates. Raises :class:`BadOptionError` for a file that cannot be
+    read, is empty, or is no text in UTF-8 (:func:`q4hifi.text_file.check_text`).
     """
-    with os_errors(Path(file), "be read", BadOptionError):
-        return decode_text(Path(file).read_bytes().removesuffix(b"\n"))
+    data = read_text_bytes(file).removesuffix(b"\n")
+    if not data:
+        raise BadOptionError(f"{os.fspath(file)}: the text is empty; name a file with a text")
+    return decode_text(data)
 
 
 class TextTokenizer(Protocol):
@@ -63,6 +66,10 @@ class TextTokenizer(Protocol):
 
 class InputSums(Protocol):
     """Sums of the squares of what a model's matrices are multiplied by."""
+
+    def take(self, other: Any) -> None:
+        """Add the sums of another collector of the same model to these, and set those to zero."""
+        ...
 
     def all(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
         """Tensor name -> sums of each input column, float64 [n_in], and of how many rows."""
@@ -167,7 +174,7 @@ class Chunks:
         if tokens.size < 2 * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
-                f"{2 * n_ctx}; give a longer text or a shorter context (-c)"
+                f"{2 * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)

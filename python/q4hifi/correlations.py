@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .core_errors import core_errors
+from .errors import BadFileError
 
 Floats = npt.NDArray[np.float32]
 Correlations = npt.NDArray[np.int8]
@@ -28,12 +30,14 @@ def pair_count(row_length: int) -> int:
 
 def correlations_of(products: Floats, squares: Floats) -> Correlations:
     """Return the correlations, from the sums of products of pairs and of squares, float32 [row length]."""
-    return _core.correlations_of(products, np.ascontiguousarray(squares))
+    with core_errors(BadFileError):
+        return _core.correlations_of(products, np.ascontiguousarray(squares))
 
 
 def products_of(correlations: Correlations, squares: Floats) -> Floats:
     """Return the sums of products, float32 [pairs], that correlations stand for."""
-    return _core.products_of(correlations, np.ascontiguousarray(squares))
+    with core_errors(BadFileError):
+        return _core.products_of(correlations, np.ascontiguousarray(squares))
 
 
 def known_inputs(
@@ -45,4 +49,5 @@ def known_inputs(
 
     Takes (row length)³ / 6 operations for rows of up to 2048.
     """
-    return _core.Inputs(np.ascontiguousarray(importance), correlations, tokens, threads)
+    with core_errors(BadFileError):
+        return _core.Inputs(np.ascontiguousarray(importance), correlations, tokens, threads)

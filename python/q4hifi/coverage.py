@@ -137,7 +137,9 @@ def make_menu(
         ]
         if not menu[name]:
             with model.errors_at(name):
-                raise NotFiniteError("its weights are too large for every type; keep it with --tensor-type")
+                raise NotFiniteError(
+                    "its weights are too large for every type; keep it with `tensor_types=...`"
+                )
     return menu
 
 

@@ -1,6 +1,8 @@
 """The exceptions of q4hifi: one class to catch, and a child for each kind of trouble.
 
-Every message says what is wrong, where (file, tensor, position) and what to do about it.
+Every message says what is wrong, where (file, tensor, position) and what to do about it. A keyword
+argument stands in it between backquotes, with its value if that matters, such as ```overwrite=True```.
+There the command shows its option, such as ``--overwrite``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from .importance_statistics import TensorStatistics, layer_statistics
 from .kl_divergence import KlDivergence
 from .names import role_of
 from .perplexity import Perplexity
-from .report import human_bytes, paragraphs, printable
+from .report import paragraphs
+from .wording import human_bytes, printable
 
 NAME_WIDTH = 20
 """Columns that the comparison gives to a model's name, on two lines."""
@@ -152,8 +153,10 @@ def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
     yield _cell(model.decode_speed, 1)
 
 
-def _cell(e: Estimate, digits: int) -> Text:
+def _cell(e: Estimate | None, digits: int) -> Text:
     """A value over its error, with so many digits after the point, and fewer where many stand before it."""
+    if e is None:
+        return Text()
     digits = _digits(e.value, digits)
     return Text.assemble(f"{e.value:.{digits}f}\n", (f"±{e.error:.{digits}f}", "dim"))
 

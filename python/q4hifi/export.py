@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-
-from gguf.constants import GGUFValueType
+from collections.abc import Callable
 
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .layout import (
     FILE_TYPE,
@@ -21,6 +20,7 @@ from .layout import (
     VERSION,
     Format,
 )
+from .limits import DEQUANTIZED, DROP, EXPORTS
 from .model_file import ModelFile, ModelTensor
 from .model_shape import ModelShape
 from .names import is_quantizable, layer_of, processing_order, role_of
@@ -29,21 +29,8 @@ from .quantize import planned_metadata
 from .recipes import find_recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
-from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
-
-DROP = "drop"
-EXPORTS: Mapping[str, TensorType] = {
-    DROP: TYPES["Q4_K"],
-    "q5_k": TYPES["Q5_K"],
-    "q6_k": TYPES["Q6_K"],
-    "q8_0": TYPES["Q8_0"],
-    "f16": F16,
-}
-"""What stock llama.cpp may get in place of a Q4_HIFI tensor: the base without its outliers, or the
-decoded weights in a type that holds them well."""
-
-DEQUANTIZED: Mapping[str, TensorType] = {"F32": F32, "F16": F16, "BF16": BF16}
+from .threads import thread_count
+from .types import F32, Q4_HIFI, TensorType
 
 
 def export_file(
@@ -65,7 +52,7 @@ def export_file(
     :func:`q4hifi.quantize_file` raises.
     """
     if (as_ is None) == (layout is None):
-        raise BadOptionError("choose one of as_ (--as) and layout (--layout)")
+        raise BadOptionError("choose one of `as_` and `layout`")
     if as_ is not None and as_.lower() not in EXPORTS:
         raise BadOptionError(f"cannot export as {as_!r}; choose one of {', '.join(EXPORTS)}")
     if layout is not None and layout not in LAYOUTS:
@@ -102,7 +89,7 @@ def _plan(model: ModelFile, kind: TensorType, layout: str) -> Plan:
             with model.errors_at(tensor.name):
                 raise UnsupportedModelError(
                     f"its companions would have names of more than {MAX_NAME_BYTES} bytes in the {layout}"
-                    " layout; export it in another type with --as (as_=...)"
+                    " layout; export it in another type with `as_=...`"
                 )
         return form
 

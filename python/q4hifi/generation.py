@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .chat import render, template_of
+from .chat import Message, render_words, template_of
 from .errors import BadOptionError
 from .model import Floats, Model, Sampler
 from .model_file import ErrorsAt
@@ -52,7 +52,7 @@ class Writer:
         if len(prompt) >= self._model.n_ctx:
             raise BadOptionError(
                 f"the text so far has {len(prompt)} tokens, which fill the context of {self._model.n_ctx};"
-                " give less text or a longer context (-c)"
+                " give less text or a longer context, `n_ctx`"
             )
         self.effort, self.full = Effort(), False
         tokenizer = self._model.tokenizer
@@ -104,44 +104,84 @@ class Writer:
 
 
 class Chat:
-    """A conversation with a model, by its chat template.
+    """A conversation with a model, by a chat template.
 
-    ``messages`` is all that was said, ``writer`` writes the answers.
+    ``messages`` is all that was said. ``n_forgotten`` of them, the oldest after the system message, are no
+    longer read because the context is too small. ``writer`` writes the answers.
+
+    The prompt is what llama.cpp gives for the same messages. Where the file asks for BOS (``add_bos``), the
+    prompt begins with it, and a BOS that the template writes there as well counts as the same; else BOS
+    is there only if the template writes it. The same goes for EOS (``add_eos``) at the prompt's end.
     """
 
-    def __init__(self, model: Model, sampler: Sampler, *, system: str | None = None) -> None:
-        """Begin, with a system message if given.
+    def __init__(
+        self, model: Model, sampler: Sampler, *, system: str | None = None, template: str | None = None
+    ) -> None:
+        """Begin, with a system message if given; ``template`` replaces the model's own (Jinja text).
 
-        Raises :class:`UnsupportedModelError` where the model has no chat template.
+        Raises :class:`UnsupportedModelError` where there is no template, or one that fails or leaves out
+        what a user says, and :class:`BadOptionError` where it refuses the system message.
         """
         self._model = model
         with ErrorsAt(f"{model.path}: "):
-            self._template = template_of(model.metadata)
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
+            self._template = template_of(model.metadata) if template is None else template
+        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.n_forgotten = 0
         self.writer = Writer(model, sampler)
+        self._prompt([*self.messages, {"role": "user", "content": "Hello"}])
 
     def answer(self, text: str, n: int | None = None) -> Iterator[str]:
-        """Yield the model's answer to ``text`` as it comes, of at most ``n`` tokens.
+        """Return the model's answer to ``text``, piece by piece as it comes, of at most ``n`` tokens.
 
-        What was yielded before an interruption stays part of the conversation. A control token that is
+        If the conversation and an answer of a quarter of the context (or of ``n`` tokens, if that is less)
+        do not fit in the context, the older half of the turns is forgotten, again and again if need be.
+
+        What was written before an interruption stays part of the conversation. A control token that is
         spelled in a message, such as ``<|im_end|>``, is text there; only the template's count.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        tokenizer = self._model.tokenizer
-        shielded = [message | {"content": tokenizer.shield(message["content"])} for message in messages]
-        bos, eos = (
-            "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
-            for token in (tokenizer.bos, tokenizer.eos)
-        )
-        with ErrorsAt(f"{self._model.path}: "):
-            prompt = render(self._template, shielded, bos=bos, eos=eos)
+        prompt = self._fitting_prompt(messages, n)
+        return self._answer(messages, prompt, n)
+
+    def _answer(self, messages: list[Message], prompt: list[int], n: int | None) -> Iterator[str]:
         pieces: list[str] = []
         try:
-            for piece in self.writer.write(
-                tokenizer.encode(prompt, add_special=False, parse_special=True, shield=SHIELD), n
-            ):
+            for piece in self.writer.write(prompt, n):
                 pieces.append(piece)
                 yield piece
         finally:
             if pieces:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _fitting_prompt(self, messages: list[Message], n: int | None) -> list[int]:
+        """Return the prompt of what is not forgotten, and forget what does not fit."""
+        n_ctx = self._model.n_ctx
+        room = n_ctx // 4 if n is None else min(n, n_ctx // 4)
+        first = int(messages[0]["role"] == "system")  # the system message is never forgotten
+        n_forgotten = self.n_forgotten
+        while True:
+            kept = messages[first + n_forgotten :]
+            prompt = self._prompt([*messages[:first], *kept])
+            turns = [i for i, message in enumerate(kept) if message["role"] == "user"]
+            if len(prompt) + room <= n_ctx or len(turns) == 1:
+                break
+            n_forgotten += turns[len(turns) // 2]
+        if len(prompt) < n_ctx:
+            self.n_forgotten = n_forgotten
+        return prompt
+
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        """Return the tokens of messages and of what the template puts around them."""
+        tokenizer = self._model.tokenizer
+        shielded = [{**message, "content": tokenizer.shield(message["content"])} for message in messages]
+        bos, eos = (
+            "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
+            for token in (tokenizer.bos, tokenizer.eos)
+        )
+        with ErrorsAt(f"{self._model.path}: "):
+            prompt = render_words(self._template, shielded, bos=bos, eos=eos)
+            if tokenizer.add_bos:
+                prompt = prompt.removeprefix(bos)
+            if tokenizer.add_eos:
+                prompt = prompt.removesuffix(eos)
+            return tokenizer.encode(prompt, parse_special=True, shield=SHIELD)

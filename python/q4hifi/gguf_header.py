@@ -16,10 +16,9 @@ from itertools import accumulate, pairwise
 from math import prod
 from typing import NamedTuple, NoReturn
 
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
-
 from .errors import BadFileError, Q4HifiError, UnsupportedModelError
 from .file_kinds import HEAD_BYTES, kind_of
+from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from .gguf_io import PositionedFile, os_errors
 from .gguf_metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
 from .layout import FILE_TYPE, FORK, MAX_NAME_BYTES, StoredTensor

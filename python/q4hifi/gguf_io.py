@@ -42,8 +42,8 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
 class PositionedFile:
     """An unbuffered binary file whose reads and writes state their offset; thread safe.
 
-    ``mode`` is "rb" for an existing file, "xb" for one that must not exist yet. All methods raise
-    plain OSError. A context manager, which closes it.
+    ``mode`` is "rb" or "r+b" for an existing file, "xb" or "x+b" for one that must not exist yet. A context
+    manager, which closes it. All methods raise plain OSError.
     """
 
     def __init__(self, path: Path, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
@@ -91,6 +91,10 @@ class PositionedFile:
         except OSError as cause:
             if cause.errno in _NO_ROOM:
                 raise
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to ``size`` bytes."""
+        self._file.truncate(size)
 
     def sync(self) -> None:
         """Return when all that was written is on the disk."""

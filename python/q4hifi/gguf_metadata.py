@@ -11,9 +11,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gguf.constants import GGUFValueType
-
 from .errors import BadOptionError
+from .gguf_constants import GGUFValueType
 
 SCALARS: Mapping[GGUFValueType, struct.Struct] = {
     GGUFValueType.UINT8: struct.Struct("<B"),

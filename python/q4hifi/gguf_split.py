@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
-
 from .errors import BadOptionError
+from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
 from .gguf_header import padded
 from .gguf_metadata import Metadata
 from .layout import StoredTensor
@@ -22,14 +22,11 @@ NO, COUNT, TENSORS = (
 MAX_SHARDS = 0xFFFF  # split.count is a u16
 
 _SHARD_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"(?P<number>[0-9]{1,15})\s*(?P<unit>[a-z]*)", re.IGNORECASE)
-_UNITS = {
-    "": 1,
-    "M": 1000**2,
-    "G": 1000**3,
-    "KIB": 1024,
-    "MIB": 1024**2,
-    "GIB": 1024**3,
+_SIZE = re.compile(r"(?P<number>[0-9]{0,15}\.?[0-9]{1,15})\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_UNITS = {"": 1, "B": 1} | {
+    letter + rest: base**power
+    for power, letter in enumerate("KMG", 1)
+    for rest, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
 
 
@@ -50,6 +47,12 @@ def shard_name(path: Path) -> ShardName | None:
 def shard_paths(folder: Path, prefix: str, count: int) -> tuple[Path, ...]:
     """Paths of all ``count`` shards of a model."""
     return tuple(folder / f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files of the model that ``path`` belongs to, as its name says; they need not exist."""
+    shard = shard_name(path)
+    return shard_paths(path.parent, shard.prefix, shard.total) if shard else (path,)
 
 
 def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
@@ -100,9 +103,16 @@ def assign_shards(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``--split-max-size``: N, or N with M or G (decimal) or KiB, MiB, GiB (binary), any case."""
+    """Bytes of ``--split-max-size`` and ``--target-size``: a number and a unit, in any case.
+
+    K, M and G, with B or without, are decimal, as in llama-gguf-split; KiB, MiB and GiB are binary. No
+    unit, or B, means bytes, a whole number of them. Raises :class:`BadOptionError` for anything else.
+    """
     match = _SIZE.fullmatch(text.strip())
-    size = int(match["number"]) * _UNITS.get(match["unit"].upper(), 0) if match else 0
-    if size == 0:
-        raise BadOptionError(f"{text!r} is not a size above zero; write it as 500M, 4G, 512MiB or in bytes")
-    return size
+    unit = _UNITS.get(match["unit"].upper(), 0) if match else 0
+    size = Fraction(match["number"]) * unit if match else Fraction(0)
+    if size < 1 or (unit == 1 and size.denominator > 1):
+        raise BadOptionError(
+            f"{text!r} is not a size above zero; write it as 500M, 3.5G, 512MiB, 1.2 GB or in bytes"
+        )
+    return int(size)

@@ -8,14 +8,13 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from gguf.constants import GGUFValueType
-
 from .errors import BadOptionError, Q4HifiError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_header import ALIGNMENT_KEY, alignment_of, data_offsets, header_bytes
 from .gguf_io import Buffer, byte_view, os_errors
 from .gguf_metadata import Metadata
@@ -171,7 +170,7 @@ class GgufWriter:
             for new in self._files:
                 with self._disk_errors(new.path, "be completed"):
                     if new.publish():
-                        undo.callback(new.target.unlink, missing_ok=True)
+                        undo.callback(_remove, new.target)
             undo.pop_all()
 
     @contextmanager
@@ -187,3 +186,8 @@ class GgufWriter:
                     f"{path}: the disk is full: the output needs {sum(self.sizes)} bytes,"
                     f" {self._free} were free; make room or choose another folder"
                 ) from cause
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the error that ended the work is the one to report
+        path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -36,10 +36,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, Inputs, known_inputs, pair_count
-from .errors import BadFileError, BadOptionError, NotFiniteError
+from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from .gguf_constants import GGUFValueType
 from .gguf_file import GgufFile
 from .gguf_io import os_errors
 from .gguf_metadata import decode_text
@@ -51,6 +51,8 @@ SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
 FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
+KEY_RUN = "q4hifi.imatrix.run"
+
 SMALLEST_ENTRY = 16
 """Bytes of an entry of the binary form with an empty name and one value."""
 
@@ -78,23 +80,53 @@ class _Entry:
     counts: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsFilter:
+    """Which tensors use an importance matrix: those whose names contain one of ``include``, or all but
+    those whose names contain one of ``exclude``.
+
+    As ``--include-weights`` and ``--exclude-weights`` of llama-quantize: plain substrings, and only one
+    of the two may be given (:class:`BadOptionError`).
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check that not both are given."""
+        if self.include and self.exclude:
+            raise BadOptionError(
+                "`include_weights` and `exclude_weights` cannot be used together; choose one"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the tensor uses the importance matrix."""
+        if self.include:
+            return any(part in name for part in self.include)
+        return not any(part in name for part in self.exclude)
+
+
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """An importance matrix file that was checked to its last value.
+    """An importance matrix file; all that is used of it was checked to its last value.
 
     ``file`` is the path as the caller wrote it, because a quantized file records it so.
     ``chunk_count`` is the number of text chunks measured, ``chunk_size`` their tokens; None where
-    the file does not say.
+    the file does not say. ``names_in_file`` are all tensors that the file has entries of, in use or not.
+    ``run`` is the fingerprint of what :func:`q4hifi.collect_importance` measured it with, by which an
+    interrupted run is resumed; None in files of other programs and of sums.
     """
 
     file: str
     datasets: tuple[str, ...]
     chunk_count: int | None
     chunk_size: int | None
+    names_in_file: tuple[str, ...]
     _entries: Mapping[str, _Entry] = field(repr=False)
     _refining: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
+    run: str | None = None
 
     @property
     def path(self) -> Path:
@@ -103,15 +135,15 @@ class Importance:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors that the file knows, in its order."""
+        """The tensors whose entries are used, in the file's order."""
         return tuple(self._entries)
 
     def __len__(self) -> int:
-        """Return how many tensors the file knows."""
+        """Return how many tensors have entries that are used."""
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether the file knows the tensor."""
+        """Return whether the tensor has an entry that is used."""
         return name in self._entries
 
     @property
@@ -130,14 +162,20 @@ class Importance:
         another number of values than the tensor has columns, except for token embeddings, which
         then go without.
         """
+        if not self.has_weights(name, row_length, n_matrices):
+            return None
+        return self._means(name).reshape(n_matrices, row_length)
+
+    def has_weights(self, name: str, row_length: int, n_matrices: int) -> bool:
+        """Return whether :meth:`weights` gives weights, without reading them; raises what it raises."""
         entry = self._entries.get(name)
         if entry is None:
-            return None
+            return False
         if entry.n_values != row_length * n_matrices:
             if name in TOLERATED:
-                return None
+                return False
             raise self._of_another_model(name, entry, row_length, n_matrices)
-        return self._means(name).reshape(n_matrices, row_length)
+        return True
 
     def refining(self) -> Importance:
         """Return it with the matrices, too, that only refined encodings go by."""
@@ -202,9 +240,12 @@ class Importance:
         known = None if weights is None else self.correlated_name(name)
         if known is None:
             return known_inputs(columns, threads=threads)
-        entry = self._entries[known]
-        if entry.n_values != row_length:
-            raise self._of_another_model(known, entry, row_length, 1)
+        entry = self._correlations[known]
+        if entry.n_values != pair_count(row_length):
+            raise BadFileError(
+                f"{self.file}: {known} has {entry.n_values} correlations, and {row_length} columns have"
+                f" {pair_count(row_length)}; use an imatrix made from this model"
+            )
         tokens = float(entry.counts[0])
         return known_inputs(columns, self.correlations(known), tokens, threads=threads)
 
@@ -239,7 +280,7 @@ class Importance:
             sums = np.fromfile(entry.path, "<f4", entry.n_values, offset=entry.offset)
         if sums.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        _check_values(sums, f"{self.file}: {name}")
+        _check_values(sums, f"{self.file}: {name}", name)
         return sums.reshape(entry.counts.size, -1), entry.counts
 
     def _means(self, name: str) -> Floats:
@@ -251,17 +292,10 @@ class Importance:
     def filtered(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Importance:
         """Keep the tensors whose names contain one of ``include``, or drop those of ``exclude``.
 
-        As ``--include-weights`` and ``--exclude-weights`` of llama-quantize: plain substrings, and
-        only one of the two may be given (:class:`BadOptionError`).
+        As :func:`load_importance` does, of a file that is checked already.
         """
-        if include and exclude:
-            raise BadOptionError("include-weights and exclude-weights cannot be used together; choose one")
-        kept = {
-            name: entry
-            for name, entry in self._entries.items()
-            if (not include or any(part in name for part in include))
-            and not any(part in name for part in exclude)
-        }
+        chosen = WeightsFilter(include, exclude)
+        kept = {name: entry for name, entry in self._entries.items() if name in chosen}
         return replace(self, _entries=kept)
 
     def metadata(self) -> list[tuple[str, str | int, GGUFValueType]]:
@@ -286,42 +320,70 @@ def _recorded(text: str) -> str:
     return decode_text(text.encode("utf-8", "surrogateescape")[:RECORDED_BYTES])
 
 
-def _check_values(values: npt.NDArray[np.floating[Any]], where: str) -> None:
-    """Raise, with the place of the first bad one, if a value is not finite or is negative."""
+def _again(name: str) -> str:
+    """What to do about a bad entry."""
+    return f"make the imatrix again, or leave it out with `exclude_weights={name}`"
+
+
+def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) -> None:
+    """Raise, with the place of the first bad one, if a value of the tensor ``name`` is no sum of squares."""
     for bad, error, what in (
         (~np.isfinite(values), NotFiniteError, "not finite"),
         (values < 0, BadFileError, "negative"),
     ):
         if bad.any():
             i = int(bad.argmax())
-            raise error(f"{where}: value {i} is {what} ({values[i]}); make the imatrix again")
+            raise error(f"{where}: value {i} is {what} ({values[i]}); {_again(name)}")
 
 
-def load_importance(path: str | os.PathLike[str]) -> Importance:
-    """Open an importance matrix file of either form and check all of it.
+def load_importance(
+    path: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Importance:
+    """Open an importance matrix file of either form and check all that is used of it.
+
+    ``include`` and ``exclude`` are those of :class:`WeightsFilter`. A bad entry of a tensor that does not
+    use the matrix is no error. What the file says besides of such a tensor's errors and inputs (Fisher
+    information, correlations) is kept, as others depend on it, unless it is bad.
 
     Raises :class:`BadFileError` where the file is damaged or is something else, and
     :class:`NotFiniteError` where it holds NaN or infinity.
     """
     file = os.fspath(path)
+    chosen = WeightsFilter(include, exclude)
     if not os.path.isfile(file):  # opening a pipe would wait for its writer
         raise BadFileError(f"{file}: there is no such file")
     with os_errors(Path(file), "read the importance matrix", BadFileError), open(file, "rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
         stream.seek(0)
-        importance = _read_gguf(file) if is_gguf else _read_binary(file, stream)
+        importance = _read_gguf(file, chosen) if is_gguf else _read_binary(file, stream, chosen)
     for name in importance.names:  # now, rather than in the middle of hours of work
         importance._means(name)
     for name in importance.refining_names:
         importance.refining_sums(name)
-    for name in importance.fisher_names:
-        importance.fisher_sums(name)
-    for name in importance.correlated_names:
-        importance.correlations(name)
-    return importance
+    return replace(
+        importance,
+        _fisher=_sound(importance._fisher, importance.fisher_sums, chosen),
+        _correlations=_sound(importance._correlations, importance.correlations, chosen),
+    )
 
 
-def _read_gguf(file: str) -> Importance:
+def _sound(
+    entries: Mapping[str, _Entry], read: Callable[[str], object], chosen: WeightsFilter
+) -> dict[str, _Entry]:
+    """The entries that ``read`` accepts; it must accept all of chosen tensors."""
+    found = {}
+    for name, entry in entries.items():
+        try:
+            read(name)
+        except Q4HifiError:
+            if name in chosen:
+                raise
+        else:
+            found[name] = entry
+    return found
+
+
+def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
     with GgufFile.open(file) as gguf:
         datasets = gguf.metadata.get("imatrix.datasets")
         if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
@@ -333,69 +395,87 @@ def _read_gguf(file: str) -> Importance:
             _checked_count(gguf.metadata.get(key), f"{file}: key {key}")
             for key in ("imatrix.chunk_count", "imatrix.chunk_size")
         )
-        entries = dict(_gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX))
-        refining = dict(_gguf_entries(file, gguf, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX))
-        fisher = dict(_gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX))
-        correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}))
-    if not entries:
+        names = _gguf_names(gguf, SUMS_SUFFIX, COUNTS_SUFFIX)
+        entries = _gguf_entries(file, gguf, SUMS_SUFFIX, COUNTS_SUFFIX, chosen)
+        refining = _gguf_entries(file, gguf, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX, chosen)
+        fisher = _gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX, chosen)
+        correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}, chosen))
+        run = gguf.metadata.get(KEY_RUN)
+    if not names:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
-    known = (entries, refining, fisher, correlated)
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, *known)
+    names_in_file = tuple(dict.fromkeys((*names, *_gguf_names(gguf, REFINING_SUFFIX))))
+    used, refining = (
+        {name: entry for name, entry in known.items() if name in chosen} for known in (entries, refining)
+    )
+    run = run if isinstance(run, str) else None
+    known = (used, refining, fisher, correlated)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *known, run)
+
+
+def _gguf_names(gguf: GgufFile, *suffixes: str) -> tuple[str, ...]:
+    """The tensors of the model that have a stored tensor with one of the suffixes, in the file's order."""
+    found = {t.removesuffix(suffix): None for t in gguf.tensors for suffix in suffixes if t.endswith(suffix)}
+    return tuple(found)
 
 
 def _gguf_entries(
-    file: str, gguf: GgufFile, sums_suffix: str, counts_suffix: str
-) -> Iterator[tuple[str, _Entry]]:
-    tensors = gguf.tensors
-    names = {
-        tensor.removesuffix(suffix): None
-        for tensor in tensors
-        for suffix in (sums_suffix, counts_suffix)
-        if tensor.endswith(suffix)
-    }
-    for name in names:
-        sums, counts = tensors.get(name + sums_suffix), tensors.get(name + counts_suffix)
-        if sums is None or counts is None:
-            missing = sums_suffix if sums is None else counts_suffix
-            raise BadFileError(f"{file}: tensor {name}{missing} is missing; make the imatrix again")
-        for tensor in (sums, counts):
-            if tensor.type.name != "F32":
-                raise BadFileError(f"{file}: tensor {tensor.name} is {tensor.type.name}, which must be F32")
-        n_values, n_counts = prod(sums.shape), prod(counts.shape)
-        if n_values == 0 or n_counts == 0 or n_values % n_counts:
+    file: str, gguf: GgufFile, sums_suffix: str, counts_suffix: str, chosen: WeightsFilter
+) -> dict[str, _Entry]:
+    """The entries by name, but for bad ones of tensors that are not ``chosen``."""
+    found = {}
+    for name in _gguf_names(gguf, sums_suffix, counts_suffix):
+        try:
+            found[name] = _gguf_entry(file, gguf, name, sums_suffix, counts_suffix)
+        except Q4HifiError:
+            if name in chosen:
+                raise
+    return found
+
+
+def _gguf_entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_suffix: str) -> _Entry:
+    sums, counts = gguf.tensors.get(name + sums_suffix), gguf.tensors.get(name + counts_suffix)
+    if sums is None or counts is None:
+        missing = sums_suffix if sums is None else counts_suffix
+        raise BadFileError(f"{file}: tensor {name}{missing} is missing; {_again(name)}")
+    for tensor in (sums, counts):
+        if tensor.type.name != "F32":
             raise BadFileError(
-                f"{file}: {name} has {n_values} sums for {n_counts} counts, which must divide them; "
-                "make the imatrix again"
+                f"{file}: tensor {tensor.name} is {tensor.type.name}, which must be F32; {_again(name)}"
             )
-        measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
-        _check_values(measured, f"{file}: tensor {counts.name}")
-        if measured.max() > MAX_COUNT:
-            raise BadFileError(
-                f"{file}: tensor {counts.name} counts {measured.max():g} tokens; it is damaged"
-            )
-        rounded = np.floor(measured + 0.5).astype(np.float32)  # halves up, as llama-quantize rounds
-        yield name, _Entry(gguf.paths[sums.shard], sums.offset, n_values, rounded)
+    n_values, n_counts = prod(sums.shape), prod(counts.shape)
+    if n_values == 0 or n_counts == 0 or n_values % n_counts:
+        raise BadFileError(
+            f"{file}: {name} has {n_values} sums for {n_counts} counts, which must divide them;"
+            f" {_again(name)}"
+        )
+    measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
+    _check_values(measured, f"{file}: tensor {counts.name}", name)
+    if measured.max() > MAX_COUNT:
+        raise BadFileError(
+            f"{file}: tensor {counts.name} counts {measured.max():g} tokens; it is damaged; {_again(name)}"
+        )
+    rounded = np.floor(measured + 0.5).astype(np.float32)  # halves up, as llama-quantize rounds
+    return _Entry(gguf.paths[sums.shard], sums.offset, n_values, rounded)
 
 
 def _gguf_correlations(
-    file: str, gguf: GgufFile, entries: Mapping[str, _Entry]
+    file: str, gguf: GgufFile, entries: Mapping[str, _Entry], chosen: WeightsFilter
 ) -> Iterator[tuple[str, _Entry]]:
-    for stored, tensor in gguf.tensors.items():
-        name = stored.removesuffix(CORRELATIONS_SUFFIX)
-        if name == stored:
-            continue
-        if tensor.type.name != "I8":
-            raise BadFileError(f"{file}: tensor {stored} is {tensor.type.name}, which must be I8")
+    for name in _gguf_names(gguf, CORRELATIONS_SUFFIX):
+        tensor = gguf.tensors[name + CORRELATIONS_SUFFIX]
         entry, n_values = entries.get(name), prod(tensor.shape)
-        if entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
-            raise BadFileError(
-                f"{file}: {stored} has {n_values} correlations, which are not those of as many columns as"
-                f" {name}{SUMS_SUFFIX} has; make the imatrix again"
-            )
-        yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
+        if tensor.type.name != "I8":
+            problem = f"is {tensor.type.name}, which must be I8"
+        elif entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
+            problem = f"has {n_values} correlations, which are not those of as many columns as its sums"
+        else:
+            yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
+            continue
+        if name in chosen:
+            raise BadFileError(f"{file}: tensor {tensor.name} {problem}; {_again(name)}")
 
 
-def _read_binary(file: str, stream: BinaryIO) -> Importance:
+def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importance:
     read = _Reader(file, stream)
     n_entries = read.i32("the number of entries")
     if not 1 <= n_entries <= min(MAX_ENTRIES, read.left // SMALLEST_ENTRY):
@@ -403,16 +483,21 @@ def _read_binary(file: str, stream: BinaryIO) -> Importance:
             f"{file}: claims {n_entries} entries in {read.left} bytes; "
             "the file is not an importance matrix of llama.cpp, or it is damaged"
         )
+    names: dict[str, None] = {}
     entries: dict[str, _Entry] = {}
     for i in range(n_entries):
         name = read.text(f"the name of entry {i}")
-        if name in entries:
+        if name in names:
             raise BadFileError(f"{file}: entry {i} is a second one of {name}; make the imatrix again")
-        calls = _checked_count(read.i32(f"the calls of {name}"), f"{file}: calls of {name}")
-        n_values = read.i32(f"the length of {name}")
-        if n_values < 1:
-            raise BadFileError(f"{file}: {name} has {n_values} values; make the imatrix again")
+        names[name] = None
+        calls, n_values = read.i32(f"the calls of {name}"), read.i32(f"the length of {name}")
         offset = read.skip(4 * n_values, f"the values of {name}")
+        if name not in chosen:
+            continue
+        if calls < 0:
+            raise BadFileError(f"{file}: calls of {name} is {calls}, below zero; {_again(name)}")
+        if n_values < 1:
+            raise BadFileError(f"{file}: {name} has {n_values} values; {_again(name)}")
         entries[name] = _Entry(Path(file), offset, n_values, np.full(1, calls or 1, np.float32))
     chunk_count, datasets = None, tuple[str, ...]()
     if read.left:
@@ -421,7 +506,7 @@ def _read_binary(file: str, stream: BinaryIO) -> Importance:
         datasets = (dataset,)
     if read.left:
         raise BadFileError(f"{file}: {read.left} bytes follow the end; the file is damaged")
-    return Importance(file, datasets, chunk_count, None, entries)
+    return Importance(file, datasets, chunk_count, None, tuple(names), entries)
 
 
 def _checked_count(value: object, where: str) -> int:

@@ -14,33 +14,50 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGUFValueType
 
 from .correlations import Correlations, correlations_of, products_of
 from .errors import BadOptionError
+from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
-from .gguf_write import GgufWriter
+from .gguf_write import GgufWriter, file_sizes
 from .importance import (
     CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
     FISHER_SUFFIX,
+    KEY_RUN,
     REFINING_COUNTS_SUFFIX,
     REFINING_SUFFIX,
     SUMS_SUFFIX,
     Importance,
 )
 from .layout import StoredTensor
+from .limits import DAT, FORMS, GGUF
 from .output_file import new_file
 from .types import F32, TYPES
 
 Floats = npt.NDArray[np.float32]
 
-GGUF, DAT = "gguf", "dat"
-FORMS = (GGUF, DAT)
-
 I8 = TYPES["I8"]
 I32 = struct.Struct("<i")
+
+
+def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
+    """Return the form to write ``path`` in: ``form``, or the one that the name ends in, or GGUF.
+
+    Raises :class:`BadOptionError` where ``form`` is unknown, and where the name says another.
+    """
+    if form not in (None, *FORMS):
+        raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    named = Path(path).suffix.lower().removeprefix(".")
+    if named not in FORMS:
+        return form or GGUF
+    if form not in (None, named):
+        raise BadOptionError(
+            f"{os.fspath(path)}: the name says {named}, and `form` is {form};"
+            f" name it {Path(path).with_suffix('.' + form)}, or leave `form` out"
+        )
+    return named
 
 
 class ColumnSums(NamedTuple):
@@ -77,7 +94,8 @@ class ImportanceSums:
     matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
     squares, or nothing. ``products`` has the sums of products of pairs of columns, float32 [pairs]
     (:mod:`q4hifi.correlations`); matrices of the same inputs have them once. ``refining`` has matrices that
-    only refined encodings go by: that which makes the logits, where it is not among ``tensors``.
+    only refined encodings go by: that which makes the logits, where it is not among ``tensors``. ``run`` is
+    the fingerprint of what they were measured with (:attr:`q4hifi.Importance.run`).
     """
 
     tensors: Mapping[str, ColumnSums]
@@ -86,6 +104,7 @@ class ImportanceSums:
     fisher: Mapping[str, ColumnSums] = field(default_factory=dict)
     products: Mapping[str, Floats] = field(default_factory=dict)
     refining: Mapping[str, ColumnSums] = field(default_factory=dict)
+    run: str | None = None
 
     @property
     def chunk_count(self) -> int:
@@ -108,11 +127,13 @@ class ImportanceSums:
         }
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
         refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
+        known = {**refining, **tensors}
         products = {
-            name: products_of(importance.correlations(name), {**refining, **tensors}[name].squares[0])
+            name: products_of(importance.correlations(name), known[name].squares[0])
             for name in importance.correlated_names
+            if name in known
         }
-        return cls(tensors, importance.datasets, size, fisher, products, refining)
+        return cls(tensors, importance.datasets, size, fisher, products, refining, importance.run)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
@@ -135,17 +156,17 @@ class ImportanceSums:
         self,
         path: str | os.PathLike[str],
         *,
-        form: str = GGUF,
+        form: str | None = None,
         overwrite: bool = False,
         sources: Sequence[Path] = (),
     ) -> None:
         """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
 
-        What llama.cpp passes over, Fisher information and so on, is in the first form only.
-        ``sources`` are files that ``path`` must not be.
+        None takes the form that the name of ``path`` ends in (:func:`form_of`). What llama.cpp ignores,
+        Fisher information and so on, is in the GGUF form only. ``sources`` are files that ``path`` must
+        not be. Raises :class:`BadOptionError` for a form that the name contradicts.
         """
-        if form not in FORMS:
-            raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+        form = form_of(path, form)
         if not self.tensors:
             raise BadOptionError(f"{path}: there is nothing to write; no matrix saw an input")
         if form == DAT:
@@ -153,20 +174,24 @@ class ImportanceSums:
                 file.writelines(self._dat())
             return
         tensors = dict(self._gguf_tensors())
-        stored = [
-            StoredTensor(name, _ggml_shape(values), I8 if values.dtype == np.int8 else F32)
-            for name, values in tensors.items()
-        ]
+        stored = [_stored(name, values) for name, values in tensors.items()]
         with GgufWriter(path, self._metadata(), stored, overwrite=overwrite, sources=sources) as writer:
             for name, values in tensors.items():
                 writer.write_at(name, 0, np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
             writer.commit()
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file in the first form."""
+        stored = [_stored(name, values) for name, values in self._gguf_tensors()]
+        return sum(file_sizes(self._metadata(), stored))
+
     def _metadata(self) -> Metadata:
         pairs = Metadata().with_value("general.type", "imatrix", GGUFValueType.STRING)
         pairs = pairs.with_value("imatrix.datasets", list(self.datasets), GGUFValueType.STRING)
         pairs = pairs.with_value("imatrix.chunk_count", self.chunk_count, GGUFValueType.UINT32)
-        return pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+        pairs = pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+        return pairs if self.run is None else pairs.with_value(KEY_RUN, self.run, GGUFValueType.STRING)
 
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
         for of_tensors, suffix, counts_suffix in (
@@ -209,6 +234,10 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
             )
         found[name] = sums if known is None else known + sums
     return found
+
+
+def _stored(name: str, values: Floats | Correlations) -> StoredTensor:
+    return StoredTensor(name, _ggml_shape(values), I8 if values.dtype == np.int8 else F32)
 
 
 def _ggml_shape(values: Floats | Correlations) -> tuple[int, ...]:

@@ -11,45 +11,155 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
 
 import numpy as np
 
-from .chunks import MIN_CONTEXT, Chunks
+from .chunks import Chunks
 from .errors import BadFileError, BadOptionError
-from .gguf_io import os_errors
-from .logits import Codes, Tokens, codes_per_row
-from .output_file import new_file
+from .gguf_io import byte_view, os_errors
+from .limits import MIN_CONTEXT
+from .logits import Codes, Doubles, Tokens, codes_per_row
+from .output_file import PartialFile
 
 MAGIC = b"_logits_"
+PARTIAL = b"part"
 HEAD = struct.Struct("<8siii")
-REMEDY = "make it again with --kl-divergence-base, or with llama-perplexity"
+U32 = struct.Struct("<I")
+REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
 
 
-@dataclass(frozen=True, slots=True)
 class LogProbsWriter:
-    """Writes the answers of one chunk after another; see :func:`write_log_probs`."""
+    """Writes a base file chunk by chunk; a context manager.
 
-    file: BinaryIO
+    Until it is complete it is called ``PATH.partial``, its header begins with :data:`PARTIAL` and the number
+    of chunks that it holds, and behind the answers stands -log of the probability of each scored token,
+    float64: so a run that was interrupted, or killed, can be resumed. ``n_done`` are the chunks it holds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        chunks: Chunks,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        sources: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        """Check the destination; nothing is written yet.
+
+        With ``resume`` a partial file is gone on from, if there is one. Raises :class:`BadOptionError` for a
+        destination that cannot be used.
+        """
+        self._new = PartialFile(path, overwrite=overwrite, resume=resume, sources=sources)
+        self._chunks = chunks
+        self._codes = chunks.n_scored * codes_per_row(chunks.n_vocab)
+        self._at = 0  # codes of the next chunk that are written
+        self.n_done = 0
+
+    @property
+    def partial(self) -> Path:
+        """The file until it is complete."""
+        return self._new.partial
+
+    def __enter__(self) -> LogProbsWriter:
+        """Take the space that the file needs, or find out how far it is.
+
+        Raises :class:`BadOptionError` where the partial file is of another text, and :class:`Q4HifiError`
+        where the disk fails.
+        """
+        tokens = self._chunks.tokens.astype("<i4")
+        size = self._nll_offset(len(self._chunks))
+        with os_errors(self._new.path, f"be written, which takes {size} bytes"):
+            file = self._new.__enter__().file
+            try:
+                if self._new.resumed:
+                    self._resume(tokens.tobytes())
+                else:
+                    file.reserve(size)
+                    file.write(0, memoryview(self._head()))
+                    file.write(HEAD.size, byte_view(tokens))
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._new.keep = self._new.resumed or self.n_done > 0
+        self._new.__exit__(kind, error, trace)
 
     def write(self, codes: Codes) -> None:
-        """Add the next answers, uint16 [rows * codes_per_row]."""
-        self.file.write(codes.astype("<u2", copy=False).data)
+        """Add answers of the next chunk, uint16 [rows * codes_per_row]. Raises :class:`Q4HifiError`."""
+        with os_errors(self._new.path, "be written"):
+            data = codes.astype("<u2", copy=False)
+            self._new.file.write(self._offset(self.n_done) + 2 * self._at, byte_view(data))
+        self._at += codes.size
+
+    def end_chunk(self, nll: Doubles) -> None:
+        """Count the chunk whose answers were written; ``nll`` is float64 [n_scored].
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
+        with os_errors(self._new.path, "be written"):
+            self._new.file.write(self._nll_offset(self.n_done), byte_view(nll.astype("<f8", copy=False)))
+            self.n_done, self._at = self.n_done + 1, 0
+            self._new.file.write(0, memoryview(self._head()))
+
+    def nll(self) -> Doubles:
+        """Read -log of the probability of each scored token of the chunks that are done, float64.
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
+        found = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
+        with os_errors(self._new.path, "be read"):
+            self._new.file.read_into(self._nll_offset(0), byte_view(found))
+        return found.astype(np.float64, copy=False)
+
+    def read(self, chunk: int) -> Codes:
+        """Read the answers of a chunk that is done. Raises :class:`Q4HifiError`."""
+        codes = np.empty(self._codes, "<u2")
+        with os_errors(self._new.path, "be read"):
+            self._new.file.read_into(self._offset(chunk), byte_view(codes))
+        return codes.astype(np.uint16, copy=False)
+
+    def publish(self) -> None:
+        """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
+        with os_errors(self._new.path, "be completed"):
+            self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
+            self._new.file.truncate(self._nll_offset(0))
+            self._new.publish()
+
+    def _offset(self, chunk: int) -> int:
+        """Where the answers of a chunk begin in the file."""
+        return HEAD.size + 4 * self._chunks.tokens.size + 2 * self._codes * chunk
+
+    def _nll_offset(self, chunk: int) -> int:
+        """Where the scores of a chunk begin in the partial file."""
+        return self._offset(len(self._chunks)) + 8 * self._chunks.n_scored * chunk
+
+    def _head(self) -> bytes:
+        return _head(PARTIAL + U32.pack(self.n_done), self._chunks)
+
+    def _resume(self, tokens: bytes) -> None:
+        there = bytearray(self._offset(0))
+        size = self._new.file.read_into(0, memoryview(there))
+        magic, (n_done,) = bytes(there[:4]), U32.unpack_from(there, 4)
+        same = there[8:] == _head(MAGIC, self._chunks)[8:] + tokens
+        if size < len(there) or magic != PARTIAL or not same or n_done > len(self._chunks):
+            raise BadOptionError(
+                f"{self.partial}: was not begun with this text and vocabulary, so it cannot be resumed;"
+                " give the same text and options, or begin anew with `overwrite=True`"
+            )
+        self.n_done = n_done
 
 
-@contextmanager
-def write_log_probs(
-    path: str | os.PathLike[str], chunks: Chunks, n_vocab: int, *, overwrite: bool = False
-) -> Iterator[LogProbsWriter]:
-    """Begin a base file for a text; it appears when the block ends well, complete."""
-    with new_file(path, overwrite=overwrite) as file:
-        file.write(HEAD.pack(MAGIC, chunks.n_ctx, n_vocab, len(chunks)))
-        file.write(chunks.tokens.astype("<i4").data)
-        yield LogProbsWriter(file)
+def _head(magic: bytes, chunks: Chunks) -> bytes:
+    return HEAD.pack(magic, chunks.n_ctx, chunks.n_vocab, len(chunks))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

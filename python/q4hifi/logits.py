@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .errors import NotFiniteError
+from .core_errors import core_errors
+from .errors import BadOptionError, NotFiniteError
+from .threads import thread_count
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]
@@ -47,25 +49,34 @@ def codes_per_row(n_vocab: int) -> int:
     return n_vocab + n_vocab % 2 + 4
 
 
-def token_nll(logits: Logits, tokens: Tokens, *, threads: int = 0) -> Doubles:
+def token_nll(logits: Logits, tokens: Tokens, *, threads: int | None = None) -> Doubles:
     """Return -log of the probability of each token. Raises :class:`NotFiniteError`."""
-    return _finite(_core.token_nll(logits, tokens, threads))
+    with core_errors(BadOptionError):
+        nll = _core.token_nll(logits, tokens, thread_count(threads))
+    return _finite(nll)
 
 
-def encode_log_probs(logits: Logits, tokens: Tokens, *, threads: int = 0) -> tuple[Doubles, Codes]:
+def encode_log_probs(logits: Logits, tokens: Tokens, *, threads: int | None = None) -> tuple[Doubles, Codes]:
     """Return the same and all log-probabilities as codes. Raises :class:`NotFiniteError`."""
-    nll, codes = _core.encode_log_probs(logits, tokens, threads)
+    with core_errors(BadOptionError):
+        nll, codes = _core.encode_log_probs(logits, tokens, thread_count(threads))
     return _finite(nll), codes
 
 
-def divergence(logits: Logits, base: Logits, tokens: Tokens, *, threads: int = 0) -> Divergence:
+def divergence(logits: Logits, base: Logits, tokens: Tokens, *, threads: int | None = None) -> Divergence:
     """Compare with a base model's logits, over the whole vocabulary. Raises :class:`NotFiniteError`."""
-    return _checked(Divergence(*_core.divergence(logits, base, tokens, threads)))
+    with core_errors(BadOptionError):
+        found = _core.divergence(logits, base, tokens, thread_count(threads))
+    return _checked(Divergence(*found))
 
 
-def divergence_from_codes(logits: Logits, base: Codes, tokens: Tokens, *, threads: int = 0) -> Divergence:
+def divergence_from_codes(
+    logits: Logits, base: Codes, tokens: Tokens, *, threads: int | None = None
+) -> Divergence:
     """Compare with a base model's codes. Raises :class:`NotFiniteError`."""
-    return _checked(Divergence(*_core.divergence_from_log_probs(logits, base, tokens, threads)))
+    with core_errors(BadOptionError):
+        found = _core.divergence_from_log_probs(logits, base, tokens, thread_count(threads))
+    return _checked(Divergence(*found))
 
 
 def _checked(found: Divergence) -> Divergence:

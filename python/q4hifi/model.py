@@ -15,13 +15,15 @@ import numpy.typing as npt
 
 from . import _core
 from .architecture import FACTORS, SUPPORTED, config_of, name_of, place_of
+from .core_errors import core_errors
 from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
 from .gguf_io import FileMapping
 from .layout import SPLIT
 from .model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
 from .names import mate_of
-from .rows import Parts, relayout, thread_count
+from .rows import Parts, relayout
 from .tensor import QuantizedTensor
+from .threads import thread_count
 from .tokenizer import Tokenizer
 from .types import Q4_HIFI, TYPES
 
@@ -50,14 +52,14 @@ class Model:
     ) -> None:
         """Load a GGUF model by its file or by any of its shards.
 
-        ``threads`` None is one a core; ``n_ctx`` None is what the model was trained with. Weights are
-        not copied, but mapped from the file, which must not be changed meanwhile.
+        ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was
+        trained with. Weights are not copied, but mapped from the file, which must not be changed meanwhile.
 
         Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
         :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.
         """
         if n_ctx is not None and n_ctx < 1:
-            raise BadOptionError(f"n_ctx is {n_ctx}; it is a number of tokens, at least 1")
+            raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
         with ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
@@ -162,17 +164,16 @@ class Model:
         Embeddings that serve as output do so here, too. Raises :class:`BadOptionError` for a name that
         is not a matrix of the model, and a tensor that has not its shape or cannot be run.
         """
+        places = self._places(name)
         parts = [part.copy() for part in tensor.parts]
         for part in parts:
             part.flags.writeable = False
         kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
         model = copy.copy(self)
-        try:
-            for role, layer in self._places(name):
+        with ErrorsAt(f"{self.path}: {name} cannot be replaced: "), core_errors(BadOptionError):
+            for role, layer in places:
                 entry = (role, layer, kind.id, tensor.shape[-1], tensor.outliers, parts)
                 model._core = model._core.replaced(entry)
-        except ValueError as cause:
-            raise BadOptionError(f"{self.path}: {name} cannot be replaced: {cause.args[0]}") from None
         return model
 
     def _places(self, name: str) -> list[tuple[str, int | None]]:
@@ -199,10 +200,8 @@ class Model:
         :class:`BadOptionError` as :meth:`Sequence.evaluate` does, and for more tokens.
         """
         array = _token_array(tokens, self.n_vocab)
-        try:
+        with core_errors(BadOptionError):
             return self._core.trace(array)
-        except ValueError as cause:
-            raise BadOptionError(str(cause)) from None
 
     def resume(self, trace: Trace, layer: int) -> Floats:
         """Return the logits of a traced text, float32 [n_tokens, n_vocab], taken up where it enters a layer.
@@ -211,10 +210,8 @@ class Model:
         from ``layer`` on; ``n_layer`` takes the states that leave the last. Raises
         :class:`BadOptionError` for a layer that there is not, and a trace of a model of another shape.
         """
-        try:
+        with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError):
             return self._core.resume(trace, layer)
-        except (ValueError, OverflowError) as cause:
-            raise BadOptionError(f"{self.path}: {cause}") from None
 
     def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of every matrix in a text on its own, 512 tokens at most.
@@ -227,12 +224,8 @@ class Model:
         :class:`NotFiniteError` where the model gives no numbers.
         """
         array = _token_array(tokens, self.n_vocab)
-        try:
+        with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError, bad_model=_damaged):
             core = self._core.fisher(array, first, seed)
-        except (ValueError, OverflowError) as cause:
-            raise BadOptionError(f"{self.path}: {cause}") from None
-        except _core.BadModel as cause:
-            raise NotFiniteError(f"{self.path}: {cause.args[0]}; its weights may be damaged") from None
         found = {}
         for name in self._matrices:
             parts = [part for place in self._places(name) if (part := core.of(*place)) is not None]
@@ -293,7 +286,8 @@ class Sequence:
             )
         wanted = _range_of(logits, n)
         core = None if sums is None else sums.core
-        out = self._core.evaluate(array, wanted.start, wanted.stop, core)
+        with ErrorsAt(f"{self._model.path}: "), core_errors(BadOptionError, bad_model=_damaged):
+            out = self._core.evaluate(array, wanted.start, wanted.stop, core)
         if logits == "none":
             return None
         return out[0] if logits == "last" else out
@@ -322,7 +316,7 @@ class Sampler:
         ):
             if not least <= value <= most:
                 allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
-                raise BadOptionError(f"{name} is {value}; choose {allowed}")
+                raise BadOptionError(f"`{name}` is {value}; choose {allowed}")
         self.seed = seed
         self._core = _core.Sampler(temperature, top_k, top_p, min_p, seed)
 
@@ -343,6 +337,16 @@ class InputSums:
         self._places = dict(places)
         if not any(role == "output" for role, _ in places.values()):
             self._places["token_embd.weight"] = ("output", None)  # which serve as output
+
+    def take(self, other: InputSums) -> None:
+        """Add the sums of ``other`` to these, and set those to zero.
+
+        Raises :class:`BadOptionError` where they are of a model of another shape.
+        """
+        try:
+            self.core.take(other.core)
+        except ValueError as cause:
+            raise BadOptionError(str(cause)) from None
 
     def of(self, name: str) -> tuple[npt.NDArray[np.float64], int] | None:
         """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""
@@ -406,26 +410,31 @@ def _load(file: ModelFile, config: object, threads: int) -> _core.Model:
                 for part in tensor.parts:
                     mappings[part.shard].forget(part.offset, part.nbytes)
 
+    def bad_model(message: str, what: str, role: str | None, layer: int | None) -> Q4HifiError:
+        if what == "missing":
+            return BadFileError(
+                f"{path}: there is no tensor {name_of(str(role), layer)}; the file is not complete,"
+                f" or not of the architecture that it names; {SUPPORTED}"
+            )
+        if what == "unknown":
+            return UnsupportedModelError(
+                f"a tensor that a model of this architecture does not have; {SUPPORTED}"
+            )
+        return BadFileError(message)
+
     path = file.paths[0]
     try:
-        return _core.Model(config, tensors(), threads)
-    except _core.BadModel as cause:
-        message, what, role, layer = cause.args
-        if what == "missing":
-            raise BadFileError(
-                f"{path}: there is no tensor {name_of(role, layer)}; the file is not complete,"
-                f" or not of the architecture that it names; {SUPPORTED}"
-            ) from None
-        if what == "unknown":
-            message = f"a tensor that a model of this architecture does not have; {SUPPORTED}"
-            raise UnsupportedModelError(f"{path}: tensor {current}: {message}") from None
-        raise BadFileError(f"{path}: {f'tensor {current}: ' * bool(current)}{message}") from None
-    except Q4HifiError as cause:
-        raise type(cause)(f"{path}: tensor {current}: {cause}") from cause
-    except ValueError as cause:
-        raise BadFileError(f"{path}: tensor {current}: {cause}") from cause
-    except _core.Unavailable as cause:
-        raise BadOptionError(str(cause)) from cause
+        with core_errors(BadFileError, bad_model=bad_model):
+            return _core.Model(config, tensors(), threads)
+    except (BadFileError, UnsupportedModelError) as cause:
+        if str(cause).startswith(f"{path}: "):
+            raise
+        raise type(cause)(f"{path}: {f'tensor {current}: ' * bool(current)}{cause}") from cause
+
+
+def _damaged(message: str, *_: object) -> NotFiniteError:
+    """The error of a model that was loaded and still cannot be evaluated: its logits are not finite."""
+    return NotFiniteError(f"{message}; its weights may be damaged")
 
 
 def _mapped(tensor: ModelTensor, mappings: list[FileMapping]) -> Parts:

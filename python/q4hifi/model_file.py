@@ -209,7 +209,8 @@ class ErrorsAt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Q4HifiError) and not str(error).startswith(self.prefix):
-            raise type(error)(f"{self.prefix}{error}") from error
+            file, colon, _ = self.prefix.partition(": ")  # which the error may name already
+            raise type(error)(self.prefix + str(error).removeprefix(file + colon)) from error
 
 
 def _check_version(model: ModelFile) -> None:

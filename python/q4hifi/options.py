@@ -13,33 +13,67 @@ from .errors import BadOptionError
 from .layout import LAYOUTS, SPLIT
 from .recipes import Recipe, find_recipe
 from .scale import Scale, scale_for
-from .types import MAX_OUTLIERS, Q4_HIFI, tensor_type
+from .tensor_patterns import compile_pattern
+from .text_file import read_text_bytes
+from .types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
+
+TensorTypes = Sequence[tuple[str, str]]
+"""(regular expression, type) pairs; the first that is found in a tensor's name decides its type."""
+
+_OPPOSITES = {r"\B": r"(?!\b)", r"\D": "[^0-9]", r"\S": "[^[:space:]]", r"\W": "[^[:w:]]"}
+"""Escapes that mean the opposite once their case is lowered -> how to write them."""
 
 
 def parse_tensor_type(text: str) -> tuple[str, str]:
-    r"""Split ``REGEX=TYPE`` at its first ``=`` and lower the pattern's case, as llama-quantize does.
+    """Split ``REGEX=TYPE`` at its first ``=`` and lower the pattern's case, as llama-quantize does.
 
-    Escapes such as ``\D`` stay. Raises :class:`BadOptionError` where a side is missing.
+    Blanks around both sides are dropped. Raises :class:`BadOptionError` where a side is missing, and for
+    an escape that would mean its opposite in lower case.
     """
-    pattern, _, kind = text.partition("=")
+    pattern, _, kind = (side.strip() for side in text.partition("="))
     if not (pattern and kind):
         raise BadOptionError(f"--tensor-type {text!r}: write REGEX=TYPE, for example attn_v=q6_k")
-    return re.sub(r"\\.|[A-Z]", lambda m: m[0] if m[0][0] == "\\" else m[0].lower(), pattern), kind
+    if "=" in kind:
+        raise BadOptionError(
+            f"--tensor-type {text!r}: the first = ends the pattern, so {kind!r} would be the type;"
+            r" write \x3d for the character in a pattern"
+        )
+    for escape in re.findall(r"\\.", pattern):
+        if escape in _OPPOSITES:
+            raise BadOptionError(
+                f"--tensor-type {text!r}: llama-quantize lowers the case of a pattern, and {escape} would"
+                f" become {escape.lower()}; write {_OPPOSITES[escape]}"
+            )
+    return re.sub("[A-Z]", lambda letter: letter[0].lower(), pattern), kind
 
 
 def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
-    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` entries apart by spaces or newlines.
+    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` entries apart by spaces or line ends, in UTF-8.
 
     Raises :class:`BadOptionError` where it cannot be read as that.
     """
     try:
-        entries = Path(path).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text_bytes(path).decode("utf-8-sig")
+        lines = text.split("\n")
+        rules = [
+            _rule_in_file(entry, number)
+            for number, line in enumerate(lines, 1)
+            for entry in re.split(r"[ \t\r\v\f]+", re.sub(r"[ \t]*=[ \t]*", "=", line))
+            if entry
+        ]
+    except (BadOptionError, UnicodeDecodeError) as error:
         raise BadOptionError(f"--tensor-type-file {path}: {error}") from error
+    if not rules:
+        raise BadOptionError(f"--tensor-type-file {path}: holds no entries; write REGEX=TYPE in it")
+    return tuple(rules)
+
+
+def _rule_in_file(entry: str, line: int) -> tuple[str, str]:
     try:
-        return tuple(parse_tensor_type(entry) for entry in entries)
+        return parse_tensor_type(entry)
     except BadOptionError as error:
-        raise BadOptionError(f"{path}: {error}") from None
+        comment = "; such a file has no comments" if entry.startswith("#") else ""
+        raise BadOptionError(f"line {line}: {error}{comment}") from None
 
 
 SCALE, MEASURED = "scale", "measured"
@@ -50,12 +84,16 @@ DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
 """With an imatrix or without -> the coverage where the user's options ask for none."""
 
 
+def _keywords(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join(f"`{name}`" for name in names)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the user asked for; every field is checked on construction (:class:`BadOptionError`).
 
-    ``tensor_types`` holds (regular expression, type) pairs: the first that is found in a tensor's
-    name decides its type. None leaves a choice to the recipe and the model's scale.
+    ``tensor_types`` holds (regular expression, type) pairs (:mod:`q4hifi.tensor_patterns`): the first that
+    is found in a tensor's name decides its type. None leaves a choice to the recipe and the model's scale.
 
     ``target_size`` (bytes of the file), ``target_bpw`` (bits a weight) and ``like`` (a recipe, whose size
     counts) are budgets of measured coverage, ``stock`` keeps it to types that stock llama.cpp loads, and
@@ -68,7 +106,7 @@ class Options:
     outliers: int | None = None
     ffn_down_coverage: float | None = None
     minimal: bool = False
-    tensor_types: Sequence[tuple[str, str]] = ()
+    tensor_types: TensorTypes = ()
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
@@ -86,23 +124,21 @@ class Options:
     def __post_init__(self) -> None:
         """Check every field, and that they fit together."""
         recipe = self.recipe
-        named = [kind for _, kind in self.tensor_types]
-        named += [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
+        named = [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
         kinds = {tensor_type(kind, codec=False) for kind in named}  # what cannot be encoded can be kept
-        for pattern, _ in self.tensor_types:
-            compile_pattern(pattern)
+        kinds |= {_checked_rule(pattern, kind) for pattern, kind in self.tensor_types}
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
         if self.outliers is not None and self.outliers not in range(MAX_OUTLIERS + 1):
-            raise BadOptionError(f"outliers is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
+            raise BadOptionError(f"`outliers` is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
         if self.ffn_down_coverage is not None and not 0 <= self.ffn_down_coverage <= 1:
-            raise BadOptionError(f"ffn_down_coverage is {self.ffn_down_coverage}; choose 0 to 1")
+            raise BadOptionError(f"`ffn_down_coverage` is {self.ffn_down_coverage}; choose 0 to 1")
         if recipe.default is None and kinds:
             raise BadOptionError("COPY changes no tensor's type; leave out the options that name types")
         if recipe.default != Q4_HIFI and (self.minimal or self.ffn_down_coverage is not None):
-            raise BadOptionError(f"minimal and ffn_down_coverage are for type Q4_HIFI, not {recipe.name}")
+            raise BadOptionError(f"`minimal` and `ffn_down_coverage` are for type Q4_HIFI, not {recipe.name}")
         if self.outliers is not None and Q4_HIFI not in {recipe.default, *kinds}:
-            raise BadOptionError(f"outliers is for Q4_HIFI, and {recipe.name} makes no such tensor")
+            raise BadOptionError(f"`outliers` is for Q4_HIFI, and {recipe.name} makes no such tensor")
         self._check_coverage()
 
     def _check_coverage(self) -> None:
@@ -110,24 +146,27 @@ class Options:
             raise BadOptionError(f"unknown coverage {self.coverage!r}; choose one of {', '.join(COVERAGES)}")
         measured, by_scale = self._only_measured, self._only_scale
         if self.recipe.default != Q4_HIFI and (self.coverage is not None or measured):
-            what = ", ".join(measured) or "coverage"
+            what = _keywords(measured) or "`coverage`"
             raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
         if measured and (self.coverage == SCALE or by_scale):
             raise BadOptionError(
-                f"{', '.join(measured)}: for coverage measured, and not with {', '.join(by_scale) or 'scale'}"
+                f"{_keywords(measured)}: for `coverage='measured'`, and not with "
+                + (_keywords(by_scale) or "`coverage='scale'`")
             )
         if self.coverage == MEASURED and by_scale:
-            raise BadOptionError(f"{', '.join(by_scale)}: not for coverage measured, which decides by errors")
+            raise BadOptionError(
+                f"{_keywords(by_scale)}: not for `coverage='measured'`, which decides by errors"
+            )
         for rivals in (("target_size", "target_bpw", "like"), ("sensitivities", "calibrate")):
             given = [name for name in measured if name in rivals]
             if len(given) > 1:
-                raise BadOptionError(f"{' and '.join(given)} cannot go together; choose one")
+                raise BadOptionError(f"{_keywords(given, ' and ')} cannot go together; choose one")
         if self.target_size is not None and self.target_size <= 0:
-            raise BadOptionError(f"target_size is {self.target_size}; give a number of bytes")
+            raise BadOptionError(f"`target_size` is {self.target_size}; give a number of bytes")
         if self.target_bpw is not None and not 0 < self.target_bpw < inf:
-            raise BadOptionError(f"target_bpw is {self.target_bpw}; give a number of bits above zero")
+            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits above zero")
         if self.like is not None and find_recipe(self.like).default in (None, Q4_HIFI):
-            raise BadOptionError(f"like is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
+            raise BadOptionError(f"`like` is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
 
     @property
     def _only_measured(self) -> list[str]:
@@ -168,9 +207,10 @@ class Options:
         return scale
 
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern of ``tensor_types``; :class:`BadOptionError` if it is none."""
+def _checked_rule(pattern: str, kind: str) -> TensorType:
+    """The type of a rule whose pattern and type are sound."""
+    compile_pattern(pattern)
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise BadOptionError(f"tensor_types: {pattern!r} is no regular expression: {error}") from None
+        return tensor_type(kind, codec=False)
+    except BadOptionError as error:
+        raise BadOptionError(f"--tensor-type {pattern}={kind}: {error}") from None

@@ -9,6 +9,7 @@ Every command and function that writes a file goes through :class:`NewFile`, so 
   nothing is left of a run that is killed. Elsewhere it is a hidden file beside the destination,
   ``.NAME.q4hifi-XXXXXXXX.part``, locked while its owner lives: the next run to the same destination
   removes those without an owner.
+- Work that can be resumed is written to ``NAME.partial`` instead (:class:`PartialFile`), which stays.
 """
 
 from __future__ import annotations
@@ -86,8 +87,7 @@ def _not_streamed(path: str | os.PathLike[str]) -> BadOptionError:
 
 def _exists(path: str | os.PathLike[str]) -> BadOptionError:
     return BadOptionError(
-        f"{path}: exists already; choose another destination, or allow to replace it with --overwrite"
-        " (overwrite=True)"
+        f"{path}: exists already; choose another destination, or allow to replace it with `overwrite=True`"
     )
 
 
@@ -131,7 +131,8 @@ class NewFile:
         """Close the file, and remove it if it was not published."""
         with suppress(OSError):  # what went wrong before is what the user should hear of
             self.file.close()
-        self._remove_part()
+        with suppress(OSError):
+            self._remove_part()
 
     def publish(self) -> bool:
         """Bring the file to the disk and put it in its place; return whether the place was empty before.
@@ -272,6 +273,69 @@ def _lock(file: PositionedFile) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def check_writable(
+    path: str | os.PathLike[str], overwrite: bool = False, sources: Sequence[str | os.PathLike[str]] = ()
+) -> Path:
+    """Do as :func:`check_destination`, and make sure that a file can be made there; it is removed again.
+
+    Raises :class:`Q4HifiError` where that fails.
+    """
+    with os_errors(Path(path), "be written"), NewFile(path, overwrite=overwrite, sources=sources) as new:
+        return new.target
+
+
+class PartialFile(NewFile):
+    """A file on its way to a destination that can be resumed: until then it is ``PATH.partial``, and stays.
+
+    ``resumed`` says whether it was there before, ``keep`` whether it stays if it is not published.
+    """
+
+    keep = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        sources: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        """Check the destination, as :func:`check_destination` does; nothing is written yet.
+
+        Raises :class:`BadOptionError`, too, where the partial file is there and neither ``resume`` nor
+        ``overwrite`` is given.
+        """
+        super().__init__(path, overwrite=overwrite, sources=sources)
+        self.partial = self.target.with_name(f"{self.target.name}.partial")
+        check_destination(self.partial, True, sources)
+        self.resumed = resume and self.partial.exists()
+        if self.partial.exists() and not (resume or overwrite):
+            raise BadOptionError(
+                f"{self.partial}: is there from a run that did not end; go on from it with"
+                " `resume=True`, or begin anew with `overwrite=True`"
+            )
+
+    def __enter__(self) -> PartialFile:
+        """Open the partial file. Raises OSError where that fails, and BadOptionError where it is in use."""
+        there = self.partial.exists()
+        self.file = PositionedFile(self.partial, "r+b" if there else "x+b")
+        if _lock(self.file) is False:
+            self.file.close()
+            raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
+        self._part = self.partial
+        if there and not self.resumed:
+            self.file.truncate(0)
+        return self
+
+    def _remove_part(self) -> None:
+        """Remove the name if the file has the destination's, too, or is not to be kept."""
+        if self._part is not None:
+            placed = self.target.exists() and os.path.samefile(self._part, self.target)
+            if placed or not self.keep:
+                super()._remove_part()
+        self._part = None
 
 
 @contextmanager

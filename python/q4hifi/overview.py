@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
 
-from gguf.constants import GGUFValueType, LlamaFileType
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from .errors import Q4HifiError
+from .gguf_constants import GGUFValueType, LlamaFileType
 from .gguf_metadata import Metadata
 from .gguf_survey import Survey, survey
 from .layout import FILE_TYPE, FORK
 from .model_file import ModelFile
 from .names import role_of
-from .report import human_bytes, new_table, paragraphs, printable, unbroken
+from .report import new_table, paragraphs, unbroken
+from .wording import human_bytes, printable
 
 SHOWN = 60
 """Characters of a metadata value that the table shows."""

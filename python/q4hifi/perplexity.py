@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .chunks import Chunks, ModelOrPath, Progress, Text, errors_in, opened
+from .chunks import Chunks, LanguageModel, ModelOrPath, Progress, Text, errors_in, opened
+from .errors import BadOptionError
 from .estimates import Estimate, mean
-from .log_probs_file import write_log_probs
+from .gguf_split import files_of
+from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll
+from .saver import OnSave
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,40 +69,81 @@ def perplexity(
     threads: int | None = None,
     save_log_probs: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     dataset: str = "the text",
     progress: Progress | None = None,
     on_chunk: Callable[[Perplexity], None] | None = None,
+    on_save: OnSave | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a model on a text, by llama-perplexity's protocol.
 
     ``model`` is a path or an open model; ``text`` a string or its tokens, which must fill two chunks
-    of ``n_ctx``; only the first ``n_chunks`` are used if given. ``save_log_probs`` writes a base file
-    for :func:`q4hifi.kl_divergence` and llama-perplexity. ``dataset`` is what errors call the text.
-    ``on_chunk`` gets the result so far after each chunk. Raises :class:`BadOptionError` for a text
-    that is too short, :class:`NotFiniteError` where the model's logits are.
+    of ``n_ctx``; only the first ``n_chunks`` are used if given. ``dataset`` is what errors call the text.
+    ``on_chunk`` gets the result so far after each chunk.
+
+    ``save_log_probs`` writes a base file for :func:`q4hifi.kl_divergence` and llama-perplexity. Until it is
+    complete it is called ``PATH.partial``; ``resume`` goes on from that file.
+    ``on_save`` gets the number of chunks in it after each chunk. ``overwrite`` lets it replace a file.
+
+    Raises :class:`BadOptionError` for a text that is too short and a file that cannot be written or resumed,
+    :class:`NotFiniteError` where the model's logits are not finite.
     """
     started = time.perf_counter()
-    found: list[Doubles] = []
     with opened(model, n_ctx=n_ctx, threads=threads) as lm, ExitStack() as stack:
         chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
         writer = None
         if save_log_probs is not None:
+            sources = files_of(Path(lm.path))
             writer = stack.enter_context(
-                write_log_probs(save_log_probs, chunks, lm.n_vocab, overwrite=overwrite)
+                LogProbsWriter(save_log_probs, chunks, overwrite=overwrite, resume=resume, sources=sources)
             )
-        for chunk in range(len(chunks)):
+        found = [] if writer is None else _resumed(lm, chunks, writer, threads or 0)
+        for chunk in range(len(found), len(chunks)):
             if progress is not None:
                 progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
             with errors_in(lm, chunk):
-                for logits, tokens in chunks.answers(chunks.begin(lm, chunk), chunk):
-                    if writer is None:
-                        found.append(token_nll(logits, tokens, threads=threads or 0))
-                    else:
-                        nll, codes = encode_log_probs(logits, tokens, threads=threads or 0)
-                        found.append(nll)
-                        writer.write(codes)
+                found.append(_scored(lm, chunks, chunk, writer, threads or 0))
+            if writer is not None:
+                writer.end_chunk(found[-1])
+                if on_save is not None:
+                    on_save(writer.n_done)
             seconds = time.perf_counter() - started
             result = Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(found))
             if on_chunk is not None:
                 on_chunk(result)
-    return result
+        if writer is not None:
+            writer.publish()
+        seconds = time.perf_counter() - started
+        return Perplexity(str(lm.path), n_ctx, len(chunks), seconds, np.concatenate(found))
+
+
+def _scored(
+    model: LanguageModel, chunks: Chunks, chunk: int, writer: LogProbsWriter | None, threads: int
+) -> Doubles:
+    """-log of the probability of a chunk's tokens; the answers are written, too, where there is a writer."""
+    found: list[Doubles] = []
+    for answers in chunks.answers(chunks.begin(model, chunk), chunk):
+        if writer is None:
+            found.append(token_nll(*answers, threads=threads))
+        else:
+            nll, codes = encode_log_probs(*answers, threads=threads)
+            found.append(nll)
+            writer.write(codes)
+    return np.concatenate(found)
+
+
+def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threads: int) -> list[Doubles]:
+    """-log of the probability of the tokens of each chunk that a partial file holds.
+
+    Raises :class:`BadOptionError` where the model answers the last of them otherwise: then the file is of
+    another model.
+    """
+    for last in range(writer.n_done)[-1:]:
+        answers = chunks.answers(chunks.begin(model, last), last)
+        codes = [encode_log_probs(*some, threads=threads)[1] for some in answers]
+        if not np.array_equal(np.concatenate(codes), writer.read(last)):
+            raise BadOptionError(
+                f"{writer.partial}: was not begun with {model.path}, so it cannot be resumed; give the same"
+                " model, or begin anew with `overwrite=True`"
+            )
+    return list(writer.nll().reshape(-1, chunks.n_scored))

@@ -19,6 +19,7 @@ from .names import ATTN_V_LIKE, OUTPUT_LIKE, layer_of, processing_order, role_of
 from .options import Options
 from .recipes import RECIPES
 from .scale import Scale
+from .tensor_rules import IdleRule, TensorRules
 from .types import Q4_HIFI, TYPES, TensorType
 
 
@@ -134,7 +135,7 @@ class Plan:
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
     None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
     ``measured`` is None where a recipe decided, not measured errors. ``warnings`` are sentences about what
-    the user may not expect.
+    the user may not expect, ``idle_rules`` the user's rules that decided nothing.
     """
 
     recipe: str
@@ -145,6 +146,7 @@ class Plan:
     file_bytes: int | None = None
     measured: Measured | None = None
     warnings: tuple[str, ...] = ()
+    idle_rules: tuple[IdleRule, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -214,6 +216,7 @@ class Plan:
             "fallbacks": len(self.fallbacks),
             "warnings": list(self.warnings),
             "measured": self.measured and asdict(self.measured),
+            "idle_rules": [asdict(rule) for rule in self.idle_rules],
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},
             "tensors": [t.as_dict() for t in self.tensors],
         }
@@ -271,8 +274,9 @@ def make_plan(
     if (recipe.default == Q4_HIFI and not model.adapter) or (hifi and options.layout == FORK):
         file_type = FILE_TYPE[options.layout]
     scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
+    idle = TensorRules(options, model.architecture).idle(sources)
     warnings = tuple(_warnings(planned, model, options))
-    plan = Plan(recipe.name, options.layout, file_type, scale, planned, warnings=warnings)
+    plan = Plan(recipe.name, options.layout, file_type, scale, planned, warnings=warnings, idle_rules=idle)
     if chosen is None:
         return plan
     return replace(plan, scale=_scale(planned)) if hifi else replace(plan, file_type=_file_type(plan))

@@ -9,7 +9,7 @@ from typing import Any
 from .compare import Comparison
 from .errors import BadOptionError
 from .evaluation_report import short_names
-from .output_file import check_destination, new_file
+from .output_file import new_file
 
 ENDINGS = (".png", ".svg", ".pdf")
 
@@ -20,11 +20,10 @@ FAR = 20
 """A name that stands more points above or below its point is joined to it by a line."""
 
 
-def check_plot(path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Raise :class:`BadOptionError` where :func:`plot_comparison` could not write, before any work."""
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`BadOptionError` where :func:`plot_comparison` could not draw, before any work."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise BadOptionError(f"{path}: a plot's name must end in {', '.join(ENDINGS)}")
-    check_destination(Path(path), overwrite, ())
     _figure_class()
 
 
@@ -34,7 +33,7 @@ def plot_comparison(found: Comparison, path: str | os.PathLike[str], *, overwrit
     The file's ending says which format: .png, .svg or .pdf. Raises :class:`BadOptionError` where
     matplotlib is not installed.
     """
-    check_plot(path, overwrite)
+    check_plot(path)
     figure = _figure_class()(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     largest = max((m.facts.file_bytes for m in found.models), default=1)
@@ -64,7 +63,8 @@ def plot_comparison(found: Comparison, path: str | os.PathLike[str], *, overwrit
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _label(figure, axes, points)
-    with new_file(path, overwrite=overwrite) as file:
+    models = [Path(model.model) for model in (found.reference, *found.models)]
+    with new_file(path, overwrite=overwrite, sources=models) as file:
         figure.savefig(file, format=Path(path).suffix.lower().removeprefix("."))
 
 

@@ -8,34 +8,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 
-from gguf.constants import GGUFValueType
-
 from .calibrate import calibrate as measure_sensitivities
-from .calibrate import calibration_file
 from .choice import Choice, open_tensors
 from .chunks import read_text
 from .coverage import make_menu, measure_errors, measured_plan
 from .errors import BadOptionError, UnsupportedModelError
+from .gguf_constants import GGUFValueType
 from .gguf_header import FILE_TYPE_KEY
 from .gguf_metadata import Metadata
 from .gguf_write import file_sizes
 from .importance import Floats, Importance, load_importance
+from .importance_fit import check_fit
 from .keep_rules import keep_rules
 from .layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, SPLIT, VERSION
+from .limits import calibration_file
 from .model_file import ModelFile
 from .model_shape import ModelShape
-from .options import Options
+from .options import Options, TensorTypes
 from .plan import Plan, PlannedTensor, make_plan
 from .recipes import Recipe
 from .report import QuantizeReport
 from .rewrite import Output, Progress, rewrite
-from .rows import thread_count
 from .scale import overhead_for
 from .sensitivities import Sensitivities, default_sensitivities, load_sensitivities
 from .tensor_errors import logit_variance
+from .tensor_rules import IdleRule
+from .threads import thread_count
 from .types import Q4_HIFI
-
-TensorTypes = Sequence[tuple[str, str]]
 
 NEED_NO_IMATRIX = frozenset({"token_embd", "output"})
 """Roles that a recipe which requires an imatrix can do without, as in llama-quantize."""
@@ -67,6 +66,7 @@ def quantize_file(
     allow_requantize: bool = False,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
+    allow_missing_importance: bool = False,
     keep_split: bool = False,
     split_max_size: int | None = None,
     refine: bool | None = None,
@@ -93,8 +93,9 @@ def quantize_file(
         (0 to 1), and the smallest coverage for models above 100 B. None: by the model's scale
         (:mod:`q4hifi.scale`).
     tensor_types
-        (regular expression, type) pairs; the first that is found in a tensor's name decides. A type
-        that q4hifi cannot encode keeps the tensors that have it already.
+        (regular expression, type) pairs; the first that is found in a tensor's name decides. The
+        expressions are llama-quantize's (:mod:`q4hifi.tensor_patterns`). A type that q4hifi cannot
+        encode keeps the tensors that have it already.
     output_tensor_type, token_embedding_type, leave_output_tensor, pure
         As llama-quantize's options of these names.
     no_fallback
@@ -117,6 +118,8 @@ def quantize_file(
         Let tensors that are quantized already change their type, which loses quality.
     include_weights, exclude_weights
         Parts of names of the tensors that use the imatrix, or do not.
+    allow_missing_importance
+        Use an imatrix that looks like another model's (:mod:`q4hifi.importance_fit`).
     keep_split, split_max_size
         Cut the output as the source is, or so that no file's data exceeds so many bytes.
     refine
@@ -126,7 +129,7 @@ def quantize_file(
         as long.
         None: for type Q4_HIFI, but not for llama.cpp's mixes, whose bytes are llama-quantize's.
     threads
-        None is one a core.
+        None or 0 is one per core; there are never more.
     overwrite
         Let ``dst`` replace an existing file; never the source.
     progress
@@ -161,8 +164,9 @@ def quantize_file(
     output = Output(dst, overwrite, keep_split, split_max_size)
     started = time.monotonic()
     with ModelFile.open(src) as model:
-        importance = _importance(imatrix, include_weights, exclude_weights, options.is_refined)
-        planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
+        given = _Given.of(imatrix, include_weights, exclude_weights, model, options, allow_missing_importance)
+        importance = given.importance
+        planner = _Planner(model, options, given, output, thread_count(threads), progress)
         plan = planner.plan()
         if not allow_requantize:
             _refuse_requantizing(model, plan)
@@ -205,6 +209,7 @@ def plan_file(
     calibrate: str | os.PathLike[str] | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
+    allow_missing_importance: bool = False,
     keep_split: bool = False,
     split_max_size: int | None = None,
     refine: bool | None = None,
@@ -238,22 +243,57 @@ def plan_file(
         refine=refine,
     )
     with ModelFile.open(src) as model:
-        importance = _importance(imatrix, include_weights, exclude_weights, options.is_refined)
+        given = _Given.of(imatrix, include_weights, exclude_weights, model, options, allow_missing_importance)
         output = Output("", keep_split=keep_split, split_max_size=split_max_size)
-        planner = _Planner(model, options, imatrix, importance, output, thread_count(threads), progress)
+        planner = _Planner(model, options, given, output, thread_count(threads), progress)
         return planner.plan()
 
 
-def _importance(
-    path: str | os.PathLike[str] | None, include: Sequence[str], exclude: Sequence[str], refine: bool
-) -> Importance | None:
-    """The importance to use, None where no file is given or no tensor is left of it."""
-    if path is None:
-        if include or exclude:
-            raise BadOptionError("include_weights and exclude_weights choose from an imatrix; give one")
-        return None
-    found = load_importance(path)
-    return (found.refining() if refine else found).filtered(include, exclude) or None
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The imatrix of a run, if any, and the parts of names that choose from it."""
+
+    file: str | os.PathLike[str] | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    importance: Importance | None
+    """None where no file is given or no tensor is left of it."""
+
+    idle: tuple[IdleRule, ...]
+
+    @classmethod
+    def of(
+        cls,
+        file: str | os.PathLike[str] | None,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        model: ModelFile,
+        options: Options,
+        allow_missing: bool,
+    ) -> _Given:
+        """Load it, and check that it is of the model."""
+        if file is None:
+            if include or exclude:
+                raise BadOptionError(
+                    "`include_weights` and `exclude_weights` choose from an imatrix; give one"
+                )
+            return cls(None, include, exclude, None, ())
+        found = load_importance(file, include, exclude)
+        check_fit(
+            found,
+            model.tensors,
+            str(model.metadata.get("general.architecture")),
+            model=str(model.paths[0]),
+            allow_missing=allow_missing,
+        )
+        idle = tuple(
+            IdleRule(option, part, "is in no name of the imatrix")
+            for option, parts in (("--include-weights", include), ("--exclude-weights", exclude))
+            for part in parts
+            if not any(part in name for name in found.names_in_file)
+        )
+        importance = (found.refining() if options.is_refined else found) or None
+        return cls(file, include, exclude, importance, idle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,17 +302,21 @@ class _Planner:
 
     model: ModelFile
     options: Options
-    imatrix: str | os.PathLike[str] | None
-    importance: Importance | None
+    given: _Given
     output: Output
     threads: int
     progress: Progress | None
 
+    @property
+    def importance(self) -> Importance | None:
+        """The importance to use."""
+        return self.given.importance
+
     def plan(self) -> Plan:
         """The plan that the options ask for, with the exact size of its files."""
-        if self.options.is_measured(self.importance is not None):
-            return self._measured()
-        return self._sized(self.options)
+        measured = self.options.is_measured(self.importance is not None)
+        plan = self._measured() if measured else self._sized(self.options)
+        return replace(plan, idle_rules=plan.idle_rules + self.given.idle)
 
     def metadata(self, plan: Plan) -> Metadata:
         """What the files of a plan say of themselves."""
@@ -314,11 +358,18 @@ class _Planner:
         """Those that the user names or has measured; None leaves them to be told from the weights."""
         file = self.options.sensitivities
         if self.options.calibrate is not None:
-            source = self.model.paths[0]
-            file = calibration_file(source, self.imatrix)
+            source, given = self.model.paths[0], self.given
+            file = calibration_file(source, given.file, given.include, given.exclude)
             text = read_text(self.options.calibrate)
             measure_sensitivities(
-                source, text, file, imatrix=self.imatrix, threads=self.threads or None, progress=self.progress
+                source,
+                text,
+                file,
+                imatrix=given.file,
+                include_weights=given.include,
+                exclude_weights=given.exclude,
+                threads=self.threads or None,
+                progress=self.progress,
             )
         return None if file is None else load_sensitivities(file)
 
@@ -413,7 +464,7 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
             f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
             f" tensor{'s' * (len(changed) > 1)} would be quantized a second time; start from the 16-bit"
             f" model,{f' keep what is quantized with {rules},' if rules else ''} or allow it with"
-            " --allow-requantize (allow_requantize=True)"
+            " `allow_requantize=True`"
         )
 
 
@@ -430,5 +481,5 @@ def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance
         raise BadOptionError(
             f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
             f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
-            " them with --imatrix (imatrix=...), or give them another type with --tensor-type"
+            " them with `imatrix=...`, or give them another type with `tensor_types=...`"
         )

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gguf.constants import LlamaFileType
-
 from .errors import BadOptionError
+from .gguf_constants import LlamaFileType
 from .types import BF16, F16, F32, Q4_HIFI, TYPES, TensorType
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (TYPES[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from .plan import Plan, TypeTotal
 from .rewrite import Rewritten
 from .rows import ErrorSums
 from .types import Q4_HIFI, STORED_TYPES
+from .wording import human_bytes, human_count, printable
+
+MOST_RULES = 20
+"""Rules that decided nothing which are printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class QuantizeReport:
 
     ``errors`` maps the name of each tensor that was encoded to its squared error and magnitude,
     weighted by importance where that tensor had one. ``without_importance`` are the encoded
-    tensors that the imatrix does not know, and ``inactive_experts`` those of its experts that were
+    tensors that had none, and ``inactive_experts`` those of its experts that were
     never activated and count as all equal; both are empty without an imatrix. Sizes are in bytes.
     """
 
@@ -51,7 +57,9 @@ class QuantizeReport:
     ) -> QuantizeReport:
         """Make the report of a run."""
         encoded = [t.name for t in plan.tensors if t.type.quantized and not t.copied]
-        known = importance if importance is not None else encoded
+        plain = [
+            name for name in encoded if importance is not None and not _is_weighted(importance, model, name)
+        ]
         inactive = importance.inactive if importance is not None else {}
         return cls(
             source=model.paths,
@@ -61,7 +69,7 @@ class QuantizeReport:
             plan=plan,
             errors=written.errors,
             imatrix=None if importance is None else importance.file,
-            without_importance=tuple(name for name in encoded if name not in known),
+            without_importance=tuple(plain),
             inactive_experts={name: inactive[name] for name in encoded if name in inactive},
             seconds=seconds,
         )
@@ -118,12 +126,21 @@ class QuantizeReport:
         )
 
     def _errors(self) -> Iterable[RenderableType]:
-        weighted = ", weighted by importance" if self.imatrix else ""
+        known, encoded = self._weighted_by_role()
+        every = known == encoded
+        weighted = f", weighted by importance{'' if every else ' where it is known'}" if known else ""
         yield Text(f"squared error over squared weight{weighted}", style="italic")
-        table = new_table("role", "relative error")
+        table = new_table("role", "relative error", *([] if every or not known else ["weighted"]))
         for role, sums in self.error_by_role.items():
-            table.add_row(role, f"{sums.relative:.2e}")
+            share = f"{known[role]} of {encoded[role]}"
+            table.add_row(role, f"{sums.relative:.2e}", *([] if every or not known else [share]))
         yield table
+
+    def _weighted_by_role(self) -> tuple[Counter[str], Counter[str]]:
+        """Role -> its encoded tensors with importance, and all of them."""
+        encoded = [t for t in self.plan.tensors if t.name in self.errors]
+        plain = set(self.without_importance) if self.imatrix else {t.name for t in encoded}
+        return Counter(t.role for t in encoded if t.name not in plain), Counter(t.role for t in encoded)
 
     def _importance_notes(self) -> Iterable[Text]:
         if self.without_importance:
@@ -133,6 +150,11 @@ class QuantizeReport:
             yield _warning(
                 f"experts that the imatrix's text never activated: {count}, of {_some(self.inactive_experts)}"
             )
+
+
+def _is_weighted(importance: Importance, model: ModelFile, name: str) -> bool:
+    shape = model.tensors[name].shape
+    return importance.has_weights(name, shape[0], prod(shape[2:3]))
 
 
 def type_table(plan: Plan) -> Table:
@@ -195,32 +217,12 @@ def notes(plan: Plan) -> Iterable[Text]:
         )
     for warning in plan.warnings:
         yield _warning(printable(warning))
-
-
-def human_bytes(count: float) -> str:
-    """Return a size as the field writes it: 443.30 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
-
-
-def human_count(count: int) -> str:
-    """Return a number of weights as the field writes it: 5.77 M, 1.78 B."""
-    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
-
-
-def human_time(seconds: float) -> str:
-    """Return a duration as clocks show it: 4:07, 1:02:30."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def printable(text: object) -> str:
-    """``str(text)`` with what a terminal would obey or cannot show escaped: names come out of files."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    for rule in plan.idle_rules[:MOST_RULES]:
+        yield _warning(printable(rule))
+    if len(plan.idle_rules) > MOST_RULES:
+        yield _warning(
+            f"{len(plan.idle_rules) - MOST_RULES} more rules decide nothing; --json lists them all"
+        )
 
 
 def paragraphs(*groups: Iterable[RenderableType]) -> Group:

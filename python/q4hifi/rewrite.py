@@ -51,7 +51,7 @@ class Output:
     def __post_init__(self) -> None:
         """Check that the options fit together."""
         if self.keep_split and self.split_max_size is not None:
-            raise BadOptionError("keep_split and split_max_size cannot go together; choose one")
+            raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
 
     def shards(self, model: ModelFile, plan: Plan) -> list[int]:
         """Return the file (from 0) of each stored tensor of ``plan``."""

@@ -1,4 +1,4 @@
-"""Rows of weights as bytes, and the codec between them: the only module that calls ``_core``.
+"""Rows of weights as bytes, and the codec between them.
 
 A :class:`~q4hifi.layout.Format` says how rows are stored; Q4_HIFI in the split layout has three
 parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows. Types that
@@ -7,22 +7,17 @@ the core does not know are decoded by the ``gguf`` package where it can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
 
 from . import _core
+from .core_errors import core_errors
 from .correlations import Inputs
-from .errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
+from .errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
 from .layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
 from .types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
-
-MAX_THREADS = 1024
-"""More than any machine needs, and few enough to start."""
 
 LONG_ROW = 256
 """Weights. Shorter rows of single numbers are encoded several at a time, as the core spends some time on each
@@ -60,7 +55,7 @@ def decode(
         return np.empty((0, row_length), np.float32)
     if not form.type.codec:
         return _decode_by_gguf(parts[0], form.type, row_length)
-    with _core_errors(row_length, first_row):
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
         if form.is_fork:
             flat = _core.dequantize_hifi_fork(parts[0], row_length, threads)
         elif form.is_split:
@@ -95,7 +90,7 @@ def encode(
     data, kind = parts[0], _codec_type(source).id
 
     def encoded(rows: Bytes, length: int, first: int) -> tuple[Parts, ErrorSums]:
-        with _core_errors(row_length, first, BadOptionError):
+        with core_errors(BadOptionError, row_length=row_length, first_row=first):
             if target.is_fork:
                 *out, sums = _core.quantize_hifi_fork(
                     rows, kind, length, target.outliers, importance, threads, refine
@@ -139,7 +134,7 @@ def errors(
     row_length = decoded.shape[-1]
     parts, source = _flat(parts, source, row_length, threads, 0)
     flat = np.ascontiguousarray(decoded, np.float32).reshape(-1)
-    with _core_errors(row_length, 0):
+    with core_errors(BadFileError, row_length=row_length):
         sums = _core.errors(parts[0], _codec_type(source).id, row_length, flat, weights, threads)
     return ErrorSums(*sums)
 
@@ -164,7 +159,7 @@ def multiply(
         counts = parts[0].reshape(-1, Q4_HIFI.block_bytes)[:, FORK_COUNT_OFFSET]
         form = Format(form.type, min(int(counts.max()), MAX_OUTLIERS))
         parts = relayout(parts, Format(form.type, form.outliers, FORK), SPLIT, row_length)
-    with _core_errors(row_length, 0):
+    with core_errors(BadFileError, row_length=row_length):
         if form.is_split:
             base, index, residual = parts
             out = _core.matmul_hifi(base, index, residual, row_length, form.outliers, flat, threads)
@@ -183,7 +178,7 @@ def check_finite(
     if not form.type.decodable:
         return
     parts, form = _flat(parts, form, row_length, threads, first_row)
-    with _core_errors(row_length, first_row):
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
         _core.check_finite(parts[0], _codec_type(form).id, row_length, threads)
 
 
@@ -198,7 +193,7 @@ def relayout(parts: Parts, source: Format, layout: str, row_length: int, *, firs
     """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
     if source.layout == layout:
         return parts
-    with _core_errors(row_length, first_row):
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
         if source.is_fork:
             split = _core.fork_to_split(parts[0], row_length, source.outliers)
             return split if source.outliers else split[:1]
@@ -234,16 +229,9 @@ def cpu_features() -> CpuFeatures:
 
     Raises :class:`BadOptionError` where ``Q4HIFI_ISA`` names one that is not available.
     """
-    with _core_errors(1, 0):
+    with core_errors(BadFileError):
         active, available = _core.cpu_features()
     return CpuFeatures(active, tuple(available))
-
-
-def thread_count(threads: int | None) -> int:
-    """Return the number of threads as the codec takes it: None is 0, one a core."""
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise BadOptionError(f"threads is {threads}; choose 1 to {MAX_THREADS}, or None for one a core")
-    return threads or 0
 
 
 def check_block_fit(kind: TensorType, row_length: int) -> None:
@@ -263,32 +251,9 @@ def _decode_by_gguf(data: Bytes, kind: TensorType, row_length: int) -> npt.NDArr
     """Decode rows of a type that the core does not know."""
     if not kind.decodable:
         raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
-    from gguf.quants import dequantize  # its tables take time to load, and few models need them
+    from gguf import GGMLQuantizationType  # loading the package takes time, and few models need it
+    from gguf.quants import dequantize
 
     rows = data.reshape(-1, kind.row_bytes(row_length))
     with np.errstate(all="ignore"):  # a scale that is NaN or infinite is found in the weights
         return dequantize(rows, GGMLQuantizationType(kind.id)).astype(np.float32, copy=False)
-
-
-@contextmanager
-def _core_errors(row_length: int, first_row: int, other: type[Q4HifiError] = BadFileError) -> Iterator[None]:
-    """Turn the core's errors into q4hifi's, with places counted from ``first_row``.
-
-    ``other`` is what lengths and values that do not fit mean to the caller.
-    """
-    try:
-        yield
-    except _core.NotFinite as cause:
-        row, column = divmod(int(cause.args[1]), row_length)
-        raise NotFiniteError(
-            f"the weight in row {first_row + row}, column {column} is NaN or infinite;"
-            " a model with such weights cannot work, convert it again"
-        ) from None
-    except _core.BadBlock as cause:
-        _, number, what = cause.args
-        first_block = first_row * (row_length // Q4_HIFI.block_size)
-        raise BadFileError(f"block {first_block + number}: {what}") from None
-    except ValueError as cause:
-        raise other(str(cause)) from cause
-    except _core.Unavailable as cause:
-        raise BadOptionError(str(cause)) from cause

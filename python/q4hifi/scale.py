@@ -59,7 +59,7 @@ def scale_for(n_params: int, *, minimal: bool = False) -> Scale:
         return next(scale for limit, scale in SCALES if n_params <= limit)
     if n_params <= MINIMAL_ABOVE:
         raise BadOptionError(
-            f"minimal is for models above {MINIMAL_ABOVE // BILLION} B parameters, and this one has "
+            f"`minimal` is for models above {MINIMAL_ABOVE // BILLION} B parameters, and this one has "
             f"{n_params / BILLION:.3g} B; leave it out"
         )
     return MINIMAL

@@ -26,16 +26,15 @@ meets tell is chance.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from .errors import BadFileError
-from .gguf_io import os_errors
+from .json_file import read_json
 from .names import MASSIVE, OUTPUT_LIKE, layer_of, role_of
 
 STREAM = 0.07
@@ -180,21 +179,22 @@ def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
     It may have ``"matrices": {tensor name: {"probe": type, "error": number}}``, too. Raises
     :class:`BadFileError` where the file is something else.
     """
-    file = Path(path)
-    with os_errors(file, "read the sensitivities", BadFileError):
-        text = file.read_bytes()
-    try:
-        found = json.loads(text)
+
+    def parse(found: Any) -> tuple[dict[str, float], dict[str, tuple[str, float]]]:
         values = {str(name): float(value) for name, value in found["sensitivities"].items()}
         probes = {
             str(name): (str(value["probe"]), float(value["error"]))
             for name, value in found.get("matrices", {}).items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as cause:
-        raise BadFileError(
-            f'{file}: holds no sensitivities, {{"sensitivities": {{"tensor name": number}}}} in JSON'
-        ) from cause
+        return values, probes
+
+    values, probes = read_json(
+        path,
+        "the sensitivities",
+        'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON',
+        parse,
+    )
     for name, value in values.items():
         if not (isfinite(value) and value >= 0):
-            raise BadFileError(f"{file}: the sensitivity of {name} is {value}, which must not be negative")
+            raise BadFileError(f"{path}: the sensitivity of {name} is {value}, which must not be negative")
     return Sensitivities(values, str(path), probes)

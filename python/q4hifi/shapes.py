@@ -10,13 +10,11 @@ A model too large to download can be planned from a JSON object::
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
-from .errors import BadFileError, BadOptionError
-from .gguf_io import os_errors
+from .errors import BadOptionError
+from .json_file import read_json
 from .layout import StoredTensor
 from .model_shape import ModelShape
 from .options import Options
@@ -36,11 +34,8 @@ def plan_shapes(
     has no ``file_bytes``, as the header is not known; ``tensor_bytes`` is exact. Raises
     :class:`BadFileError` where the file holds something else.
     """
-    file = Path(src)
-    with os_errors(file, "read the shapes", BadFileError):
-        text = file.read_bytes()
-    try:
-        found = json.loads(text)
+
+    def parse(found: Any) -> tuple[ModelShape, list[StoredTensor]]:
         model = ModelShape(
             str(found["architecture"]),
             int(found["block_count"]),
@@ -54,15 +49,19 @@ def plan_shapes(
         ]
         if not all(t.shape and all(size > 0 for size in t.shape) for t in tensors):
             raise ValueError("an empty shape")
-    except (ValueError, TypeError, KeyError, AttributeError) as cause:
-        raise BadFileError(
-            f'{file}: holds no shapes of a model, {{"architecture": ..., "block_count": ..., "head_count":'
-            ' ..., "head_count_kv": ..., "tensors": {"name": [row length, rows]}}'
-        ) from cause
+        return model, tensors
+
+    model, tensors = read_json(
+        src,
+        "the shapes",
+        'holds no shapes of a model, {"architecture": ..., "block_count": ..., "head_count": ...,'
+        ' "head_count_kv": ..., "tensors": {"name": [row length, rows]}}',
+        parse,
+    )
     choices = Options(type=type, **options)
     if choices.is_measured(has_imatrix):
         raise BadOptionError(
-            f"{file}: measured coverage measures weights, and shapes have none;"
+            f"{src}: measured coverage measures weights, and shapes have none;"
             " plan the model, or with coverage scale"
         )
     return make_plan(tensors, model, choices, has_imatrix=has_imatrix)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from .errors import BadOptionError
 from .layout import FORK, SPLIT, Format
-from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply, thread_count
+from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply
+from .threads import thread_count
 from .types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 
 
@@ -74,7 +75,7 @@ class QuantizedTensor:
         return 8 * self.nbytes / max(1, prod(self.shape))
 
     def dequantize(self, *, threads: int | None = None) -> npt.NDArray[np.float32]:
-        """Decode to float32 of :attr:`shape`; ``threads`` None is one a core."""
+        """Decode to float32 of :attr:`shape`; ``threads`` None or 0 is one per core."""
         weights = decode(self.parts, self.format, _row_length(self.shape), threads=thread_count(threads))
         return weights.reshape(self.shape)
 
@@ -84,7 +85,7 @@ class QuantizedTensor:
         The tensor is a matrix [n_out, n_in]; ``x`` is a float array [..., n_in], and the result
         float32 [..., n_out]. Activations are quantized to eight bits on the way, as in ggml, unless the
         weights are floats. The result depends on the instruction set, and on whether there are few
-        columns or many, in its last digits; never on ``threads`` (None is one a core).
+        columns or many, in its last digits; never on ``threads`` (None or 0 is one per core).
 
         Raises :class:`BadOptionError` for shapes and dtypes that do not fit, and
         :class:`UnsupportedModelError` for a type without codec.
@@ -124,8 +125,8 @@ def quantize(
     ``array`` is float32, float16, bfloat16 (of ``ml_dtypes``) or float64 [..., row length];
     ``importance`` is [row length], or [..., row length] with one row for each matrix of a stack
     (array.shape[:-2]): non-negative weights of the squared error of each column. ``outliers``, 0 to
-    32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None is one a core.
-    The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
+    32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None or 0 is one per
+    core. The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
     Q6_K and Q4_HIFI with less error (:func:`q4hifi.quantize_file`).
 
     Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit and

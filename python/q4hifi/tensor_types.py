@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import string
 
 from .output_file import new_file
 from .plan import Plan
@@ -16,9 +17,19 @@ def write_tensor_types(plan: Plan, path: str | os.PathLike[str], *, overwrite: b
     file, if no tensor is Q4_HIFI. Raises :class:`BadOptionError` for a destination that cannot be used.
     """
     lines = [
-        f"^{re.escape(t.name)}$={t.type.name.lower()}\n"
+        f"^{_escaped(t.name)}$={t.type.name.lower()}\n"
         for t in plan.tensors
         if t.type.quantized and not t.copied
     ]
     with new_file(path, overwrite=overwrite) as file:
         file.write("".join(lines).encode())
+
+
+def _escaped(name: str) -> str:
+    """A pattern that matches this name; capitals, which are lowered in patterns, as codes."""
+    return re.sub(r"[^a-z0-9_\-\x80-\U0010ffff]", _escape, name)
+
+
+def _escape(character: re.Match[str]) -> str:
+    c = character[0]
+    return "\\" + c if c in string.punctuation and c != "=" else f"\\x{ord(c):02x}"

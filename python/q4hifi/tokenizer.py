@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from gguf.constants import TokenType
-
 from .errors import BadOptionError
+from .gguf_constants import TokenType
 from .subwords import SPACE, ByteLevel, SentencePiece
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 

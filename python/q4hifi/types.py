@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from difflib import get_close_matches
 
 from .errors import BadOptionError
+from .gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 MAX_OUTLIERS = 32
 """The most outliers that a 256-weight block of Q4_HIFI can hold."""
@@ -91,5 +91,7 @@ def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
     found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
     if found is None or (codec and not found.codec):
         known = ", ".join(t.name for t in TYPES.values() if t.codec)
-        raise BadOptionError(f"unknown tensor type {str(name)!r}; choose one of {known}")
+        close = get_close_matches(str(name).strip().upper(), TYPES, n=1) if found is None else []
+        hint = f"did you mean {close[0]}? Or " if close else ""
+        raise BadOptionError(f"unknown tensor type {str(name)!r}; {hint}choose one of {known}")
     return found

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from .errors import BadOptionError, Q4HifiError
 from .model_file import ModelFile, RowRange, row_ranges
 from .rewrite import Progress
-from .rows import check_finite, thread_count
+from .rows import check_finite
+from .threads import thread_count
 
 
 @dataclass(frozen=True, slots=True)

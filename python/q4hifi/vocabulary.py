@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gguf.constants import Keys, TokenType
-
 from .errors import BadFileError, UnsupportedModelError
+from .gguf_constants import Keys, TokenType
 from .pre_tokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
 
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"

@@ -77,6 +77,28 @@ impl Collector {
         Some(&self.sites[self.place(site, layer)])
     }
 
+    /// Adds the sums of `other` to these and sets those to zero.
+    ///
+    /// Returns false, and changes nothing, where `other` is of a model of another shape.
+    pub fn take(&mut self, other: &mut Self) -> bool {
+        let shape = |of: &Self| -> Vec<(usize, bool)> {
+            of.sites.iter().map(|sums| (sums.squares.len(), sums.products.is_some())).collect()
+        };
+        if shape(self) != shape(other) {
+            return false;
+        }
+        for (sums, others) in self.sites.iter_mut().zip(&mut other.sites) {
+            sums.count += std::mem::take(&mut others.count);
+            for (sum, other) in sums.squares.iter_mut().zip(&mut others.squares) {
+                *sum += std::mem::take(other);
+            }
+            if let (Some(products), Some(others)) = (&mut sums.products, &mut others.products) {
+                products.take(others);
+            }
+        }
+        true
+    }
+
     fn place(&self, site: Site, layer: usize) -> usize {
         match site {
             Site::Output => self.n_layer * IN_LAYER,

@@ -417,6 +417,24 @@ impl Collector {
         let sums = state.sums(Role::from_name(role)?, layer)?;
         Some((PyArray1::from_vec(py, sums.products.as_ref()?.to_vec()), sums.count))
     }
+
+    /// Adds the sums of another collector to these, and sets those to zero.
+    fn take(slf: &Bound<'_, Self>, other: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        if slf.is(other) {
+            return Err(PyValueError::new_err("a collector cannot take its own sums"));
+        }
+        // in the order of their addresses, so that two threads that take from each other do not wait for ever
+        let ours_first = slf.as_ptr() < other.as_ptr();
+        let (first, second) = if ours_first { (slf, other) } else { (other, slf) };
+        let (mut first, mut second) = (lock(py, &first.get().state), lock(py, &second.get().state));
+        let (ours, theirs) =
+            if ours_first { (&mut first, &mut second) } else { (&mut second, &mut first) };
+        if ours.take(theirs) {
+            return Ok(());
+        }
+        Err(PyValueError::new_err("the two collectors are of models of different shapes"))
+    }
 }
 
 /// Chooses tokens.

@@ -5,31 +5,57 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ..report import human_time, printable
-from ..rows import MAX_THREADS
+from ..threads import usable_cores, used_threads
+from ..wording import human_time, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OnProgress = Callable[[int, int, str], None]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def usable_threads(_: click.Context, __: click.Parameter | None, threads: int | None) -> int | None:
+    """Return how many of these threads are used, and say so where they are fewer; None stands for None."""
+    if not threads:
+        return None
+    used = used_threads(threads)
+    if used < threads:
+        cores = f"{usable_cores()} core{'s' * (usable_cores() > 1)}"
+        click.echo(f"using {used} thread{'s' * (used > 1)}: this machine has {cores}", err=True)
+    return used
+
+
 threads_option = click.option(
     "-t",
     "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    help="Threads to compute with. [default: one a core]",
+    type=click.IntRange(0),
+    callback=usable_threads,
+    help="Threads to compute with, at most one per core. [default: 0, one per core]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+include_option = click.option(
+    "--include-weights", multiple=True, metavar="NAME",
+    help="Use the imatrix only for the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
+exclude_option = click.option(
+    "--exclude-weights", multiple=True, metavar="NAME",
+    help="Do not use the imatrix for the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 
 
 @contextmanager
 def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProgress]:
     """A bar on standard error with rate and remaining time; silent where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<28.28}", markup=False),
@@ -54,8 +80,14 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProg
 
 def console() -> Console:
     """Standard output; lines are broken only where a person reads them."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # Console would end the process itself
+
+    output = Output(highlight=False)
+    return output if output.is_terminal else Output(highlight=False, soft_wrap=True, width=1000)
 
 
 def print_json(value: Any) -> None:

@@ -6,53 +6,46 @@ Options and labels that llama-perplexity, llama-imatrix and llama-bench have are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ..bench import Speed
-from ..bench import bench as measure_speed
-from ..calibrate import LONGEST_CHUNK, calibration_file
-from ..calibrate import calibrate as measure_sensitivities
-from ..chunks import MIN_CONTEXT, read_text
-from ..collect import FISHER_CHUNKS, collect_importance
-from ..compare import compare as compare_models
-from ..errors import BadOptionError
-from ..evaluation_report import (
-    KLD_HEADER,
-    calibration_table,
-    comparison_table,
-    final_divergence,
-    final_perplexity,
-    importance_table,
-    running_divergence,
-    running_perplexity,
-    speed_table,
+from ..errors import BadOptionError, Q4HifiError
+from ..limits import FISHER_CHUNKS, FORMS, GGUF, LONGEST_CHUNK, MIN_CONTEXT, calibration_file
+from ..wording import printable
+from .common import (
+    console,
+    exclude_option,
+    include_option,
+    json_option,
+    print_json,
+    progress_bar,
+    threads_option,
 )
-from ..importance import load_importance
-from ..importance_statistics import tensor_statistics
-from ..importance_sums import FORMS, GGUF, ImportanceSums
-from ..kl_divergence import KlDivergence, kl_divergence
-from ..output_file import check_destination
-from ..perplexity import Perplexity
-from ..perplexity import perplexity as measure_perplexity
-from ..plot import check_plot, plot_comparison
-from ..report import printable
-from .common import console, json_option, print_json, progress_bar, threads_option
+from .files import INPUT, OUTPUT, check_output
 from .group import main
+
+if TYPE_CHECKING:
+    from ..bench import Speed
+    from ..compare import Comparison
+    from ..kl_divergence import KlDivergence
+    from ..perplexity import Perplexity
+    from ..saver import OnSave
 
 Found = TypeVar("Found")
 
 LINE = 8
 """Running values on a line."""
 
-file_option = click.option("-f", "--file", metavar="TEXT", help="The text, a UTF-8 file.")
+file_option = click.option("-f", "--file", type=INPUT, metavar="TEXT", help="The text, a UTF-8 file.")
 context_option = click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), default=512, show_default=True,
     help="Tokens of a chunk.",
 )  # fmt: skip
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on from what an interrupted run with the same options left."
+)
 chunks_option = click.option(
     "--chunks", "n_chunks", type=click.IntRange(1), help="Chunks to evaluate. [default: all]"
 )
@@ -62,6 +55,23 @@ def _named(file: str | None) -> str:
     if file is None:
         raise BadOptionError("no text to evaluate; name one with -f")
     return file
+
+
+@contextmanager
+def _kept(file: str | None) -> Iterator[OnSave]:
+    """Give what notes how many chunks are saved; if the work fails, say where they are."""
+    saved = 0
+
+    def on_save(n_chunks: int) -> None:
+        nonlocal saved
+        saved = n_chunks
+
+    try:
+        yield on_save
+    except BaseException:
+        if saved:
+            click.echo(printable(f"kept {saved} chunks in {file}; --resume goes on from there"), err=True)
+        raise
 
 
 @contextmanager
@@ -89,12 +99,12 @@ def _running(
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=INPUT)
 @file_option
 @context_option
 @chunks_option
 @click.option(
-    "--kl-divergence-base", "base", metavar="FILE",
+    "--kl-divergence-base", "save_log_probs", metavar="FILE",
     help="Write the model's log-probabilities to FILE; with --kl-divergence, compare with those in it.",
 )  # fmt: skip
 @click.option(
@@ -102,6 +112,7 @@ def _running(
     help="Compare with the base file, whose text is used; -f and -c do not count.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
+@resume_option
 @threads_option
 @json_option
 def perplexity(
@@ -109,9 +120,10 @@ def perplexity(
     file: str | None,
     n_ctx: int,
     n_chunks: int | None,
-    base: str | None,
+    save_log_probs: str | None,
     compare_base: bool,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -121,12 +133,20 @@ def perplexity(
     'q4hifi compare' does both at once.
     """
     if compare_base:
-        if base is None:
+        if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
-        _print_divergence(model, base, n_chunks, threads, as_json)
+        _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
-    text = read_text(_named(file))
+    file = _named(file)
+    if save_log_probs is not None:
+        check_output("--kl-divergence-base", save_log_probs)
+    from ..chunks import read_text
+    from ..evaluation_report import final_perplexity, running_perplexity
+    from ..perplexity import perplexity as measure_perplexity
+
+    text = read_text(file)
     with (
+        _kept(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
         _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
     ):
@@ -136,11 +156,13 @@ def perplexity(
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             threads=threads,
-            save_log_probs=base,
+            save_log_probs=save_log_probs,
             overwrite=overwrite,
+            resume=resume,
             dataset=str(file),
             progress=progress,
             on_chunk=on_chunk,
+            on_save=on_save,
         )
     if as_json:
         print_json(found.as_dict())
@@ -151,6 +173,9 @@ def perplexity(
 def _print_divergence(
     model: str, base: str, n_chunks: int | None, threads: int | None, as_json: bool
 ) -> None:
+    from ..evaluation_report import KLD_HEADER, final_divergence, running_divergence
+    from ..kl_divergence import kl_divergence
+
     def show(so_far: KlDivergence) -> str:
         row = running_divergence(so_far)
         return f"{KLD_HEADER}\n{row}" if so_far.n_chunks == 1 else row
@@ -166,13 +191,19 @@ def _print_divergence(
 
 
 @main.command()
-@click.argument("reference", metavar="REF")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("reference", type=INPUT, metavar="REF")
+@click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
 @file_option
 @context_option
 @chunks_option
-@click.option("--plot", metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf.")
-@click.option("--overwrite", is_flag=True, help="Replace the plot if it exists.")
+@click.option(
+    "--plot", type=OUTPUT, metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf."
+)
+@click.option(
+    "--save", "output", type=OUTPUT, metavar="FILE", help="Keep what is measured in FILE, for --resume."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the plot and the file of --save if they exist.")
+@resume_option
 @threads_option
 @json_option
 def compare(
@@ -182,18 +213,32 @@ def compare(
     n_ctx: int,
     n_chunks: int | None,
     plot: str | None,
+    output: str | None,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Lay MODELs beside the model REF that they were made from: size, quality, speed.
+    """Compare MODELs with the model REF that they were made from: size, quality, speed.
 
-    All read the same text together; no base file is needed.
+    All read the same text together; no base file is needed. A model that fails is left out, and the exit
+    status is 1.
     """
-    text = read_text(_named(file))
+    if resume and output is None:
+        raise BadOptionError("no file to resume from; name it with --save")
+    file = _named(file)
+    from ..chunks import read_text
+    from ..compare import compare as compare_models
+
+    text = read_text(file)
+    so_far: list[Comparison] = []
     if plot is not None:
-        check_plot(plot, overwrite)
-    with progress_bar("tokens", 1) as progress:
+        from ..plot import check_plot, plot_comparison
+
+        check_plot(plot)
+    with ExitStack() as stack:
+        stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
+        progress = stack.enter_context(progress_bar("tokens", 1))
         found = compare_models(
             reference,
             models,
@@ -202,21 +247,34 @@ def compare(
             n_chunks=n_chunks,
             threads=threads,
             dataset=str(file),
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
             progress=progress,
+            on_chunk=lambda found: so_far.__setitem__(slice(None), [found]),
+            on_save=stack.enter_context(_kept(output)),
         )
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        screen = console()
-        screen.print(comparison_table(found, screen.width))
+        so_far[:] = [found]
     if plot is not None:
         plot_comparison(found, plot, overwrite=overwrite)
         if not as_json:
             click.echo(printable(f"wrote {plot}"))
+    if found.failures:
+        raise Q4HifiError("\n".join(found.failures.values()))
+
+
+def _print_comparison(found: Comparison, as_json: bool) -> None:
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        from ..evaluation_report import comparison_table
+
+        screen = console()
+        screen.print(comparison_table(found, screen.width))
 
 
 @main.command()
-@click.argument("model", required=False)
+@click.argument("model", type=INPUT, required=False)
 @file_option
 @click.option("-o", "--output", metavar="OUT", help="Where the matrix goes. [default: imatrix.gguf]")
 @context_option
@@ -233,14 +291,28 @@ def compare(
     help="Do not keep how inputs are correlated, by which quantize lets errors cancel; a smaller file.",
 )  # fmt: skip
 @click.option(
-    "--in-file", "in_files", multiple=True, metavar="FILE", help="Add up with this matrix. Repeatable."
+    "--in-file",
+    "in_files",
+    type=INPUT,
+    multiple=True,
+    metavar="FILE",
+    help="Add up with this matrix. Repeatable.",
 )
 @click.option(
-    "--output-format", "form", type=click.Choice(FORMS), default=GGUF, show_default=True,
-    help="The form that llama.cpp writes today, or its older one.",
+    "--output-format", "form", type=click.Choice(FORMS),
+    help="The form that llama.cpp writes today, or its older one. [default: what OUT's name says, else gguf]",
+)  # fmt: skip
+@click.option(
+    "--include-weights", multiple=True, metavar="NAME",
+    help="Take from --in-file only the tensors whose names contain NAME. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--exclude-weights", multiple=True, metavar="NAME",
+    help="Leave out of --in-file the tensors whose names contain NAME. Repeatable.",
 )  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@resume_option
 @threads_option
 @json_option
 def imatrix(
@@ -254,27 +326,46 @@ def imatrix(
     fisher_chunks: int,
     no_correlations: bool,
     in_files: tuple[str, ...],
-    form: str,
+    form: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     show_statistics: bool,
     overwrite: bool,
+    resume: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.
 
     'q4hifi quantize --imatrix OUT' uses it. Without MODEL, the matrices of --in-file are added up, or
-    only shown.
+    only shown. OUT is written every few minutes, and when the work fails or is interrupted.
     """
+    if model is not None:
+        file = _named(file)
+    elif not in_files:
+        raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
+    from ..chunks import read_text
+    from ..collect import collect_importance
+    from ..evaluation_report import final_perplexity, importance_table, running_perplexity
+    from ..importance import load_importance
+    from ..importance_statistics import tensor_statistics
+    from ..importance_sums import ImportanceSums, form_of
+
+    form = form_of(output or "", form)
     if model is not None or len(in_files) > 1:
         output = output or f"imatrix.{form}"
-    sources = [Path(name) for name in in_files]
+    if (include_weights or exclude_weights) and not in_files:
+        raise BadOptionError("--include-weights and --exclude-weights choose from --in-file; give one")
     if output is not None:
-        check_destination(Path(output), overwrite, sources)  # before any work
-    parts = [ImportanceSums.of(load_importance(name), n_ctx) for name in in_files]
+        check_output("--output", output, overwrite=overwrite or resume)
+    parts = [
+        ImportanceSums.of(load_importance(name, include_weights, exclude_weights), n_ctx) for name in in_files
+    ]
     ppl: list[Perplexity] = []
     if model is not None:
-        text = read_text(_named(file))
+        text = read_text(str(file))
         with (
+            _kept(output) as on_save,
             progress_bar("tokens", 1) as progress,
             _running(running_perplexity, quiet=as_json, on_a_line=LINE) as show,
         ):
@@ -295,17 +386,20 @@ def imatrix(
                     correlations=form == GGUF and not no_correlations,
                     threads=threads,
                     dataset=str(file),
+                    output=output,
+                    form=form,
+                    overwrite=overwrite,
+                    resume=resume,
                     progress=progress,
                     on_chunk=on_chunk,
+                    on_save=on_save,
                 )
             )
-    if not parts:
-        raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     sums = parts[0]
     for part in parts[1:]:
         sums += part
-    if output is not None:
-        sums.save(output, form=form, overwrite=overwrite, sources=sources)
+    if output is not None and in_files:  # that of one model alone is saved already
+        sums.save(output, form=form, overwrite=overwrite or model is not None)
     tensors = tensor_statistics(sums) if show_statistics or as_json else []
     if as_json:
         print_json(
@@ -328,9 +422,13 @@ def imatrix(
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=INPUT)
 @file_option
-@click.option("--imatrix", metavar="I", help="The importance matrix that MODEL is to be quantized with.")
+@click.option(
+    "--imatrix", type=INPUT, metavar="I", help="The importance matrix that MODEL is to be quantized with."
+)
+@include_option
+@exclude_option
 @click.option(
     "-o",
     "--output",
@@ -356,6 +454,8 @@ def calibrate(
     model: str,
     file: str | None,
     imatrix: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
     output: str | None,
     n_ctx: int,
     n_chunks: int,
@@ -368,14 +468,22 @@ def calibrate(
 
     What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
     """
-    text = read_text(_named(file))
-    output = output or calibration_file(model, imatrix)
+    file = _named(file)
+    output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
+    check_output("--output", output, overwrite=True)
+    from ..calibrate import calibrate as measure_sensitivities
+    from ..chunks import read_text
+    from ..evaluation_report import calibration_table
+
+    text = read_text(file)
     with progress_bar() as progress:
         found = measure_sensitivities(
             model,
             text,
             output,
             imatrix=imatrix,
+            include_weights=include_weights,
+            exclude_weights=exclude_weights,
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             group=group,
@@ -391,7 +499,7 @@ def calibrate(
 
 
 @main.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "-p", "--n-prompt", multiple=True, type=click.IntRange(0), help="Tokens to read. [default: 512]"
 )
@@ -413,6 +521,9 @@ def bench(
 
     -p and -n may be given several times; 0 leaves a test out.
     """
+    from ..bench import bench as measure_speed
+    from ..evaluation_report import speed_table
+
     speeds: list[Speed] = []
     with progress_bar("tokens", 1) as progress:
         for model in models:

@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 import sys
 from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from ..chunks import read_text
 from ..errors import BadOptionError
-from ..generation import Chat, Effort, Writer
-from ..model import Model, Sampler
+from ..wording import printable
 from .common import threads_option
-from .group import INTERRUPTED, main
+from .files import INPUT
+from .group import main
+from .signals import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..generation import Chat, Writer
+    from ..model import Model
 
 
 @main.command()
-@click.argument("model")
-@click.option("-p", "--prompt", metavar="TEXT", help="What to write on from, or with --chat to answer.")
-@click.option("-f", "--file", metavar="FILE", help="The same from a file.")
-@click.option("-n", "--predict", "n", type=click.IntRange(-1), default=-1, help="Tokens to write at most.")
-@click.option("--temp", type=float, default=0.8, show_default=True, help="0 takes the best token always.")
-@click.option("--top-k", type=int, default=40, show_default=True, help="Of so many tokens; 0 of all.")
-@click.option("--top-p", type=float, default=0.95, show_default=True, help="Of this much probability.")
+@click.argument("model", type=INPUT)
+@click.argument("words", nargs=-1, metavar="")
+@click.option("-p", "--prompt", metavar="TEXT", help="The text to continue; with --chat, your message.")
 @click.option(
-    "--min-p", type=float, default=0.05, show_default=True, help="Not below this share of the best."
+    "-f", "--file", type=INPUT, metavar="FILE", help="Read the prompt from a file; - reads standard input."
 )
 @click.option(
-    "-s", "--seed", type=int, default=-1, help="Of the random choices. [default: another each time]"
-)
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), help="Context. [default: the model's]")
-@click.option("--chat", is_flag=True, help="Use the model's chat template; without a prompt, converse.")
-@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="With --chat: the system's message.")
+    "-n", "--predict", "n", type=click.IntRange(-1), default=-1,
+    help="Write at most this many tokens. [default: until the model ends the text]",
+)  # fmt: skip
+@click.option(
+    "--temp", "temperature", type=float, default=0.8, show_default=True,
+    help="Temperature: higher is more random. 0 always takes the most likely token.",
+)  # fmt: skip
+@click.option(
+    "--top-k", type=int, default=40, show_default=True,
+    help="Choose among the K most likely tokens. 0: among all.",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=float, default=0.95, show_default=True,
+    help="Choose among the most likely tokens that together have this probability. 1: among all.",
+)  # fmt: skip
+@click.option(
+    "--min-p", type=float, default=0.05, show_default=True,
+    help="Leave out tokens less likely than this share of the most likely one. 0: none.",
+)  # fmt: skip
+@click.option(
+    "-s", "--seed", type=int, default=-1,
+    help="The same seed gives the same text. [default: another each time]",
+)  # fmt: skip
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(1),
+    help="Context size: tokens of prompt and answer together. [default: the model's]",
+)  # fmt: skip
+@click.option("--chat", is_flag=True, help="Use a chat template. Without a prompt, start a conversation.")
+@click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="With --chat: the system message.")
+@click.option(
+    "--chat-template", "--chat-template-file", "template", metavar="FILE|TEXT",
+    help="With --chat: a Jinja template to use instead of the model's own.",
+)  # fmt: skip
 @threads_option
 def generate(
     model: str,
+    words: tuple[str, ...],
     prompt: str | None,
     file: str | None,
     n: int,
-    temp: float,
+    temperature: float,
     top_k: int,
     top_p: float,
     min_p: float,
@@ -47,75 +80,154 @@ def generate(
     n_ctx: int | None,
     chat: bool,
     system: str | None,
+    template: str | None,
     threads: int | None,
 ) -> None:
-    """Let MODEL write, from a prompt or in a chat.
+    """Let MODEL continue a text, or chat with it.
 
-    The text appears as it is written; Ctrl-C ends it. In a chat, Ctrl-C ends an answer, and Ctrl-D or
-    an empty line's Ctrl-C the chat.
+    The text appears as it is written; Ctrl-C stops it. In a chat, Ctrl-C stops an answer or clears the
+    line that you type. Ctrl-D ends the chat, and so does Ctrl-C on an empty line.
     """
+    if words:
+        option = "-f" if os.path.isfile(words[0]) else "-p"
+        raise BadOptionError(
+            f"'{words[0]}' is one argument too many; if it is the prompt, write {option} before it"
+        )
     if prompt is not None and file is not None:
         raise BadOptionError("-p and -f both give a prompt; choose one")
-    if system is not None and not chat:
-        raise BadOptionError("a system's message needs --chat")
+    for option, value in (("--system-prompt", system), ("--chat-template", template)):
+        if value is not None and not chat:
+            raise BadOptionError(f"{option} needs --chat")
+    if prompt is None and file is None and not chat:
+        raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
+    from ..chunks import read_text
+    from ..generation import Chat, Writer
+    from ..model import Model, Sampler
+
     text = prompt if file is None else read_text(file)
-    if text is None and not chat:
-        raise BadOptionError("nothing to write on from; give a prompt with -p, or --chat for a conversation")
-    options = {"temperature": temp, "top_p": top_p, "min_p": min_p}
-    sampler = Sampler(**options, top_k=max(0, top_k), seed=None if seed < 0 else seed)
+    if template is not None and not ("{{" in template or "{%" in template):
+        template = read_text(template)
+    sampler = Sampler(
+        temperature=temperature,
+        top_k=max(0, top_k),
+        top_p=top_p,
+        min_p=min_p,
+        seed=None if seed < 0 else seed,
+    )
     lm = Model(model, n_ctx=n_ctx, threads=threads)
     most = None if n < 0 else n
     if chat:
-        talk = Chat(lm, sampler, system=system)
+        talk = Chat(lm, sampler, system=system, template=template)
         if text is None:
-            _converse(talk, most)
+            _converse(talk, lm, most)
             return
         done = _show(talk.answer(text, most))
         writer = talk.writer
     else:
         writer = Writer(lm, sampler)
-        if sys.stdout.isatty():
-            Console(highlight=False).print(text, style="dim", end="", markup=False)
-        done = _show(writer.write(lm.tokenizer.encode(str(text)), most))
-    _tell(writer, lm.n_ctx)
+        done = _show(writer.write(lm.tokenizer.encode(str(text)), most), after=str(text))
+    _report(writer, lm.n_ctx)
     if not done:
         sys.exit(INTERRUPTED)
 
 
-def _converse(chat: Chat, n: int | None) -> None:
+# ---- a conversation ------------------------------------------------------------------------------
+
+
+def _converse(chat: Chat, model: Model, n: int | None) -> None:
     """Ask and answer until the input ends."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not UTF-8 are tokens, too
+    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
+    if by_hand:
+        name = model.metadata.get("general.name")
+        _note(
+            f"{model.path.name}{f' ({name})' if name else ''}, context of {model.n_ctx} tokens",
+            "Ctrl-C stops an answer or clears your line; Ctrl-D or Ctrl-C on an empty line ends the chat.",
+        )
+    editor = _line_editor() if by_hand else None
+    while (text := _ask("> " if by_hand else "", editor)) is not None:
+        if not text.strip():
+            continue
+        n_forgotten = chat.n_forgotten
+        try:
+            pieces = chat.answer(text, n)
+            if chat.n_forgotten > n_forgotten:
+                _note(
+                    f"[the context of {model.n_ctx} tokens is full:"
+                    f" the oldest {chat.n_forgotten} messages are no longer read]"
+                )
+            _show(pieces)
+        except BadOptionError as error:  # such as a message that is too long: another one may do
+            if not by_hand:
+                raise
+            click.echo(f"Error: {printable(error)}", err=True)
+        except KeyboardInterrupt:
+            click.echo()
+        else:
+            _report(chat.writer, model.n_ctx)
+
+
+def _line_editor() -> ModuleType | None:
+    """Give the lines that a user types arrow keys and a history, where the system has readline."""
+    try:
+        import readline
+    except ImportError:  # Windows, whose console does it by itself
+        return None
+    return readline
+
+
+def _ask(prompt: str, editor: ModuleType | None) -> str | None:
+    """Return a line that the user types; None where there are no more."""
     while True:
         try:
-            text = input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
+            return input(prompt)
+        except EOFError:
             click.echo()
-            return
-        if text.strip():
-            _show(chat.answer(text, n))
-            _tell(chat.writer, None)
+            return None
+        except KeyboardInterrupt:
+            click.echo()
+            if editor is None or not editor.get_line_buffer():
+                return None
 
 
-def _show(pieces: Iterable[str]) -> bool:
-    """Print text as it comes; whether it came to its end."""
+# ---- output --------------------------------------------------------------------------------------
+
+
+def _show(pieces: Iterable[str], after: str = "") -> bool:
+    """Print text as it comes, on a terminal ``after`` what it continues; whether it came to its end."""
+    from .word_wrap import WordWrap
+
+    wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
     try:
+        if wrap is not None and after:
+            click.secho(wrap.feed(after) + wrap.flush(), dim=True, nl=False)
         for piece in pieces:
-            click.echo(piece, nl=False)
+            click.echo(piece if wrap is None else wrap.feed(piece), nl=False)
     except KeyboardInterrupt:
         click.echo()
         return False
-    click.echo()
+    click.echo("" if wrap is None else wrap.flush())
     return True
 
 
-def _tell(writer: Writer, n_ctx: int | None) -> None:
+def _report(writer: Writer, n_ctx: int) -> None:
     """Say on a terminal what the text took."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         return
-    effort: Effort = writer.effort
+    effort = writer.effort
     read, written = (
         f"{n} tokens{f', {n / seconds:.1f} t/s' if seconds else ''}"
         for n, seconds in ((effort.n_read, effort.read_seconds), (effort.n_written, effort.write_seconds))
     )
-    full = f"; the context of {n_ctx} tokens is full" if writer.full and n_ctx else ""
-    console.print(f"[read {read}; wrote {written}{full}]", style="dim", markup=False)
+    full = f"; the context of {n_ctx} tokens is full" if writer.full else ""
+    _note(f"[read {read}; wrote {written}{full}]")
+
+
+def _note(*lines: str) -> None:
+    """Print what is not the model's to standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    for line in lines:
+        console.print(printable(line), style="dim", markup=False, soft_wrap=not console.is_terminal)

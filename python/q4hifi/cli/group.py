@@ -1,47 +1,99 @@
-"""The ``q4hifi`` command itself: its version, and how it ends when something goes wrong."""
+"""The ``q4hifi`` command itself: its commands, each loaded when it is used, and its version."""
 
 from __future__ import annotations
 
-import io
-import signal
-import sys
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
 
-from .. import __version__
-from ..errors import BadOptionError, Q4HifiError
-from ..report import printable
-from ..rows import cpu_features
+from ..errors import Q4HifiError
+from . import signals
+from .files import FileCommand
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of shells."""
+COMMANDS = {
+    "bench": (
+        "evaluate",
+        "Measure how many tokens MODELs read (pp) and write (tg) a second, as llama-bench does.",
+    ),
+    "calibrate": (
+        "evaluate",
+        "Measure what an error in each matrix of MODEL does to its answers, one after another.",
+    ),
+    "compare": (
+        "evaluate",
+        "Compare MODELs with the model REF that they were made from: size, quality, speed.",
+    ),
+    "dequantize": ("quantize", "Decode all quantized tensors of SRC to F16 (default), BF16 or F32."),
+    "export": ("quantize", "Bring the Q4_HIFI model SRC into a form that other programs load."),
+    "generate": ("generate", "Let MODEL continue a text, or chat with it."),
+    "imatrix": (
+        "evaluate",
+        "Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.",
+    ),
+    "inspect": (
+        "inspect",
+        "Show what is in a model FILE; of a damaged one what can be read, and what is wrong.",
+    ),
+    "perplexity": ("evaluate", "Measure how well MODEL predicts a text, as llama-perplexity does."),
+    "plan": ("quantize", "Say what 'quantize' would make of SRC, sizes to the byte."),
+    "quantize": ("quantize", "Quantize the model SRC to DST."),
+    "verify": ("inspect", "Check a model FILE: structure, sizes, finite weights, order of outliers."),
+}
+"""Name -> the module with the command, and the first sentence of its help, for the list of commands."""
 
 
 class _Group(click.Group):
-    """Turns q4hifi's errors into messages and exit statuses."""
+    """Knows the commands by name before their modules are loaded."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+class _Command(FileCommand):
+    """Lets signals raise while it works, and calls options by their names on the command line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _messages():
+        with self._option_names():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _messages():
+        with signals.Raising(), self._option_names():
             return super().invoke(ctx)
 
+    @contextmanager
+    def _option_names(self) -> Iterator[None]:
+        """In q4hifi's messages, replace `` `keyword=value` `` by the option of that keyword."""
+        try:
+            yield
+        except Q4HifiError as error:
+            named = _KEYWORD.sub(self._option_name, str(error))
+            raise type(error)(named) from error
 
-@contextmanager
-def _messages() -> Iterator[None]:
-    try:
-        yield
-    except Q4HifiError as error:
-        kind = click.UsageError if isinstance(error, BadOptionError) else click.ClickException
-        raise kind(printable(error)) from error
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted.", err=True)
-        sys.exit(INTERRUPTED)
+    def _option_name(self, found: re.Match[str]) -> str:
+        for option in self.params:
+            if option.name == found["name"] and isinstance(option, click.Option):
+                value = found["value"] or ""
+                flag = next(name for name in option.opts if name.startswith("--"))
+                return flag if value in ("", "True", "...") else f"{flag} {value.strip(_QUOTES)}"
+        return found[0]
+
+
+_QUOTES = "'\""
+_KEYWORD = re.compile(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`")
+_Group.command_class = _Command
 
 
 def _note_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -51,8 +103,12 @@ def _note_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
+    from .. import __version__
+
     click.echo(f"q4hifi {__version__}")
     if ctx.meta["verbose"]:
+        from ..rows import cpu_features
+
         cpu = cpu_features()
         click.echo(f"kernels: {cpu.active} (this CPU has {', '.join(cpu.available)})")
     ctx.exit()
@@ -69,11 +125,3 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 )  # fmt: skip
 def main() -> None:
     """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names and metadata may be in any script
-
-
-def _terminate(*_: object) -> None:
-    """End as after Ctrl-C, so that a half-written file is removed."""
-    raise KeyboardInterrupt

@@ -6,10 +6,9 @@ import sys
 
 import click
 
-from ..overview import Overview
-from ..report import printable
-from ..verify import verify_file
+from ..wording import printable
 from .common import console, json_option, print_json, progress_bar, tensors_option, threads_option
+from .files import INPUT
 from .group import main
 
 SHOWN_PROBLEMS = 20
@@ -17,11 +16,13 @@ SHOWN_PROBLEMS = 20
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", type=INPUT)
 @tensors_option
 @json_option
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
     """Show what is in a model FILE; of a damaged one what can be read, and what is wrong."""
+    from ..overview import Overview
+
     overview = Overview.open(file)
     if as_json:
         print_json(overview.as_dict())
@@ -36,11 +37,13 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", type=INPUT)
 @threads_option
 @json_option
 def verify(file: str, threads: int | None, as_json: bool) -> None:
     """Check a model FILE: structure, sizes, finite weights, order of outliers."""
+    from ..verify import verify_file
+
     with progress_bar() as progress:
         findings = verify_file(file, threads=threads, progress=progress)
     if as_json:

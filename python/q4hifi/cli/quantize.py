@@ -8,33 +8,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import BadOptionError
-from ..export import DEQUANTIZED, EXPORTS, dequantize_file, export_file
-from ..gguf_split import parse_size
 from ..layout import LAYOUTS, SPLIT
+from ..limits import DEQUANTIZED, EXPORTS
 from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
-from ..output_file import check_destination
-from ..plan import Plan
-from ..quantize import plan_file, quantize_file
 from ..recipes import RECIPES, find_recipe
-from ..report import QuantizeReport, human_bytes, notes, paragraphs, role_table, tensor_table, type_table
-from ..shapes import SUFFIX as SHAPES
-from ..shapes import plan_shapes
-from ..tensor_types import write_tensor_types
+from ..wording import human_bytes
 from .common import (
     console,
+    exclude_option,
+    include_option,
     json_option,
     overwrite_option,
     print_json,
     progress_bar,
     tensors_option,
     threads_option,
+    usable_threads,
 )
+from .files import INPUT, OUTPUT, check_output
 from .group import main
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..report import QuantizeReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,15 +43,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _quantize_options(command: Command) -> Command:
     """Add the options that ``quantize`` and ``plan`` share, all of them keywords of quantize_file."""
     options = [
-        click.option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, either form."),
         click.option(
-            "--include-weights", multiple=True, metavar="NAME", help="Use the imatrix for these only."
+            "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix of llama-imatrix, either form."
         ),
+        include_option,
+        exclude_option,
         click.option(
-            "--exclude-weights",
-            multiple=True,
-            metavar="NAME",
-            help="Use the imatrix for all but these tensors.",
+            "--allow-missing-importance",
+            is_flag=True,
+            help="Use the imatrix although it looks like another model's.",
         ),
         click.option(
             "--tensor-type",
@@ -59,7 +60,7 @@ def _quantize_options(command: Command) -> Command:
             metavar="REGEX=TYPE",
             help="Type of the tensors whose name matches; the first match counts. Repeatable.",
         ),
-        click.option("--tensor-type-file", metavar="FILE", help="A file of REGEX=TYPE entries."),
+        click.option("--tensor-type-file", type=INPUT, metavar="FILE", help="A file of REGEX=TYPE entries."),
         click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
         click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
         click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is."),
@@ -73,25 +74,34 @@ def _quantize_options(command: Command) -> Command:
         click.option("--no-fallback", is_flag=True, help="Fail where a row does not fit its type."),
         click.option("--keep-split", is_flag=True, help="Cut the output into files as the source is."),
         click.option(
-            "--split-max-size", metavar="N(M|G)", help="Cut the output into files of at most that much data."
+            "--split-max-size", metavar="SIZE", help="Cut the output into files of at most that much data."
         ),
         click.option(
             "--coverage",
             type=click.Choice(COVERAGES),
             help="Q4_HIFI: by the table of model scales, or the types that measure best within a budget.",
         ),
-        click.option("--target-size", metavar="N(M|G)", help="Measured: the most bytes of the output."),
+        click.option(
+            "--target-size", metavar="SIZE", help="Measured: the most bytes of the output, such as 3.5GiB."
+        ),
         click.option("--target-bpw", type=float, metavar="BITS", help="Measured: the most bits a weight."),
         click.option("--like", metavar="TYPE", help="Measured: the most is the size of this recipe."),
         click.option("--stock", is_flag=True, help="Measured: only types that stock llama.cpp loads."),
         click.option(
-            "--sensitivities", metavar="FILE", help="Measured: what an error in each tensor costs, in JSON."
+            "--sensitivities",
+            type=INPUT,
+            metavar="FILE",
+            help="Measured: what an error in each tensor costs, in JSON.",
         ),
         click.option(
-            "--calibrate", metavar="TEXT", help="Measured: find that out on this text; kept and used again."
+            "--calibrate",
+            type=INPUT,
+            metavar="TEXT",
+            help="Measured: find that out on this text; kept and used again.",
         ),
         click.option(
             "--write-tensor-types",
+            type=OUTPUT,
             metavar="FILE",
             help="Write the types as --tensor-type-file reads them; with --stock for llama-quantize.",
         ),
@@ -116,7 +126,7 @@ def _quantize_options(command: Command) -> Command:
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=INPUT)
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
 @_quantize_options
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
@@ -141,7 +151,11 @@ def quantize(
     defaults to SRC's name with the type.
     """
     dst, kind, rest_threads = _positional(src, rest)
-    choices, types_file = _choices(choices, overwrite)
+    choices, types_file = _choices(choices)
+    if not dry_run:
+        check_output("DST", dst)
+    from ..quantize import plan_file, quantize_file
+
     if dry_run:
         with progress_bar() as progress:
             found = plan_file(src, kind, threads=threads or rest_threads, progress=progress, **choices)
@@ -164,7 +178,7 @@ def quantize(
 
 
 @main.command()
-@click.argument("src")
+@click.argument("src", type=INPUT)
 @click.argument("type", default="Q4_HIFI")
 @_quantize_options
 @tensors_option
@@ -184,7 +198,11 @@ def plan(
 
     Reads no weights, but some for measured coverage. SRC may also be a JSON file of a model's shapes.
     """
-    choices, types_file = _choices(choices, overwrite)
+    from ..quantize import plan_file
+    from ..shapes import SUFFIX as SHAPES
+    from ..shapes import plan_shapes
+
+    choices, types_file = _choices(choices)
     if src.endswith(SHAPES):
         found = plan_shapes(src, type, **_of_shapes(choices))
     else:
@@ -195,22 +213,24 @@ def plan(
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=INPUT)
+@click.argument("dst", type=OUTPUT)
 @click.argument("type", type=click.Choice(list(DEQUANTIZED), case_sensitive=False), default="F16")
 @threads_option
 @overwrite_option
 @json_option
 def dequantize(src: str, dst: str, type: str, threads: int | None, overwrite: bool, as_json: bool) -> None:
     """Decode all quantized tensors of SRC to F16 (default), BF16 or F32."""
+    from ..export import dequantize_file
+
     with progress_bar() as progress:
         report = dequantize_file(src, dst, type, threads=threads, overwrite=overwrite, progress=progress)
     _print_report(report, as_json)
 
 
 @main.command()
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=INPUT)
+@click.argument("dst", type=OUTPUT)
 @click.option(
     "--as",
     "as_",
@@ -231,6 +251,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Bring the Q4_HIFI model SRC into a form that other programs load."""
+    from ..export import export_file
+
     with progress_bar() as progress:
         report = export_file(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
@@ -246,9 +268,11 @@ def _positional(src: str, rest: tuple[str, ...]) -> tuple[str, str, int | None]:
     threads = None
     if words:
         text = words.pop(0)
-        if not text.isdecimal() or int(text) == 0:
-            raise BadOptionError(f"{text!r} is no number of threads")
-        threads = int(text)
+        if not (text.isascii() and text.isdecimal()):
+            raise BadOptionError(
+                f"{text!r} is not a number of threads; the order of the arguments is SRC DST TYPE THREADS"
+            )
+        threads = usable_threads(click.get_current_context(), None, int(text[:9]))
     if words:
         raise BadOptionError(f"too many arguments: {' '.join(words)}")
     return dst or _default_destination(src, kind), kind, threads
@@ -273,12 +297,12 @@ def _default_destination(src: str, kind: str) -> str:
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{kind}.gguf"))
 
 
-def _choices(options: Mapping[str, Any], overwrite: bool) -> tuple[dict[str, Any], str | None]:
+def _choices(options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
+    from ..gguf_split import parse_size
+
     choices = dict(options)
     types_file = choices.pop("write_tensor_types")
-    if types_file is not None:
-        check_destination(Path(types_file), overwrite, ())  # before any work
     named = [parse_tensor_type(text) for text in choices["tensor_types"]]
     file = choices.pop("tensor_type_file")
     choices["tensor_types"] = named + list(read_tensor_type_file(file) if file else ())
@@ -301,6 +325,8 @@ def _of_shapes(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_types(plan: Plan, file: str | None, overwrite: bool) -> None:
     if file is not None:
+        from ..tensor_types import write_tensor_types
+
         write_tensor_types(plan, file, overwrite=overwrite)
 
 
@@ -315,6 +341,8 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
         print_json(plan.as_dict())
         return
+    from ..report import notes, paragraphs, role_table, tensor_table, type_table
+
     whole = plan.tensor_bytes if plan.file_bytes is None else plan.file_bytes
     size = (
         f"{human_bytes(whole)} {'of tensors' if plan.file_bytes is None else 'in all'},"

@@ -1,0 +1,174 @@
+"""How the command runs and ends: every exception becomes a message and an exit status here."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from ..errors import BadOptionError, Q4HifiError
+from ..wording import printable
+from . import signals
+from .group import main
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+FAILED, MISUSED = 1, 2
+
+DEBUG = "Q4HIFI_DEBUG"
+"""An environment variable: where it is set, errors are shown with their tracebacks."""
+
+
+def run(arguments: Sequence[str] | None) -> NoReturn:
+    """Run the command and end the process."""
+    atexit.register(signals.ignore)  # runs last, as it is registered first
+    _open_closed_streams()
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _output()
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)  # names, metadata and texts may be in any script
+    try:
+        _complete()
+        with main.make_context("q4hifi", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            main.invoke(context)
+        status = 0
+    except BaseException as error:  # Ctrl-C and a panic of the core as well
+        signals.leave_at_once()
+        status = _report(error)
+    if cause := _output_error():
+        status = status or _report(cause)
+        _discard_output()
+    sys.exit(status)
+
+
+def _complete() -> None:
+    """Answer the shell that completes a command line, as click does."""
+    variable = "_Q4HIFI_COMPLETE"
+    if instruction := os.environ.get(variable):
+        from click.shell_completion import shell_complete
+
+        raise SystemExit(shell_complete(main, {}, "q4hifi", variable, instruction))
+
+
+def _open_closed_streams() -> None:
+    """Where a standard stream is closed, open it, or the next file that is opened would get its number.
+
+    What is read is empty, what is written to standard error is lost, and to standard output an error.
+    """
+    for number, (name, flags) in enumerate(_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, flags)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            stream = os.fdopen(number, "w" if number else "r", closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
+class _Output(FileIO):
+    """Standard output, named in its errors."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _output() -> TextIOWrapper:
+    raw = _Output(1, "w", closefd=False)
+    interactive = raw.isatty()
+    return TextIOWrapper(BufferedWriter(raw), sys.stdout.encoding, line_buffering=interactive)
+
+
+_STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
+
+
+def _report(error: BaseException) -> int:
+    """Say what went wrong; return the exit status."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED if error.code else 0
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE  # what reads the output has ended, as 'head' does
+    if isinstance(error, KeyboardInterrupt):
+        _print("\nInterrupted.")
+        return signals.INTERRUPTED
+    if os.environ.get(DEBUG):
+        from traceback import format_exception
+
+        _print("".join(format_exception(error)))
+    if isinstance(error, click.ClickException):
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    _print(f"Error: {printable(_message(error))}")
+    return MISUSED if isinstance(error, BadOptionError) else FAILED
+
+
+def _message(error: BaseException) -> str:
+    for kind, message in _MESSAGES:
+        if isinstance(error, kind):
+            return message(error)
+    what = f"{type(error).__name__}: {error}"
+    return f"internal error: {what}; please report it, with what is shown when {DEBUG}=1 is set"
+
+
+def _memory(error: MemoryError) -> str:
+    detail = f" ({error})" if str(error) else ""
+    return f"there is not enough memory{detail}; close other programs, or take a smaller model or context"
+
+
+def _system(error: OSError) -> str:
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{os.fsdecode(error.filename)}: {what}"
+
+
+def _decoding(error: UnicodeDecodeError) -> str:
+    byte = error.object[error.start]
+    return f"the input is not {error.encoding} text: byte 0x{byte:02x} at position {error.start}"
+
+
+_MESSAGES: Sequence[tuple[type[BaseException], Callable[..., str]]] = (
+    (Q4HifiError, str),
+    (MemoryError, _memory),
+    (OSError, _system),
+    (UnicodeDecodeError, _decoding),
+    (RecursionError, lambda _: "the input is nested too deep"),
+    (ImportError, lambda error: f"{error}; install q4hifi again"),
+)
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # nobody can be told
+        click.echo(text, err=True)
+
+
+def _output_error() -> OSError | None:
+    """Why standard output cannot be written, None where it can."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _discard_output() -> None:
+    """Let Python, which flushes standard output when it ends, not complain once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

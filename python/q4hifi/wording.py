@@ -1,0 +1,29 @@
+"""How sizes, durations and names are written in messages and tables."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as the field writes it: 443.30 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+
+
+def human_count(count: int) -> str:
+    """Return a number of weights as the field writes it: 5.77 M, 1.78 B."""
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration as clocks show it: 4:07, 1:02:30."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def printable(text: object) -> str:
+    """``str(text)`` with what a terminal would obey or cannot show escaped: names come out of files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

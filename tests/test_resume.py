@@ -1,0 +1,307 @@
+"""Long work that fails or is interrupted keeps what it has, and goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import q4hifi
+from q4hifi.correlations import correlations_of
+from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from q4hifi.importance import load_importance
+from q4hifi.importance_sums import ImportanceSums
+from q4hifi.log_probs_file import LogProbsFile
+from q4hifi.model import Model
+from stand_ins import ToyTokenizer
+from synthetic import names_in, write_runnable
+
+N_CTX = 32
+TOKENS = np.random.default_rng(3).integers(0, 256, 6 * N_CTX).astype(np.uint32)
+OPTIONS: dict[str, Any] = {"n_ctx": N_CTX, "fisher_chunks": 3}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of one vocabulary, and one that gives NaN after the token 300."""
+    folder = tmp_path_factory.mktemp("models")
+    found = {name: write_runnable(folder / f"{name}.gguf", name) for name in ("llama", "mistral3")}
+    found["damaged"] = folder / "damaged.gguf"
+    data = bytearray(found["llama"].read_bytes())
+    with q4hifi.open(found["llama"]) as model:
+        info = model.gguf.tensors["token_embd.weight"]
+    at = info.offset + 300 * info.row_bytes
+    data[at : at + 4] = b"\0\0\xc0\x7f"
+    found["damaged"].write_bytes(data)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(paths: dict[str, Path]) -> dict[str, Model]:
+    """The same, opened, with a tokenizer that their files lack."""
+    found = {name: Model(path) for name, path in paths.items()}
+    for model in found.values():
+        model.__dict__["tokenizer"] = ToyTokenizer(model.n_vocab)
+    return found
+
+
+def after(n: int, error: BaseException) -> Callable[[object], None]:
+    """A callback that raises when it is called for the n-th time."""
+    calls = iter(range(1, 1000))
+
+    def call(_: object) -> None:
+        if next(calls) == n:
+            raise error
+
+    return call
+
+
+def with_a_bad_token_in(chunk: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    tokens = TOKENS.copy()
+    tokens[chunk * N_CTX + 20] = 300
+    return tokens
+
+
+def same_sums(a: ImportanceSums, b: ImportanceSums) -> None:
+    assert a.tensors.keys() == b.tensors.keys() and a.products.keys() == b.products.keys()
+    assert (a.chunk_count, a.datasets, a.run) == (b.chunk_count, b.datasets, b.run)
+    for of_a, of_b in ((a.tensors, b.tensors), (a.refining, b.refining), (a.fisher, b.fisher)):
+        assert of_a.keys() == of_b.keys()
+        for name, sums in of_a.items():
+            assert np.array_equal(sums.counts, of_b[name].counts)
+            assert np.allclose(sums.squares, of_b[name].squares, rtol=1e-6, atol=0)
+    for name in a.products:
+        found, wanted = (
+            correlations_of(s.products[name], {**s.tensors, **s.refining}[name].squares[0]) for s in (a, b)
+        )
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+# ---- imatrix -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Q4HifiError("it failed")])
+def test_an_imatrix_is_kept_and_resumed(
+    error: BaseException, models: dict[str, Model], tmp_path: Path
+) -> None:
+    whole = q4hifi.collect_importance(models["llama"], TOKENS, output=tmp_path / "whole.gguf", **OPTIONS)
+    out, saved = tmp_path / "i.gguf", list[int]()
+    with pytest.raises(type(error)):
+        q4hifi.collect_importance(
+            models["llama"],
+            TOKENS,
+            output=out,
+            on_chunk=after(4, error),
+            on_save=saved.append,
+            **OPTIONS,
+        )
+    assert saved == [4] and load_importance(out).chunk_count == 4
+    assert names_in(tmp_path) == {"whole.gguf", "i.gguf"}
+    with pytest.raises(BadOptionError, match="exists already"):
+        q4hifi.collect_importance(models["llama"], TOKENS, output=out, **OPTIONS)
+    read = list[object]()
+    found = q4hifi.collect_importance(
+        models["llama"], TOKENS, output=out, resume=True, on_chunk=read.append, **OPTIONS
+    )
+    assert len(read) == 2
+    same_sums(found, whole)
+    same_sums(ImportanceSums.of(load_importance(out)), whole)
+
+
+def test_a_chunk_that_fails_does_not_spoil_those_before(models: dict[str, Model], tmp_path: Path) -> None:
+    out = tmp_path / "i.gguf"
+    with pytest.raises(NotFiniteError, match=r"damaged\.gguf: chunk 4 of the text"):
+        q4hifi.collect_importance(models["damaged"], with_a_bad_token_in(3), output=out, **OPTIONS)
+    found = ImportanceSums.of(load_importance(out))
+    assert found.chunk_count == 3
+    for sums in found.tensors.values():
+        assert np.isfinite(sums.squares).all() and sums.counts == 3 * N_CTX
+
+
+def test_an_imatrix_is_saved_while_it_is_made(models: dict[str, Model], tmp_path: Path) -> None:
+    out, saved = tmp_path / "i.gguf", list[int]()
+    q4hifi.collect_importance(
+        models["llama"], TOKENS, output=out, save_seconds=0, on_save=saved.append, **OPTIONS
+    )
+    assert saved == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": "mistral3"}, {"tokens": TOKENS[::-1]}, {"fisher_chunks": 2}, {"process_output": True}]
+)
+def test_another_run_is_not_resumed(other: dict[str, Any], models: dict[str, Model], tmp_path: Path) -> None:
+    out = tmp_path / "i.gguf"
+    q4hifi.collect_importance(models["llama"], TOKENS, output=out, **OPTIONS)
+    before = out.read_bytes()
+    options = OPTIONS | {k: v for k, v in other.items() if k not in ("model", "tokens")}
+    with pytest.raises(BadOptionError, match=r"i\.gguf: was not begun with this model, text and options"):
+        q4hifi.collect_importance(
+            models[other.get("model", "llama")],
+            other.get("tokens", TOKENS),
+            output=out,
+            resume=True,
+            **options,
+        )
+    assert out.read_bytes() == before
+
+
+def test_resuming_begins_where_there_is_nothing(models: dict[str, Model], tmp_path: Path) -> None:
+    out = tmp_path / "i.gguf"
+    assert (
+        q4hifi.collect_importance(models["llama"], TOKENS, output=out, resume=True, **OPTIONS).chunk_count
+        == 6
+    )
+
+
+# ---- base files of log-probabilities ---------------------------------------------------------------
+
+
+def base_file(model: Model, path: Path, tokens: Any = TOKENS, **options: Any) -> q4hifi.Perplexity:
+    return q4hifi.perplexity(model, tokens, n_ctx=N_CTX, save_log_probs=path, **options)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Q4HifiError("it failed")])
+def test_a_base_file_is_kept_and_resumed(
+    error: BaseException, models: dict[str, Model], tmp_path: Path
+) -> None:
+    base, partial = tmp_path / "base.kld", tmp_path / "base.kld.partial"
+    whole = base_file(models["llama"], tmp_path / "whole.kld")
+    with pytest.raises(type(error)):
+        base_file(models["llama"], base, on_chunk=after(4, error))
+    assert names_in(tmp_path) == {"whole.kld", partial.name}
+    with pytest.raises(BadFileError, match="not a file of log-probabilities"):
+        LogProbsFile.open(partial)
+    with pytest.raises(BadOptionError, match="go on from it with `resume=True`"):
+        base_file(models["llama"], base)
+    read = list[object]()
+    found = base_file(models["llama"], base, resume=True, on_chunk=read.append)
+    assert len(read) == 2 and names_in(tmp_path) == {"whole.kld", "base.kld"}
+    assert base.read_bytes() == (tmp_path / "whole.kld").read_bytes()
+    assert np.array_equal(found.nll, whole.nll)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import q4hifi
+def kill(found):
+    if found.n_chunks == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+class NoBos:
+    add_bos, bos = False, None
+tokens, model = np.load(sys.argv[3]), q4hifi.Model(sys.argv[1])
+model.__dict__["tokenizer"] = NoBos()
+q4hifi.perplexity(model, tokens, n_ctx=32, save_log_probs=sys.argv[2], on_chunk=kill)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_base_file_survives_a_kill(
+    models: dict[str, Model], paths: dict[str, Path], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "tokens.npy", TOKENS)
+    command = [sys.executable, "-c", KILLED, paths["llama"], tmp_path / "base.kld", tmp_path / "tokens.npy"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    read = list[object]()
+    base_file(models["llama"], tmp_path / "base.kld", resume=True, on_chunk=read.append)
+    base_file(models["llama"], tmp_path / "whole.kld")
+    assert len(read) == 2
+    assert (tmp_path / "base.kld").read_bytes() == (tmp_path / "whole.kld").read_bytes()
+
+
+def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp_path: Path) -> None:
+    base, partial = tmp_path / "base.kld", tmp_path / "base.kld.partial"
+    with pytest.raises(KeyboardInterrupt):
+        base_file(models["llama"], base, on_chunk=after(2, KeyboardInterrupt()))
+    before = partial.read_bytes()
+    with pytest.raises(BadOptionError, match="was not begun with this text"):
+        base_file(models["llama"], base, TOKENS[::-1], resume=True)
+    with pytest.raises(BadOptionError, match=r"was not begun with .*mistral3\.gguf"):
+        base_file(models["mistral3"], base, resume=True)
+    assert partial.read_bytes() == before
+    partial.write_bytes(b"part")
+    with pytest.raises(BadOptionError, match="cannot be resumed"):
+        base_file(models["llama"], base, resume=True)
+    base_file(models["llama"], base, overwrite=True)
+    assert names_in(tmp_path) == {"base.kld"}
+
+
+def test_a_base_file_without_a_whole_chunk_is_not_kept(models: dict[str, Model], tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError):
+        base_file(models["damaged"], tmp_path / "base.kld", with_a_bad_token_in(0))
+    assert names_in(tmp_path) == set()
+
+
+# ---- comparisons -----------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_kept_and_resumed(models: dict[str, Model], tmp_path: Path) -> None:
+    out, llama, mistral = tmp_path / "figures", models["llama"], models["mistral3"]
+    saved, read = list[int](), list[q4hifi.Comparison]()
+    with pytest.raises(KeyboardInterrupt):
+        q4hifi.compare(
+            llama,
+            [llama],
+            TOKENS,
+            n_ctx=N_CTX,
+            output=out,
+            on_chunk=after(4, KeyboardInterrupt()),
+            on_save=saved.append,
+        )
+    assert saved == [4]
+    found = q4hifi.compare(
+        llama, [llama, mistral], TOKENS, n_ctx=N_CTX, output=out, resume=True, on_chunk=read.append
+    )
+    whole = q4hifi.compare(llama, [llama, mistral], TOKENS, n_ctx=N_CTX)
+    assert len(read) == 6  # of the model that is new
+    for mine, other in zip((found.reference, *found.models), (whole.reference, *whole.models), strict=True):
+        assert np.array_equal(mine.perplexity.nll, other.perplexity.nll)
+        if mine.quality is not None and other.quality is not None:
+            for a, b in zip(mine.quality.tokens, other.quality.tokens, strict=True):
+                assert np.array_equal(a, b)
+    read.clear()
+    again = q4hifi.compare(
+        llama, [mistral], TOKENS, n_ctx=N_CTX, output=out, resume=True, on_chunk=read.append
+    )
+    assert read == [] and np.array_equal(again.models[0].perplexity.nll, whole.models[1].perplexity.nll)
+    with pytest.raises(BadOptionError, match="another reference, text or context"):
+        q4hifi.compare(mistral, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+
+
+def test_a_model_that_fails_does_not_take_the_others_with_it(models: dict[str, Model]) -> None:
+    llama, damaged = models["llama"], models["damaged"]
+    found = q4hifi.compare(llama, [damaged, llama], with_a_bad_token_in(2), n_ctx=N_CTX)
+    assert [model.model for model in found.models] == [str(llama.path)]
+    assert list(found.failures) == [str(damaged.path)]
+    assert "chunk 3 of the text" in found.failures[str(damaged.path)]
+    with pytest.raises(NotFiniteError, match="chunk 3 of the text"):
+        q4hifi.compare(llama, [damaged], with_a_bad_token_in(2), n_ctx=N_CTX)
+
+
+# ---- whatever is saved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["imatrix", "base", "compare"])
+def test_the_space_is_taken_before_the_work(
+    call: str, models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    llama, out, never = models["llama"], tmp_path / "out", after(1, AssertionError("the work began"))
+    with pytest.raises(Q4HifiError, match=r"out: cannot be written, .* \d+ bytes: No space left"):
+        if call == "imatrix":
+            q4hifi.collect_importance(llama, TOKENS, output=out, on_chunk=never, **OPTIONS)
+        elif call == "base":
+            base_file(llama, out, on_chunk=never)
+        else:
+            q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, on_chunk=never)
+    assert names_in(tmp_path) == set()
