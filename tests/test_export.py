@@ -345,7 +345,9 @@ def test_names_too_long_for_companions_stay_in_the_fork_layout(n_bytes: int, tmp
         q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "split.gguf", layout="split")
         assert q4hifi.verify_file(tmp_path / "split.gguf") == []
         return
-    with pytest.raises(UnsupportedModelError, match=r"more than 63 bytes in the split layout; export .*--as"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"more than 63 bytes in the split layout; export .* `as_=...`"
+    ):
         q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "split.gguf", layout="split")
     q4hifi.export_file(tmp_path / "fork.gguf", tmp_path / "stock.gguf", as_="q8_0")
     report = q4hifi.quantize_file(source, tmp_path / "split.gguf")

@@ -283,7 +283,7 @@ def test_a_number_of_layers_that_is_none_is_a_fault(value):
     model = ModelShape.from_metadata({"general.architecture": "llama", "llama.block_count": value})
     assert model.n_layer is None
     assert f"llama.block_count is {value!r}" in model.fault
-    with pytest.raises(UnsupportedModelError, match=r"llama\.block_count is .*--pure or F16"):
+    with pytest.raises(UnsupportedModelError, match=r"llama\.block_count is .*`pure=True` or F16"):
         choose_types([], model, Options(type="Q4_K_M"))
     assert choose_types([], model, Options(type="F16")) == []
 
