@@ -27,9 +27,12 @@ class ToyTokenizer:
     def add_bos(self) -> bool:
         return self.bos is not None
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        bos = [self.bos] if add_special and self.bos is not None else []
+    def encode(self, text: str) -> list[int]:
+        bos = [self.bos] if self.bos is not None else []
         return bos + [ord(c) % self.n_vocab for c in text]
+
+    def encode_array(self, text: str, *, limit: int | None = None) -> npt.NDArray[np.uint32]:
+        return np.array(self.encode(text), np.uint32)[:limit]
 
 
 @dataclass

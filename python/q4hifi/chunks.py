@@ -25,6 +25,8 @@ from .logits import Logits, Tokens
 from .model_file import ErrorsAt
 from .text_file import read_text_bytes
 
+_LEAST = 2  # chunks that a text must have, as in llama-perplexity
+
 PIECE_LOGITS = 1 << 25
 """Logits that are held at a time, of each model: 128 MiB."""
 
@@ -49,8 +51,8 @@ def read_text(file: str | os.PathLike[str]) -> str:
 class TextTokenizer(Protocol):
     """What is needed of a model's tokenizer."""
 
-    def encode(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> Sequence[int]:
-        """Tokens of a text."""
+    def encode_array(self, text: str, *, limit: int | None = ...) -> Tokens:
+        """Tokens of a text, the first ``limit`` at most."""
         ...
 
     @property
@@ -168,13 +170,14 @@ class Chunks:
         if n_chunks is not None and n_chunks < 1:
             raise BadOptionError(f"{n_chunks} chunks cannot be evaluated; give at least 1")
         if isinstance(text, str):
-            tokens = np.asarray(model.tokenizer.encode(text, add_special=True, parse_special=False))
+            limit = None if n_chunks is None else n_ctx * max(n_chunks, _LEAST)
+            tokens = model.tokenizer.encode_array(text, limit=limit)
         else:
             tokens = np.asarray(text)
-        if tokens.size < 2 * n_ctx:
+        if tokens.size < _LEAST * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
-                f"{2 * n_ctx}; give a longer text or a shorter context, `n_ctx`"
+                f"{_LEAST * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)

@@ -7,6 +7,10 @@ The names and their meaning are llama.cpp's, also where it simplifies: it tells 
 in ASCII only, and blanks beyond ASCII never match a range such as ``\u0800-\u4e00``. The syntax is
 Oniguruma's. Its tables know characters of Unicode 16 that llama.cpp's (15.1) do not: around those,
 words may be cut differently.
+
+A long text is cut into blocks before that, where no word can span: where the words of both sides, found
+apart, are the words of the whole. ``block_ends`` names such places. None of the expressions looks back,
+so the right side is safe wherever a word begins; the left side must not depend on what comes next.
 """
 
 from __future__ import annotations
@@ -17,6 +21,21 @@ from dataclasses import dataclass
 DEFAULT = "default"
 """What is used, with poor results, for a file that names no pre-tokenizer."""
 
+_MATCHED = "A-Za-zÀ-ÖØ-öø-ƺΑ-Ρα-ωА-яก-ฮअ-हぁ-ゖァ-ヺ一-龥가-힣"
+_LETTER = _MATCHED + "א-תء-غف-ي"
+"""Letters; the first are in a word by every pre-tokenizer, deepseek-llm's leaves out the others."""
+
+_BEFORE_COMMA = rf"(?<=[{_LETTER}0-9])(?=,)"
+_AFTER_LINE = rf"(?<=[!-~\u00b7-\u07ff\u3001-\ufefe\uff01-\uff65]\n)(?=[{_LETTER}0-9])"
+_BEFORE_DIGIT = rf"(?<=[{_LETTER}])(?=[0-9])"
+_BEFORE_BLANK = rf"(?<=[{_MATCHED}0-9])(?= [{_LETTER}0-9])"
+_BETWEEN_NUMBERS = rf"(?<=[0-9])(?=,| [{_LETTER}0-9])"
+
+_BLOCK_ENDS = "|".join((_BEFORE_COMMA, _AFTER_LINE, _BEFORE_DIGIT, _BEFORE_BLANK))
+_BLOCK_ENDS_BESIDE_DIGITS = "|".join((_BEFORE_DIGIT, _BETWEEN_NUMBERS))
+_BLOCK_ENDS_OF_PHRASES = "|".join((_BEFORE_COMMA, _AFTER_LINE, _BEFORE_DIGIT, _BETWEEN_NUMBERS))
+_BLOCK_ENDS_OF_ANY_SIGNS = "|".join((_BEFORE_COMMA, _AFTER_LINE, _BEFORE_BLANK))
+
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
@@ -25,6 +44,7 @@ class PreTokenizer:
     ``ignore_merges``: a word that is a token is taken whole. ``add_bos``: begin with BOS unless the
     file says otherwise. ``default_bos``: whether there is a BOS where the file names none.
     ``clean_spaces``: decoded text loses the blank before punctuation and contractions.
+    ``block_ends``: an expression of Python's :mod:`re` for places where no word spans.
     """
 
     splits: tuple[str, ...]
@@ -32,6 +52,7 @@ class PreTokenizer:
     add_bos: bool = False
     default_bos: bool = True
     clean_spaces: bool = False
+    block_ends: str = _BLOCK_ENDS
 
 
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -130,6 +151,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
                 ),
             ),
             clean_spaces=True,
+            block_ends=_BLOCK_ENDS_OF_PHRASES,
         ),
     ),
     (
@@ -190,7 +212,10 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
             (_ASIAN_SIGNS, _either(_MARKED_WORD, r"\p{N}", _SIGNS_OR_SLASH, _LINES)), ignore_merges=True
         ),
     ),
-    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"))),
+    (
+        "superbpe",
+        PreTokenizer((r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"), block_ends=_BLOCK_ENDS_BESIDE_DIGITS),
+    ),
     (
         "deepseek-llm",
         PreTokenizer(
@@ -213,8 +238,8 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         PreTokenizer((r"\p{N}{1,3}", _HAN_AND_KANA, _DEEPSEEK3)),
     ),
     ("spark2_5", PreTokenizer((r"\p{N}{1,3}", _HAN_AND_KANA, _SPARK, r"\p{N}"))),
-    ("poro-chat", PreTokenizer((_BLOOM,))),
-    ("bloom gpt3-finnish", PreTokenizer((_BLOOM,), clean_spaces=True)),
+    ("poro-chat", PreTokenizer((_BLOOM,), block_ends=_BLOCK_ENDS_OF_ANY_SIGNS)),
+    ("bloom gpt3-finnish", PreTokenizer((_BLOOM,), clean_spaces=True, block_ends=_BLOCK_ENDS_OF_ANY_SIGNS)),
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
 )
 

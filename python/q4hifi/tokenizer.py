@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from .errors import BadOptionError
 from .gguf_constants import TokenType
-from .subwords import SPACE, ByteLevel, SentencePiece
+from .special_tokens import SpecialTokens
+from .subwords import BYTE_OF, SPACE, ByteLevel, SentencePiece, Tokens
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 
 SHIELD = "\ufdd0"
 """Keeps what spells a control token from being one: a code point that Unicode keeps out of texts."""
 
-_PREFIX = 4  # bytes of special tokens that are looked for first
 _CLEANING = (
     (re.compile(rb" (?=[?!.,])"), b""),
     (re.compile(rb" ' "), b"'"),
@@ -71,94 +74,102 @@ class Tokenizer:
         user's words cannot imitate a chat's marks. Tokens that a model's maker added as text always count.
         ``shield``: a character that is left out, once the control tokens were found; see :meth:`shield`.
 
-        Bytes need not be UTF-8: a byte-level vocabulary takes each that is not as U+FFFD, a SentencePiece
-        vocabulary has tokens for them. In a str, escaped bytes (``surrogateescape``) mean the bytes.
+        Bytes need not be UTF-8. A SentencePiece vocabulary has tokens for them. A byte-level vocabulary takes
+        each as U+FFFD, but forms that are longer than needed, or those of surrogates, as what they spell.
+        In a str, escaped bytes (``surrogateescape``) mean the bytes.
         Raises :class:`BadOptionError` for other lone surrogates.
         """
-        if isinstance(text, str):
-            try:
-                text = text.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError as error:
-                raise BadOptionError(f"the text is no Unicode at character {error.start}: {error}") from None
+        blocks = self.blocks(text, add_special=add_special, parse_special=parse_special, shield=shield)
+        return [token for block in blocks for token in block.tolist()]
+
+    def encode_array(
+        self,
+        text: str | bytes,
+        *,
+        limit: int | None = None,
+        add_special: bool = True,
+        parse_special: bool = False,
+    ) -> Tokens:
+        """Return the tokens of ``text`` as uint32 [n_tokens], the first ``limit`` at most.
+
+        The other options and the errors are those of :meth:`encode`. No more of a long text is read than the
+        limit needs, and the tokens take four bytes each.
+        """
+        blocks, n = [np.empty(0, np.uint32)], 0
+        for block in self.blocks(text, add_special=add_special, parse_special=parse_special):
+            blocks.append(block)
+            n += len(block)
+            if limit is not None and n >= limit:
+                break
+        return np.concatenate(blocks)[:limit]
+
+    def blocks(
+        self, text: str | bytes, *, add_special: bool, parse_special: bool, shield: str = ""
+    ) -> Iterator[Tokens]:
+        """Yield what :meth:`encode` returns, uint32, in pieces, as they are needed."""
+        data = _bytes_of(text) if isinstance(text, str) else text
         vocabulary = self._vocabulary
-        tokens = [self.bos] if add_special and self.add_bos and self.bos is not None else []
+        if add_special and self.add_bos and self.bos is not None:
+            yield np.array([self.bos], np.uint32)
         after_special = True
-        for fragment in self._fragments(text, parse_special):
+        for fragment in self._fragments(data, parse_special):
             if isinstance(fragment, int):
-                tokens.append(fragment)
+                yield np.array([fragment], np.uint32)
                 after_special = True
                 continue
             if shield:
                 fragment = fragment.replace(shield.encode(), b"")
-            if vocabulary.is_byte_level:
-                tokens += self._subwords.encode(fragment)
-            else:
-                prefix = b" " if vocabulary.add_space_prefix and after_special else b""
-                tokens += self._subwords.encode(prefix + fragment)
+            if not vocabulary.is_byte_level and vocabulary.add_space_prefix and after_special:
+                fragment = b" " + fragment
+            yield from self._subwords.encode(fragment)
             after_special = False
         if add_special and self.add_eos and self.eos is not None:
-            tokens.append(self.eos)
-        return tokens
+            yield np.array([self.eos], np.uint32)
 
     def shield(self, text: str) -> str:
         """Return ``text`` with a :data:`SHIELD` in whatever spells a control token.
 
         So the words of others can be put between control tokens before they are encoded together.
         """
-        text = text.replace(SHIELD, "")
-        for spelled in self._control_texts:
-            while spelled in text:  # again, for those that overlap
-                text = text.replace(spelled, spelled[0] + SHIELD + spelled[1:])
-        return text
+        data = _bytes_of(text.replace(SHIELD, ""))
+        cuts = [start + _size_of_first(data[start:]) for start in self._control.starts(data)]
+        parts = [data[start:end] for start, end in pairwise([0, *sorted(cuts), len(data)])]
+        return SHIELD.encode().join(parts).decode("utf-8", "surrogateescape")
+
+    def _fragments(self, data: bytes, parse_special: bool) -> Iterator[bytes | int]:
+        """Cut ``data`` at its special tokens."""
+        start = 0
+        for found in (self._special if parse_special else self._user_defined).find(data):
+            if start < found.start:
+                yield data[start : found.start]
+            yield found.token
+            start = found.resume
+        if start < len(data):
+            yield data[start:]
 
     @cached_property
-    def _control_texts(self) -> list[str]:
-        """What spells a control token; nothing can keep a single character from it."""
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self._of_kinds(SPECIAL), self._vocabulary.stripping)
+
+    @cached_property
+    def _user_defined(self) -> SpecialTokens:
+        return SpecialTokens(self._of_kinds((TokenType.USER_DEFINED,)), self._vocabulary.stripping)
+
+    @cached_property
+    def _control(self) -> SpecialTokens:
+        """Control tokens; nothing can keep a single character from being one."""
+        return SpecialTokens(
+            {text: i for text, i in self._of_kinds(CONTROL).items() if _size_of_first(text) < len(text)}
+        )
+
+    def _of_kinds(self, kinds: Collection[int]) -> dict[bytes, int]:
         vocabulary = self._vocabulary
-        return [t for t, i in vocabulary.ids.items() if vocabulary.kinds[i] in CONTROL and len(t) > 1]
+        return {_bytes(text): i for text, i in vocabulary.ids.items() if vocabulary.kinds[i] in kinds}
 
     @cached_property
     def _subwords(self) -> ByteLevel | SentencePiece:
         kind = ByteLevel if self._vocabulary.is_byte_level else SentencePiece
         return kind(self._vocabulary)
-
-    @cached_property
-    def _special(self) -> list[tuple[bytes, int]]:
-        """Special tokens with their texts, the longest first."""
-        special = [
-            (_bytes(text), token)
-            for text, token in self._vocabulary.ids.items()
-            if self._vocabulary.kinds[token] in SPECIAL
-        ]
-        return sorted(special, key=lambda pair: -len(pair[0]))
-
-    def _fragments(self, data: bytes, parse_special: bool) -> list[bytes | int]:
-        """Cut ``data`` at its special tokens: a longer one counts before all shorter ones."""
-        fragments: list[bytes | int] = [data] if data else []
-        there: dict[bytes, bool] = {}  # thousands begin alike, such as <unused0>, and none is in a text
-        for text, token in self._special:
-            if not parse_special and self._vocabulary.kinds[token] in CONTROL:
-                continue
-            prefix = text[:_PREFIX]
-            if prefix not in there:
-                there[prefix] = prefix in data
-            if there[prefix] and text in data:
-                fragments = [piece for fragment in fragments for piece in self._cut(fragment, text, token)]
-        return fragments
-
-    def _cut(self, fragment: bytes | int, text: bytes, token: int) -> Iterator[bytes | int]:
-        if isinstance(fragment, int):
-            yield fragment
-            return
-        first, *rest = fragment.split(text)
-        if first:
-            yield first
-        for part in rest:
-            yield token
-            if token in self._vocabulary.stripping:
-                part = part.lstrip()
-            if part:
-                yield part
 
     # ---- tokens to text --------------------------------------------------------------------------
 
@@ -195,7 +206,7 @@ class Tokenizer:
         if kind != TokenType.NORMAL:
             return b""
         if self._vocabulary.is_byte_level:
-            return b"".join(_BYTE_OF.get(c) or _bytes(c) for c in text)
+            return b"".join(BYTE_OF.get(c) or _bytes(c) for c in text)
         return _bytes(text.replace(SPACE, " "))
 
     def stream(self, *, skip_special: bool = False) -> TokenStream:
@@ -233,15 +244,13 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _byte_alphabet() -> dict[str, bytes]:
-    """The characters that stand for the bytes in a byte-level vocabulary.
-
-    A byte that is a visible character of Latin-1 stands for itself, the others count from U+0100 on.
-    """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    letters = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-    return {letter: bytes([byte]) for letter, byte in letters.items()}
+def _bytes_of(text: str) -> bytes:
+    try:
+        return _bytes(text)
+    except UnicodeEncodeError as error:
+        raise BadOptionError(f"the text is no Unicode at character {error.start}: {error}") from None
 
 
-_BYTE_OF = _byte_alphabet()
+def _size_of_first(text: bytes) -> int:
+    """Bytes of the first character."""
+    return len(next(iter(text[:4].decode("utf-8", "surrogateescape"))).encode("utf-8", "surrogateescape"))
