@@ -12,8 +12,9 @@ import pytest
 
 import q4hifi
 from command import Run
-from q4hifi import BadFileError, BadOptionError, Estimate, Model, calibrate
+from q4hifi import BadFileError, BadOptionError, Estimate, Model, NotFiniteError, calibrate
 from q4hifi.calibration import Calibration, Setting
+from q4hifi.limits import calibration_file
 from q4hifi.logits import divergence
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, random_weights, write_imatrix, write_runnable
 
@@ -332,3 +333,20 @@ def test_quantizing_measures_once_and_uses_it(tmp_path: Path) -> None:
     assert q4hifi.plan_file(model, like="Q4_K_M", sensitivities=kept) == first
     with pytest.raises(BadOptionError, match="sensitivities and calibrate cannot go together"):
         q4hifi.plan_file(model, calibrate=text, sensitivities=kept)
+
+
+def test_bad_entries_that_are_left_out_are_not_measured_with(tmp_path: Path) -> None:
+    """With another part of the imatrix it is another measurement, in a file of another name."""
+    good, bad = "blk.3.ffn_up.weight", "blk.3.attn_v.weight"
+    sums = {good: random_sums(1, 256, [100], seed=3), bad: np.full((1, 256), np.nan)}
+    sums |= {f"blk.{i}.ffn_gate.weight": random_sums(1, 256, [100], seed=i) for i in range(8)}
+    sums |= {f"blk.{i}.attn_q.weight": random_sums(1, 256, [100], seed=i) for i in range(8)}
+    imatrix = write_imatrix(tmp_path / "i.gguf", {name: (s, np.array([100])) for name, s in sums.items()})
+    path, part = tmp_path / "found.json", {"exclude_weights": ["attn_v"]}
+    with pytest.raises(NotFiniteError, match=rf"leave it out with `exclude_weights={bad}`"):
+        calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, **CUT)
+    calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, **part, **CUT)
+    with pytest.raises(BadOptionError, match="another importance; name another file"):
+        calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, include_weights=["ffn_up"], **CUT)
+    names = {calibration_file("m", "i", **parts) for parts in ({}, part, {"include_weights": ["attn_v"]})}
+    assert len(names) == 3 and "i.sensitivity.json" in names
