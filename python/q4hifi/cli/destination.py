@@ -65,8 +65,11 @@ _SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
 
 def _check_alone(dst: str) -> None:
     """Raise :class:`BadOptionError` where ``dst``, without a type, does not end in .gguf."""
-    if _is_file(dst) or dst == "-" or (os.path.exists(dst) and not os.path.isfile(dst)):
-        return  # whether it can be written is checked later
+    if _is_file(dst):
+        return
+    from ..output_file import check_destination
+
+    check_destination(dst, overwrite=True)  # it may be a folder or a device
     name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
     if hint := type_hint(dst):
         raise BadOptionError(f"{dst!r} is not a type: {hint} For a file of that name, write {name}")
