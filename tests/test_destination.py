@@ -225,8 +225,8 @@ def test_exporting_a_model_that_loads_anyway(run: Run, tmp_path: Path) -> None:
         ("imatrix model-f16.gguf text.txt", "; if it is the text, write -f text.txt"),
         ("calibrate model-f16.gguf text.txt", "; if it is the text, write -f text.txt"),
         ("perplexity model-f16.gguf a.txt -f b.txt", "'a.txt' is one argument too many\n"),
-        ("perplexity model-f16.gguf", "the text is missing; give a file with -f\n"),
-        ("compare model-f16.gguf other.gguf", "the text is missing; give a file with -f\n"),
+        ("perplexity model-f16.gguf", "the text is missing; name one with -f\n"),
+        ("compare model-f16.gguf other.gguf", "the text is missing; name one with -f\n"),
         ("compare model-f16.gguf text.txt", "; if text.txt is the text, write -f text.txt"),
     ],
 )

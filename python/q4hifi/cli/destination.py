@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..errors import BadOptionError
 from ..options import MEASURED_NAME, Options
 from ..recipes import RECIPES, find_recipe, is_recipe, type_hint
+from .files import check_output
 
 SUFFIX = ".gguf"
 
@@ -67,9 +68,7 @@ def _check_alone(dst: str) -> None:
     """Raise :class:`BadOptionError` where ``dst``, without a type, does not end in .gguf."""
     if _is_file(dst):
         return
-    from ..output_file import check_destination
-
-    check_destination(dst, overwrite=True)  # it may be a folder or a device
+    check_output("DST", dst, overwrite=True)  # it may be an input, a folder or a device
     name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
     if hint := type_hint(dst):
         raise BadOptionError(f"{dst!r} is not a type: {hint} For a file of that name, write {name}")

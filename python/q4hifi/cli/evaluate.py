@@ -65,7 +65,7 @@ def _text_file(file: str | None, extra: Sequence[str] = (), *, last_model: str =
     if file is None:
         is_text = last_model and not last_model.lower().endswith(".gguf")
         hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
-        raise BadOptionError(f"the text is missing; give a file with -f{hint}")
+        raise BadOptionError(f"the text is missing; name one with -f{hint}")
     return file
 
 
