@@ -15,8 +15,6 @@ from ..limits import DEQUANTIZED, EXPORTS
 from ..wording import human_bytes
 from .common import (
     console,
-    exclude_option,
-    include_option,
     json_option,
     overwrite_option,
     print_json,
