@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 GENERAL = "Options"
 
@@ -19,7 +21,7 @@ class _Option(click.Option):
         self.section = section
 
 
-def options_of(section: str) -> Callable[..., Any]:
+def options_of(section: str) -> Callable[..., Callable[[Command], Command]]:
     """Return what makes options as :func:`click.option` does, under that heading."""
     return partial(click.option, cls=_Option, section=section)
 
