@@ -40,7 +40,7 @@ LINE = 8
 """Running values on a line."""
 
 file_option = click.option("-f", "--file", type=INPUT, metavar="TEXT", help="The text, a UTF-8 file.")
-extra_argument = click.argument("extra", nargs=-1, metavar="")
+words_argument = click.argument("words", nargs=-1, metavar="")
 context_option = click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=512,
     show_default=True, help="Tokens per chunk.",
@@ -57,11 +57,11 @@ chunks_option = click.option(
 )
 
 
-def _text_file(file: str | None, extra: Sequence[str] = (), *, last_model: str = "") -> str:
+def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = "") -> str:
     """The file of -f. Raises :class:`BadOptionError` where it is missing, or more is given than a model."""
-    if extra:
-        hint = "" if file else f"; if it is the text, write -f {extra[0]}"
-        raise BadOptionError(f"'{extra[0]}' is one argument too many{hint}")
+    if words:
+        hint = "" if file else f"; if it is the text, write -f {words[0]}"
+        raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
     if file is None:
         is_text = last_model and not last_model.lower().endswith(".gguf")
         hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
@@ -112,7 +112,7 @@ def _running(
 
 @main.command()
 @click.argument("model", type=INPUT)
-@extra_argument
+@words_argument
 @file_option
 @context_option
 @chunks_option
@@ -130,7 +130,7 @@ def _running(
 @json_option
 def perplexity(
     model: str,
-    extra: tuple[str, ...],
+    words: tuple[str, ...],
     file: str | None,
     n_ctx: int,
     n_chunks: int | None,
@@ -146,12 +146,12 @@ def perplexity(
     A base file keeps the log-probabilities of one model. Other models can then be compared with it, here or
     with llama-perplexity. 'q4hifi compare' needs no base file.
     """
-    if compare_base and not extra:
+    if compare_base and not words:
         if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
         _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
-    file = _text_file(file, extra)
+    file = _text_file(file, words)
     if save_log_probs is not None:
         check_output("--kl-divergence-base", save_log_probs)
     from ..chunks import read_text
@@ -293,7 +293,7 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model", type=INPUT, required=False)
-@extra_argument
+@words_argument
 @file_option
 @click.option("-o", "--output", metavar="OUT", help="File to write. [default: imatrix.gguf]")
 @context_option
@@ -336,7 +336,7 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
 @json_option
 def imatrix(
     model: str | None,
-    extra: tuple[str, ...],
+    words: tuple[str, ...],
     file: str | None,
     output: str | None,
     n_ctx: int,
@@ -361,7 +361,7 @@ def imatrix(
     up, or only shown. OUT is saved every few minutes, and when the run fails or is interrupted.
     """
     if model is not None:
-        file = _text_file(file, extra)
+        file = _text_file(file, words)
     elif not in_files:
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     from ..chunks import read_text
@@ -443,7 +443,7 @@ def imatrix(
 
 @main.command()
 @click.argument("model", type=INPUT)
-@extra_argument
+@words_argument
 @file_option
 @imatrix_option(
     "--imatrix", type=INPUT, metavar="I", help="Importance matrix that MODEL will be quantized with."
@@ -475,7 +475,7 @@ def imatrix(
 @json_option
 def calibrate(
     model: str,
-    extra: tuple[str, ...],
+    words: tuple[str, ...],
     file: str | None,
     imatrix: str | None,
     include_weights: tuple[str, ...],
@@ -493,7 +493,7 @@ def calibrate(
     'q4hifi quantize --sensitivities OUT' uses it. OUT is saved after every matrix. After Ctrl-C the same
     command continues from there.
     """
-    file = _text_file(file, extra)
+    file = _text_file(file, words)
     output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     check_output("--output", output, overwrite=True)
     from ..calibrate import calibrate as measure_sensitivities
