@@ -215,6 +215,17 @@ def test_exporting_a_model_that_loads_anyway(run: Run, tmp_path: Path) -> None:
     assert outcome.err.endswith(": has no Q4_HIFI tensors; it loads in llama.cpp as it is\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("qantize", " Did you mean 'quantize'?"), ("perplxity", " Did you mean 'perp"), ("x", "")],
+)
+def test_a_mistyped_command_is_recognised(typed: str, meant: str, run: Run) -> None:
+    outcome = run(typed, "model.gguf")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert f"Error: No such command '{typed}'.{meant}" in outcome.err
+    assert "Did you mean" in outcome.err or not meant
+
+
 # ---- texts that are given without -f -------------------------------------------------------------
 
 
