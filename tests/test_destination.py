@@ -159,7 +159,12 @@ def test_what_can_be_meant_is_done(arguments: str, written: str, kind: str, run:
         ({"stock": True}, "Q4-measured"),
         ({"stock": True, "like": "q4_k"}, "Q4_K_M-measured"),
         ({"stock": True, "target_bpw": 4.5}, "4.5bpw-measured"),
-        ({"stock": True, "target_size": 470 << 20}, "470.00MiB-measured"),
+        ({"stock": True, "target_size": 470 << 20}, "470MiB-measured"),
+        ({"stock": True, "target_size": 7 << 29}, "3.5GiB-measured"),
+        ({"stock": True, "target_size": 1_200_000_000}, "1.2GB-measured"),
+        ({"stock": True, "target_size": 4_000_000}, "4MB-measured"),
+        ({"stock": True, "target_size": 4_000_001}, "3.81MiB-measured"),
+        ({"stock": True, "target_size": 900}, "900B-measured"),
     ],
 )
 def test_the_title_says_what_is_asked_for(options: dict[str, object], title: str) -> None:

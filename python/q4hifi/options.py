@@ -16,7 +16,7 @@ from .scale import Scale, scale_for
 from .tensor_patterns import compile_pattern
 from .text_file import read_text_bytes
 from .types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
-from .wording import human_bytes
+from .wording import short_size
 
 TensorTypes = Sequence[tuple[str, str]]
 """(regular expression, type) pairs; the first that is found in a tensor's name decides its type."""
@@ -208,7 +208,7 @@ class Options:
         if self.target_bpw is not None:
             return f"{self.target_bpw:g}bpw{MEASURED_NAME}"
         if self.target_size is not None:
-            return human_bytes(self.target_size).replace(" ", "") + MEASURED_NAME
+            return short_size(self.target_size) + MEASURED_NAME
         return f"Q4{MEASURED_NAME}"
 
     @property

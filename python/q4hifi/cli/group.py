@@ -54,8 +54,8 @@ class _Group(click.Group):
         except click.UsageError as error:
             from difflib import get_close_matches
 
-            if similar := get_close_matches(args[0], COMMANDS, n=1):
-                error.message += f" Did you mean '{similar[0]}'?"
+            for similar in get_close_matches(args[0], COMMANDS, n=1):
+                raise click.UsageError(f"{error.message} Did you mean '{similar}'?", ctx) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
