@@ -13,7 +13,7 @@ def human_bytes(count: float) -> str:
 
 
 def short_size(count: int) -> str:
-    """Return a size of bytes as a user gives it, without spaces: 470MiB, 3.5GiB, 4MB; else rounded, 3.81MiB."""
+    """Return a size in bytes as a user gives it: 470MiB, 3.5GiB, 4MB; rounded where it has more digits."""
     units = {"GiB": 1 << 30, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6}
     for unit, size in units.items():
         text = f"{count / size:.2f}".rstrip("0").rstrip(".")
