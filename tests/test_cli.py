@@ -159,14 +159,17 @@ def test_arguments_stand_in_llama_quantizes_order(
     ("arguments", "message"),
     [
         ("", "Missing argument 'SRC'"),
-        ("model-f16.gguf out.gguf Q4_K_XL", "unknown type 'Q4_K_XL'; choose one of Q4_HIFI"),
+        (
+            "model-f16.gguf out.gguf Q4_K_XL",
+            "unknown type 'Q4_K_XL'; did you mean Q4_K_S or Q4_K_M? choose one",
+        ),
         (
             "model-f16.gguf out.gguf Q4_K_M two",
             "'two' is not a number of threads; the order of the arguments is SRC DST",
         ),
         (
             "model-f16.gguf Q4_K_M out.gguf",
-            "'out.gguf' is not a number of threads; the order of the arguments is",
+            "write DST before TYPE: out.gguf Q4_K_M",
         ),
         ("model-f16.gguf out.gguf Q4_K_M 2 3", "too many arguments: 3"),
         ("model-f16.gguf -t -1", "-1 is not in the range"),
@@ -440,7 +443,7 @@ def test_export(arguments: str, run: Run, folder: Path) -> None:
         ("hifi.gguf out.gguf --as drop --layout fork", 2, "choose one of"),
         ("hifi.gguf out.gguf --as q3_k", 2, "'q3_k' is not one of"),
         ("hifi.gguf", 2, "Missing argument 'DST'"),
-        ("model-f16.gguf out.gguf --as drop", 1, "has no Q4_HIFI tensors to export"),
+        ("model-f16.gguf out.gguf --as drop", 1, "has no Q4_HIFI tensors; it loads in llama.cpp as it is"),
     ],
 )
 def test_exports_that_cannot_be(arguments: str, status: int, message: str, run: Run, folder: Path) -> None:
@@ -482,6 +485,7 @@ def test_the_report_of_quantize(run: Run, folder: Path) -> None:
     }
     assert notes == (
         "Q4_HIFI at 0.241 M parameters: 8 outliers a block, attn_v of 100% and ffn_down of 50% of the layers"
+        "\n3 tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads"
     )
     assert re.fullmatch(
         rf"[0-9.]+ KiB -> {size / 1024:.2f} KiB, {plan.bits_per_weight:.3f} bits a weight, [0-9.]+ s,"

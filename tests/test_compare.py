@@ -182,7 +182,7 @@ def test_without_matplotlib_it_is_told_before_any_work(
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(BadOptionError, match=r"pip install 'q4hifi\[plot\]'"):
+    with pytest.raises(BadOptionError, match=r"pip install matplotlib"):
         check_plot(tmp_path / "plot.png")
 
 

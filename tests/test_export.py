@@ -100,7 +100,9 @@ def test_the_stock_engine_runs_the_export(form: str, tmp_path: Path) -> None:
 
 def test_a_model_without_outliers_has_nothing_to_export(small: Path, tmp_path: Path) -> None:
     q4hifi.quantize_file(small, tmp_path / "none.gguf", outliers=0)
-    with pytest.raises(UnsupportedModelError, match=r"none\.gguf: has no Q4_HIFI tensors to export"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"none\.gguf: has no Q4_HIFI tensors; it loads in llama.cpp as it is"
+    ):
         q4hifi.export_file(tmp_path / "none.gguf", tmp_path / "out.gguf", as_="drop")
 
 
@@ -234,7 +236,8 @@ def test_bad_options_are_refused(options: dict[str, str], match: str, hifi: Path
 
 def test_a_model_without_q4_hifi_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"tiny-qwen3-f16\.gguf: has no Q4_HIFI tensors to export"
+        UnsupportedModelError,
+        match=r"tiny-qwen3-f16\.gguf: has no Q4_HIFI tensors; it loads in llama.cpp as it is",
     ):
         q4hifi.export_file(EXAMPLE, tmp_path / "out.gguf", as_="drop")
 

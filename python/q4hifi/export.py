@@ -60,7 +60,9 @@ def export_file(
     started = time.monotonic()
     with ModelFile.open(src) as model:
         if model.layout is None:
-            raise UnsupportedModelError(f"{model.paths[0]}: has no Q4_HIFI tensors to export")
+            raise UnsupportedModelError(
+                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is"
+            )
         kind = EXPORTS[as_.lower()] if as_ else Q4_HIFI
         plan = _plan(model, kind, layout or SPLIT)
         metadata = _metadata(model.gguf.metadata, plan)

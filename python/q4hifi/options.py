@@ -16,6 +16,7 @@ from .scale import Scale, scale_for
 from .tensor_patterns import compile_pattern
 from .text_file import read_text_bytes
 from .types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
+from .wording import short_size
 
 TensorTypes = Sequence[tuple[str, str]]
 """(regular expression, type) pairs; the first that is found in a tensor's name decides its type."""
@@ -78,6 +79,9 @@ def _rules_in(data: bytes, file: str) -> Iterator[tuple[str, str]]:
 SCALE, MEASURED = "scale", "measured"
 COVERAGES = (SCALE, MEASURED)
 """How Q4_HIFI decides what a tensor becomes: by the table of :mod:`q4hifi.scale`, or by measured errors."""
+
+MEASURED_NAME = "-measured"
+"""Ends the title of a plan that has only stock types, chosen by measured errors."""
 
 DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
 """With an imatrix or without -> the coverage where the user's options ask for none."""
@@ -190,6 +194,22 @@ class Options:
     def is_refined(self) -> bool:
         """Whether blocks are searched for beyond ggml's encoders."""
         return self.recipe.default == Q4_HIFI if self.refine is None else self.refine
+
+    @property
+    def title(self) -> str:
+        """The recipe's name, or where only stock types are taken, the size that they are for.
+
+        ``Q4_K_M-measured`` is within the size of Q4_K_M, but its tensors have other types than Q4_K_M's.
+        """
+        if not self.stock:
+            return self.recipe.name
+        if self.like is not None:
+            return find_recipe(self.like).name + MEASURED_NAME
+        if self.target_bpw is not None:
+            return f"{self.target_bpw:g}bpw{MEASURED_NAME}"
+        if self.target_size is not None:
+            return short_size(self.target_size) + MEASURED_NAME
+        return f"Q4{MEASURED_NAME}"
 
     @property
     def recipe(self) -> Recipe:

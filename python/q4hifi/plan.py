@@ -132,6 +132,9 @@ class Measured:
 class Plan:
     """What a file becomes; ``tensors`` stand in the order of writing.
 
+    ``recipe`` is its title: the name of a recipe, or where measured errors choose among stock types
+    :attr:`Options.title <q4hifi.options.Options.title>`.
+
     ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
     None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
     ``measured`` is None where a recipe decided, not measured errors. ``idle_rules`` are the user's rules
@@ -275,7 +278,7 @@ def make_plan(
         file_type = FILE_TYPE[options.layout]
     scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
     plan = Plan(
-        recipe.name,
+        options.title,
         options.layout,
         file_type,
         scale,

@@ -107,7 +107,7 @@ def _figure_class() -> Any:
         from matplotlib.figure import Figure
     except ImportError as cause:
         raise BadOptionError(
-            "plots need matplotlib, which is not installed: pip install 'q4hifi[plot]'"
+            "plots need matplotlib, which is not installed: pip install matplotlib"
         ) from cause
 
     def figure(**options: Any) -> Any:

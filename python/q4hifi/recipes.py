@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import takewhile
 
 from .errors import BadOptionError
 from .gguf_constants import LlamaFileType
@@ -174,14 +176,62 @@ ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_
 """llama-quantize's short names of recipes."""
 
 
+_BY_FILE_TYPE = {str(int(r.file_type)): r for r in _RECIPES if r.file_type is not None}
+
+
 def find_recipe(name: str) -> Recipe:
     """Return the recipe called ``name``: any case, an alias, or a ``general.file_type`` as text.
 
     Raises :class:`BadOptionError`, with the choices, if there is none.
     """
-    key = name.strip().upper()
-    by_file_type = {str(int(r.file_type)): r for r in _RECIPES if r.file_type is not None}
-    found = RECIPES.get(ALIASES.get(key, key)) or by_file_type.get(key)
+    found = _find(name)
     if found is None:
-        raise BadOptionError(f"unknown type {name!r}; choose one of {', '.join(RECIPES)}")
+        hint = type_hint(name)
+        raise BadOptionError(
+            f"unknown type {name!r}; {f'{hint} ' if hint else ''}choose one of {', '.join(RECIPES)}"
+        )
     return found
+
+
+def is_recipe(name: str) -> bool:
+    """Whether :func:`find_recipe` finds a recipe of that name."""
+    return _find(name) is not None
+
+
+def _find(name: str) -> Recipe | None:
+    key = name.strip().upper()
+    return RECIPES.get(ALIASES.get(key, key)) or _BY_FILE_TYPE.get(key)
+
+
+def type_hint(name: str) -> str:
+    """Return what a name that is no recipe's may stand for, to be told in an error; empty if nothing."""
+    written = {_letters(recipe): recipe for recipe in RECIPES}
+    other = {_letters(kind): kind for kind in _UNWRITTEN.values()}
+    other |= {_letters(kind.removesuffix("_MOE")): kind for kind in _UNWRITTEN.values()}
+    key = _letters(_UNWRITTEN.get(name.strip(), name))
+    if key in other:
+        return f"llama-quantize has {other[key]}, but q4hifi cannot write it."
+    if key.isdecimal():
+        return ""
+
+    def likeness(word: str) -> tuple[float, int]:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(word, key, strict=False))
+        return SequenceMatcher(None, word, key).ratio(), len(list(same))
+
+    best = max(map(likeness, written))
+    similar = [recipe for word, recipe in written.items() if likeness(word) == best]
+    return f"did you mean {' or '.join(similar)}?" if best[0] >= _SIMILAR else ""
+
+
+def _letters(name: str) -> str:
+    """The letters and digits of a name alone, upper case."""
+    return "".join(c for c in name.upper() if c.isalnum())
+
+
+_SIMILAR = 0.6
+_UNWRITTEN = {
+    str(int(kind)): kind.name.removeprefix("MOSTLY_")
+    for kind in LlamaFileType
+    if kind != LlamaFileType.GUESSED and str(int(kind)) not in _BY_FILE_TYPE
+}
+"""llama-quantize's types without a recipe here: ``general.file_type`` as text -> name."""

@@ -202,6 +202,11 @@ def notes(plan: Plan) -> Iterable[Text]:
             f"attn_v of {plan.scale.attn_v_coverage:.0%} and "
             f"ffn_down of {plan.scale.ffn_down_coverage:.0%} of the layers"
         )
+    n_hifi = sum(t.type == Q4_HIFI for t in plan.tensors)
+    if n_hifi == 0 and plan.recipe == Q4_HIFI.name:
+        yield Text("no tensor became Q4_HIFI: the file loads in llama.cpp as it is")
+    if n_hifi and not any(t.target.is_fork for t in plan.tensors):
+        yield Text(f"{n_hifi} tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads")
     if any(t.target.is_fork for t in plan.tensors):
         yield _warning(
             f"the fork layout is only for the llama.cpp branch where Q4_HIFI began: its type id {Q4_HIFI.id}"

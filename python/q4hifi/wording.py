@@ -12,6 +12,16 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
 
 
+def short_size(count: int) -> str:
+    """Return a size in bytes as a user gives it: 470MiB, 3.5GiB, 4MB; rounded where it has more digits."""
+    units = {"GiB": 1 << 30, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6}
+    for unit, size in units.items():
+        text = f"{count / size:.2f}".rstrip("0").rstrip(".")
+        if count >= size and float(text) * size == count:
+            return text + unit
+    return human_bytes(count).replace(" ", "")
+
+
 def human_count(count: int) -> str:
     """Return a number of weights as the field writes it: 5.77 M, 1.78 B."""
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

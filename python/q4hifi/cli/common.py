@@ -11,6 +11,7 @@ import click
 
 from ..threads import usable_cores, used_threads
 from ..wording import human_time, printable
+from .sections import options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,17 +36,19 @@ threads_option = click.option(
     "-t",
     "--threads",
     type=click.IntRange(0),
+    metavar="N",
     callback=usable_threads,
-    help="Threads to compute with, at most one per core. [default: 0, one per core]",
+    help="Number of threads, at most one per core. 0: one per core. [default: 0]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-include_option = click.option(
+imatrix_option = options_of("Importance matrix")
+include_option = imatrix_option(
     "--include-weights", multiple=True, metavar="NAME",
-    help="Use the imatrix only for the tensors whose names contain NAME. Repeatable.",
+    help="Use it only for tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
-exclude_option = click.option(
+exclude_option = imatrix_option(
     "--exclude-weights", multiple=True, metavar="NAME",
-    help="Do not use the imatrix for the tensors whose names contain NAME. Repeatable.",
+    help="Do not use it for tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 

@@ -5,7 +5,7 @@ Options and labels that llama-perplexity, llama-imatrix and llama-bench have are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,7 @@ from ..wording import printable
 from .common import (
     console,
     exclude_option,
+    imatrix_option,
     include_option,
     json_option,
     print_json,
@@ -39,21 +40,32 @@ LINE = 8
 """Running values on a line."""
 
 file_option = click.option("-f", "--file", type=INPUT, metavar="TEXT", help="The text, a UTF-8 file.")
+words_argument = click.argument("words", nargs=-1, metavar="")
 context_option = click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), default=512, show_default=True,
-    help="Tokens of a chunk.",
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=512,
+    show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 resume_option = click.option(
-    "--resume", is_flag=True, help="Go on from what an interrupted run with the same options left."
+    "--resume", is_flag=True, help="Continue an interrupted run. The other options must be the same."
 )
 chunks_option = click.option(
-    "--chunks", "n_chunks", type=click.IntRange(1), help="Chunks to evaluate. [default: all]"
+    "--chunks",
+    "n_chunks",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of chunks. [default: all of the text]",
 )
 
 
-def _named(file: str | None) -> str:
+def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = "") -> str:
+    """The file of -f. Raises :class:`BadOptionError` where it is missing, or more is given than a model."""
+    if words:
+        hint = "" if file else f"; if it is the text, write -f {words[0]}"
+        raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
     if file is None:
-        raise BadOptionError("no text to evaluate; name one with -f")
+        is_text = last_model and not last_model.lower().endswith(".gguf")
+        hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
+        raise BadOptionError(f"the text is missing; name one with -f{hint}")
     return file
 
 
@@ -100,16 +112,17 @@ def _running(
 
 @main.command()
 @click.argument("model", type=INPUT)
+@words_argument
 @file_option
 @context_option
 @chunks_option
 @click.option(
     "--kl-divergence-base", "save_log_probs", metavar="FILE",
-    help="Write the model's log-probabilities to FILE; with --kl-divergence, compare with those in it.",
+    help="Base file. Without --kl-divergence the model's log-probabilities are written to it.",
 )  # fmt: skip
 @click.option(
     "--kl-divergence", "compare_base", is_flag=True,
-    help="Compare with the base file, whose text is used; -f and -c do not count.",
+    help="Compare MODEL with the base file. Text and -c are those of the base file.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
 @resume_option
@@ -117,6 +130,7 @@ def _running(
 @json_option
 def perplexity(
     model: str,
+    words: tuple[str, ...],
     file: str | None,
     n_ctx: int,
     n_chunks: int | None,
@@ -129,15 +143,15 @@ def perplexity(
 ) -> None:
     """Measure how well MODEL predicts a text, as llama-perplexity does.
 
-    A base file made of one model lets others be compared with it, here or by llama-perplexity.
-    'q4hifi compare' does both at once.
+    A base file keeps the log-probabilities of one model. Other models can then be compared with it, here or
+    with llama-perplexity. 'q4hifi compare' needs no base file.
     """
-    if compare_base:
+    if compare_base and not words:
         if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
         _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
-    file = _named(file)
+    file = _text_file(file, words)
     if save_log_probs is not None:
         check_output("--kl-divergence-base", save_log_probs)
     from ..chunks import read_text
@@ -197,12 +211,16 @@ def _print_divergence(
 @context_option
 @chunks_option
 @click.option(
-    "--plot", type=OUTPUT, metavar="FILE", help="Draw KL divergence against size, to a .png, .svg or .pdf."
+    "--plot", type=OUTPUT, metavar="FILE", help="Plot KL divergence against size, to a .png, .svg or .pdf."
 )
 @click.option(
-    "--save", "output", type=OUTPUT, metavar="FILE", help="Keep what is measured in FILE, for --resume."
+    "--save",
+    "output",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Save the measurements in FILE as they are made, for --resume.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the plot and the file of --save if they exist.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of --plot and --save if they exist.")
 @resume_option
 @threads_option
 @json_option
@@ -219,14 +237,14 @@ def compare(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Compare MODELs with the model REF that they were made from: size, quality, speed.
+    """Compare quantized MODELs with their reference model REF: size, quality, speed.
 
-    All read the same text together; no base file is needed. A model that fails is left out, and the exit
-    status is 1.
+    REF is the model that MODELs were made from. All of them read the same text. A model that fails is left
+    out, and the exit status is 1.
     """
     if resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
-    file = _named(file)
+    file = _text_file(file, last_model=models[-1])
     from ..chunks import read_text
     from ..compare import compare as compare_models
 
@@ -275,20 +293,21 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model", type=INPUT, required=False)
+@words_argument
 @file_option
-@click.option("-o", "--output", metavar="OUT", help="Where the matrix goes. [default: imatrix.gguf]")
+@click.option("-o", "--output", metavar="OUT", help="File to write. [default: imatrix.gguf]")
 @context_option
 @chunks_option
-@click.option("--process-output", is_flag=True, help="Let recipes go by output.weight's inputs, too.")
-@click.option("--no-ppl", is_flag=True, help="Do not measure perplexity on the way; a little faster.")
+@click.option("--process-output", is_flag=True, help="Include the inputs of output.weight.")
+@click.option("--no-ppl", is_flag=True, help="Do not compute perplexity. Slightly faster.")
 @click.option(
-    "--fisher-chunks", type=click.IntRange(min=0), default=FISHER_CHUNKS, show_default=True,
-    help="In so many chunks, measure what an error in each matrix does, too; quantize chooses types by it. "
-    "llama.cpp passes over it.",
+    "--fisher-chunks", type=click.IntRange(min=0), metavar="N", default=FISHER_CHUNKS, show_default=True,
+    help="Chunks on which the Fisher information is measured: how much an error in each matrix harms the"
+    " model. 'quantize' chooses types by it. llama.cpp ignores it.",
 )  # fmt: skip
 @click.option(
     "--no-correlations", is_flag=True,
-    help="Do not keep how inputs are correlated, by which quantize lets errors cancel; a smaller file.",
+    help="Leave out how inputs are correlated. The file is smaller, but 'quantize' cannot let errors cancel.",
 )  # fmt: skip
 @click.option(
     "--in-file",
@@ -296,27 +315,28 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
     type=INPUT,
     multiple=True,
     metavar="FILE",
-    help="Add up with this matrix. Repeatable.",
+    help="Add an importance matrix that exists. Repeatable.",
 )
 @click.option(
     "--output-format", "form", type=click.Choice(FORMS),
-    help="The form that llama.cpp writes today, or its older one. [default: what OUT's name says, else gguf]",
+    help="File format: gguf, or llama.cpp's older dat. [default: dat where OUT ends in .dat, else gguf]",
 )  # fmt: skip
 @click.option(
     "--include-weights", multiple=True, metavar="NAME",
-    help="Take from --in-file only the tensors whose names contain NAME. Repeatable.",
+    help="Take only tensors with NAME in their name from --in-file. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--exclude-weights", multiple=True, metavar="NAME",
-    help="Leave out of --in-file the tensors whose names contain NAME. Repeatable.",
+    help="Leave out tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
-@click.option("--show-statistics", is_flag=True, help="Show what the matrix says of the tensors.")
+@click.option("--show-statistics", is_flag=True, help="Show statistics of each tensor.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @resume_option
 @threads_option
 @json_option
 def imatrix(
     model: str | None,
+    words: tuple[str, ...],
     file: str | None,
     output: str | None,
     n_ctx: int,
@@ -335,13 +355,13 @@ def imatrix(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.
+    """Make an importance matrix: on a text, measure how much each input of a matrix matters.
 
-    'q4hifi quantize --imatrix OUT' uses it. Without MODEL, the matrices of --in-file are added up, or
-    only shown. OUT is written every few minutes, and when the work fails or is interrupted.
+    'q4hifi quantize --imatrix OUT' and llama-quantize use it. Without MODEL, the files of --in-file are added
+    up, or only shown. OUT is saved every few minutes, and when the run fails or is interrupted.
     """
     if model is not None:
-        file = _named(file)
+        file = _text_file(file, words)
     elif not in_files:
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     from ..chunks import read_text
@@ -423,9 +443,10 @@ def imatrix(
 
 @main.command()
 @click.argument("model", type=INPUT)
+@words_argument
 @file_option
-@click.option(
-    "--imatrix", type=INPUT, metavar="I", help="The importance matrix that MODEL is to be quantized with."
+@imatrix_option(
+    "--imatrix", type=INPUT, metavar="I", help="Importance matrix that MODEL will be quantized with."
 )
 @include_option
 @exclude_option
@@ -433,25 +454,28 @@ def imatrix(
     "-o",
     "--output",
     metavar="OUT",
-    help=f"Where the result is kept. [default: {calibration_file('MODEL', 'I')}]",
+    help=f"File to write. [default: {calibration_file('MODEL', 'I')}]",
 )
 @click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), default=256, show_default=True,
-    help="Tokens of a chunk.",
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N", default=256,
+    show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 @click.option(
-    "--chunks", "n_chunks", type=click.IntRange(1), default=4, show_default=True,
-    help="Chunks to evaluate; more of them sharpen what is there.",
+    "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=4, show_default=True,
+    help="Number of chunks. More chunks make the result more exact, and are added to a result that exists.",
 )  # fmt: skip
 @click.option(
-    "--group", type=click.IntRange(1), default=1, show_default=True,
-    help="Measure so many neighbouring layers together, which divides the time.",
+    "--group", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+    help="Measure this many neighbouring layers together, which takes less time.",
 )  # fmt: skip
-@click.option("--budget", type=click.FloatRange(0), metavar="MINUTES", help="Begin no chunk after so long.")
+@click.option(
+    "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no further chunk after this time."
+)
 @threads_option
 @json_option
 def calibrate(
     model: str,
+    words: tuple[str, ...],
     file: str | None,
     imatrix: str | None,
     include_weights: tuple[str, ...],
@@ -464,11 +488,12 @@ def calibrate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure what an error in each matrix of MODEL does to its answers, one after another.
+    """Measure how much an error in each matrix of MODEL harms its predictions.
 
-    What was measured is in OUT after every matrix: after Ctrl-C the same command goes on from there.
+    'q4hifi quantize --sensitivities OUT' uses it. OUT is saved after every matrix. After Ctrl-C the same
+    command continues from there.
     """
-    file = _named(file)
+    file = _text_file(file, words)
     output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     check_output("--output", output, overwrite=True)
     from ..calibrate import calibrate as measure_sensitivities
@@ -501,11 +526,29 @@ def calibrate(
 @main.command()
 @click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
 @click.option(
-    "-p", "--n-prompt", multiple=True, type=click.IntRange(0), help="Tokens to read. [default: 512]"
+    "-p",
+    "--n-prompt",
+    multiple=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Tokens to read. Repeatable; 0: none. [default: 512]",
 )
-@click.option("-n", "--n-gen", multiple=True, type=click.IntRange(0), help="Tokens to write. [default: 128]")
 @click.option(
-    "-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times of each test."
+    "-n",
+    "--n-gen",
+    multiple=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Tokens to write. Repeatable; 0: none. [default: 128]",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(1),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="How often each test is run.",
 )
 @threads_option
 @json_option
@@ -517,9 +560,9 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure how many tokens MODELs read (pp) and write (tg) a second, as llama-bench does.
+    """Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg).
 
-    -p and -n may be given several times; 0 leaves a test out.
+    The tests and their names are those of llama-bench.
     """
     from ..bench import bench as measure_speed
     from ..evaluation_report import speed_table

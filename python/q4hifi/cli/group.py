@@ -13,35 +13,24 @@ import click
 from ..errors import Q4HifiError
 from . import signals
 from .files import FileCommand
+from .sections import write_options
 
 COMMANDS = {
-    "bench": (
-        "evaluate",
-        "Measure how many tokens MODELs read (pp) and write (tg) a second, as llama-bench does.",
-    ),
-    "calibrate": (
-        "evaluate",
-        "Measure what an error in each matrix of MODEL does to its answers, one after another.",
-    ),
-    "compare": (
-        "evaluate",
-        "Compare MODELs with the model REF that they were made from: size, quality, speed.",
-    ),
-    "dequantize": ("quantize", "Decode all quantized tensors of SRC to F16 (default), BF16 or F32."),
-    "export": ("quantize", "Bring the Q4_HIFI model SRC into a form that other programs load."),
+    "bench": ("evaluate", "Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg)."),
+    "calibrate": ("evaluate", "Measure how much an error in each matrix of MODEL harms its predictions."),
+    "compare": ("evaluate", "Compare quantized MODELs with their reference model REF: size, quality, speed."),
+    "dequantize": ("quantize", "Decode a quantized model SRC to F16 (default), BF16 or F32."),
+    "export": ("quantize", "Convert a Q4_HIFI model SRC so that other programs load it."),
     "generate": ("generate", "Let MODEL continue a text, or chat with it."),
     "imatrix": (
         "evaluate",
-        "Measure how much each input of MODEL's matrices matters on a text, as llama-imatrix does.",
+        "Make an importance matrix: on a text, measure how much each input of a matrix matters.",
     ),
-    "inspect": (
-        "inspect",
-        "Show what is in a model FILE; of a damaged one what can be read, and what is wrong.",
-    ),
+    "inspect": ("inspect", "Show what a model FILE holds: metadata, tensors, types, sizes."),
     "perplexity": ("evaluate", "Measure how well MODEL predicts a text, as llama-perplexity does."),
-    "plan": ("quantize", "Say what 'quantize' would make of SRC, sizes to the byte."),
+    "plan": ("quantize", "Show what 'quantize' would write: the type of each tensor, and the exact size."),
     "quantize": ("quantize", "Quantize the model SRC to DST."),
-    "verify": ("inspect", "Check a model FILE: structure, sizes, finite weights, order of outliers."),
+    "verify": ("inspect", "Check a model FILE for damage: structure, sizes, weights that are not finite."),
 }
 """Name -> the module with the command, and the first sentence of its help, for the list of commands."""
 
@@ -57,6 +46,18 @@ class _Group(click.Group):
             import_module(f".{COMMANDS[cmd_name][0]}", __package__)
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            for similar in get_close_matches(args[0], COMMANDS, n=1):
+                raise click.UsageError(f"{error.message} Did you mean '{similar}'?", ctx) from error
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
@@ -64,6 +65,9 @@ class _Group(click.Group):
 
 class _Command(FileCommand):
     """Lets signals raise while it works, and calls options by their names on the command line."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with self._option_names():
@@ -117,11 +121,11 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_note_verbose,
-    help="With --version: the instruction sets that the kernels use, too.",
+    help="With --version: also show the instruction set in use.",
 )  # fmt: skip
 @click.option(
     "--version", is_flag=True, expose_value=False, callback=_print_version,
     help="Show the version and exit.",
 )  # fmt: skip
 def main() -> None:
-    """Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost."""
+    """Quantize 16-bit GGUF language models to about 4 bits, and measure what that costs."""

@@ -20,7 +20,10 @@ SHOWN_PROBLEMS = 20
 @tensors_option
 @json_option
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
-    """Show what is in a model FILE; of a damaged one what can be read, and what is wrong."""
+    """Show what a model FILE holds: metadata, tensors, types, sizes.
+
+    Of a damaged file, show what can be read and what is wrong.
+    """
     from ..overview import Overview
 
     overview = Overview.open(file)
@@ -41,7 +44,10 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 @threads_option
 @json_option
 def verify(file: str, threads: int | None, as_json: bool) -> None:
-    """Check a model FILE: structure, sizes, finite weights, order of outliers."""
+    """Check a model FILE for damage: structure, sizes, weights that are not finite.
+
+    The exit status is 1 where something is wrong; what and where is printed.
+    """
     from ..verify import verify_file
 
     with progress_bar() as progress:

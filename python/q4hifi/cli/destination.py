@@ -1,0 +1,93 @@
+"""The arguments [DST] [TYPE] [THREADS] of 'quantize', and the name of DST where it is left out.
+
+They are told apart as llama-quantize does: the first may be a type. A mistyped type must not become the name
+of a file, so a DST without a TYPE ends in .gguf.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import BadOptionError
+from ..options import MEASURED_NAME, Options
+from ..recipes import RECIPES, find_recipe, is_recipe, type_hint
+from .files import check_output
+
+SUFFIX = ".gguf"
+
+
+class Arguments(NamedTuple):
+    """What is given after SRC; None where it is left out."""
+
+    dst: str | None
+    type: str | None
+    threads: int | None
+
+
+def parse_arguments(words: Sequence[str]) -> Arguments:
+    """Tell DST, TYPE and THREADS apart; raise :class:`BadOptionError` where that cannot be."""
+    rest = list(words)
+    dst = None if not rest or is_recipe(rest[0]) else rest.pop(0)
+    if dst is not None and rest[:1] and _is_file(rest[0]) and _looks_like_type(dst):
+        raise BadOptionError(f"write DST before TYPE, and a type that exists: {type_hint(dst)}")
+    if dst is not None and (not rest or (rest[0].isdecimal() and _looks_like_type(dst))):
+        _check_alone(dst)
+    kind = find_recipe(rest.pop(0)).name if rest else None
+    if dst is None and rest and _is_file(rest[0]):
+        raise BadOptionError(f"write DST before TYPE: {rest[0]} {kind}")
+    threads = _threads(rest.pop(0)) if rest else None
+    if rest:
+        raise BadOptionError(f"too many arguments: {' '.join(rest)}")
+    return Arguments(dst, kind, threads)
+
+
+def check_not_a_type(dst: str) -> None:
+    """Raise :class:`BadOptionError` where ``dst``, the only argument after SRC, looks like a type."""
+    if _looks_like_type(dst):
+        raise BadOptionError(
+            f"{dst!r} looks like a type, and DST is missing; for a file of that name, write ./{dst}{SUFFIX}"
+        )
+
+
+def default_destination(src: str, options: Options) -> str:
+    """SRC's name with its type replaced: model-f16.gguf -> model-Q4_K_M.gguf."""
+    path = Path(src)
+    stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
+    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.title}{SUFFIX}"))
+
+
+_TYPE_IN_NAME = re.compile(rf"[-._]({'|'.join(RECIPES)})({MEASURED_NAME})?$", re.IGNORECASE)
+_SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def _check_alone(dst: str) -> None:
+    """Raise :class:`BadOptionError` where ``dst``, without a type, does not end in .gguf."""
+    if _is_file(dst):
+        return
+    check_output("DST", dst, overwrite=True)  # it may be an input, a folder or a device
+    name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
+    if hint := type_hint(dst):
+        raise BadOptionError(f"{dst!r} is not a type: {hint} For a file of that name, write {name}")
+    raise BadOptionError(
+        f"{dst!r} is not a type, and not a file name that ends in .gguf; write {name}, or give a type as well"
+    )
+
+
+def _looks_like_type(word: str) -> bool:
+    return not os.path.dirname(word) and not Path(word).suffix and (is_recipe(word) or bool(type_hint(word)))
+
+
+def _is_file(word: str) -> bool:
+    return word.lower().endswith(SUFFIX)
+
+
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise BadOptionError(
+            f"{text!r} is not a number of threads; the order of the arguments is SRC DST TYPE THREADS"
+        )
+    return int(text[:9])
