@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from .errors import Q4HifiError
 # What posix_fallocate reports when the file will really not fit. Anything else only says that this
 # file system cannot reserve space.
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+PIECE = 1 << 20
+"""Bytes that :func:`read_up_to` reads at a time."""
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
 
@@ -37,6 +40,18 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
         yield
     except OSError as cause:
         raise error(f"{path}: cannot {action}: {cause.strerror or cause}") from cause
+
+
+def read_up_to(file: BinaryIO, size: int) -> bytes:
+    """Return the next ``size`` bytes of a file, or as many as there are. Raises plain OSError.
+
+    Unlike ``file.read(size)``, which allocates ``size`` bytes before it reads the first.
+    """
+    pieces = []
+    while size > 0 and (piece := file.read(min(size, PIECE))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 class PositionedFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import BadFileError
-from .gguf_io import os_errors
+from .gguf_io import os_errors, read_up_to
 
 MAX_BYTES = 256 << 20
 """More than any of these files needs. A model that is given by mistake is not read into memory."""
@@ -26,7 +26,7 @@ def read_json(path: str | os.PathLike[str], what: str, fault: str, parse: Callab
     """
     file = Path(path)
     with os_errors(file, f"read {what}", BadFileError), file.open("rb") as stream:
-        text = stream.read(MAX_BYTES + 1)
+        text = read_up_to(stream, MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise BadFileError(f"{file}: {fault}; it is larger than {MAX_BYTES >> 20} MiB")
     try:

@@ -1,0 +1,330 @@
+//! Functions that are given arbitrary bytes: a panic in one of them, or an access out of bounds, is a fault.
+//!
+//! The fuzz targets call them with inputs of libFuzzer, `tests/fuzz.rs` with random ones. They use the
+//! public functions of q4hifi only. An input begins with a few bytes that say what is done; the rest are
+//! blocks, numbers or both. Buffers are exactly as long as they must be, so that a sanitizer sees every
+//! access beyond them.
+
+use q4hifi::block::{QK_K, TensorType};
+use q4hifi::hifi::rows::{Outliers, OutliersMut};
+use q4hifi::hifi::{HifiBlock, MAX_OUTLIERS, fork, rows as hifi};
+use q4hifi::kernel::{self, Isa};
+use q4hifi::logits::{self, Logits};
+use q4hifi::matmul::Matrix;
+use q4hifi::refine::Inputs;
+use q4hifi::rows::{self, Source};
+
+/// A function that eats arbitrary bytes.
+pub type Target = fn(&[u8]);
+
+/// Every target with its name.
+pub const TARGETS: [(&str, Target); 5] = [
+    ("decode", decode),
+    ("encode", encode),
+    ("outliers", outliers),
+    ("multiply", multiply),
+    ("log_probs", log_probs),
+];
+
+/// Weights that f16 scales can always represent; larger ones may overflow them, which callers check.
+const LARGEST: f32 = 60_000.0;
+
+/// Decodes blocks of any type, and checks that every instruction set finds the same weights.
+pub fn decode(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.kind();
+    let row_length = input.u8() as usize + 1;
+    if Source::new(kind, input.0, row_length).is_ok() {
+        assert_eq!(row_length % kind.block_weights(), 0);
+    }
+    let n_blocks = input.0.len() / kind.block_bytes();
+    if n_blocks == 0 {
+        return;
+    }
+    let blocks = Box::from(&input.0[..n_blocks * kind.block_bytes()]);
+    let weights = decoded(Isa::Scalar, kind, &blocks);
+    for isa in available() {
+        assert!(same(&decoded(isa, kind, &blocks), &weights), "{kind:?} on {isa:?}");
+    }
+    let source = Source::new(kind, &blocks, weights.len()).expect("a row of whole blocks");
+    let is_finite = weights.iter().all(|w| w.is_finite());
+    assert_eq!(rows::check_finite(source).is_ok(), is_finite);
+}
+
+/// Encodes arbitrary numbers with arbitrary importances, and checks that every instruction set writes the
+/// same blocks, which decode to finite numbers.
+pub fn encode(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.kind();
+    let options = input.u8();
+    let (is_weighted, refine, is_correlated) = (options & 1 > 0, options & 2 > 0, options & 4 > 0);
+    let n_rows = 1 + usize::from(options >> 3 & 3);
+    let row_length = kind.block_weights() * (1 + usize::from(options >> 5 & 1));
+    let x = input.floats(n_rows * row_length);
+    let importance = is_weighted.then(|| input.floats(row_length));
+    let importance = importance.as_deref();
+
+    let inputs = (is_correlated && row_length <= QK_K).then(|| {
+        let columns = input.floats(row_length);
+        let pairs = row_length * (row_length - 1) / 2;
+        let correlations: Vec<i8> = input.cycle(pairs).map(|byte| byte as i8).collect();
+        Inputs::new(&columns, &correlations, input.float())
+    });
+    let inputs = match &inputs {
+        Some(Ok(inputs)) => Some(inputs),
+        Some(Err(_)) => return,
+        None => None,
+    };
+    let source = Source::from_f32(&x, row_length).expect("whole blocks");
+    let mut out = vec![0u8; n_rows * kind.row_bytes(row_length).expect("whole blocks")];
+    let found = if refine {
+        rows::quantize_refined(source, kind, importance, inputs, &mut out)
+    } else {
+        rows::quantize(source, kind, importance, &mut out)
+    };
+    let is_legal = x.iter().all(|x| x.is_finite())
+        && importance.is_none_or(|w| w.iter().all(|w| w.is_finite() && *w >= 0.0));
+    assert_eq!(found.is_ok(), is_legal, "{found:?}");
+    if !is_legal {
+        return;
+    }
+    let blocks = |isa| {
+        let mut out = vec![0u8; out.len()];
+        kernel::quantize_rows(isa, kind, &x, row_length, importance, &mut out);
+        if refine {
+            kernel::refine_rows(isa, kind, &x, row_length, importance, &mut out);
+        }
+        out
+    };
+    let expected = blocks(Isa::Scalar);
+    for isa in available() {
+        assert!(blocks(isa) == expected, "{kind:?} on {isa:?}");
+    }
+    assert!(refine || out == expected, "{kind:?} of whole rows");
+    if x.iter().all(|x| x.abs() <= LARGEST) {
+        for blocks in [&out, &expected] {
+            let weights = decoded(Isa::Scalar, kind, blocks);
+            assert!(weights.iter().all(|w| w.is_finite()), "{kind:?} decodes to {weights:?}");
+        }
+    }
+}
+
+/// Encodes and decodes Q4_HIFI, from arbitrary numbers and from arbitrary bytes.
+pub fn outliers(data: &[u8]) {
+    let mut input = Input(data);
+    let (options, count) = (input.u8(), usize::from(input.u8()) % (MAX_OUTLIERS + 2));
+    match options & 3 {
+        0 => outliers_of_numbers(input, count, options & 4 > 0, options & 8 > 0),
+        1 => outliers_of_split(input, count),
+        _ => outliers_of_fork(input, count),
+    }
+}
+
+fn outliers_of_numbers(mut input: Input<'_>, count: usize, is_weighted: bool, refine: bool) {
+    let x = input.floats(QK_K);
+    let importance = is_weighted.then(|| input.floats(QK_K));
+    let importance = importance.as_deref();
+    let source = Source::from_f32(&x, QK_K).expect("a block");
+    let (mut base, mut index, mut residual) = split_buffers(1, count);
+    let parts = OutliersMut { outliers: count, index: &mut index, residual: &mut residual };
+    let found = if refine {
+        hifi::quantize_refined(source, importance, None, &mut base, parts)
+    } else {
+        hifi::quantize(source, importance, &mut base, parts)
+    };
+    let is_legal = count <= MAX_OUTLIERS
+        && x.iter().all(|x| x.is_finite())
+        && importance.is_none_or(|w| w.iter().all(|w| w.is_finite() && *w >= 0.0));
+    assert_eq!(found.is_ok(), is_legal, "{found:?}");
+    if !is_legal {
+        return;
+    }
+    assert!(is_increasing(&index), "{index:?}");
+    if !refine {
+        let weights = importance.map(|w| w.try_into().expect("a block"));
+        let block = HifiBlock::encode(x.as_slice().try_into().expect("a block"), weights, count);
+        assert_eq!(block.index(), index);
+        assert!(block.residual().iter().flat_map(|r| r.to_le_bytes()).eq(residual.iter().copied()));
+    }
+    let weights = check_split(&base, count, &index, &residual).expect("places that increase");
+    if x.iter().all(|x| x.abs() <= LARGEST) {
+        assert!(weights.iter().all(|w| w.is_finite()), "{weights:?}");
+    }
+}
+
+fn outliers_of_split(mut input: Input<'_>, count: usize) {
+    let n_blocks = 1 + usize::from(input.u8() & 1);
+    let (mut base, mut index, mut residual) = split_buffers(n_blocks, count);
+    for buffer in [&mut base, &mut index, &mut residual] {
+        input.fill(buffer);
+    }
+    let is_legal = count <= MAX_OUTLIERS && index.chunks(count.max(1)).all(is_increasing);
+    assert_eq!(check_split(&base, count, &index, &residual).is_some(), is_legal);
+}
+
+/// Decodes blocks of the split layout, and brings them to the fork's and back; None if they are refused.
+fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Option<Vec<f32>> {
+    let source = Source::new(TensorType::Q4K, base, QK_K).expect("whole blocks");
+    let outliers = Outliers { outliers: count, index, residual };
+    let mut weights = vec![0f32; source.rows() * QK_K];
+    hifi::dequantize(source, outliers, &mut weights).ok()?;
+    let mut blocks = vec![0u8; source.rows() * fork::row_bytes(QK_K).expect("a block")];
+    if hifi_to_fork(source, outliers, &mut blocks) {
+        let mut from_fork = vec![0f32; weights.len()];
+        fork::dequantize(&blocks, QK_K, &mut from_fork).expect("what was written is legal");
+        let (mut base, mut index, mut residual) = split_buffers(source.rows(), count);
+        let parts = OutliersMut { outliers: count, index: &mut index, residual: &mut residual };
+        fork::to_split(&blocks, QK_K, &mut base, parts).expect("as many outliers");
+        assert_eq!(index, outliers.index);
+    }
+    Some(weights)
+}
+
+fn hifi_to_fork(source: Source<'_>, outliers: Outliers<'_>, blocks: &mut [u8]) -> bool {
+    fork::from_split(source, outliers, blocks).is_ok()
+}
+
+fn outliers_of_fork(input: Input<'_>, count: usize) {
+    let size = fork::row_bytes(QK_K).expect("a block");
+    let n_blocks = input.0.len() / size;
+    let blocks: Box<[u8]> = Box::from(&input.0[..n_blocks * size]);
+    let mut weights = vec![0f32; n_blocks * QK_K];
+    let is_legal = fork::dequantize(&blocks, QK_K, &mut weights).is_ok();
+    let (mut base, mut index, mut residual) = split_buffers(n_blocks, count);
+    let parts = OutliersMut { outliers: count, index: &mut index, residual: &mut residual };
+    if fork::to_split(&blocks, QK_K, &mut base, parts).is_ok() {
+        assert!(is_legal && index.chunks(count.max(1)).all(is_increasing));
+    }
+}
+
+/// Multiplies matrices of arbitrary blocks by arbitrary numbers, on every instruction set.
+pub fn multiply(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.kind();
+    let (options, count) = (input.u8(), usize::from(input.u8()) % (MAX_OUTLIERS + 2));
+    let n_columns = 1 + usize::from(options & 15);
+    let n_rows = 1 + usize::from(options >> 4 & 3);
+    let is_hifi = kind == TensorType::Q4K && options & 64 > 0;
+    let row_length = kind.block_weights().max(32);
+    let mut blocks = vec![0u8; n_rows * kind.row_bytes(row_length).expect("whole blocks")];
+    input.fill(&mut blocks);
+    let (_, mut index, mut residual) = split_buffers(n_rows, if is_hifi { count } else { 0 });
+    input.fill(&mut index);
+    input.fill(&mut residual);
+    let x = input.floats(n_columns * row_length);
+    let matrix = if is_hifi {
+        let outliers = Outliers { outliers: count, index: &index, residual: &residual };
+        let matrix = Matrix::hifi(&blocks, row_length, outliers);
+        assert_eq!(matrix.is_ok(), count <= MAX_OUTLIERS);
+        let Ok(matrix) = matrix else { return };
+        matrix
+    } else {
+        Matrix::new(Source::new(kind, &blocks, row_length).expect("whole rows"))
+    };
+    for isa in available() {
+        let mut products = vec![0f32; n_columns * n_rows];
+        matrix.matmul_with(isa, &x, &mut products).expect("the lengths fit");
+    }
+}
+
+/// Codes log-probabilities of arbitrary logits, and compares logits with arbitrary codes.
+pub fn log_probs(data: &[u8]) {
+    let mut input = Input(data);
+    let (n_vocab, n_rows) = (usize::from(input.u8() & 63), usize::from(input.u8() & 3));
+    let tokens: Vec<u32> = (0..n_rows).map(|_| u32::from(input.u8() & 63)).collect();
+    let x = input.floats(n_vocab * n_rows);
+    let base = input.floats(n_vocab * n_rows);
+    let Ok(logits) = Logits::new(&x, n_vocab) else { return };
+    let base = Logits::new(&base, n_vocab).expect("as many");
+    let mut codes = vec![0u16; n_rows * logits::log_prob_codes(n_vocab)];
+    let is_legal = logits.rows() == n_rows && tokens.iter().all(|&t| (t as usize) < n_vocab);
+    assert_eq!(logits::encode_log_probs(logits, &tokens, &mut codes).is_ok(), is_legal);
+    assert_eq!(logits::divergence(logits, base, &tokens).is_ok(), is_legal);
+    let mut bytes = vec![0u8; 2 * codes.len()];
+    input.fill(&mut bytes);
+    let arbitrary: Vec<u16> =
+        bytes.as_chunks().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
+    for codes in [&codes, &arbitrary] {
+        let found = logits::divergence_from_log_probs(base, codes, &tokens);
+        assert_eq!(found.is_ok(), is_legal);
+    }
+}
+
+/// What is left of an input.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    /// The next byte; zero after the end.
+    fn u8(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn kind(&mut self) -> TensorType {
+        TensorType::ALL[usize::from(self.u8()) % TensorType::ALL.len()]
+    }
+
+    fn float(&mut self) -> f32 {
+        f32::from_bits(u32::from_le_bytes(std::array::from_fn(|_| self.u8())))
+    }
+
+    /// `n` bytes from here on, the rest of the input again and again where it is too short.
+    fn cycle(&self, n: usize) -> impl Iterator<Item = u8> {
+        let rest = if self.0.is_empty() { &[0] } else { self.0 };
+        rest.iter().copied().cycle().take(n)
+    }
+
+    /// Fills `out`, and goes on after these bytes.
+    fn fill(&mut self, out: &mut [u8]) {
+        let n = out.len();
+        for (out, byte) in out.iter_mut().zip(self.cycle(n)) {
+            *out = byte;
+        }
+        self.0 = self.0.get(n..).unwrap_or_default();
+    }
+
+    /// `n` numbers, of a form that the next byte says: any f32, or small numbers times a power of two.
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        let form = self.u8();
+        if form & 1 == 0 {
+            let mut bytes = vec![0u8; 4 * n];
+            self.fill(&mut bytes);
+            let bytes = bytes.as_chunks().0;
+            return bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        }
+        let scale = f32::from(form >> 1).mul_add(2.0, -127.0).exp2(); // from denormal to huge
+        let mut bytes = vec![0u8; n];
+        self.fill(&mut bytes);
+        let is_negative = self.u8() & 1;
+        let number =
+            |byte: u8| if is_negative > 0 { f32::from(byte as i8) } else { f32::from(byte) };
+        bytes.into_iter().map(|byte| number(byte) * scale).collect()
+    }
+}
+
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+fn decoded(isa: Isa, kind: TensorType, blocks: &[u8]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; blocks.len() / kind.block_bytes() * kind.block_weights()];
+    kernel::dequantize_row(isa, kind, blocks, &mut out);
+    out
+}
+
+/// Whether the numbers are the same, to the sign of a zero; NaN is as good as any other.
+fn same(a: &[f32], b: &[f32]) -> bool {
+    let is_same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    a.len() == b.len() && a.iter().zip(b).all(is_same)
+}
+
+fn is_increasing(index: &[u8]) -> bool {
+    index.windows(2).all(|pair| pair[0] < pair[1])
+}
+
+/// Buffers for `n_blocks` blocks of the split layout: base, places and residuals.
+fn split_buffers(n_blocks: usize, count: usize) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let base = n_blocks * TensorType::Q4K.block_bytes();
+    (vec![0; base], vec![0; n_blocks * count], vec![0; 2 * n_blocks * count])
+}

@@ -1,0 +1,309 @@
+"""The table of what is fuzzed: sound files, how they are damaged, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q4hifi import chat
+from q4hifi.calibration import Calibration, Setting
+from q4hifi.chunks import Chunks, read_text
+from q4hifi.comparison_file import read_comparison
+from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_header import read_header
+from q4hifi.importance import load_importance
+from q4hifi.importance_sums import ImportanceSums
+from q4hifi.log_probs_file import LogProbsFile, LogProbsWriter
+from q4hifi.model import Model
+from q4hifi.model_file import ModelFile
+from q4hifi.options import read_tensor_type_file
+from q4hifi.overview import Overview
+from q4hifi.quantize import plan_file, quantize_file
+from q4hifi.sensitivities import load_sensitivities
+from q4hifi.shapes import plan_shapes
+from q4hifi.tokenizer import Tokenizer
+from q4hifi.verify import verify_file
+
+from . import seeds
+from .mutate import Mutate, Seed, damage, damage_json, damage_text
+
+
+Eat = Callable[[bytes, Path], None]
+
+
+class MemoryFile:
+    """Bytes in the place of a :class:`~q4hifi.gguf_io.PositionedFile`: a header is read without a disk."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.path, self._data = path, data
+
+    def size(self) -> int:
+        return len(self._data)
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        piece = self._data[offset : offset + len(out)]
+        out[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        pass
+
+
+def _open(data: bytes, path: Path) -> GgufFile:
+    file: Any = MemoryFile(data, path)
+    return GgufFile([file], [read_header(file)])
+
+
+def _written(read: Callable[[Path], object]) -> Eat:
+    """Reads the input from a file."""
+
+    def eat(data: bytes, path: Path) -> None:
+        path.write_bytes(data)
+        read(path)
+
+    return eat
+
+
+def _header(data: bytes, path: Path) -> None:
+    _open(data, path)
+
+
+def _metadata(data: bytes, path: Path) -> None:
+    file = _open(data, path)
+    assert len(dict(file.metadata)) == len(file.metadata)
+    overview = Overview.of(ModelFile(file))
+    overview.as_dict()
+    overview.tables(tensors=True)
+
+
+def _verify(path: Path) -> None:
+    verify_file(path, threads=1)
+
+
+def _plan(path: Path) -> None:
+    plan_file(path, "Q4_K_M").as_dict()
+
+
+def _quantize(path: Path) -> None:
+    out = path.with_suffix(".out")
+    quantize_file(path, out, "Q4_K_M", overwrite=True, threads=1)
+    ModelFile.open(out).close()
+
+
+def _run(path: Path) -> None:
+    model = Model(path, threads=1, n_ctx=16)
+    model.logits(np.arange(min(6, model.n_vocab), dtype=np.uint32))
+    model.tokenize("the quick fox", parse_special=True)
+
+
+def _tokenizer(data: bytes, path: Path) -> None:
+    tokenizer = Tokenizer.from_metadata(_open(data, path).metadata)
+    for special in (False, True):
+        tokens = tokenizer.encode(seeds.TEXT[:80], parse_special=special)
+        assert all(0 <= token < tokenizer.n_vocab for token in tokens)
+    tokenizer.decode(range(min(300, tokenizer.n_vocab)), skip_special=True)
+    tokenizer.shield("<|im_start|>")
+
+
+def _imatrix(path: Path) -> None:
+    importance = load_importance(path)
+    for name in importance.names:
+        n_columns = importance.sums(name)[0].shape[1]
+        importance.weights(name, n_columns, importance.sums(name)[0].size // n_columns)
+        if n_columns <= seeds.N_EMBD:
+            importance.inputs(name, n_columns, threads=1)
+            importance.fisher(name, n_columns)
+    assert all(isinstance(value, (str, int)) for _, value, _ in importance.metadata())
+    sums = ImportanceSums.of(importance)
+    sums.save(path.with_suffix(".out.gguf"), overwrite=True)
+
+
+def _base_file(path: Path) -> None:
+    base = LogProbsFile.open(path)
+    base.chunks(seeds.N_VOCAB, None)
+    for chunk in range(len(base.tokens)):
+        base.codes(chunk)
+
+
+def _partial(data: bytes, path: Path) -> None:
+    chunks = Chunks(seeds.tokens(), None, seeds.N_VOCAB)
+    target = path.with_suffix(".kld")
+    writer = LogProbsWriter(target, chunks, resume=True)
+    writer.partial.write_bytes(data)
+    with LogProbsWriter(target, chunks, resume=True) as writer:
+        assert writer.n_done <= len(chunks)
+        writer.nll()
+        for chunk in range(writer.n_done):
+            writer.read(chunk)
+
+
+def _comparison(path: Path) -> None:
+    for figures in read_comparison(path, "text", seeds.N_CTX).values():
+        assert len(figures.nll) == figures.n_chunks
+
+
+def _calibration(path: Path) -> None:
+    Calibration.load(path).sensitivities(seeds.IMATRIX_NAMES)
+    Calibration.resumed(path, Setting("m", "t", None, 256, 1))
+
+
+def _shapes(path: Path) -> None:
+    plan_shapes(path, "Q4_K_M").as_dict()
+
+
+def _rules(path: Path) -> None:
+    shapes = path.with_suffix(".json")
+    shapes.write_bytes(seeds.shapes()[0].data)
+    plan_shapes(shapes, "Q4_K_M", tensor_types=list(read_tensor_type_file(path)))
+
+
+def _template(data: bytes, _: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]
+    chat.render_words(data.decode("utf-8", "surrogateescape"), messages, bos="<s>", eos="</s>")
+
+
+@cache
+def _tokenizers() -> list[Tokenizer]:
+    files = [_open(seed.data, Path("vocabulary")) for seed in seeds.vocabularies()]
+    return [Tokenizer.from_metadata(file.metadata) for file in files]
+
+
+def _text(path: Path) -> None:
+    text = read_text(path)
+    for tokenizer in _tokenizers():
+        tokens = tokenizer.encode(text, add_special=False)
+        tokenizer.encode(text, parse_special=True)
+        found = tokenizer.decode_bytes(tokens)
+        try:
+            expected = text.encode()
+        except UnicodeEncodeError:
+            continue
+        assert found == expected, "the text is not what its tokens stand for"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files of one kind.
+
+    ``eat`` reads an input, given as bytes and as the path of a file that it may write. ``commands`` are
+    arguments of the command, ``{f}`` standing for the damaged file, ``{model}``, ``{text}`` and ``{imatrix}``
+    for sound ones, ``{out}`` for a new file. ``suffix`` is that of the file's name.
+    """
+
+    seeds: Callable[[], Sequence[Seed]]
+    eat: Eat
+    commands: Sequence[str]
+    mutate: Mutate = damage
+    suffix: str = ".gguf"
+
+
+QUANTIZE = "quantize {model} {out} Q4_K_M --overwrite"
+EVALUATE = "-f {text} -c 8 --chunks 2"
+PLAN = "plan {f} Q4_K_M"
+
+KINDS: Mapping[str, Kind] = {
+    "header": Kind(seeds.headers, _header, ("inspect {f}", "verify {f}", PLAN)),
+    "metadata": Kind(seeds.headers, _metadata, ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")),
+    "blocks": Kind(
+        seeds.blocks,
+        _written(_verify),
+        ("verify {f}", "dequantize {f} {out} --overwrite", "export {f} {out} --as q8_0 --overwrite"),
+    ),
+    "plan": Kind(seeds.models, _written(_plan), (PLAN, "plan {f} Q4_HIFI --json", "plan {f} COPY")),
+    "quantize": Kind(
+        seeds.models,
+        _written(_quantize),
+        (
+            "quantize {f} {out} Q4_K_M --overwrite",
+            "quantize {f} {out} Q8_0 --overwrite",
+            "quantize {f} {out} Q4_HIFI --overwrite --imatrix {imatrix} --coverage measured",
+        ),
+    ),
+    "run": Kind(
+        seeds.models,
+        _written(_run),
+        (
+            f"perplexity {{f}} {EVALUATE}",
+            "generate {f} -p the -n 5 --temp 0",
+            "generate {f} --chat -p the -n 5",
+            f"imatrix {{f}} {EVALUATE} -o {{out}} --overwrite",
+            f"compare {{model}} {{f}} {EVALUATE}",
+            "bench {f} -p 8 -n 4 -r 1",
+        ),
+    ),
+    "tokenizer": Kind(seeds.vocabularies, _tokenizer, ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
+    "imatrix": Kind(
+        seeds.imatrices,
+        _written(_imatrix),
+        (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} --show-statistics", "inspect {f}"),
+    ),
+    "old imatrix": Kind(
+        seeds.old_imatrices,
+        _written(_imatrix),
+        (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} -o {out} --overwrite"),
+        suffix=".dat",
+    ),
+    "base file": Kind(
+        seeds.base_files,
+        _written(_base_file),
+        ("perplexity {model} --kl-divergence --kl-divergence-base {f}",),
+        suffix=".kld",
+    ),
+    "partial": Kind(
+        seeds.partial_files,
+        _partial,
+        (f"perplexity {{model}} {EVALUATE} --kl-divergence-base {{stem}} --resume",),
+        suffix=".kld.partial",
+    ),
+    "comparison": Kind(
+        seeds.comparisons,
+        _written(_comparison),
+        (f"compare {{model}} {{model}} {EVALUATE} --save {{f}} --resume",),
+    ),
+    "calibration": Kind(
+        seeds.calibrations,
+        _written(_calibration),
+        (f"calibrate {{model}} {EVALUATE} -o {{f}}",),
+        damage_json,
+        ".json",
+    ),
+    "sensitivities": Kind(
+        seeds.calibrations,
+        _written(load_sensitivities),
+        ("quantize {model} {out} --overwrite --like Q4_K_M --sensitivities {f}",),
+        damage_json,
+        ".json",
+    ),
+    "shapes": Kind(seeds.shapes, _written(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"),
+    "rules": Kind(
+        seeds.rules,
+        _written(_rules),
+        ("plan {model} Q4_K_M --tensor-type-file {f}", QUANTIZE + " --tensor-type-file {f}"),
+        damage_text,
+        ".txt",
+    ),
+    "template": Kind(
+        seeds.templates,
+        _template,
+        ("generate {model} --chat -p the -n 3 -sys brief --chat-template-file {f}",),
+        damage_text,
+        ".jinja",
+    ),
+    "text": Kind(
+        seeds.texts,
+        _written(_text),
+        (
+            "perplexity {model} -f {f} -c 8 --chunks 2",
+            "imatrix {model} -f {f} -c 8 --chunks 2 -o {out} --overwrite",
+            "generate {model} -f {f} -n 3 --temp 0",
+        ),
+        damage_text,
+        ".txt",
+    ),
+}
+"""Kind of file -> how it is fuzzed."""
