@@ -1,8 +1,7 @@
 //! The outliers of Q4_HIFI: places gather from the activations' values, which are f32 already, and one
-//! fused multiply-add takes the widened residuals.
+//! fused multiply-add takes the widened residuals, eight at a time on every ISA.
 //! A store in the same loop, as where a register is spilled, made it 7 % slower.
 
-use super::DotVector;
 use crate::block::QK_K;
 use crate::dot::activations::Sparse;
 use std::arch::x86_64::*;
@@ -13,14 +12,6 @@ pub(super) struct Outliers<'a> {
     pub index: &'a [u8],
     pub residual: &'a [u8],
     pub sparse: &'a Sparse,
-}
-
-/// Sums of what a row's outliers add: of whole vectors of a block's outliers, and of what is left,
-/// eight at a time.
-#[derive(Clone, Copy)]
-pub(super) struct Sums<V: DotVector> {
-    pub whole: V::Floats,
-    pub eight: __m256,
 }
 
 /// Eight lanes of zeros, then of ones: a window into it masks the first lanes of a vector.
@@ -63,57 +54,45 @@ unsafe fn add_four(
     }
 }
 
-impl<V: DotVector> Sums<V> {
+impl Outliers<'_> {
+    /// Adds the outliers of block `i` of a row, block `block` of all rows, to the eight sums `acc`: `N`, or
+    /// where this is 0 as many as there are. [`crate::dot::scalar`] has the order.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2, FMA and F16C; there are so many blocks.
     #[inline(always)]
-    pub unsafe fn zero() -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self { whole: V::zero_floats(), eight: _mm256_setzero_ps() } }
-    }
-
-    /// Adds the outliers of block `i` of a row, block `block` of all rows: `N`, or where this is 0
-    /// as many as there are.
-    #[inline(always)]
-    pub unsafe fn add<const N: usize>(
-        mut self,
-        outliers: &Outliers<'_>,
-        i: usize,
-        block: usize,
-    ) -> Self {
-        let n = if N == 0 { outliers.sparse.outliers } else { N };
-        // SAFETY: the caller's promise: there are so many blocks; a block has 256 values, so that every
-        // u8 is a place in it.
+    pub unsafe fn add<const N: usize>(&self, mut acc: __m256, i: usize, block: usize) -> __m256 {
+        let n = if N == 0 { self.sparse.outliers } else { N };
+        // SAFETY: the caller's promise; a block has 256 values, so that every u8 is a place in it.
         unsafe {
-            let index = outliers.index.as_ptr().add(n * block);
-            let residual = outliers.residual.as_ptr().add(2 * n * block);
-            let values = outliers.sparse.values.as_ptr().add(QK_K * i);
+            let index = self.index.as_ptr().add(n * block);
+            let residual = self.residual.as_ptr().add(2 * n * block);
+            let values = self.sparse.values.as_ptr().add(QK_K * i);
             let mut k = 0;
-            while k + V::LANES <= n {
-                let values = V::gather(values, index.add(k));
-                self.whole = V::fma(V::load_f16(residual.add(2 * k)), values, self.whole);
-                k += V::LANES;
-            }
-            if k + 8 <= n {
-                self.eight = add_eight(self.eight, index.add(k), residual.add(2 * k), values, 0);
+            while k + 8 <= n {
+                acc = add_eight(acc, index.add(k), residual.add(2 * k), values, 0);
                 k += 8;
             }
             if k < n && n >= 8 {
                 let last = n - 8;
-                let (index, residual) = (index.add(last), residual.add(2 * last));
-                self.eight = add_eight(self.eight, index, residual, values, k - last);
+                acc = add_eight(acc, index.add(last), residual.add(2 * last), values, k - last);
             } else {
                 if k + 4 <= n {
-                    self.eight = add_four(self.eight, index.add(k), residual.add(2 * k), values);
+                    acc = add_four(acc, index.add(k), residual.add(2 * k), values);
                     k += 4;
                 }
                 for k in k..n {
                     let value = *values.add(usize::from(*index.add(k)));
                     let residual = residual.add(2 * k).cast::<[u8; 2]>().read();
                     let residual = super::f16_to_f32(u16::from_le_bytes(residual));
-                    let product = _mm256_zextps128_ps256(_mm_set_ss(residual * value));
-                    self.eight = _mm256_add_ps(self.eight, product);
+                    let (residual, value) = (_mm_set_ss(residual), _mm_set_ss(value));
+                    let (residual, value) =
+                        (_mm256_zextps128_ps256(residual), _mm256_zextps128_ps256(value));
+                    acc = _mm256_fmadd_ps(residual, value, acc);
                 }
             }
         }
-        self
+        acc
     }
 }

@@ -141,32 +141,42 @@ number_dot!(BlockF32, load_f32);
 number_dot!(BlockF16, load_f16);
 number_dot!(BlockBF16, load_bf16);
 
-/// Four accumulators take turns; a rest shorter than a vector is padded with zeros.
+/// Four sums of sixteen lanes take turns; a rest shorter than these lanes is padded with zeros.
 #[inline(always)]
 unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
+    let vectors = 16 / V::LANES;
     // SAFETY: the caller's promise; every load lies in the slices, or in the padded copies.
     unsafe {
         let at = |i: usize| row.as_ptr().add(i).cast::<u8>();
-        let mut acc = [V::zero_floats(); 4];
-        let mut i = 0;
-        while i + 4 * V::LANES <= x.len() {
-            prefetch(at(i), 4 * V::LANES * size_of::<B>());
-            for (k, acc) in acc.iter_mut().enumerate() {
-                let i = i + k * V::LANES;
-                *acc = V::fma(B::load::<V>(at(i)), V::load_f32(x.as_ptr().add(i).cast()), *acc);
+        let add = |acc: &mut [V::Floats; 2], w: *const u8, x: *const f32| {
+            for (v, acc) in acc.iter_mut().enumerate().take(vectors) {
+                let i = v * V::LANES;
+                let w = B::load::<V>(w.add(i * size_of::<B>()));
+                *acc = V::fma(w, V::load_f32(x.add(i).cast()), *acc);
             }
-            i += 4 * V::LANES;
+        };
+        let mut acc = [[V::zero_floats(); 2]; 4];
+        let mut i = 0;
+        while i + 64 <= x.len() {
+            prefetch(at(i), 64 * size_of::<B>());
+            for (k, acc) in acc.iter_mut().enumerate() {
+                let i = i + 16 * k;
+                add(acc, at(i), x.as_ptr().add(i));
+            }
+            i += 64;
         }
         while i < x.len() {
-            let n = V::LANES.min(x.len() - i);
+            let n = 16.min(x.len() - i);
             let (mut w, mut y) = ([0u8; 64], [0f32; 16]);
             std::ptr::copy_nonoverlapping(at(i), w.as_mut_ptr(), n * size_of::<B>());
             y[..n].copy_from_slice(&x[i..i + n]);
-            acc[0] = V::fma(B::load::<V>(w.as_ptr()), V::load_f32(y.as_ptr().cast()), acc[0]);
+            add(&mut acc[0], w.as_ptr(), y.as_ptr());
             i += n;
         }
-        let pairs = (V::add_floats(acc[0], acc[1]), V::add_floats(acc[2], acc[3]));
-        V::total_floats(V::add_floats(pairs.0, pairs.1))
+        let both = |a: [V::Floats; 2], b: [V::Floats; 2]| {
+            [V::add_floats(a[0], b[0]), V::add_floats(a[1], b[1])]
+        };
+        V::total_sixteen_floats(both(both(acc[0], acc[1]), both(acc[2], acc[3])))
     }
 }
 
