@@ -8,7 +8,7 @@
 //! | K-quants, IQ4_XS | a sum that takes the blocks in turn; minima have one of their own, taken off at the end |
 //! | legacy types, IQ4_NL | eight lanes, lane l takes numbers 4 l to 4 l + 3 of every block; minima have a sum of their own |
 //! | F32, F16, BF16 | four times sixteen lanes, which take 64 numbers in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
-//! | outliers | eight lanes, see [`add_outliers`] |
+//! | outliers | sixteen lanes, see [`add_outliers`] |
 //!
 //! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
 //! multiply-add.
@@ -365,7 +365,7 @@ pub(crate) fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32
 fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 {
     let sparse = activations.sparse.as_ref().expect("checked at the border");
     let n = sparse.outliers.max(1);
-    let mut lanes = [0f32; 8];
+    let mut lanes = [0f32; 16];
     let blocks = index.chunks_exact(n).zip(residual.as_chunks().0.chunks_exact(n));
     for ((index, residual), values) in blocks.zip(sparse.values.as_chunks().0) {
         add_outliers(&mut lanes, index, residual, values);
@@ -373,17 +373,17 @@ fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 
     total(lanes)
 }
 
-/// Adds a block's outliers to the lanes: eight at a time, and what is left by taking the last eight and
-/// counting those as zeros that were taken before. Of fewer than eight, four are taken if there are so many, and
-/// what is left goes to the first lane.
-fn add_outliers(lanes: &mut [f32; 8], index: &[u8], residual: &[[u8; 2]], values: &[f32; QK_K]) {
+/// Adds a block's outliers to the lanes: sixteen at a time, then eight. What is left goes to the first eight by
+/// taking the last eight and counting those as zeros that were taken before; but of fewer than eight outliers,
+/// four are taken if there are so many, and those left go to the first lane.
+fn add_outliers(lanes: &mut [f32; 16], index: &[u8], residual: &[[u8; 2]], values: &[f32; QK_K]) {
     let n = index.len();
     let mut add = |lane: usize, k: usize, counts: bool| {
         let residual = if counts { half(residual[k]) } else { 0.0 };
         lanes[lane] = mul_add(residual, values[usize::from(index[k])], lanes[lane]);
     };
     let whole = if n < 8 { n / 4 * 4 } else { n / 8 * 8 };
-    (0..whole).for_each(|k| add(k % 8, k, true));
+    (0..whole).for_each(|k| add(k % 16, k, true));
     if n < 8 {
         (whole..n).for_each(|k| add(0, k, true));
     } else if whole < n {

@@ -3,6 +3,7 @@
 mod codec;
 mod correlations;
 mod logits;
+mod lost_pages;
 mod model;
 
 use crate::error::QuantError;
@@ -123,6 +124,9 @@ mod _core {
 
     #[pymodule_export]
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
+
+    #[pymodule_export]
+    use super::lost_pages::Watch;
 
     #[pymodule_export]
     use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};

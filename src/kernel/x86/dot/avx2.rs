@@ -211,7 +211,8 @@ impl DotVector for Avx2 {
     unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
         // SAFETY: as above.
         unsafe {
-            let bytes = [from, from.add(32)].map(|from| _mm256_loadu_si256(from.cast()));
+            // no closure: one that is not inlined would be compiled without the ISA
+            let bytes = [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())];
             let mask = _mm256_set1_epi8(0x0f);
             let mut high = bytes;
             let mut low = bytes;
@@ -365,6 +366,20 @@ impl DotVector for Avx2 {
     unsafe fn zero_floats() -> Self::Floats {
         // SAFETY: as above.
         unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
+            _mm256_i32gather_ps::<4>(values, places)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(eight: __m256) -> Self::Floats {
+        eight
     }
 
     #[inline(always)]

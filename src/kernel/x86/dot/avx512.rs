@@ -99,6 +99,13 @@ unsafe fn every_part(x: [u32; 4]) -> __m512i {
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast())) }
 }
 
+/// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
+#[inline(always)]
+unsafe fn add_pairs(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the trait's contract.
+    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+}
+
 impl<const VNNI: bool> Avx512<VNNI> {
     /// Sums of the products of four unsigned and four signed bytes.
     #[inline(always)]
@@ -249,9 +256,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     unsafe fn totals(rows: [Self::Integers; MAX_ROWS]) -> __m128i {
         // SAFETY: as above.
         unsafe {
-            let pair =
-                |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (a, b) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+            let (a, b) = (add_pairs(rows[0], rows[1]), add_pairs(rows[2], rows[3]));
             let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
             let high = _mm512_extracti64x4_epi64::<1>(sums);
             let sums = _mm256_add_epi32(_mm512_castsi512_si256(sums), high);
@@ -263,9 +268,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i {
         // SAFETY: as above.
         unsafe {
-            let pair =
-                |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-            let (a, b) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+            let (a, b) = (super::add_pairs(rows[0], rows[1]), super::add_pairs(rows[2], rows[3]));
             let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
             _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
         }
@@ -414,6 +417,21 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     unsafe fn zero_floats() -> Self::Floats {
         // SAFETY: as above.
         unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe {
+            let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
+            _mm512_i32gather_ps::<4>(places, values)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(eight: __m256) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm512_zextps256_ps512(eight) }
     }
 
     #[inline(always)]

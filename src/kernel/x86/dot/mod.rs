@@ -145,6 +145,10 @@ pub(crate) trait DotVector: Copy {
     unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i;
 
     unsafe fn zero_floats() -> Self::Floats;
+    /// `values[index]` for as many places as there are lanes.
+    unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats;
+    /// Eight lanes, then zeros if there are more.
+    unsafe fn widen(eight: __m256) -> Self::Floats;
     unsafe fn load_f32(from: *const u8) -> Self::Floats;
     unsafe fn load_f16(from: *const u8) -> Self::Floats;
     unsafe fn load_bf16(from: *const u8) -> Self::Floats;
@@ -181,12 +185,19 @@ pub(crate) unsafe fn block_sums<V: DotVector>(
     }
 }
 
+/// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
+#[inline(always)]
+unsafe fn add_pairs(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: AVX2; the callers' ISAs have it.
+    unsafe { _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) }
+}
+
 /// Lane r is the sum of the i32 lanes of row r, for the first two rows.
 #[inline(always)]
 unsafe fn totals_of_two([a, b, ..]: [__m256i; MAX_ROWS]) -> __m128i {
     // SAFETY: AVX2; the callers' ISAs have it.
     unsafe {
-        let sums = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let sums = add_pairs(a, b);
         let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
         _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))
     }

@@ -9,7 +9,7 @@
 //! A row that is left alone takes the first part of the vectors, in the same order of additions.
 
 use super::outliers::Outliers;
-use super::{DotVector, MAX_ROWS, prefetch, total_eight_floats};
+use super::{DotVector, MAX_ROWS, prefetch};
 use crate::block::{BlockQ4K, BlockQ5K, Bytes, blocks};
 use crate::dot::activations::NibbleOrder;
 #[cfg(test)]
@@ -130,7 +130,7 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
     // SAFETY: the caller's promise: so many blocks, and as many blocks' outliers.
     unsafe {
         let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
-        let mut added = [_mm256_setzero_ps(); MAX_ROWS];
+        let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
         for (i, y) in y.iter().enumerate() {
             let start = blocks.as_ptr().add(first * length + i).cast();
             let headers = if ONE {
@@ -148,7 +148,7 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
                 prefetch(block, size_of::<B>());
                 sums[row] = scaled_sums::<V, B>(block, y, headers.scales, row);
                 if let Some(outliers) = &outliers {
-                    added[row] = outliers.add::<N>(added[row], i, place);
+                    added[row] = outliers.add::<V, N>(added[row], i, place);
                 }
             }
             acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(sums)), d, acc);
@@ -159,7 +159,7 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
         let [mut out, mins] = out;
         for row in 0..rows {
             if outliers.is_some() {
-                out[row] += total_eight_floats(added[row]);
+                out[row] += V::total_sixteen_floats(added[row]);
             }
             out[row] -= mins[row];
         }

@@ -33,7 +33,9 @@ pub(super) trait RowBlock: Bytes {
 unsafe fn scaled_halves(halves: [u16; MAX_ROWS], scale: f32) -> __m128 {
     // SAFETY: F16C; the callers' ISAs have it.
     unsafe {
-        let all = halves.iter().rev().fold(0u64, |all, &half| all << 16 | u64::from(half));
+        let [a, b, c, d] = halves;
+        let low = u64::from(a) | u64::from(b) << 16;
+        let all = low | u64::from(c) << 32 | u64::from(d) << 48;
         _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64)), _mm_set1_ps(scale))
     }
 }
@@ -53,16 +55,17 @@ unsafe fn dot_group<V: DotVector, B: RowBlock, const ONE: bool>(
         for (i, y) in y.iter().enumerate() {
             let mut scaled = [V::zero(); MAX_ROWS];
             let mut taken = [_mm256_setzero_si256(); MAX_ROWS];
-            let mut factors = [[0u16; MAX_ROWS]; 2];
+            let (mut d, mut dmin) = ([0u16; MAX_ROWS], [0u16; MAX_ROWS]);
             for row in 0..rows {
                 let block = blocks.get_unchecked((first + row) * length + i);
                 prefetch(block, size_of::<B>());
                 (scaled[row], taken[row]) = block.sums::<V>(y);
-                [factors[0][row], factors[1][row]] = block.factors();
+                [d[row], dmin[row]] = block.factors();
             }
-            let [d, dmin] = factors.map(|halves| scaled_halves(halves, B::scale(y)));
+            let d = scaled_halves(d, B::scale(y));
             acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(scaled)), d, acc);
             if B::MINS {
+                let dmin = scaled_halves(dmin, B::scale(y));
                 mins = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals_of_eight(taken)), dmin, mins);
             }
         }
