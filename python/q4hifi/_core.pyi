@@ -160,7 +160,7 @@ class Model:
 
 @final
 class Watch:
-    """Watches over an array that is a mapping of a file, uint8, so that a file that shrinks ends no process."""
+    """Watches over a mapped file, an array of uint8: if the file shrinks, reading it ends no process."""
 
     def __new__(cls, array: npt.NDArray[np.uint8]) -> Watch: ...
     @property

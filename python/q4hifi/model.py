@@ -404,8 +404,8 @@ class MappedFiles:
         for mapping, watch in zip(self.mappings, self._watches, strict=True):
             if watch.is_lost or mapping.has_shrunk():
                 raise BadFileError(
-                    f"{mapping.path}: has become shorter while it was in use; do not write to a model that runs,"
-                    " and begin again when it is complete"
+                    f"{mapping.path}: has become shorter while it was in use; do not write to a model that is"
+                    " running, and begin again when it is complete"
                 )
 
 
@@ -422,9 +422,7 @@ def _factors(file: ModelFile) -> list[float]:
 _CoreTensor = tuple[str, int | None, int, int, int, list[npt.NDArray[np.uint8]]]
 
 
-def _load(
-    file: ModelFile, config: object, threads: int, mappings: list[FileMapping]
-) -> _core.Model:
+def _load(file: ModelFile, config: object, threads: int, mappings: list[FileMapping]) -> _core.Model:
     """Hand the tensors to the core, one after another."""
     current = ""
 
