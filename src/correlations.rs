@@ -188,11 +188,16 @@ mod tests {
             for_each_pair(n, |i, j| {
                 expected.push(rows.chunks_exact(n).map(|row| 2.0 * row[i] * row[j]).sum::<f32>());
             });
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let sums = |isa| {
                 let mut sums = ProductSums::new(n);
                 sums.add(isa, &rows);
                 sums.add(isa, &rows);
-                let found = sums.to_vec();
+                sums.to_vec()
+            };
+            let scalar = sums(Isa::Scalar);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let found = sums(isa);
+                assert!(found == scalar, "{isa:?}");
                 assert_eq!(found.len(), pairs(n));
                 for (found, expected) in found.iter().zip(&expected) {
                     assert!((found - expected).abs() < 1e-6, "{n} {isa:?}: {found} {expected}");

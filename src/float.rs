@@ -98,6 +98,46 @@ pub fn round_to_i8(value: f32) -> i8 {
     (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8
 }
 
+/// `a · b + c`, rounded once, as the CPU's fused instructions have it, but of operations that every CPU has:
+/// without such an instruction [`f32::mul_add`] is a call of the C library's function, too slow for a loop.
+#[inline(always)]
+pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+        return a.mul_add(b, c);
+    }
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c)); // exact
+    let sum = product + c;
+    let added = sum - product;
+    let lost = (product - (sum - added)) + (c - added); // exact: Knuth's two-sum
+    // Rounded to odd, so that rounding once more, to f32, is as if it were the first time: where the sum lost
+    // something and is even, it gives way to its odd neighbour on the side of what it lost.
+    let bits = sum.to_bits();
+    let is_inexact = (lost > 0.0) | (lost < 0.0); // false of NaN
+    let step = if (lost > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
+    let step = if is_inexact & (bits & 1 == 0) { step } else { 0 };
+    f64::from_bits(bits.wrapping_add(step)) as f32
+}
+
+/// `e^x` to about two units in the last place; 0 below -87.3, e^88 above 88. Of plain arithmetic, so that every
+/// machine gives the same: a C library's differs from one CPU to another.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest whole number
+    const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6]; // the first has trailing zeros: n · it is exact
+    let bounded = if x > 88.0 { 88.0 } else { x };
+    let bounded = if bounded < -87.3 { -87.3 } else { bounded };
+    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (bounded - n * LN2[0]) - n * LN2[1];
+    // the series of e^r to r⁷/7!, |r| <= ln 2 / 2
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.3 { 0.0 } else { p * scale }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,5 +227,60 @@ mod tests {
             let value = i as f32 / 31.0;
             assert_eq!(round_to_i8(value), value.round() as i8, "{value}");
         }
+    }
+
+    /// Against the C library's, over factors of all sizes and addends that nearly cancel, or lie near a tie.
+    #[test]
+    fn mul_add_rounds_once() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 32) as u32
+        };
+        let special = [0.0, -0.0, f32::MIN_POSITIVE, 1e-45, f32::MAX, f32::INFINITY, f32::NAN, 1.0];
+        let same = |a: f32, b: f32, c: f32| {
+            let (got, expected) = (mul_add(a, b, c), a.mul_add(b, c));
+            let both_nan = got.is_nan() && expected.is_nan();
+            assert!(
+                both_nan || got.to_bits() == expected.to_bits(),
+                "{a:e} {b:e} {c:e}: {got:e} {expected:e}"
+            );
+        };
+        for a in special {
+            for b in special {
+                for c in special {
+                    same(a, b, c);
+                    same(-a, b, c);
+                }
+            }
+        }
+        for i in 0..400_000 {
+            let (a, b) = (f32::from_bits(next()), f32::from_bits(next()));
+            same(a, b, f32::from_bits(next()));
+            let (a, b) = (
+                1.0 + (next() >> 9) as f32 * 2f32.powi(-23),
+                1.0 + (next() >> 20) as f32 * 2f32.powi(-12),
+            );
+            let near = -(a * b) * 2f32.powi((i % 60) - 30);
+            same(a, b, near);
+            same(a, b, f32::from_bits(near.to_bits() & 0xffff_0000));
+            same(a * 2f32.powi(-75), b * 2f32.powi(-70), near * 1e-38);
+        }
+    }
+
+    #[test]
+    fn exp_is_that_of_the_library() {
+        for i in -8800..8800 {
+            let x = i as f32 * 0.01;
+            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            if x < -87.3 {
+                assert_eq!(got, 0.0);
+            } else {
+                assert!((got / expected - 1.0).abs() < 3e-7, "e^{x} is {expected}, not {got}");
+            }
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
     }
 }

@@ -47,6 +47,7 @@ pub mod float;
 pub mod hifi;
 pub mod kernel;
 pub mod logits;
+pub mod lost_pages;
 pub mod matmul;
 pub mod model;
 #[cfg(feature = "python")]

@@ -9,7 +9,7 @@
 //! token, `log_prob = step · code + least`, and one unused code if the vocabulary is odd.
 
 use crate::error::QuantError;
-use crate::float::nearest_int;
+use crate::float::{exp, nearest_int};
 use rayon::prelude::*;
 
 /// How far below the largest logit of a row a code still tells one from another.
@@ -131,13 +131,29 @@ struct Softmax {
 impl Softmax {
     fn of(row: &[f32]) -> Self {
         let max = row[top(row)];
-        let sum: f64 = row.iter().map(|logit| f64::from((logit - max).exp())).sum();
+        let mut sum = 0f64;
+        for row in row.chunks(LANES) {
+            sum += exps(row, max)[..row.len()].iter().map(|&term| f64::from(term)).sum::<f64>();
+        }
         Self { max, log_sum: sum.ln() }
     }
 
     fn log_prob(&self, logit: f32) -> f64 {
         f64::from(logit - self.max) - self.log_sum
     }
+}
+
+/// Logits whose exponentials are taken together.
+const LANES: usize = 16;
+
+/// `exp(logit - max)` of at most [`LANES`] logits: a loop of its own, so that the compiler makes vectors of it.
+#[inline(always)]
+fn exps(row: &[f32], max: f32) -> [f32; LANES] {
+    let mut terms = [0f32; LANES];
+    for (term, logit) in terms.iter_mut().zip(row) {
+        *term = exp(logit - max);
+    }
+    terms
 }
 
 /// Place of the largest logit, the first if there are several.
@@ -186,7 +202,7 @@ fn coded_divergence(row: &[f32], base: &[u16], token: usize) -> Divergence {
             (top_base, most) = (i, log_prob);
         }
         if log_prob > -CODED_RANGE {
-            kld += f64::from(log_prob.exp() * (log_prob - logit + log_sum_exp));
+            kld += f64::from(exp(log_prob) * (log_prob - logit + log_sum_exp));
         }
     }
     let nll = log_sum_exp - row[token];
@@ -195,7 +211,7 @@ fn coded_divergence(row: &[f32], base: &[u16], token: usize) -> Divergence {
         nll: f64::from(nll),
         nll_base: f64::from(nll_base),
         kld,
-        delta_p: (-nll).exp() - (-nll_base).exp(),
+        delta_p: exp(-nll) - exp(-nll_base),
         same_top: top(row) == top_base,
     }
 }
@@ -206,12 +222,14 @@ fn full_divergence(row: &[f32], base: &[f32], token: usize) -> Divergence {
     let (top_row, top_base) = (top(row), top(base));
     let (max, max_base) = (row[top_row], base[top_base]);
     let (mut sum, mut sum_base, mut difference) = (0f64, 0f64, 0f64);
-    for (&logit, &logit_base) in row.iter().zip(base) {
-        let (log, log_base) = (logit - max, logit_base - max_base);
-        let exp_base = f64::from(log_base.exp());
-        sum += f64::from(log.exp());
-        sum_base += exp_base;
-        difference += exp_base * f64::from(log_base - log);
+    for (row, base) in row.chunks(LANES).zip(base.chunks(LANES)) {
+        let pairs = exps(row, max).into_iter().zip(exps(base, max_base)).zip(row.iter().zip(base));
+        for ((term, term_base), (logit, logit_base)) in pairs {
+            sum += f64::from(term);
+            sum_base += f64::from(term_base);
+            let log_ratio = (logit_base - max_base) - (logit - max);
+            difference += f64::from(term_base) * f64::from(log_ratio);
+        }
     }
     let softmax = Softmax { max, log_sum: sum.ln() };
     let softmax_base = Softmax { max: max_base, log_sum: sum_base.ln() };

@@ -159,6 +159,15 @@ class Model:
     def fisher(self, tokens: npt.NDArray[np.uint32], first: int, seed: int) -> Fisher: ...
 
 @final
+class Watch:
+    """Watches over a mapped file, an array of uint8: if the file shrinks, reading it ends no process."""
+
+    def __new__(cls, array: npt.NDArray[np.uint8]) -> Watch: ...
+    @property
+    def is_lost(self) -> bool:
+        """Whether a part of the file that was read was not there any more, and zeros were read instead."""
+
+@final
 class Trace:
     """The states of a text's tokens on their way through the layers."""
 

@@ -122,7 +122,7 @@ class PositionedFile:
 
     def map(self) -> FileMapping:
         """Map the whole file into memory, read-only; the mapping outlives :meth:`close`."""
-        return FileMapping(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        return FileMapping(self.path, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def close(self) -> None:
         """Close the file."""
@@ -154,13 +154,22 @@ class PositionedFile:
 class FileMapping:
     """A file's bytes as memory, for as long as it or an array of :meth:`view` lives.
 
-    If the file becomes shorter meanwhile, reading what is gone ends the process, as it would for
-    every program that maps files.
+    If the file becomes shorter meanwhile, reading what is gone raises the signal SIGBUS, which ends the
+    process unless the mapping is watched (``_core.Watch``).
     """
 
-    def __init__(self, mapping: mmap.mmap) -> None:
+    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
         """Use :meth:`PositionedFile.map`."""
+        self.path = path
         self._mapping = mapping
+
+    def all(self) -> npt.NDArray[np.uint8]:
+        """Return the whole file's bytes, uint8, not to be written to."""
+        return self.view(0, len(self._mapping))
+
+    def has_shrunk(self) -> bool:
+        """Return whether the file is shorter now than it was when it was mapped."""
+        return self._mapping.size() < len(self._mapping)
 
     def view(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
         """Return ``size`` bytes from ``offset`` on, uint8 [size], not to be written to."""

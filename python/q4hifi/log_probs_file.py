@@ -194,7 +194,10 @@ class LogProbsFile:
                     f"{path}: has {size} bytes, but {n_chunks} chunks of {n_ctx} tokens with a vocabulary of"
                     f" {n_vocab} take {expected}; {REMEDY}"
                 )
-            tokens = np.fromfile(file, "<i4", n_chunks * n_ctx).reshape(n_chunks, n_ctx)
+            tokens = np.fromfile(file, "<i4", n_chunks * n_ctx)
+        if tokens.size != n_chunks * n_ctx:
+            raise BadFileError(f"{path}: ends early; it has become shorter while it was read")
+        tokens = tokens.reshape(n_chunks, n_ctx)
         if not 0 <= tokens.min() <= tokens.max() < n_vocab:
             raise BadFileError(f"{path}: holds tokens beyond its vocabulary of {n_vocab}; {REMEDY}")
         return cls(path, n_vocab, tokens.astype(np.uint32))
@@ -218,7 +221,11 @@ class LogProbsFile:
         offset = HEAD.size + 4 * n_chunks * n_ctx + 2 * count * chunk
         with os_errors(self.path, "be read", BadFileError):
             codes = np.fromfile(self.path, "<u2", count, offset=offset)
+        if codes.size != count:
+            raise BadFileError(
+                f"{self.path}: ends within chunk {chunk + 1}; it has become shorter while it was in use"
+            )
         heads = codes.reshape(-1, codes_per_row(self.n_vocab))[:, :4].copy().view("<f4")
-        if codes.size != count or not np.isfinite(heads).all() or (heads[:, 0] < 0).any():
+        if not np.isfinite(heads).all() or (heads[:, 0] < 0).any():
             raise BadFileError(f"{self.path}: the answers of chunk {chunk + 1} are damaged; {REMEDY}")
         return codes.astype(np.uint16, copy=False)

@@ -6,6 +6,7 @@ import copy
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,8 @@ class Model:
         """Load a GGUF model by its file or by any of its shards.
 
         ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was
-        trained with. Weights are not copied, but mapped from the file, which must not be changed meanwhile.
+        trained with. Weights are not copied, but mapped from the file, which must not be changed meanwhile;
+        if it becomes shorter, whatever runs the model raises :class:`BadFileError`.
 
         Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
         :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.
@@ -71,7 +73,9 @@ class Model:
                     )
             with ErrorsAt(f"{self.path}: "):
                 config = config_of(file.metadata, embeddings.n_rows, _factors(file))
-            self._core = _load(file, config, thread_count(threads))
+            self._weights = MappedFiles(file.gguf.map())
+            with self._weights.intact():
+                self._core = _load(file, config, thread_count(threads), self._weights.mappings)
             self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
@@ -200,7 +204,7 @@ class Model:
         :class:`BadOptionError` as :meth:`Sequence.evaluate` does, and for more tokens.
         """
         array = _token_array(tokens, self.n_vocab)
-        with core_errors(BadOptionError):
+        with core_errors(BadOptionError), self._weights.intact():
             return self._core.trace(array)
 
     def resume(self, trace: Trace, layer: int) -> Floats:
@@ -210,7 +214,7 @@ class Model:
         from ``layer`` on; ``n_layer`` takes the states that leave the last. Raises
         :class:`BadOptionError` for a layer that there is not, and a trace of a model of another shape.
         """
-        with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError):
+        with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError), self._weights.intact():
             return self._core.resume(trace, layer)
 
     def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
@@ -224,7 +228,11 @@ class Model:
         :class:`NotFiniteError` where the model gives no numbers.
         """
         array = _token_array(tokens, self.n_vocab)
-        with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError, bad_model=_damaged):
+        with (
+            ErrorsAt(f"{self.path}: "),
+            core_errors(BadOptionError, bad_model=_damaged),
+            self._weights.intact(),
+        ):
             core = self._core.fisher(array, first, seed)
         found = {}
         for name in self._matrices:
@@ -286,7 +294,11 @@ class Sequence:
             )
         wanted = _range_of(logits, n)
         core = None if sums is None else sums.core
-        with ErrorsAt(f"{self._model.path}: "), core_errors(BadOptionError, bad_model=_damaged):
+        with (
+            ErrorsAt(f"{self._model.path}: "),
+            core_errors(BadOptionError, bad_model=_damaged),
+            self._model._weights.intact(),
+        ):
             out = self._core.evaluate(array, wanted.start, wanted.stop, core)
         if logits == "none":
             return None
@@ -375,6 +387,36 @@ class InputSums:
 # ---- loading -------------------------------------------------------------------------------------
 
 
+class MappedFiles:
+    """The files that a model's weights are mapped from, watched for as long as this lives."""
+
+    def __init__(self, mappings: list[FileMapping]) -> None:
+        """Watch ``mappings``."""
+        self.mappings = mappings
+        self._watches = [_core.Watch(mapping.all()) for mapping in mappings]
+
+    @contextmanager
+    def intact(self) -> Iterator[None]:
+        """Run the block; fail if a file became shorter, for then the block has computed with wrong weights.
+
+        Raises :class:`BadFileError`, also in the place of what the block raises.
+        """
+        try:
+            yield
+        except Exception:
+            self._check()
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        for mapping, watch in zip(self.mappings, self._watches, strict=True):
+            if watch.is_lost or mapping.has_shrunk():
+                raise BadFileError(
+                    f"{mapping.path}: has become shorter while it was in use; do not write to a model that is"
+                    " running, and begin again when it is complete"
+                )
+
+
 def _factors(file: ModelFile) -> list[float]:
     tensor = file.tensors.get(FACTORS)
     if tensor is None:
@@ -388,13 +430,12 @@ def _factors(file: ModelFile) -> list[float]:
 _CoreTensor = tuple[str, int | None, int, int, int, list[npt.NDArray[np.uint8]]]
 
 
-def _load(file: ModelFile, config: object, threads: int) -> _core.Model:
+def _load(file: ModelFile, config: object, threads: int, mappings: list[FileMapping]) -> _core.Model:
     """Hand the tensors to the core, one after another."""
     current = ""
 
     def tensors() -> Iterator[_CoreTensor]:
         nonlocal current
-        mappings = file.gguf.map()
         for current, tensor in file.tensors.items():
             if current == FACTORS:
                 continue

@@ -16,9 +16,8 @@
 //! | Q4_HIFI | Q8_K | that of Q4_K `+ Σ residual · (d8·q8[index])` |
 //! | F32, F16, BF16 | F32 | `w·x` |
 //!
-//! [`scalar`] is the oracle: integers, then f64. The kernels add up in f32, lane by lane: lane l of
-//! an accumulator takes its part of every block in turn, and the lanes are added as a tree at the
-//! end. The order depends on the ISA alone, never on the threads or on the other rows.
+//! [`scalar`] is the oracle, and has the one order in which floats are added on every ISA: a product depends
+//! on the row and the activations alone.
 
 pub mod activations;
 pub mod scalar;

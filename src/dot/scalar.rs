@@ -1,5 +1,17 @@
-//! The obvious version: unpack a block's numbers, multiply, add. The oracle of the kernels, and
+//! The obvious version: unpack a block's numbers, multiply, add. The oracle of the kernels, bit for bit, and
 //! what runs where there is no kernel.
+//!
+//! Integers are exact; so that floats are the same on every ISA, their order is:
+//!
+//! | rows | order |
+//! |---|---|
+//! | K-quants, IQ4_XS | a sum that takes the blocks in turn; minima have one of their own, taken off at the end |
+//! | legacy types, IQ4_NL | eight lanes, lane l takes numbers 4 l to 4 l + 3 of every block; minima have a sum of their own |
+//! | F32, F16, BF16 | four times sixteen lanes, which take 64 numbers in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
+//! | outliers | sixteen lanes, see [`add_outliers`] |
+//!
+//! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
+//! multiply-add.
 
 use super::Rows;
 use super::activations::{Activations, BlockQ8_1, BlockQ8K, Column};
@@ -11,7 +23,7 @@ use crate::block::{
     BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
     blocks, q3_k,
 };
-use crate::float::f16_to_f32;
+use crate::float::{f16_to_f32, mul_add};
 
 /// The integers of a K-quant block's dot product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,44 +246,90 @@ impl Activation32 for BlockQ8_1 {
     }
 }
 
-fn dot_k<B: KBlock>(row: &[u8], y: &[BlockQ8K]) -> f64 {
-    let terms = blocks::<B>(row).iter().zip(y).map(|(block, y)| {
+fn dot_k<B: KBlock>(row: &[u8], y: &[BlockQ8K]) -> KProduct {
+    let mut product = KProduct { scaled: 0.0, mins: 0.0 };
+    for (block, y) in blocks::<B>(row).iter().zip(y) {
         let KSums { scaled, mins } = block.sums(y);
         let (d, dmin) = block.factors();
-        let d8 = f64::from(y.scale());
-        f64::from(d) * d8 * f64::from(scaled) - f64::from(dmin) * d8 * f64::from(mins)
-    });
-    terms.sum()
+        product.scaled = mul_add(scaled as f32, d * y.scale(), product.scaled);
+        product.mins = mul_add(mins as f32, dmin * y.scale(), product.mins);
+    }
+    product
 }
 
-fn dot_legacy<B: LegacyBlock, A: Activation32>(row: &[u8], y: &[A], factors: &[[f32; 2]]) -> f64 {
-    let y = y.iter().zip(factors);
-    let terms = blocks::<B>(row).iter().zip(y).map(|(block, (y, &[d8, s8]))| {
-        let dot = dot_i32(block.numbers().into_iter(), y.numbers());
+/// A row's product in its two parts.
+struct KProduct {
+    scaled: f32,
+    mins: f32,
+}
+
+impl KProduct {
+    fn total(self) -> f32 {
+        self.scaled - self.mins
+    }
+}
+
+fn dot_legacy<B: LegacyBlock, A: Activation32>(row: &[u8], y: &[A], factors: &[[f32; 2]]) -> f32 {
+    let (mut lanes, mut mins) = ([0f32; 8], 0f32);
+    for (block, (y, &[d8, s8])) in blocks::<B>(row).iter().zip(y.iter().zip(factors)) {
         let (d, m) = block.factors();
-        f64::from(d) * f64::from(d8) * f64::from(dot) + f64::from(m) * f64::from(s8)
-    });
-    terms.sum()
+        let numbers = block.numbers();
+        let fours = numbers.as_chunks::<4>().0.iter().zip(y.numbers().as_chunks::<4>().0);
+        for (lane, (numbers, y)) in lanes.iter_mut().zip(fours) {
+            *lane = mul_add(dot_i32(numbers.iter().copied(), y) as f32, d * d8, *lane);
+        }
+        mins += m * s8;
+    }
+    total(lanes) + mins
 }
 
-fn dot_numbers<B: Block>(row: &[u8], x: &[f32]) -> f64 {
-    let terms = blocks::<B>(row).iter().zip(x).map(|(number, &x)| {
-        let mut w = [0f32];
-        number.dequantize(&mut w);
-        f64::from(w[0]) * f64::from(x)
-    });
-    terms.sum()
+fn dot_numbers<B: Block>(row: &[u8], x: &[f32]) -> f32 {
+    fn add<B: Block>(lanes: &mut [f32; 16], w: &[B], x: &[f32]) {
+        let (mut decoded, mut padded) = ([0f32; 16], [0f32; 16]);
+        for ((decoded, w), (padded, &x)) in decoded.iter_mut().zip(w).zip(padded.iter_mut().zip(x))
+        {
+            let mut value = [0f32];
+            w.dequantize(&mut value);
+            (*decoded, *padded) = (value[0], x);
+        }
+        for (lane, (w, x)) in lanes.iter_mut().zip(decoded.into_iter().zip(padded)) {
+            *lane = mul_add(w, x, *lane);
+        }
+    }
+    let mut lanes = [[0f32; 16]; 4];
+    let row = blocks::<B>(row);
+    let whole = x.len() / 64 * 64;
+    for (i, (w, x)) in row[..whole].chunks(16).zip(x.chunks(16)).enumerate() {
+        add(&mut lanes[i % 4], w, x);
+    }
+    for (w, x) in row[whole..].chunks(16).zip(x[whole..].chunks(16)) {
+        add(&mut lanes[0], w, x);
+    }
+    let both = |a: [f32; 16], b: [f32; 16]| std::array::from_fn(|i| a[i] + b[i]);
+    total::<16>(both(both(lanes[0], lanes[1]), both(lanes[2], lanes[3])))
 }
 
-fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f64 {
+/// The sum of the lanes, added as a tree.
+fn total<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f32 {
     let f = &activations.factors;
     match (kind, &activations.column) {
-        (TensorType::Q2K, Column::Q8K(y)) => dot_k::<BlockQ2K>(row, y),
-        (TensorType::Q3K, Column::Q8K(y)) => dot_k::<BlockQ3K>(row, y),
-        (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y),
-        (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y),
-        (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y),
-        (TensorType::IQ4XS, Column::Q8K(y)) => dot_k::<BlockIQ4XS>(row, y),
+        (TensorType::Q2K, Column::Q8K(y)) => dot_k::<BlockQ2K>(row, y).total(),
+        (TensorType::Q3K, Column::Q8K(y)) => dot_k::<BlockQ3K>(row, y).total(),
+        (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y).total(),
+        (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y).total(),
+        (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y).total(),
+        (TensorType::IQ4XS, Column::Q8K(y)) => dot_k::<BlockIQ4XS>(row, y).total(),
         (TensorType::IQ4NL, Column::Q8_0(y)) => dot_legacy::<BlockIQ4NL, _>(row, y, f),
         (TensorType::Q4_0, Column::Q8_0(y)) => dot_legacy::<BlockQ4_0, _>(row, y, f),
         (TensorType::Q5_0, Column::Q8_0(y)) => dot_legacy::<BlockQ5_0, _>(row, y, f),
@@ -293,19 +351,42 @@ pub(crate) fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32
         *out = match rows {
             Rows::Plain(kind, data) => dot_plain(kind, &data[part(data)], activations),
             Rows::Hifi { base, index, residual } => {
-                let row = dot_plain(TensorType::Q4K, &base[part(base)], activations);
-                row + correction(&index[part(index)], &residual[part(residual)], activations)
+                let Column::Q8K(y) = &activations.column else { unreachable!("checked") };
+                let row = dot_k::<BlockQ4K>(&base[part(base)], y);
+                let added =
+                    outlier_sum(&index[part(index)], &residual[part(residual)], activations);
+                row.scaled + added - row.mins
             }
-        } as f32;
+        };
     }
 }
 
 /// What the outliers of a row of Q4_HIFI add.
-fn correction(index: &[u8], residual: &[u8], activations: &Activations) -> f64 {
+fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 {
     let sparse = activations.sparse.as_ref().expect("checked at the border");
-    let terms = index.iter().zip(residual.as_chunks().0).enumerate().map(|(k, (&i, &r))| {
-        let place = k / sparse.outliers * QK_K + usize::from(i);
-        f64::from(half(r)) * f64::from(sparse.values[place])
-    });
-    terms.sum()
+    let n = sparse.outliers.max(1);
+    let mut lanes = [0f32; 16];
+    let blocks = index.chunks_exact(n).zip(residual.as_chunks().0.chunks_exact(n));
+    for ((index, residual), values) in blocks.zip(sparse.values.as_chunks().0) {
+        add_outliers(&mut lanes, index, residual, values);
+    }
+    total(lanes)
+}
+
+/// Adds a block's outliers to the lanes: sixteen at a time, then eight. What is left goes to the first eight by
+/// taking the last eight and counting those as zeros that were taken before; but of fewer than eight outliers,
+/// four are taken if there are so many, and those left go to the first lane.
+fn add_outliers(lanes: &mut [f32; 16], index: &[u8], residual: &[[u8; 2]], values: &[f32; QK_K]) {
+    let n = index.len();
+    let mut add = |lane: usize, k: usize, counts: bool| {
+        let residual = if counts { half(residual[k]) } else { 0.0 };
+        lanes[lane] = mul_add(residual, values[usize::from(index[k])], lanes[lane]);
+    };
+    let whole = if n < 8 { n / 4 * 4 } else { n / 8 * 8 };
+    (0..whole).for_each(|k| add(k % 16, k, true));
+    if n < 8 {
+        (whole..n).for_each(|k| add(0, k, true));
+    } else if whole < n {
+        (0..8).for_each(|lane| add(lane, n - 8 + lane, n - 8 + lane >= whole));
+    }
 }

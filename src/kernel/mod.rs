@@ -8,6 +8,7 @@
 mod dequantize;
 mod isa;
 pub(crate) mod multiply_half;
+mod panel;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 mod x86;
 
@@ -21,9 +22,10 @@ use crate::hifi::HifiBlock;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use crate::matmul::outliers::{self, BATCH};
-use crate::refine::lanes::Portable;
+use crate::refine::lanes;
 use crate::refine::{self, Inputs};
 use multiply_half::Product;
+use panel::Portable;
 
 /// Calls the kernel of that name for the ISA, or where there is none evaluates `$portable`.
 macro_rules! dispatch {
@@ -87,7 +89,7 @@ pub fn refine_rows(
 ) {
     dispatch!(isa, refine_rows(kind, x, row_length, importance, out), {
         // SAFETY: every CPU has these lanes.
-        unsafe { refine::refine_rows::<Portable<16>>(kind, x, row_length, importance, out) }
+        unsafe { refine::refine_rows::<lanes::Portable<16>>(kind, x, row_length, importance, out) }
     })
 }
 
@@ -95,7 +97,7 @@ pub fn refine_rows(
 pub(crate) fn cancel(isa: Isa, kind: TensorType, inputs: &Inputs, x: &[f32], encoded: &mut [u8]) {
     dispatch!(isa, cancel(kind, inputs, x, encoded), {
         // SAFETY: every CPU has these lanes.
-        unsafe { refine::cancel::cancel::<Portable<16>>(kind, inputs, x, encoded) }
+        unsafe { refine::cancel::cancel::<lanes::Portable<16>>(kind, inputs, x, encoded) }
     })
 }
 
@@ -143,7 +145,7 @@ pub(crate) fn refine_hifi_row(
     let importance = importance.map(|w| w.as_chunks().0);
     dispatch!(isa, refine_hifi_row(x, importance, out), {
         // SAFETY: every CPU has these lanes.
-        unsafe { refine::hifi::refine_hifi_row::<Portable<8>>(x, importance, out) }
+        unsafe { refine::hifi::refine_hifi_row::<lanes::Portable<8>>(x, importance, out) }
     })
 }
 
@@ -207,11 +209,6 @@ pub fn quantize_activations<B: Quantize>(isa: Isa, x: &[f32], out: &mut [B]) {
 /// The most columns that a panel's tile has, and a multiple of the others' number.
 pub(crate) const MOST_COLUMNS: usize = 12;
 
-/// Whether the ISA has panels.
-pub(crate) fn has_panels(isa: Isa) -> bool {
-    isa != Isa::Scalar
-}
-
 /// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, [`PANEL`] sums
 /// a column; their number is that of the columns, rounded up to a multiple of [`MOST_COLUMNS`].
 pub(crate) fn multiply_panel(
@@ -221,7 +218,7 @@ pub(crate) fn multiply_panel(
     columns: PanelColumns<'_>,
     acc: &mut [[f32; PANEL]],
 ) {
-    debug_assert!(isa.is_available() && has_panels(isa));
+    debug_assert!(isa.is_available());
     match isa {
         // SAFETY: the CPU has the ISA, and VNNI.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
@@ -234,13 +231,14 @@ pub(crate) fn multiply_panel(
         // SAFETY: the CPU has the ISA.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { x86::panel::avx2::multiply(kind, rows, columns, acc) },
-        _ => unreachable!("no panels of {kind:?}: {} {columns:?} {}", rows.len(), acc.len()),
+        // SAFETY: every CPU has these lanes.
+        _ => unsafe { panel::multiply::<Portable, 2, 4>(kind, rows, columns, acc) },
     }
 }
 
 /// Quantizes a column for panels.
 pub(crate) fn quantize_column(isa: Isa, x: &[f32], out: ColumnMut<'_>) {
-    debug_assert!(isa.is_available() && has_panels(isa));
+    debug_assert!(isa.is_available());
     match isa {
         // SAFETY: the CPU has the ISA.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
@@ -248,7 +246,8 @@ pub(crate) fn quantize_column(isa: Isa, x: &[f32], out: ColumnMut<'_>) {
         // SAFETY: the CPU has the ISA.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { x86::panel::avx2::quantize_column(x, out) },
-        _ => unreachable!("no panels for {} activations {out:?}", x.len()),
+        // SAFETY: every CPU has these lanes.
+        _ => unsafe { panel::quantize_column::<Portable>(x, out) },
     }
 }
 
@@ -425,8 +424,7 @@ mod tests {
             };
             let expected = product(Isa::Scalar);
             for isa in available() {
-                let near = |(x, y): (&f32, &f32)| (x - y).abs() < 1e-6;
-                assert!(product(isa).iter().zip(&expected).all(near), "{isa:?} {rows} {k} {n}");
+                assert!(product(isa) == expected, "{isa:?} {rows} {k} {n}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Numbers times half-precision numbers: the two matrix products of attention, whose cache is f16.
 
-use crate::float::f16_to_f32;
+use crate::float::{f16_to_f32, mul_add};
 
 /// `a` holds rows of at least `k` numbers, one every `stride`; `b` is k × n, and `c`, to which the
 /// product is added, has n numbers a row. n is a multiple of [`COLUMNS`].
@@ -26,13 +26,19 @@ impl Product<'_> {
     }
 }
 
-/// The oracle of the kernels, and the portable path.
+/// The oracle of the kernels, bit for bit, and the portable path.
 pub(super) fn multiply_half(product: Product<'_>) {
     let Product { a, stride, k, b, n, c } = product;
     for (a, c) in a.chunks_exact(stride).zip(c.chunks_exact_mut(n)) {
-        for (&a, b) in a[..k].iter().zip(b.chunks_exact(n)) {
-            for (c, &b) in c.iter_mut().zip(b) {
-                *c += a * f16_to_f32(b);
+        for (i, c) in c.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
+            let mut sums = [0f32; COLUMNS];
+            for (&a, b) in a[..k].iter().zip(b.chunks_exact(n)) {
+                for (sum, &b) in sums.iter_mut().zip(&b[i * COLUMNS..]) {
+                    *sum = mul_add(a, f16_to_f32(b), *sum);
+                }
+            }
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c += sum;
             }
         }
     }

@@ -6,11 +6,9 @@
 //! is the limit. It meets many in an interleaved layout that it is brought into on the way: then
 //! taking blocks apart is shared by all columns, and no second copy of the model is kept.
 //!
-//! A row's product with a column depends on both, the ISA, and whether there are few or many
-//! columns; never on the threads.
+//! A row's product with a column depends on both, and on whether there are few or many columns; never
+//! on the ISA or the threads.
 
-// read by the kernels alone
-#[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
 pub(crate) mod columns;
 pub(crate) mod outliers;
 #[cfg(test)]
@@ -103,7 +101,7 @@ impl<'a> Matrix<'a> {
         if out.is_empty() {
             return Ok(());
         }
-        if columns >= MANY && kernel::has_panels(isa) {
+        if columns >= MANY {
             self.multiply_panels(isa, x, out);
             return Ok(());
         }

@@ -19,6 +19,21 @@ fn exact(w: &[f32], x: &[f32]) -> (f64, f64) {
     (terms().sum(), terms().map(f64::abs).sum())
 }
 
+/// The products on every ISA, which are the same bit for bit.
+fn products(matrix: Matrix<'_>, x: &[f32], case: &str) -> Vec<f32> {
+    let run = |isa| {
+        let mut out = vec![f32::NAN; x.len() / matrix.row_length() * matrix.rows()];
+        matrix.matmul_with(isa, x, &mut out).unwrap();
+        out
+    };
+    let expected = run(Isa::Scalar);
+    for isa in available() {
+        let same = run(isa).iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{case} {isa:?}");
+    }
+    expected
+}
+
 /// Every product against f64; `tolerance` of the sum of the products' magnitudes covers what
 /// quantizing the activations costs.
 fn check(case: &str, w: &[f32], x: &[f32], out: &[f32], rows: usize, tolerance: f64) {
@@ -63,16 +78,12 @@ fn every_type_isa_and_number_of_columns() {
             let mut w = vec![0f32; rows * n];
             rows::dequantize(source, &mut w).unwrap();
             for columns in [1, 2, 7, 8, 13, 25] {
+                let case = format!("{kind:?} {rows} x {n}, {columns} columns");
                 let x = exact_activations(columns * n, 62);
-                for isa in available() {
-                    let mut out = vec![f32::NAN; columns * rows];
-                    Matrix::new(source).matmul_with(isa, &x, &mut out).unwrap();
-                    let case = format!("{kind:?} {isa:?} {rows} x {n}, {columns} columns");
-                    // the sums of Q8_1, which few columns are quantized to, are f16
-                    let coarse =
-                        matches!(kind, TensorType::Q4_1 | TensorType::Q5_1) && columns < MANY;
-                    check(&case, &w, &x, &out, rows, if coarse { 5e-4 } else { 1e-6 });
-                }
+                let out = products(Matrix::new(source), &x, &case);
+                // the sums of Q8_1, which few columns are quantized to, are f16
+                let coarse = matches!(kind, TensorType::Q4_1 | TensorType::Q5_1) && columns < MANY;
+                check(&case, &w, &x, &out, rows, if coarse { 5e-4 } else { 1e-6 });
             }
         }
     }
@@ -95,12 +106,8 @@ fn outliers_are_added_whatever_their_number() {
         let matrix = Matrix::hifi(&base, n, parts).unwrap();
         for columns in [1, 3, MANY, 37] {
             let x = exact_activations(columns * n, 64);
-            for isa in available() {
-                let mut out = vec![f32::NAN; columns * rows];
-                matrix.matmul_with(isa, &x, &mut out).unwrap();
-                let case = format!("{outliers} outliers, {isa:?}, {columns} columns");
-                check(&case, &decoded, &x, &out, rows, 1e-6);
-            }
+            let case = format!("{outliers} outliers, {columns} columns");
+            check(&case, &decoded, &x, &products(matrix, &x, &case), rows, 1e-6);
         }
     }
 }
@@ -115,11 +122,8 @@ fn activations_are_rounded_to_eight_bits() {
     rows::dequantize(source, &mut w).unwrap();
     for columns in [1, 12] {
         let x = weights(columns * n, 66);
-        for isa in available() {
-            let mut out = vec![0f32; columns * rows];
-            Matrix::new(source).matmul_with(isa, &x, &mut out).unwrap();
-            check(&format!("{isa:?} {columns}"), &w, &x, &out, rows, 6e-3);
-        }
+        let out = products(Matrix::new(source), &x, "as they come");
+        check(&format!("{columns} columns"), &w, &x, &out, rows, 6e-3);
     }
 }
 
@@ -137,6 +141,21 @@ fn what_is_not_finite_stays_so() {
             let (fine, spoilt) = out.split_at((columns - 1) * rows);
             assert!(fine.iter().all(|v| v.is_finite()), "{isa:?}");
             assert!(spoilt.iter().all(|v| v.is_nan()), "{isa:?} {bad}: {spoilt:?}");
+        }
+    }
+}
+
+/// Activations so small that the inverse of their scale would be infinite.
+#[test]
+fn tiny_activations_are_zeros_on_every_isa() {
+    let (rows, n) = (5, QK_K);
+    for kind in [TensorType::Q4K, TensorType::Q8_0, TensorType::Q6K] {
+        let data = encode(&weights(rows * n, 72), n, kind);
+        let matrix = Matrix::new(Source::new(kind, &data, n).unwrap());
+        for columns in [1, 9] {
+            let x: Vec<f32> = weights(columns * n, 73).iter().map(|x| x * 1e-37).collect();
+            let out = products(matrix, &x, "tiny");
+            assert!(out.iter().all(|x| x.abs() < 1e-34), "{kind:?} {columns}: {out:?}");
         }
     }
 }

@@ -84,8 +84,8 @@ pub struct Temperature {
 impl Temperature {
     /// What the query at a position is multiplied by.
     pub(super) fn factor(&self, position: usize) -> f32 {
-        let steps = (position / self.interval + 1) as f32;
-        1.0 + self.scale * steps.ln()
+        let steps = (position / self.interval + 1) as f64;
+        1.0 + self.scale * steps.ln() as f32
     }
 }
 

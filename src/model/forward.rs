@@ -273,7 +273,7 @@ impl Pass<'_, '_> {
         apply(*isa, &tensors.output, normed, logits)?;
         if let Some(cap) = config.logit_softcap {
             each_row(logits, config.n_vocab, |_, row| {
-                row.iter_mut().for_each(|logit| *logit = (*logit / cap).tanh() * cap);
+                row.iter_mut().for_each(|logit| *logit = softcapped(*logit, cap));
             });
         }
         Ok(())
@@ -396,6 +396,11 @@ pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut
     } else {
         team::for_each_chunk(rows, width, work);
     }
+}
+
+/// A logit within ± `cap`. In f64, where the C libraries' results, rounded to f32, are the same on every machine.
+pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
+    f64::from(logit / cap).tanh() as f32 * cap
 }
 
 pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {

@@ -1,28 +1,10 @@
 //! The small loops of a transformer, over one row each: compiled for every ISA, see
 //! [`crate::kernel::run`].
 
+use crate::float::exp;
 use crate::kernel::Loop;
 
 const LANES: usize = 16;
-
-/// `e^x` to about two units in the last place; 0 below -87.3, the largest power of two above 88.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest whole number
-    const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6]; // the first has trailing zeros: n · it is exact
-    let bounded = if x > 88.0 { 88.0 } else { x };
-    let bounded = if bounded < -87.3 { -87.3 } else { bounded };
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (bounded - n * LN2[0]) - n * LN2[1];
-    // the series of e^r to r⁷/7!, |r| <= ln 2 / 2
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
-    }
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -87.3 { 0.0 } else { p * scale }
-}
 
 /// The lanes' sum, added as a tree, which takes vectors fewer steps than one after another.
 #[inline(always)]
@@ -235,26 +217,5 @@ impl Loop for SoftmaxStep<'_> {
             }
         }
         *self.sum += total(sums);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exp_is_that_of_the_library() {
-        for i in -8800..8800 {
-            let x = i as f32 * 0.01;
-            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            if x < -87.3 {
-                assert_eq!(got, 0.0);
-            } else {
-                assert!((got / expected - 1.0).abs() < 3e-7, "e^{x} is {expected}, not {got}");
-            }
-        }
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::NAN).is_nan());
     }
 }

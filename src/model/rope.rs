@@ -76,10 +76,10 @@ impl Rope {
         for (i, (cos, sin)) in rows.enumerate() {
             let position = (first + i) as f64;
             for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-                // in one turn, where f32 is exact enough
-                let angle = ((position * frequency) % std::f64::consts::TAU) as f32;
-                *cos = angle.cos() * self.magnitude;
-                *sin = angle.sin() * self.magnitude;
+                // in f64: C libraries' f32 differ from one CPU to another
+                let angle = (position * frequency) % std::f64::consts::TAU;
+                *cos = angle.cos() as f32 * self.magnitude;
+                *sin = angle.sin() as f32 * self.magnitude;
             }
         }
     }

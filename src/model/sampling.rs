@@ -2,6 +2,7 @@
 //! `top_p` of the probability, of these what has `min_p` of the best one's; then the temperature, and
 //! the draw. Its tokens are llama.cpp's for the same seed.
 
+use crate::float::exp;
 use std::cmp::Ordering;
 
 /// How tokens are chosen.
@@ -62,7 +63,7 @@ impl Sampler {
             keep_probable(&mut self.candidates, self.sampling.top_p, sorted);
         }
         if self.sampling.min_p > 0.0 {
-            let least = greatest(&self.candidates) + self.sampling.min_p.ln();
+            let least = greatest(&self.candidates) + f64::from(self.sampling.min_p).ln() as f32;
             self.candidates.retain(|c| c.logit >= least);
         }
         self.draw()
@@ -73,7 +74,7 @@ impl Sampler {
         let temperature = self.sampling.temperature;
         self.candidates.iter_mut().for_each(|c| c.logit /= temperature);
         let greatest = greatest(&self.candidates);
-        let weight = |c: &Candidate| f64::from((c.logit - greatest).exp());
+        let weight = |c: &Candidate| f64::from(exp(c.logit - greatest));
         let target = self.candidates.iter().map(weight).sum::<f64>() * random;
         let mut sum = 0.0;
         let found = self.candidates.iter().find(|c| {
@@ -105,7 +106,7 @@ fn keep_best(candidates: &mut Vec<Candidate>, n: usize) {
 /// The best that have `p` of the probability together, in order.
 fn keep_probable(candidates: &mut Vec<Candidate>, p: f32, sorted: bool) {
     let greatest = greatest(candidates);
-    let weight = |c: &Candidate| (c.logit - greatest).exp();
+    let weight = |c: &Candidate| exp(c.logit - greatest);
     let all: f32 = candidates.iter().map(weight).sum();
     if !sorted {
         candidates.sort_unstable_by(order);

@@ -3,6 +3,7 @@
 mod codec;
 mod correlations;
 mod logits;
+mod lost_pages;
 mod model;
 
 use crate::error::QuantError;
@@ -125,17 +126,26 @@ mod _core {
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};
 
     #[pymodule_export]
+    use super::lost_pages::Watch;
+
+    #[pymodule_export]
     use super::model::{Collector, Fisher, Model, Sampler, Sequence, Trace};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Look NumPy's interface up. That runs Python code, where a signal raises, and the numpy crate
-    /// panics if it does: so now, before there is work that a signal may end.
+    /// Look NumPy's interface up, before there is work that a signal may end. That runs Python code, and the
+    /// numpy crate panics where it raises; so it runs in a thread of its own, for signals raise in the main
+    /// thread alone.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        drop(PyArray1::<u8>::zeros(module.py(), 0, false).readonly());
-        Ok(())
+        let py = module.py();
+        for name in ["numpy", "numpy.lib"] {
+            py.import(name)?;
+        }
+        let look_up = || Python::attach(|py| drop(PyArray1::<u8>::zeros(py, 0, false).readonly()));
+        let found = py.detach(|| std::thread::spawn(look_up).join());
+        found.map_err(|_| Unavailable::new_err("NumPy's interface cannot be used"))
     }
 }

@@ -20,7 +20,14 @@ ADDRESS_SPACE = 6_000_000 * 1024
 
 SECONDS = 60.0
 
-FORBIDDEN = ("Traceback", "panicked", "internal error", "Warning:", "memory allocation of", "not enough memory")
+FORBIDDEN = (
+    "Traceback",
+    "panicked",
+    "internal error",
+    "Warning:",
+    "memory allocation of",
+    "not enough memory",
+)
 """What the command must not print."""
 
 STATUSES = (0, 1, 2)

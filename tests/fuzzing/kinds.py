@@ -32,7 +32,6 @@ from q4hifi.verify import verify_file
 from . import seeds
 from .mutate import Mutate, Seed, damage, damage_json, damage_text
 
-
 Eat = Callable[[bytes, Path], None]
 
 
@@ -279,7 +278,9 @@ KINDS: Mapping[str, Kind] = {
         damage_json,
         ".json",
     ),
-    "shapes": Kind(seeds.shapes, _written(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"),
+    "shapes": Kind(
+        seeds.shapes, _written(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"
+    ),
     "rules": Kind(
         seeds.rules,
         _written(_rules),

@@ -177,7 +177,7 @@ def _model(architecture: str, model: str) -> Seed:
 @cache
 def blocks() -> list[Seed]:
     """Models with a tensor of every type that can be decoded, their bytes as good as random."""
-    kinds = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS".split()
+    kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
     seeds = []
     for start in range(0, len(kinds), 5):
         tensors = {}
@@ -281,7 +281,8 @@ def _json(value: Any) -> list[Seed]:
 
 
 MATRICES = {
-    name: {"probe": "Q4_K", "error": 0.005, "divergences": [[0.01, 0.09], [0.02, 0.1]]} for name in IMATRIX_NAMES
+    name: {"probe": "Q4_K", "error": 0.005, "divergences": [[0.01, 0.09], [0.02, 0.1]]}
+    for name in IMATRIX_NAMES
 }
 SETTING = {"model": "m", "text": "t", "importance": None, "n_ctx": 256, "group": 1}
 
@@ -289,7 +290,7 @@ SETTING = {"model": "m", "text": "t", "importance": None, "n_ctx": 256, "group":
 @cache
 def calibrations() -> list[Seed]:
     """What was measured of a model's matrices."""
-    sensitivities = {name: 0.02 for name in IMATRIX_NAMES}
+    sensitivities = dict.fromkeys(IMATRIX_NAMES, 0.02)
     return _json({"version": 1, **SETTING, "matrices": MATRICES, "sensitivities": sensitivities})
 
 

@@ -3,6 +3,7 @@
 use super::layer::Forward;
 use super::products::{dot, put, take, times, turned};
 use crate::error::QuantError;
+use crate::float::exp;
 use crate::model::config::Config;
 use crate::model::error::ModelError;
 use rayon::prelude::*;
@@ -110,7 +111,7 @@ impl<'a> Attention<'a> {
             for (s, x) in row.iter_mut().enumerate() {
                 let visible = seen.contains(&s);
                 let score = (*x - greatest) * self.config.attention_scale;
-                *x = if visible { score.exp() } else { 0.0 };
+                *x = if visible { exp(score) } else { 0.0 };
                 sum += *x;
             }
             row.iter_mut().for_each(|x| *x /= sum);

@@ -1,6 +1,7 @@
 //! Gradients of small functions.
 
 use super::products::dot;
+use crate::float::exp;
 use crate::model::config::Activation;
 use crate::model::forward::each_row;
 
@@ -8,10 +9,10 @@ use crate::model::forward::each_row;
 /// became what they are.
 pub(super) fn gradient_of_logits(row: &mut [f32], drawn: usize, cap: Option<f32>) {
     let greatest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|x| f64::from((x - greatest).exp())).sum();
+    let sum: f64 = row.iter().map(|x| f64::from(exp(x - greatest))).sum();
     for (i, x) in row.iter_mut().enumerate() {
         let slope = cap.map_or(1.0, |cap| 1.0 - (*x / cap).powi(2));
-        let p = (f64::from((*x - greatest).exp()) / sum) as f32;
+        let p = (f64::from(exp(*x - greatest)) / sum) as f32;
         *x = (f32::from(u8::from(i == drawn)) - p) * slope;
     }
 }
@@ -26,7 +27,7 @@ pub(super) fn activation(kind: Activation, x: f32) -> (f32, f32) {
             2.0 * SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x),
         ),
     };
-    let sigmoid = 1.0 / (1.0 + (-twice_u).exp());
+    let sigmoid = 1.0 / (1.0 + exp(-twice_u));
     (x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * steepness)
 }
 

@@ -21,7 +21,7 @@ mod tests;
 
 use super::config::Config;
 use super::error::ModelError;
-use super::forward::{Model, apply, norm};
+use super::forward::{Model, apply, norm, softcapped};
 use super::sampling::{Sampler, Sampling};
 use super::weights::{Linear, Role};
 use crate::kernel::Isa;
@@ -125,7 +125,7 @@ impl Backward<'_> {
         let bend = config.logit_softcap;
         for row in logits.chunks_exact_mut(config.n_vocab) {
             if let Some(cap) = bend {
-                row.iter_mut().for_each(|logit| *logit = (*logit / cap).tanh() * cap);
+                row.iter_mut().for_each(|logit| *logit = softcapped(*logit, cap));
             }
             let Some(drawn) = sampler.sample(row) else { return Err(ModelError::NotFinite) };
             gradient_of_logits(row, drawn as usize, bend);

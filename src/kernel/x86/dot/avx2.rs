@@ -1,6 +1,6 @@
 //! Dot products with AVX2: 64 numbers are two vectors.
 
-use super::{DotVector, MAX_ROWS, table_values, total_eight_floats};
+use super::{DotVector, MAX_ROWS, table_values, total_eight_floats, totals_of_two};
 use crate::dot::Rows;
 use crate::dot::activations::{Activations, HalfOrder};
 use std::arch::x86_64::*;
@@ -175,22 +175,44 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn part_totals(x: Self::Integers) -> __m128i {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_add_epi32(x, _mm256_shuffle_epi32::<0b01_00_11_10>(x));
+            Self::first_dwords(_mm256_add_epi32(x, _mm256_shuffle_epi32::<0b10_11_00_01>(x)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(rows: [Self::Integers; MAX_ROWS]) -> __m128i {
+        // SAFETY: as above.
+        unsafe { totals_of_two(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i {
+        // SAFETY: as above.
+        unsafe { totals_of_two(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
     unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
         // SAFETY: as above.
         unsafe { _mm256_madd_epi16(a, b) }
     }
 
     #[inline(always)]
-    unsafe fn to_floats(x: Self::Integers) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe { _mm256_cvtepi32_ps(x) }
-    }
-
-    #[inline(always)]
     unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
         // SAFETY: as above.
         unsafe {
-            let bytes = [from, from.add(32)].map(|from| _mm256_loadu_si256(from.cast()));
+            // no closure: one that is not inlined would be compiled without the ISA
+            let bytes = [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())];
             let mask = _mm256_set1_epi8(0x0f);
             let mut high = bytes;
             let mut low = bytes;
@@ -305,13 +327,6 @@ impl DotVector for Avx2 {
         unsafe { Self::scaled(numbers, y, scales[SECOND as usize], &PAIRS) }
     }
 
-    #[cfg(test)]
-    #[inline(always)]
-    unsafe fn total(sums: Self::Integers) -> i32 {
-        // SAFETY: as above.
-        unsafe { super::total_eight(sums) }
-    }
-
     #[inline(always)]
     unsafe fn scaled_values<const HALF: usize>(
         qs: *const u8,
@@ -354,24 +369,17 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn spread(x: f32) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe { _mm256_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn second_of_pairs(pairs: __m256) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe { _mm256_permutevar8x32_ps(pairs, _mm256_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3)) }
-    }
-
-    #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
         // SAFETY: as above.
         unsafe {
             let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
             _mm256_i32gather_ps::<4>(values, places)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(eight: __m256) -> Self::Floats {
+        eight
     }
 
     #[inline(always)]
@@ -408,20 +416,8 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn total_floats(acc: Self::Floats) -> f32 {
+    unsafe fn total_sixteen_floats([low, high]: [Self::Floats; 2]) -> f32 {
         // SAFETY: as above.
-        unsafe { total_eight_floats(acc) }
-    }
-
-    #[inline(always)]
-    unsafe fn total_parts(acc: Self::Floats) -> [f32; MAX_ROWS] {
-        // SAFETY: as above.
-        unsafe {
-            let acc = _mm256_add_ps(acc, _mm256_permute_ps::<0b01_00_11_10>(acc));
-            let acc = _mm256_add_ps(acc, _mm256_permute_ps::<0b10_11_00_01>(acc));
-            let mut lanes = [[0f32; 4]; MAX_ROWS];
-            _mm256_storeu_ps(lanes.as_mut_ptr().cast(), acc);
-            lanes.map(|part| part[0])
-        }
+        unsafe { total_eight_floats(_mm256_add_ps(low, high)) }
     }
 }

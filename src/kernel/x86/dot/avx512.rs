@@ -99,6 +99,13 @@ unsafe fn every_part(x: [u32; 4]) -> __m512i {
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast())) }
 }
 
+/// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
+#[inline(always)]
+unsafe fn add_pairs(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the trait's contract.
+    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+}
+
 impl<const VNNI: bool> Avx512<VNNI> {
     /// Sums of the products of four unsigned and four signed bytes.
     #[inline(always)]
@@ -237,15 +244,46 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+    unsafe fn part_totals(x: Self::Integers) -> __m128i {
         // SAFETY: as above.
-        unsafe { _mm512_madd_epi16(a, b) }
+        unsafe {
+            let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
+            Self::first_dwords(_mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x)))
+        }
     }
 
     #[inline(always)]
-    unsafe fn to_floats(x: Self::Integers) -> Self::Floats {
+    unsafe fn totals(rows: [Self::Integers; MAX_ROWS]) -> __m128i {
         // SAFETY: as above.
-        unsafe { _mm512_cvtepi32_ps(x) }
+        unsafe {
+            let (a, b) = (add_pairs(rows[0], rows[1]), add_pairs(rows[2], rows[3]));
+            let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+            let high = _mm512_extracti64x4_epi64::<1>(sums);
+            let sums = _mm256_add_epi32(_mm512_castsi512_si256(sums), high);
+            _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i {
+        // SAFETY: as above.
+        unsafe {
+            let (a, b) = (super::add_pairs(rows[0], rows[1]), super::add_pairs(rows[2], rows[3]));
+            let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+            _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+        // SAFETY: as above.
+        unsafe { _mm512_madd_epi16(a, b) }
     }
 
     #[inline(always)]
@@ -335,16 +373,6 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         unsafe { Self::scaled(numbers, y, scales, &OF_16[SECOND as usize]) }
     }
 
-    #[cfg(test)]
-    #[inline(always)]
-    unsafe fn total(sums: Self::Integers) -> i32 {
-        // SAFETY: as above.
-        unsafe {
-            let halves = (_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
-            super::total_eight(_mm256_add_epi32(halves.0, halves.1))
-        }
-    }
-
     #[inline(always)]
     unsafe fn scaled_values<const HALF: usize>(
         qs: *const u8,
@@ -392,27 +420,18 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn spread(x: f32) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe { _mm512_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn second_of_pairs(pairs: __m256) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe {
-            let second = _mm512_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7);
-            _mm512_permutexvar_ps(second, _mm512_castps256_ps512(pairs))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
         // SAFETY: as above.
         unsafe {
             let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
             _mm512_i32gather_ps::<4>(places, values)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(eight: __m256) -> Self::Floats {
+        // SAFETY: as above.
+        unsafe { _mm512_zextps256_ps512(eight) }
     }
 
     #[inline(always)]
@@ -449,23 +468,11 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn total_floats(acc: Self::Floats) -> f32 {
+    unsafe fn total_sixteen_floats([acc, _]: [Self::Floats; 2]) -> f32 {
         // SAFETY: as above.
         unsafe {
             let halves = (_mm512_castps512_ps256(acc), _mm512_extractf32x8_ps::<1>(acc));
             total_eight_floats(_mm256_add_ps(halves.0, halves.1))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn total_parts(acc: Self::Floats) -> [f32; MAX_ROWS] {
-        // SAFETY: as above.
-        unsafe {
-            let acc = _mm512_add_ps(acc, _mm512_permute_ps::<0b01_00_11_10>(acc));
-            let acc = _mm512_add_ps(acc, _mm512_permute_ps::<0b10_11_00_01>(acc));
-            let mut lanes = [[0f32; 4]; MAX_ROWS];
-            _mm512_storeu_ps(lanes.as_mut_ptr().cast(), acc);
-            lanes.map(|part| part[0])
         }
     }
 }

@@ -4,11 +4,10 @@
 //! of one sub-block alone, because [`HalfOrder`] has the activations in the nibbles' order; so a
 //! sub-block's scale multiplies whole parts.
 
-use super::{DotVector, prefetch};
-use crate::block::{BlockIQ4XS, blocks};
+use super::DotVector;
+use super::rows::RowBlock;
+use crate::block::BlockIQ4XS;
 use crate::dot::activations::HalfOrder;
-#[cfg(test)]
-use crate::dot::{activations::BlockQ8K, scalar::KSums};
 use std::arch::x86_64::*;
 
 /// The scales of the sub-blocks, eight i32.
@@ -26,55 +25,29 @@ unsafe fn unpack_scales(block: &BlockIQ4XS) -> __m256i {
     }
 }
 
-/// The integers of a block's product.
-#[inline(always)]
-unsafe fn scaled_sums<V: DotVector>(block: &BlockIQ4XS, y: &HalfOrder) -> V::Integers {
-    let qs = block.qs.as_ptr().cast::<u8>();
-    // SAFETY: the caller's promise; all within the blocks.
-    unsafe {
-        let scales = unpack_scales(block);
-        let first = V::scaled_values::<0>(qs, y, scales);
-        V::add(first, V::scaled_values::<1>(qs.add(64), y, scales))
-    }
-}
+impl RowBlock for BlockIQ4XS {
+    const MINS: bool = false;
+    type Activations = HalfOrder;
 
-#[inline(always)]
-unsafe fn dot_row<V: DotVector>(row: &[BlockIQ4XS], y: &[HalfOrder]) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut acc = V::zero_floats();
-        for (block, y) in row.iter().zip(y) {
-            prefetch(block, size_of::<BlockIQ4XS>());
-            let d = super::f16_to_f32(u16::from_le_bytes(block.d));
-            let sums = V::to_floats(scaled_sums::<V>(block, y));
-            acc = V::fma(sums, V::spread(d * y.d), acc);
+    #[inline(always)]
+    unsafe fn sums<V: DotVector>(&self, y: &HalfOrder) -> (V::Integers, __m256i) {
+        let qs = self.qs.as_ptr().cast::<u8>();
+        // SAFETY: the caller's promise; all within the blocks.
+        unsafe {
+            let scales = unpack_scales(self);
+            let first = V::scaled_values::<0>(qs, y, scales);
+            let second = V::scaled_values::<1>(qs.add(64), y, scales);
+            (V::add(first, second), _mm256_setzero_si256())
         }
-        V::total_floats(acc)
     }
-}
 
-/// See [`crate::kernel::dot_rows`]; the lengths have been checked.
-///
-/// # Safety
-///
-/// The CPU has V's ISA.
-#[inline(always)]
-pub(super) unsafe fn dot_rows<V: DotVector>(data: &[u8], y: &[HalfOrder], out: &mut [f32]) {
-    for (row, out) in blocks(data).chunks_exact(y.len()).zip(out) {
-        // SAFETY: the caller's promise.
-        *out = unsafe { dot_row::<V>(row, y) };
+    #[inline(always)]
+    fn factors(&self) -> [u16; 2] {
+        [u16::from_le_bytes(self.d), 0]
     }
-}
 
-/// The integers of a block, added up.
-///
-/// # Safety
-///
-/// The CPU has V's ISA.
-#[cfg(test)]
-#[inline(always)]
-pub(super) unsafe fn block_sums<V: DotVector>(block: &[u8], y: &BlockQ8K) -> KSums {
-    // SAFETY: the caller's promise.
-    let sums = unsafe { V::total(scaled_sums::<V>(&blocks(block)[0], &HalfOrder::new(y))) };
-    KSums { scaled: sums, mins: 0 }
+    #[inline(always)]
+    fn scale(y: &HalfOrder) -> f32 {
+        y.d
+    }
 }

@@ -4,8 +4,10 @@
 //! that bytes meet bytes in one multiply-add each (`vpmaddubsw`, `vpdpbusd`), whose sums still fit
 //! 16 bits. A second one (`vpmaddwd`, `vpdpwssd`) multiplies by the scales of the sub-blocks, and
 //! only then, once a block, integers become floats. What a block has but once, its scales, minima
-//! and factors, costs as much as its numbers; so Q4_K, Q5_K and Q4_HIFI take it from several rows
-//! at once.
+//! and factors, costs as much as its numbers; so several rows are multiplied at once, a lane of the
+//! floats each.
+//!
+//! The floats are added up in the order of [`crate::dot::scalar`], whatever the vectors' width.
 //!
 //! With one column the weights come from memory, and a CPU by itself reads ahead only to the end of a
 //! page of 4 KiB and of short rows not even that; so [`prefetch`] asks for them much earlier.
@@ -16,12 +18,13 @@ mod iq4_xs;
 mod nibble_rows;
 mod outliers;
 mod plain;
+mod rows;
 mod sixteens;
 
 use crate::block::iq4::VALUES;
 use crate::block::{
-    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K,
-    BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType,
+    BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
+    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, TensorType,
 };
 use crate::dot::Rows;
 use crate::dot::activations::{Activations, Column, HalfOrder};
@@ -85,16 +88,19 @@ pub(crate) trait DotVector: Copy {
     unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2];
     /// The first i32 lane of every part.
     unsafe fn first_dwords(x: Self::Integers) -> __m128i;
+    /// Lane r is the sum of the i32 lanes of part r.
+    unsafe fn part_totals(x: Self::Integers) -> __m128i;
+    /// Lane r is the sum of the i32 lanes of row r's vector, for [`Self::ROWS`] rows.
+    unsafe fn totals(rows: [Self::Integers; MAX_ROWS]) -> __m128i;
+    /// The same of vectors of eight.
+    unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i;
+    unsafe fn zero() -> Self::Integers;
     /// Sums of two products of words.
     unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers;
     /// Sums of i32.
     unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers;
     /// Takes eight i32 off the first lanes.
     unsafe fn sub_eight(this: Self::Integers, eight: __m256i) -> Self::Integers;
-    unsafe fn to_floats(x: Self::Integers) -> Self::Floats;
-    /// The i32 lanes' sum: for the tests.
-    #[cfg(test)]
-    unsafe fn total(sums: Self::Integers) -> i32;
 
     /// 64 bytes of nibbles: the low ones, and the high ones.
     unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2];
@@ -139,22 +145,19 @@ pub(crate) trait DotVector: Copy {
     unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i;
 
     unsafe fn zero_floats() -> Self::Floats;
-    /// `x` in every lane.
-    unsafe fn spread(x: f32) -> Self::Floats;
-    /// The second of pair i in all lanes of part i.
-    unsafe fn second_of_pairs(pairs: __m256) -> Self::Floats;
     /// `values[index]` for as many places as there are lanes.
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats;
+    /// Eight lanes, then zeros if there are more.
+    unsafe fn widen(eight: __m256) -> Self::Floats;
     unsafe fn load_f32(from: *const u8) -> Self::Floats;
     unsafe fn load_f16(from: *const u8) -> Self::Floats;
     unsafe fn load_bf16(from: *const u8) -> Self::Floats;
     /// `acc + a · b`
     unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats;
     unsafe fn add_floats(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The lanes, added pairwise as a tree.
-    unsafe fn total_floats(acc: Self::Floats) -> f32;
-    /// The four lanes of every part, added pairwise as a tree.
-    unsafe fn total_parts(acc: Self::Floats) -> [f32; MAX_ROWS];
+    /// Sixteen lanes, in as many vectors as they take, added as a tree: each to the one half of the lanes
+    /// away.
+    unsafe fn total_sixteen_floats(acc: [Self::Floats; 2]) -> f32;
 }
 
 /// The integers of one block, added up: for the tests.
@@ -174,22 +177,29 @@ pub(crate) unsafe fn block_sums<V: DotVector>(
         match kind {
             TensorType::Q4K => nibble_rows::block_sums::<V, BlockQ4K>(block, y),
             TensorType::Q5K => nibble_rows::block_sums::<V, BlockQ5K>(block, y),
-            TensorType::IQ4XS => iq4_xs::block_sums::<V>(block, y),
-            TensorType::Q2K => sixteens::block_sums::<V, BlockQ2K>(block, y),
-            TensorType::Q3K => sixteens::block_sums::<V, BlockQ3K>(block, y),
-            _ => sixteens::block_sums::<V, BlockQ6K>(block, y),
+            TensorType::IQ4XS => rows::block_sums::<V, BlockIQ4XS>(block, &HalfOrder::new(y)),
+            TensorType::Q2K => rows::block_sums::<V, BlockQ2K>(block, y),
+            TensorType::Q3K => rows::block_sums::<V, BlockQ3K>(block, y),
+            _ => rows::block_sums::<V, BlockQ6K>(block, y),
         }
     }
 }
 
-#[cfg(test)]
+/// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
 #[inline(always)]
-pub(crate) unsafe fn total_eight(sums: __m256i) -> i32 {
+unsafe fn add_pairs(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: AVX2; the callers' ISAs have it.
+    unsafe { _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) }
+}
+
+/// Lane r is the sum of the i32 lanes of row r, for the first two rows.
+#[inline(always)]
+unsafe fn totals_of_two([a, b, ..]: [__m256i; MAX_ROWS]) -> __m128i {
     // SAFETY: AVX2; the callers' ISAs have it.
     unsafe {
+        let sums = add_pairs(a, b);
         let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
-        _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums)))
+        _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))
     }
 }
 
@@ -245,16 +255,10 @@ pub(crate) unsafe fn dot_rows<V: DotVector>(
             Rows::Plain(kind, data) => match (kind, column) {
                 (TensorType::Q4K, _) => nibble_rows::dot_rows::<V, BlockQ4K, 0>(data, None, k, out),
                 (TensorType::Q5K, _) => nibble_rows::dot_rows::<V, BlockQ5K, 0>(data, None, k, out),
-                (TensorType::Q2K, Column::Q8K(y)) => {
-                    sixteens::dot_rows::<V, BlockQ2K>(data, y, out)
-                }
-                (TensorType::Q3K, Column::Q8K(y)) => {
-                    sixteens::dot_rows::<V, BlockQ3K>(data, y, out)
-                }
-                (TensorType::Q6K, Column::Q8K(y)) => {
-                    sixteens::dot_rows::<V, BlockQ6K>(data, y, out)
-                }
-                (TensorType::IQ4XS, _) => iq4_xs::dot_rows::<V>(data, h, out),
+                (TensorType::Q2K, Column::Q8K(y)) => rows::dot_rows::<V, BlockQ2K>(data, y, out),
+                (TensorType::Q3K, Column::Q8K(y)) => rows::dot_rows::<V, BlockQ3K>(data, y, out),
+                (TensorType::Q6K, Column::Q8K(y)) => rows::dot_rows::<V, BlockQ6K>(data, y, out),
+                (TensorType::IQ4XS, _) => rows::dot_rows::<V, BlockIQ4XS>(data, h, out),
                 (TensorType::IQ4NL, Column::Q8_0(y)) => {
                     legacy_rows::<V, BlockIQ4NL, _>(data, y, f, out)
                 }

@@ -8,8 +8,8 @@
 //!
 //! A row that is left alone takes the first part of the vectors, in the same order of additions.
 
-use super::outliers::{Outliers, Sums};
-use super::{DotVector, MAX_ROWS, prefetch, total_eight_floats};
+use super::outliers::Outliers;
+use super::{DotVector, MAX_ROWS, prefetch};
 use crate::block::{BlockQ4K, BlockQ5K, Bytes, blocks};
 use crate::dot::activations::NibbleOrder;
 #[cfg(test)]
@@ -88,8 +88,8 @@ struct Headers<V: DotVector> {
     /// Words, eight a row.
     scales: V::Integers,
     minima: V::Integers,
-    /// Scale of the scales and scale of the minima, a pair a row, times the activations' scale.
-    factors: __m256,
+    /// Scale of the scales of each row, and scale of the minima, times the activations' scale.
+    factors: [__m128; 2],
 }
 
 impl<V: DotVector> Headers<V> {
@@ -98,16 +98,22 @@ impl<V: DotVector> Headers<V> {
         // SAFETY: the caller's promise.
         unsafe {
             let [scales, minima] = unpack_scales::<V>(headers);
-            let factors = _mm256_cvtph_ps(V::first_dwords(headers));
-            Self { scales, minima, factors: _mm256_mul_ps(factors, _mm256_set1_ps(d8)) }
+            let pairs = _mm256_cvtph_ps(V::first_dwords(headers));
+            let pairs = _mm256_mul_ps(pairs, _mm256_set1_ps(d8));
+            let halves = (_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+            let factors = [
+                _mm_shuffle_ps::<0b10_00_10_00>(halves.0, halves.1),
+                _mm_shuffle_ps::<0b11_01_11_01>(halves.0, halves.1),
+            ];
+            Self { scales, minima, factors }
         }
     }
 
-    /// Four sums a row: minima times sums of activations.
+    /// Of each row the sum of minima times sums of activations.
     #[inline(always)]
-    unsafe fn minima_sums(&self, y: &NibbleOrder) -> V::Integers {
+    unsafe fn minima_sums(&self, y: &NibbleOrder) -> __m128i {
         // SAFETY: the caller's promise.
-        unsafe { V::madd(self.minima, V::repeat(y.sums.as_ptr().cast())) }
+        unsafe { V::part_totals(V::madd(self.minima, V::repeat(y.sums.as_ptr().cast()))) }
     }
 }
 
@@ -123,7 +129,8 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
     // SAFETY: the caller's promise: so many blocks, and as many blocks' outliers.
     unsafe {
-        let (mut acc, mut mins) = ([Sums::<V>::zero(); MAX_ROWS], V::zero_floats());
+        let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
+        let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
         for (i, y) in y.iter().enumerate() {
             let start = blocks.as_ptr().add(first * length + i).cast();
             let headers = if ONE {
@@ -132,24 +139,29 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
                 V::rows_of_16(start, length * size_of::<B>())
             };
             let headers = Headers::<V>::unpack(headers, y.d);
-            let dmin = V::second_of_pairs(headers.factors);
-            mins = V::fma(V::to_floats(headers.minima_sums(y)), dmin, mins);
-            let factors = (&raw const headers.factors).cast::<[f32; 2]>();
-            for (row, acc) in acc.iter_mut().enumerate().take(rows) {
+            let [d, dmin] = headers.factors;
+            mins = _mm_fmadd_ps(_mm_cvtepi32_ps(headers.minima_sums(y)), dmin, mins);
+            let mut sums = [V::zero(); MAX_ROWS];
+            for row in 0..rows {
                 let place = (first + row) * length + i;
                 let block = blocks.get_unchecked(place);
                 prefetch(block, size_of::<B>());
-                let sums = scaled_sums::<V, B>(block, y, headers.scales, row);
-                let [factor, _] = *factors.add(row);
-                acc.whole = V::fma(V::to_floats(sums), V::spread(factor), acc.whole);
+                sums[row] = scaled_sums::<V, B>(block, y, headers.scales, row);
                 if let Some(outliers) = &outliers {
-                    *acc = acc.add::<N>(outliers, i, place);
+                    added[row] = outliers.add::<V, N>(added[row], i, place);
                 }
             }
+            acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(sums)), d, acc);
         }
-        let (mut out, mins) = ([0f32; MAX_ROWS], V::total_parts(mins));
-        for (row, acc) in acc.into_iter().enumerate().take(rows) {
-            out[row] = V::total_floats(acc.whole) + total_eight_floats(acc.eight) - mins[row];
+        let mut out = [[0f32; MAX_ROWS]; 2];
+        _mm_storeu_ps(out[0].as_mut_ptr(), acc);
+        _mm_storeu_ps(out[1].as_mut_ptr(), mins);
+        let [mut out, mins] = out;
+        for row in 0..rows {
+            if outliers.is_some() {
+                out[row] += V::total_sixteen_floats(added[row]);
+            }
+            out[row] -= mins[row];
         }
         out
     }
@@ -195,9 +207,10 @@ pub(super) unsafe fn block_sums<V: DotVector, B: NibbleBlock>(block: &[u8], y: &
     unsafe {
         let headers = V::first_16(std::ptr::from_ref(block).cast());
         let headers = Headers::<V>::unpack(headers, y.d);
+        let sums = scaled_sums::<V, B>(block, &y, headers.scales, 0);
         KSums {
-            scaled: V::total(scaled_sums::<V, B>(block, &y, headers.scales, 0)),
-            mins: V::total(headers.minima_sums(&y)),
+            scaled: _mm_cvtsi128_si32(V::totals([sums, V::zero(), V::zero(), V::zero()])),
+            mins: _mm_cvtsi128_si32(headers.minima_sums(&y)),
         }
     }
 }

@@ -141,32 +141,62 @@ number_dot!(BlockF32, load_f32);
 number_dot!(BlockF16, load_f16);
 number_dot!(BlockBF16, load_bf16);
 
-/// Four accumulators take turns; a rest shorter than a vector is padded with zeros.
+/// Sixteen lanes, in as many vectors as they take.
+#[derive(Clone, Copy)]
+struct Sixteen<V: DotVector>([V::Floats; 2]);
+
+impl<V: DotVector> Sixteen<V> {
+    /// Adds the products of sixteen numbers.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA, and there are so many; so below.
+    #[inline(always)]
+    unsafe fn add_products<B: NumberDot>(&mut self, w: *const u8, x: *const f32) {
+        for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::LANES) {
+            let i = v * V::LANES;
+            // SAFETY: the caller's promise.
+            unsafe {
+                let w = B::load::<V>(w.add(i * size_of::<B>()));
+                *acc = V::fma(w, V::load_f32(x.add(i).cast()), *acc);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self([V::add_floats(self.0[0], other.0[0]), V::add_floats(self.0[1], other.0[1])])
+        }
+    }
+}
+
+/// Four sums of sixteen lanes take turns; a rest shorter than these lanes is padded with zeros.
 #[inline(always)]
 unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
+    let (w, count) = (row.as_ptr(), x.len());
+    let x = x.as_ptr();
     // SAFETY: the caller's promise; every load lies in the slices, or in the padded copies.
     unsafe {
-        let at = |i: usize| row.as_ptr().add(i).cast::<u8>();
-        let mut acc = [V::zero_floats(); 4];
+        let mut acc = [Sixteen::<V>([V::zero_floats(); 2]); 4];
         let mut i = 0;
-        while i + 4 * V::LANES <= x.len() {
-            prefetch(at(i), 4 * V::LANES * size_of::<B>());
+        while i + 64 <= count {
+            prefetch(w.add(i), 64 * size_of::<B>());
             for (k, acc) in acc.iter_mut().enumerate() {
-                let i = i + k * V::LANES;
-                *acc = V::fma(B::load::<V>(at(i)), V::load_f32(x.as_ptr().add(i).cast()), *acc);
+                acc.add_products::<B>(w.add(i + 16 * k).cast(), x.add(i + 16 * k));
             }
-            i += 4 * V::LANES;
+            i += 64;
         }
-        while i < x.len() {
-            let n = V::LANES.min(x.len() - i);
-            let (mut w, mut y) = ([0u8; 64], [0f32; 16]);
-            std::ptr::copy_nonoverlapping(at(i), w.as_mut_ptr(), n * size_of::<B>());
-            y[..n].copy_from_slice(&x[i..i + n]);
-            acc[0] = V::fma(B::load::<V>(w.as_ptr()), V::load_f32(y.as_ptr().cast()), acc[0]);
+        while i < count {
+            let n = 16.min(count - i);
+            let (mut few, mut y) = ([0u8; 64], [0f32; 16]);
+            std::ptr::copy_nonoverlapping(w.add(i).cast(), few.as_mut_ptr(), n * size_of::<B>());
+            std::ptr::copy_nonoverlapping(x.add(i), y.as_mut_ptr(), n);
+            acc[0].add_products::<B>(few.as_ptr(), y.as_ptr());
             i += n;
         }
-        let pairs = (V::add_floats(acc[0], acc[1]), V::add_floats(acc[2], acc[3]));
-        V::total_floats(V::add_floats(pairs.0, pairs.1))
+        V::total_sixteen_floats(acc[0].add(acc[1]).add(acc[2].add(acc[3])).0)
     }
 }
 

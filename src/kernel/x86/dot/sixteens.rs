@@ -1,10 +1,9 @@
 //! Q2_K, Q3_K and Q6_K: sixteen sub-blocks of 16 weights, each with a scale of its own.
 
-use super::{DotVector, f16_to_f32, prefetch, total_eight_floats};
-use crate::block::{BlockQ2K, BlockQ3K, BlockQ6K, Bytes, blocks, q3_k};
+use super::DotVector;
+use super::rows::RowBlock;
+use crate::block::{BlockQ2K, BlockQ3K, BlockQ6K, Bytes, q3_k};
 use crate::dot::activations::BlockQ8K;
-#[cfg(test)]
-use crate::dot::scalar::KSums;
 use std::arch::x86_64::*;
 
 /// What a block has for the product.
@@ -27,7 +26,7 @@ pub(super) trait Sixteens: Bytes {
     unsafe fn taken_off(&self) -> __m256i;
 
     /// The scale of the scales, and that of the minima if there are any, f16.
-    fn factors(&self) -> (u16, u16);
+    fn factors(&self) -> [u16; 2];
 }
 
 impl Sixteens for BlockQ2K {
@@ -58,8 +57,8 @@ impl Sixteens for BlockQ2K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> (u16, u16) {
-        (u16::from_le_bytes(self.d), u16::from_le_bytes(self.dmin))
+    fn factors(&self) -> [u16; 2] {
+        [self.d, self.dmin].map(u16::from_le_bytes)
     }
 }
 
@@ -95,8 +94,8 @@ impl Sixteens for BlockQ3K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> (u16, u16) {
-        (u16::from_le_bytes(self.d), 0)
+    fn factors(&self) -> [u16; 2] {
+        [u16::from_le_bytes(self.d), 0]
     }
 }
 
@@ -121,79 +120,41 @@ impl Sixteens for BlockQ6K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> (u16, u16) {
-        (u16::from_le_bytes(self.d), 0)
+    fn factors(&self) -> [u16; 2] {
+        [u16::from_le_bytes(self.d), 0]
     }
 }
 
-/// The integers of a block's product; the second are those under the factor of the minima.
-#[inline(always)]
-unsafe fn sums<V: DotVector, B: Sixteens>(block: &B, y: &BlockQ8K) -> (V::Integers, __m256i) {
-    let y8 = y.qs.as_ptr();
-    // SAFETY: the caller's promise; all within the blocks.
-    unsafe {
-        let scales = V::scales_of_16(block.scales());
-        let first = V::scaled_of_16::<false>(block.numbers::<V>(false), y8, scales);
-        let second = V::scaled_of_16::<true>(block.numbers::<V>(true), y8.add(128), scales);
-        let scaled = V::add(first, second);
-        let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
-        let taken = _mm256_madd_epi16(block.taken_off(), bsums);
-        if B::MINS {
-            (scaled, taken)
-        } else {
-            (V::sub_eight(scaled, taken), _mm256_setzero_si256())
-        }
-    }
-}
+impl<B: Sixteens> RowBlock for B {
+    const MINS: bool = B::MINS;
+    type Activations = BlockQ8K;
 
-#[inline(always)]
-unsafe fn dot_row<V: DotVector, B: Sixteens>(row: &[B], y: &[BlockQ8K]) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (mut acc, mut mins) = (V::zero_floats(), _mm256_setzero_ps());
-        for (block, y) in row.iter().zip(y) {
-            prefetch(block, size_of::<B>());
-            let (scaled, taken) = sums::<V, B>(block, y);
-            let (d, dmin) = block.factors();
-            acc = V::fma(V::to_floats(scaled), V::spread(f16_to_f32(d) * y.scale()), acc);
+    #[inline(always)]
+    unsafe fn sums<V: DotVector>(&self, y: &BlockQ8K) -> (V::Integers, __m256i) {
+        let y8 = y.qs.as_ptr();
+        // SAFETY: the caller's promise; all within the blocks.
+        unsafe {
+            let scales = V::scales_of_16(self.scales());
+            let first = V::scaled_of_16::<false>(self.numbers::<V>(false), y8, scales);
+            let second = V::scaled_of_16::<true>(self.numbers::<V>(true), y8.add(128), scales);
+            let scaled = V::add(first, second);
+            let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
+            let taken = _mm256_madd_epi16(self.taken_off(), bsums);
             if B::MINS {
-                let factor = _mm256_set1_ps(f16_to_f32(dmin) * y.scale());
-                mins = _mm256_fmadd_ps(_mm256_cvtepi32_ps(taken), factor, mins);
+                (scaled, taken)
+            } else {
+                (V::sub_eight(scaled, taken), _mm256_setzero_si256())
             }
         }
-        let total = V::total_floats(acc);
-        if B::MINS { total - total_eight_floats(mins) } else { total }
     }
-}
 
-/// See [`crate::kernel::dot_rows`]; the lengths have been checked.
-///
-/// # Safety
-///
-/// The CPU has V's ISA.
-#[inline(always)]
-pub(super) unsafe fn dot_rows<V: DotVector, B: Sixteens>(
-    data: &[u8],
-    y: &[BlockQ8K],
-    out: &mut [f32],
-) {
-    for (row, out) in blocks::<B>(data).chunks_exact(y.len()).zip(out) {
-        // SAFETY: the caller's promise.
-        *out = unsafe { dot_row::<V, B>(row, y) };
+    #[inline(always)]
+    fn factors(&self) -> [u16; 2] {
+        Sixteens::factors(self)
     }
-}
 
-/// The integers of a block, added up.
-///
-/// # Safety
-///
-/// The CPU has V's ISA.
-#[cfg(test)]
-#[inline(always)]
-pub(super) unsafe fn block_sums<V: DotVector, B: Sixteens>(block: &[u8], y: &BlockQ8K) -> KSums {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (scaled, mins) = sums::<V, B>(&blocks::<B>(block)[0], y);
-        KSums { scaled: V::total(scaled), mins: super::total_eight(mins) }
+    #[inline(always)]
+    fn scale(y: &BlockQ8K) -> f32 {
+        y.scale()
     }
 }

@@ -1,7 +1,9 @@
 //! Panels with AVX2: eight rows a vector, tiles of two vectors by four columns.
 
-use super::PanelVector;
-use crate::block::TensorType;
+use crate::block::{QK, TensorType};
+use crate::kernel::panel::{self, Numbers, PanelVector};
+use crate::kernel::x86::dot::f16_to_f32;
+use crate::kernel::x86::iq4::look_up_bytes;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use std::arch::x86_64::*;
@@ -19,7 +21,7 @@ pub(crate) unsafe fn multiply(
     acc: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { super::multiply::<Avx2, 2, 4>(kind, rows, columns, acc) }
+    unsafe { panel::multiply::<Avx2, 2, 4>(kind, rows, columns, acc) }
 }
 
 /// See [`crate::kernel::quantize_column`].
@@ -30,7 +32,7 @@ pub(crate) unsafe fn multiply(
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn quantize_column(x: &[f32], out: ColumnMut<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { super::quantize_column::<Avx2>(x, out) }
+    unsafe { panel::quantize_column::<Avx2>(x, out) }
 }
 
 struct Avx2;
@@ -59,7 +61,7 @@ impl PanelVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot<B: super::Numbers>(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+    unsafe fn dot<B: Numbers>(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         // SAFETY: as above.
         unsafe {
             if !B::WIDE {
@@ -165,6 +167,24 @@ impl PanelVector for Avx2 {
     unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
         // SAFETY: as above.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn half(bits: u16) -> f32 {
+        // SAFETY: as above.
+        unsafe { f16_to_f32(bits) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
+        // SAFETY: as above.
+        unsafe { look_up_bytes(table, qs) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: fetching is no access: any address may be given.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! Panels with AVX-512: sixteen rows a vector, tiles of four vectors by six columns.
 
-use super::PanelVector;
-use crate::block::TensorType;
+use crate::block::{QK, TensorType};
+use crate::kernel::panel::{self, Numbers, PanelVector};
+use crate::kernel::x86::dot::f16_to_f32;
+use crate::kernel::x86::iq4::look_up_bytes;
 use crate::matmul::PANEL;
 use crate::matmul::columns::{ColumnMut, PanelColumns};
 use std::arch::x86_64::*;
@@ -19,7 +21,7 @@ pub(crate) unsafe fn multiply(
     acc: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { super::multiply::<Avx512<false>, 4, 6>(kind, rows, columns, acc) }
+    unsafe { panel::multiply::<Avx512<false>, 4, 6>(kind, rows, columns, acc) }
 }
 
 /// As above.
@@ -35,7 +37,7 @@ pub(crate) unsafe fn multiply_vnni(
     acc: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { super::multiply::<Avx512<true>, 4, 6>(kind, rows, columns, acc) }
+    unsafe { panel::multiply::<Avx512<true>, 4, 6>(kind, rows, columns, acc) }
 }
 
 /// See [`crate::kernel::quantize_column`].
@@ -46,7 +48,7 @@ pub(crate) unsafe fn multiply_vnni(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(crate) unsafe fn quantize_column(x: &[f32], out: ColumnMut<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { super::quantize_column::<Avx512<false>>(x, out) }
+    unsafe { panel::quantize_column::<Avx512<false>>(x, out) }
 }
 
 struct Avx512<const VNNI: bool>;
@@ -75,7 +77,7 @@ impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn dot<B: super::Numbers>(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+    unsafe fn dot<B: Numbers>(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         // SAFETY: as above; VNNI is the type's promise.
         unsafe {
             if VNNI {
@@ -166,6 +168,24 @@ impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
     unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
         // SAFETY: as above.
         unsafe { _mm512_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn half(bits: u16) -> f32 {
+        // SAFETY: as above.
+        unsafe { f16_to_f32(bits) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
+        // SAFETY: as above.
+        unsafe { look_up_bytes(table, qs) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: fetching is no access: any address may be given.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! Blocks taken apart for the panels: unsigned numbers under scales.
 
+use super::PanelVector;
 use crate::block::iq4::{OFFSET, UNSIGNED};
 use crate::block::k_scales::unpack;
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
@@ -7,8 +8,6 @@ use crate::block::{
     Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k,
 };
-use crate::kernel::x86::dot::f16_to_f32;
-use crate::kernel::x86::iq4::look_up_bytes;
 
 /// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
 /// by [`Self::SUB`] weights.
@@ -23,15 +22,22 @@ pub(crate) trait Numbers: Block {
     const WIDE: bool = false;
 
     /// Writes the numbers of the block, and the scale and `add` of each sub-block.
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], adds: &mut [f32]);
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA; so below.
+    unsafe fn unpack<V: PanelVector>(
+        &self,
+        numbers: &mut [u8],
+        scales: &mut [f32],
+        adds: &mut [f32],
+    );
 }
 
-/// By the CPU: scales of scales are often subnormal in f16, and then the portable conversion multiplies
-/// a subnormal f32, which takes as long as the rest of the block.
 #[inline(always)]
-fn half(bytes: [u8; 2]) -> f32 {
-    // SAFETY: every ISA that has panels has F16C.
-    unsafe { f16_to_f32(u16::from_le_bytes(bytes)) }
+unsafe fn half<V: PanelVector>(bytes: [u8; 2]) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { V::half(u16::from_le_bytes(bytes)) }
 }
 
 /// Low halves of 32 bytes, then the high halves, and so on.
@@ -57,7 +63,12 @@ impl Numbers for BlockQ2K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], adds: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(
+        &self,
+        numbers: &mut [u8],
+        scales: &mut [f32],
+        adds: &mut [f32],
+    ) {
         numbers.copy_from_slice(&self.numbers());
         for (j, (scale, add)) in scales.iter_mut().zip(adds).enumerate() {
             let (s, m) = self.scale_and_min(j);
@@ -71,7 +82,7 @@ impl Numbers for BlockQ3K {
     const OFFSET: i32 = q3_k::HALF;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         numbers.copy_from_slice(&self.numbers());
         scales.copy_from_slice(&self.all_scales());
     }
@@ -81,9 +92,16 @@ impl Numbers for BlockQ4K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], adds: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(
+        &self,
+        numbers: &mut [u8],
+        scales: &mut [f32],
+        adds: &mut [f32],
+    ) {
         split_nibbles(&self.qs, numbers);
-        k_scales(half(self.d), half(self.dmin), &self.scales, scales, adds);
+        // SAFETY: the caller's promise.
+        let (d, dmin) = unsafe { (half::<V>(self.d), half::<V>(self.dmin)) };
+        k_scales(d, dmin, &self.scales, scales, adds);
     }
 }
 
@@ -91,14 +109,21 @@ impl Numbers for BlockQ5K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], adds: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(
+        &self,
+        numbers: &mut [u8],
+        scales: &mut [f32],
+        adds: &mut [f32],
+    ) {
         split_nibbles(&self.qs, numbers);
         for (j, numbers) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (q, h) in numbers.iter_mut().zip(self.qh) {
                 *q |= ((h >> j) & 1) << 4;
             }
         }
-        k_scales(half(self.d), half(self.dmin), &self.scales, scales, adds);
+        // SAFETY: the caller's promise.
+        let (d, dmin) = unsafe { (half::<V>(self.d), half::<V>(self.dmin)) };
+        k_scales(d, dmin, &self.scales, scales, adds);
     }
 }
 
@@ -107,7 +132,7 @@ impl Numbers for BlockQ6K {
     const OFFSET: i32 = 32;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let parts = self.ql.as_chunks::<64>().0.iter().zip(self.qh.as_chunks::<32>().0);
         for ((ql, qh), out) in parts.zip(numbers.as_chunks_mut::<128>().0) {
             for i in 0..32 {
@@ -117,7 +142,8 @@ impl Numbers for BlockQ6K {
                 out[i + 96] = (ql[i + 32] >> 4) | ((qh[i] >> 6) << 4);
             }
         }
-        let d = half(self.d);
+        // SAFETY: the caller's promise.
+        let d = unsafe { half::<V>(self.d) };
         for (scale, &s) in scales.iter_mut().zip(&self.scales) {
             *scale = d * f32::from(s as i8);
         }
@@ -129,11 +155,12 @@ impl Numbers for BlockQ8_0 {
     const WIDE: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         for (out, q) in numbers.iter_mut().zip(self.qs) {
             *out = q ^ 0x80;
         }
-        scales[0] = half(self.d);
+        // SAFETY: the caller's promise.
+        scales[0] = unsafe { half::<V>(self.d) };
     }
 }
 
@@ -142,11 +169,12 @@ impl Numbers for BlockIQ4NL {
     const WIDE: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        // SAFETY: every ISA that has panels has AVX2.
-        let values = unsafe { look_up_bytes(&UNSIGNED, &self.qs) };
+    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        let values = unsafe { V::look_up(&UNSIGNED, &self.qs) };
         numbers.copy_from_slice(&values);
-        scales[0] = half(self.d);
+        // SAFETY: the caller's promise.
+        scales[0] = unsafe { half::<V>(self.d) };
     }
 }
 
@@ -155,12 +183,13 @@ impl Numbers for BlockIQ4XS {
     const WIDE: bool = true;
 
     #[inline(always)]
-    fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
-            // SAFETY: every ISA that has panels has AVX2.
-            *numbers = unsafe { look_up_bytes(&UNSIGNED, qs) };
+            // SAFETY: the caller's promise.
+            *numbers = unsafe { V::look_up(&UNSIGNED, qs) };
         }
-        let d = half(self.d);
+        // SAFETY: the caller's promise.
+        let d = unsafe { half::<V>(self.d) };
         for (j, scale) in scales.iter_mut().enumerate() {
             *scale = d * self.scale(j) as f32;
         }
@@ -176,13 +205,21 @@ macro_rules! legacy_numbers {
             $(const ADDS: bool = { let _: fn(&Self) -> [u8; 2] = $add; true };)?
 
             #[inline(always)]
-            fn unpack(&self, numbers: &mut [u8], scales: &mut [f32], _adds: &mut [f32]) {
+            unsafe fn unpack<V: PanelVector>(
+        &self,
+        numbers: &mut [u8],
+        scales: &mut [f32],
+        _adds: &mut [f32],
+    ) {
                 for j in 0..QK / 2 {
                     let pair: (i32, i32) = $pair(self, j);
                     (numbers[j], numbers[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
                 }
-                scales[0] = half(self.d);
-                $(_adds[0] = half($add(self));)?
+                // SAFETY: the caller's promise.
+                unsafe {
+                    scales[0] = half::<V>(self.d);
+                    $(_adds[0] = half::<V>($add(self));)?
+                }
             }
         }
     };
