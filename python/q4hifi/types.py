@@ -90,8 +90,8 @@ def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
     """
     found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
     if found is None or (codec and not found.codec):
-        known = [t.name for t in TYPES.values() if t.codec]
-        close = get_close_matches(str(name).strip().upper(), TYPES, n=1) if found is None else []
+        known, wrong = [t.name for t in TYPES.values() if t.codec], str(name).strip().upper()
+        close = [] if found else get_close_matches(wrong, known, n=1) or get_close_matches(wrong, TYPES, n=1)
         hint = f"did you mean {close[0]}? Or " if close else ""
         raise BadOptionError(f"unknown tensor type {str(name)!r}; {hint}choose one of {', '.join(known)}")
     return found
