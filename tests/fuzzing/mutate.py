@@ -79,12 +79,29 @@ def damage(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
         else:
             other = seeds[int(rng.random() * len(seeds))].data
             start = int(rng.random() * len(other))
-            piece = rng.choice(FLOATS) if rng.random() < 0.3 else other[start : start + 1 + rng.getrandbits(7)]
+            piece = (
+                rng.choice(FLOATS) if rng.random() < 0.3 else other[start : start + 1 + rng.getrandbits(7)]
+            )
             data[at : at + (len(piece) if rng.random() < 0.7 else 0)] = piece
     return bytes(data)
 
 
-VALUES: list[Any] = [None, True, 0, -1, 1e308, 1e-320, 2**63, 10**400, "", "x" * 2000, "\ud800", "Q4_K", [], {}]
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1e308,
+    1e-320,
+    2**63,
+    10**400,
+    "",
+    "x" * 2000,
+    "\ud800",
+    "Q4_K",
+    [],
+    {},
+]
 VALUES += [[0, 0], [[1, 2]], {"a": {}}, float("nan"), float("inf"), "0.5", [[[[[]]]]]]
 """What a value of a JSON file is replaced by."""
 
@@ -117,14 +134,50 @@ def damage_json(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
 def _nodes(value: Any, found: list[tuple[Any, Any]], depth: int = 0) -> None:
     if depth > 20:
         return
-    for key in list(value) if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0):
+    for key in (
+        list(value) if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    ):
         found.append((value, key))
         _nodes(value[key], found, depth + 1)
 
 
-PIECES = ["", "\0", "\n", "\r\n", "\ufeff", "\ud800", "é", "=", "#", '"', "\\", "(" * 50, "(a+)+$", "[[:digit:]]"]
-PIECES += ["{{", "}}", "{%", "%}", "[" * 2000, "[" * 100_000, "{" * 100, "1e999", "-0", "NaN", "9" * 5000, "x" * 3000, "\x1b[31m"]
-PIECES += ["{% for i in range(10**9) %}x{% endfor %}", "{{ 'x' * 3000000000 }}", "{% include 'x' %}", "\U0010ffff"]
+PIECES = [
+    "",
+    "\0",
+    "\n",
+    "\r\n",
+    "\ufeff",
+    "\ud800",
+    "é",
+    "=",
+    "#",
+    '"',
+    "\\",
+    "(" * 50,
+    "(a+)+$",
+    "[[:digit:]]",
+]
+PIECES += [
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "[" * 2000,
+    "[" * 100_000,
+    "{" * 100,
+    "1e999",
+    "-0",
+    "NaN",
+    "9" * 5000,
+    "x" * 3000,
+    "\x1b[31m",
+]
+PIECES += [
+    "{% for i in range(10**9) %}x{% endfor %}",
+    "{{ 'x' * 3000000000 }}",
+    "{% include 'x' %}",
+    "\U0010ffff",
+]
 """What texts may contain that their readers do not expect."""
 
 
