@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -134,7 +134,7 @@ class Calibration:
                     f"{path}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
                     f" {VERSION}; update it, or calibrate again into another file"
                 )
-            setting = Setting(**{key: found[key] for key in Setting.__dataclass_fields__})
+            setting = _setting(found)
             return cls(setting, {str(name): _measurement(value) for name, value in found["matrices"].items()})
 
         return read_json(
@@ -158,9 +158,25 @@ class Calibration:
         return found
 
 
+def _setting(found: Mapping[str, Any]) -> Setting:
+    setting = Setting(**{key: found[key] for key in Setting.__dataclass_fields__})
+    texts = (setting.model, setting.text, setting.importance or "")
+    counts = (setting.n_ctx, setting.group)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a fingerprint is a text")
+    if not all(isinstance(count, int) and 1 <= count < 1 << 31 for count in counts):
+        raise ValueError("not a number of tokens, or of layers")
+    return setting
+
+
 def _measurement(value: Mapping[str, Any]) -> Measurement:
-    error = float(value["error"])
-    divergences = tuple((float(mean), float(root)) for mean, root in value["divergences"])
-    if not all(isfinite(x) and x >= 0 for pair in ((error, 0.0), *divergences) for x in pair):
-        raise ValueError("not a measurement")
-    return Measurement(str(value["probe"]), error, divergences)
+    divergences = tuple((_figure(mean), _figure(root)) for mean, root in value["divergences"])
+    return Measurement(str(value["probe"]), _figure(value["error"]), divergences)
+
+
+def _figure(value: Any) -> float:
+    """An error or a divergence. None that was measured is so small or large that its square is lost."""
+    number = float(value)
+    if number != 0 and not 1e-30 <= number <= 1e30:
+        raise ValueError(f"{number} was not measured")
+    return number

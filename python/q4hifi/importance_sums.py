@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .correlations import Correlations, correlations_of, products_of
-from .errors import BadOptionError
+from .errors import BadOptionError, NotFiniteError
 from .gguf_constants import GGUFValueType
 from .gguf_metadata import Metadata
 from .gguf_write import GgufWriter, file_sizes
@@ -120,11 +120,13 @@ class ImportanceSums:
         """
         size = importance.chunk_size or chunk_size
         scale = np.float32(1 if importance.has_token_counts else size)
-        tensors = {
-            name: ColumnSums(squares * scale, counts * scale)
-            for name in importance.names
-            for squares, counts in [importance.sums(name)]
-        }
+        with np.errstate(over="ignore"):
+            scaled = {
+                name: ColumnSums(squares * scale, counts * scale)
+                for name in importance.names
+                for squares, counts in [importance.sums(name)]
+            }
+        tensors = {name: _finite(f"{importance.file}: {name}", sums) for name, sums in scaled.items()}
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
         refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
         known = {**refining, **tensors}
@@ -232,8 +234,15 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
                 f"{name} has {known.squares.size} values in one importance matrix and"
                 f" {sums.squares.size} in another; add up those of one model only"
             )
-        found[name] = sums if known is None else known + sums
+        with np.errstate(over="ignore"):
+            found[name] = sums if known is None else _finite(name, known + sums)
     return found
+
+
+def _finite(where: str, sums: ColumnSums) -> ColumnSums:
+    if not np.isfinite(sums.squares).all():
+        raise NotFiniteError(f"{where}: its sums are too large for 32-bit floats; make the imatrix again")
+    return sums
 
 
 def _stored(name: str, values: Floats | Correlations) -> StoredTensor:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+
+import q4hifi
 
 from . import seeds
 from .kinds import Kind
@@ -41,7 +44,7 @@ class Ended:
     status: int | None
     seconds: float
     output: str
-    data: bytes
+    data: bytes = field(repr=False)
 
     @property
     def fault(self) -> str | None:
@@ -54,7 +57,7 @@ class Ended:
 
 
 def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[Ended]:
-    """Give ``n`` damaged files to the kind's commands in turn."""
+    """Give ``n`` damaged files to the kind's commands in turn; first a sound one, which all must accept."""
     sound = {
         "model": (folder / "sound.gguf", seeds.models()[0].data),
         "imatrix": (folder / "sound-imatrix.gguf", seeds.imatrices()[0].data),
@@ -62,22 +65,36 @@ def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[End
     }
     for path, data in sound.values():
         path.write_bytes(data)
-    names = {name: str(path) for name, (path, _) in sound.items()}
     damaged = folder / f"damaged{kind.suffix}"
+    names = {name: str(path) for name, (path, _) in sound.items()}
     names |= {"f": str(damaged), "stem": str(damaged.with_suffix("")), "out": str(folder / "out.gguf")}
-    for i in range(n):
-        block, number = divmod(i, BLOCK)
-        if number == 0:
-            made = inputs(kind, seed, block)
-        data = next(made)
+
+    def given(command: str, data: bytes) -> Ended:
         damaged.unlink(missing_ok=True)
-        damaged.write_bytes(data)
-        yield _run(kind.commands[i % len(kind.commands)].format(**names).split(), folder, data)
+        if data:
+            damaged.write_bytes(data)
+        return _run(command.format(**names).split(), folder, data)
+
+    originals = kind.seeds()
+    if kind.made_by:
+        made = given(kind.made_by, b"")
+        assert made.status == 0, made
+        originals = [kind.adapt(damaged.read_bytes())]
+    for command in kind.commands:
+        ended = given(command, originals[0].data)
+        assert ended.status == 0, ended
+    for block in count():
+        for i, data in enumerate(inputs(kind, seed, block, originals)):
+            number = block * BLOCK + i
+            if number == n:
+                return
+            yield given(kind.commands[number % len(kind.commands)], data)
 
 
 def _run(arguments: list[str], folder: Path, data: bytes) -> Ended:
     start, status = time.perf_counter(), None
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    package = str(Path(q4hifi.__file__).parents[1])  # this one, whatever is installed
+    environment = {**os.environ, "PYTHONPATH": package, "PYTHONWARNINGS": "default"}
     with (folder / "output").open("w+b") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "q4hifi", *arguments],

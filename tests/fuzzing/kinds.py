@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from q4hifi.comparison_file import read_comparison
 from q4hifi.gguf_file import GgufFile
 from q4hifi.gguf_header import read_header
 from q4hifi.importance import load_importance
+from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import ImportanceSums
 from q4hifi.log_probs_file import LogProbsFile, LogProbsWriter
 from q4hifi.model import Model
@@ -119,7 +121,8 @@ def _imatrix(path: Path) -> None:
             importance.fisher(name, n_columns)
     assert all(isinstance(value, (str, int)) for _, value, _ in importance.metadata())
     sums = ImportanceSums.of(importance)
-    sums.save(path.with_suffix(".out.gguf"), overwrite=True)
+    layer_statistics(tensor_statistics(sums))
+    (sums + sums).save(path.with_suffix(".out.gguf"), overwrite=True)
 
 
 def _base_file(path: Path) -> None:
@@ -168,7 +171,7 @@ def _template(data: bytes, _: Path) -> None:
 
 @cache
 def _tokenizers() -> list[Tokenizer]:
-    files = [_open(seed.data, Path("vocabulary")) for seed in seeds.vocabularies()]
+    files = [_open(seed.data, Path("vocabulary")) for seed in seeds.models()[:2]]
     return [Tokenizer.from_metadata(file.metadata) for file in files]
 
 
@@ -191,7 +194,8 @@ class Kind:
 
     ``eat`` reads an input, given as bytes and as the path of a file that it may write. ``commands`` are
     arguments of the command, ``{f}`` standing for the damaged file, ``{model}``, ``{text}`` and ``{imatrix}``
-    for sound ones, ``{out}`` for a new file. ``suffix`` is that of the file's name.
+    for sound ones, ``{out}`` for a new file. ``suffix`` is that of the file's name. ``made_by`` is a command
+    that writes a sound ``{f}`` where the seeds are of another model and text; ``adapt`` makes it a seed.
     """
 
     seeds: Callable[[], Sequence[Seed]]
@@ -199,6 +203,14 @@ class Kind:
     commands: Sequence[str]
     mutate: Mutate = damage
     suffix: str = ".gguf"
+    made_by: str = ""
+    adapt: Callable[[bytes], Seed] = Seed.of
+
+
+def _partial_of(base: bytes) -> Seed:
+    """The partial file with the first chunk of a base file."""
+    magic = b"part" + struct.pack("<I", 1)
+    return Seed.of(magic + base[8:] + bytes(8 * 2 * (seeds.N_CTX - 1 - seeds.N_CTX // 2)), 120)
 
 
 QUANTIZE = "quantize {model} {out} Q4_K_M --overwrite"
@@ -235,34 +247,40 @@ KINDS: Mapping[str, Kind] = {
             "bench {f} -p 8 -n 4 -r 1",
         ),
     ),
-    "tokenizer": Kind(seeds.vocabularies, _tokenizer, ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
+    "tokenizer": Kind(seeds.models, _tokenizer, ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
     "imatrix": Kind(
         seeds.imatrices,
         _written(_imatrix),
         (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} --show-statistics", "inspect {f}"),
+        made_by=f"imatrix {{model}} {EVALUATE} -o {{f}}",
     ),
     "old imatrix": Kind(
         seeds.old_imatrices,
         _written(_imatrix),
         (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} -o {out} --overwrite"),
         suffix=".dat",
+        made_by=f"imatrix {{model}} {EVALUATE} -o {{f}}",
     ),
     "base file": Kind(
         seeds.base_files,
         _written(_base_file),
         ("perplexity {model} --kl-divergence --kl-divergence-base {f}",),
         suffix=".kld",
+        made_by=f"perplexity {{model}} {EVALUATE} --kl-divergence-base {{f}}",
     ),
     "partial": Kind(
         seeds.partial_files,
         _partial,
         (f"perplexity {{model}} {EVALUATE} --kl-divergence-base {{stem}} --resume",),
         suffix=".kld.partial",
+        made_by=f"perplexity {{model}} {EVALUATE} --kl-divergence-base {{f}}",
+        adapt=_partial_of,
     ),
     "comparison": Kind(
         seeds.comparisons,
         _written(_comparison),
         (f"compare {{model}} {{model}} {EVALUATE} --save {{f}} --resume",),
+        made_by=f"compare {{model}} {{model}} {EVALUATE} --save {{f}}",
     ),
     "calibration": Kind(
         seeds.calibrations,
@@ -270,6 +288,7 @@ KINDS: Mapping[str, Kind] = {
         (f"calibrate {{model}} {EVALUATE} -o {{f}}",),
         damage_json,
         ".json",
+        made_by=f"calibrate {{model}} {EVALUATE} -o {{f}}",
     ),
     "sensitivities": Kind(
         seeds.calibrations,
@@ -277,6 +296,7 @@ KINDS: Mapping[str, Kind] = {
         ("quantize {model} {out} --overwrite --like Q4_K_M --sensitivities {f}",),
         damage_json,
         ".json",
+        made_by=f"calibrate {{model}} {EVALUATE} -o {{f}}",
     ),
     "shapes": Kind(
         seeds.shapes, _written(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"

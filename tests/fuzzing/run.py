@@ -13,7 +13,7 @@ import signal
 import time
 import tracemalloc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,6 +24,7 @@ from typing import NoReturn
 from q4hifi.errors import Q4HifiError
 
 from .kinds import Kind
+from .mutate import Seed
 
 SECONDS = 10.0
 """What one input may take; any takes milliseconds."""
@@ -62,10 +63,9 @@ class Tally:
     faults: list[Fault] = field(default_factory=list)
 
 
-def inputs(kind: Kind, seed: int, block: int) -> Iterator[bytes]:
+def inputs(kind: Kind, seed: int, block: int, sound: Sequence[Seed]) -> Iterator[bytes]:
     """The damaged files of a block."""
     rng = random.Random(seed * 1_000_003 + block)
-    sound = kind.seeds()
     for i in range(BLOCK):
         yield kind.mutate(sound[(block + i) % len(sound)], sound, rng)
 
@@ -74,15 +74,15 @@ def fuzz(
     kind: Kind, folder: Path, *, seed: int = 0, runs: int | None = None, seconds: float | None = None,
     first: int = 0, step: int = 1, most_faults: int = 20,
 ) -> Tally:  # fmt: skip
-    """Read damaged files until ``runs`` or ``seconds`` are over, block ``first`` and every ``step``-th after."""
+    """Read damaged files until ``runs`` or ``seconds`` are over, every ``step``-th block."""
     path = folder / f"damaged{kind.suffix}"
-    tally, start = Tally(), time.perf_counter()
-    for sound in kind.seeds():
-        kind.eat(sound.data, path)  # whatever this raises is a fault of the seeds
+    tally, start, originals = Tally(), time.perf_counter(), kind.seeds()
+    for original in originals:
+        kind.eat(original.data, path)  # whatever this raises is a fault of the seeds
     with _alarms(), warnings.catch_warnings():
         warnings.simplefilter("error")
         for block in count(first, step):
-            for i, data in enumerate(inputs(kind, seed, block)):
+            for i, data in enumerate(inputs(kind, seed, block, originals)):
                 if tally.runs == runs:
                     break
                 tally.runs += 1

@@ -49,6 +49,7 @@ def numbers(n: int, dtype: str = "<f2") -> bytes:
 @cache
 def headers() -> list[Seed]:
     """Small files that have everything that a header can have."""
+    named: Pairs = [("general.architecture", "llama", T.STRING), ("llama.block_count", 1, T.UINT32)]
     scalars: Pairs = [
         ("a", 7, T.UINT8), ("b", -7, T.INT8), ("c", 700, T.UINT16), ("d", -700, T.INT16), ("e", 7, T.UINT32),
         ("f", -7, T.INT32), ("g", 0.5, T.FLOAT32), ("h", True, T.BOOL), ("i", "héllo", T.STRING),
@@ -62,8 +63,7 @@ def headers() -> list[Seed]:
         ("general.alignment", 32, T.UINT32),
     ]
     hifi: Pairs = [
-        ("general.architecture", "llama", T.STRING),
-        ("llama.block_count", 1, T.UINT32),
+        *named,
         ("general.file_type", 15, T.UINT32),
         ("q4_hifi.version", 1, T.UINT32),
         ("q4_hifi.layout", "split", T.STRING),
@@ -78,8 +78,8 @@ def headers() -> list[Seed]:
         "blk.0.ffn_down.weight.outlier_residual": ("F16", (2, 1), numbers(2)),
     }
     return [
-        gguf_file(scalars, f32),
-        gguf_file(arrays, {"x": ("Q8_0", (32, 1), numbers(17))}),
+        gguf_file([*named, *scalars], f32),
+        gguf_file([*named, *arrays], {"x": ("Q8_0", (32, 1), numbers(17))}),
         gguf_file(hifi, split),
         gguf_file([], {}),
     ]
@@ -116,12 +116,6 @@ def vocabulary(model: str) -> Pairs:
         ("tokenizer.ggml.token_type", [int(kind) for kind in kinds], T.INT32),
         ("tokenizer.ggml.tokens", texts, T.STRING),
     ]
-
-
-@cache
-def vocabularies() -> list[Seed]:
-    """Files with a vocabulary and no tensors."""
-    return [gguf_file(vocabulary(model), {}) for model in ("gpt2", "llama")]
 
 
 TEMPLATE = (
@@ -177,7 +171,8 @@ def _model(architecture: str, model: str) -> Seed:
 @cache
 def blocks() -> list[Seed]:
     """Models with a tensor of every type that can be decoded, their bytes as good as random."""
-    kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
+    kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"]
+    kinds += ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
     seeds = []
     for start in range(0, len(kinds), 5):
         tensors = {}
@@ -315,7 +310,7 @@ def templates() -> list[Seed]:
     """Chat templates."""
     parts = (
         "{{ bos_token }}{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
-        "{% set ns = namespace(n=0) %}{% macro f(x) %}[{{ x | upper }}]{% endmacro %}{{ f(messages[0].role) }}"
+        "{% set ns = namespace(n=0) %}{% macro f(x) %}{{ x | upper }}{% endmacro %}{{ f(messages[0].role) }}"
     )
     return [Seed.of(TEMPLATE.encode()), Seed.of(parts.encode())]
 
