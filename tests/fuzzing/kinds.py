@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from q4hifi.calibration import Calibration, Setting
 from q4hifi.chunks import Chunks, read_text
 from q4hifi.comparison_file import read_comparison
 from q4hifi.gguf_file import GgufFile
-from q4hifi.gguf_header import read_header
 from q4hifi.importance import load_importance
 from q4hifi.importance_statistics import layer_statistics, tensor_statistics
 from q4hifi.importance_sums import ImportanceSums
@@ -37,29 +35,6 @@ from .mutate import Mutate, Seed, damage, damage_json, damage_text
 Eat = Callable[[bytes, Path], None]
 
 
-class MemoryFile:
-    """Bytes in the place of a :class:`~q4hifi.gguf_io.PositionedFile`: a header is read without a disk."""
-
-    def __init__(self, data: bytes, path: Path) -> None:
-        self.path, self._data = path, data
-
-    def size(self) -> int:
-        return len(self._data)
-
-    def read_into(self, offset: int, out: memoryview) -> int:
-        piece = self._data[offset : offset + len(out)]
-        out[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        pass
-
-
-def _open(data: bytes, path: Path) -> GgufFile:
-    file: Any = MemoryFile(data, path)
-    return GgufFile([file], [read_header(file)])
-
-
 def _written(read: Callable[[Path], object]) -> Eat:
     """Reads the input from a file."""
 
@@ -70,16 +45,16 @@ def _written(read: Callable[[Path], object]) -> Eat:
     return eat
 
 
-def _header(data: bytes, path: Path) -> None:
-    _open(data, path)
+def _header(path: Path) -> None:
+    GgufFile.open(path).close()
 
 
-def _metadata(data: bytes, path: Path) -> None:
-    file = _open(data, path)
-    assert len(dict(file.metadata)) == len(file.metadata)
-    overview = Overview.of(ModelFile(file))
-    overview.as_dict()
-    overview.tables(tensors=True)
+def _metadata(path: Path) -> None:
+    with ModelFile.open(path) as model:
+        assert len(dict(model.metadata)) == len(model.metadata)
+        overview = Overview.of(model)
+        overview.as_dict()
+        overview.tables(tensors=True)
 
 
 def _verify(path: Path) -> None:
@@ -102,8 +77,9 @@ def _run(path: Path) -> None:
     model.tokenize("the quick fox", parse_special=True)
 
 
-def _tokenizer(data: bytes, path: Path) -> None:
-    tokenizer = Tokenizer.from_metadata(_open(data, path).metadata)
+def _tokenizer(path: Path) -> None:
+    with GgufFile.open(path) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
     for special in (False, True):
         tokens = tokenizer.encode(seeds.TEXT[:80], parse_special=special)
         assert all(0 <= token < tokenizer.n_vocab for token in tokens)
@@ -170,14 +146,18 @@ def _template(data: bytes, _: Path) -> None:
 
 
 @cache
-def _tokenizers() -> list[Tokenizer]:
-    files = [_open(seed.data, Path("vocabulary")) for seed in seeds.models()[:2]]
-    return [Tokenizer.from_metadata(file.metadata) for file in files]
+def _tokenizers(folder: Path) -> list[Tokenizer]:
+    path, found = folder / "vocabulary.gguf", []
+    for seed in seeds.models()[:2]:
+        path.write_bytes(seed.data)
+        with GgufFile.open(path) as file:
+            found.append(Tokenizer.from_metadata(file.metadata))
+    return found
 
 
 def _text(path: Path) -> None:
     text = read_text(path)
-    for tokenizer in _tokenizers():
+    for tokenizer in _tokenizers(path.parent):
         tokens = tokenizer.encode(text, add_special=False)
         tokenizer.encode(text, parse_special=True)
         found = tokenizer.decode_bytes(tokens)
@@ -218,12 +198,24 @@ EVALUATE = "-f {text} -c 8 --chunks 2"
 PLAN = "plan {f} Q4_K_M"
 
 KINDS: Mapping[str, Kind] = {
-    "header": Kind(seeds.headers, _header, ("inspect {f}", "verify {f}", PLAN)),
-    "metadata": Kind(seeds.headers, _metadata, ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")),
+    "header": Kind(seeds.headers, _written(_header), ("inspect {f}", "verify {f}", PLAN)),
+    "metadata": Kind(
+        seeds.headers, _written(_metadata), ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")
+    ),
     "blocks": Kind(
         seeds.blocks,
         _written(_verify),
-        ("verify {f}", "dequantize {f} {out} --overwrite", "export {f} {out} --as q8_0 --overwrite"),
+        ("verify {f}", "dequantize {f} {out} --overwrite"),
+    ),
+    "outliers": Kind(
+        lambda: seeds.headers()[2:3],
+        _written(_verify),
+        (
+            "verify {f}",
+            "export {f} {out} --as q8_0 --overwrite",
+            "export {f} {out} --layout fork --overwrite",
+            "dequantize {f} {out} --overwrite",
+        ),
     ),
     "plan": Kind(seeds.models, _written(_plan), (PLAN, "plan {f} Q4_HIFI --json", "plan {f} COPY")),
     "quantize": Kind(
@@ -247,7 +239,7 @@ KINDS: Mapping[str, Kind] = {
             "bench {f} -p 8 -n 4 -r 1",
         ),
     ),
-    "tokenizer": Kind(seeds.models, _tokenizer, ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
+    "tokenizer": Kind(seeds.models, _written(_tokenizer), ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
     "imatrix": Kind(
         seeds.imatrices,
         _written(_imatrix),
@@ -321,7 +313,7 @@ KINDS: Mapping[str, Kind] = {
         (
             "perplexity {model} -f {f} -c 8 --chunks 2",
             "imatrix {model} -f {f} -c 8 --chunks 2 -o {out} --overwrite",
-            "generate {model} -f {f} -n 3 --temp 0",
+            "generate {model} -f {f} -n 3 --temp 0 -c 100000",
         ),
         damage_text,
         ".txt",

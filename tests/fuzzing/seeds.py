@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGUFValueType, TokenType
+from tokenizers.pre_tokenizers import ByteLevel
 
 from q4hifi.gguf_header import data_offsets, header_bytes
 from q4hifi.gguf_metadata import Metadata
@@ -87,11 +88,19 @@ def headers() -> list[Seed]:
 
 def vocabulary(model: str) -> Pairs:
     """Return a byte-level vocabulary ("gpt2") or one of SentencePiece ("llama")."""
-    from q4hifi.tokenizer import _BYTE_OF
 
     words = ["th", "e", "he", "the", "o", "x"]
     if model == "gpt2":
-        texts = [*_BYTE_OF, "th", "he", "the", "Ġthe", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+        texts = [
+            *sorted(ByteLevel.alphabet()),
+            "th",
+            "he",
+            "the",
+            "Ġthe",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|endoftext|>",
+        ]
         kinds = [TokenType.NORMAL] * (len(texts) - 3) + [TokenType.CONTROL] * 3
         extra: Pairs = [
             ("tokenizer.ggml.merges", ["t h", "h e", "th e", "Ġ the"], T.STRING),

@@ -216,7 +216,6 @@ def _print_divergence(
 @click.option(
     "--save",
     "output",
-    type=OUTPUT,
     metavar="FILE",
     help="Save the measurements in FILE as they are made, for --resume.",
 )
@@ -244,6 +243,8 @@ def compare(
     """
     if resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
+    if output is not None:
+        check_output("--save", output, overwrite=overwrite or resume)
     file = _text_file(file, last_model=models[-1])
     from ..chunks import read_text
     from ..compare import compare as compare_models
