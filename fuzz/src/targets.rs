@@ -169,7 +169,7 @@ fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Opti
     let mut weights = vec![0f32; source.rows() * QK_K];
     hifi::dequantize(source, outliers, &mut weights).ok()?;
     let mut blocks = vec![0u8; source.rows() * fork::row_bytes(QK_K).expect("a block")];
-    if hifi_to_fork(source, outliers, &mut blocks) {
+    if fork::from_split(source, outliers, &mut blocks).is_ok() {
         let mut from_fork = vec![0f32; weights.len()];
         fork::dequantize(&blocks, QK_K, &mut from_fork).expect("what was written is legal");
         let (mut base, mut index, mut residual) = split_buffers(source.rows(), count);
@@ -178,10 +178,6 @@ fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Opti
         assert_eq!(index, outliers.index);
     }
     Some(weights)
-}
-
-fn hifi_to_fork(source: Source<'_>, outliers: Outliers<'_>, blocks: &mut [u8]) -> bool {
-    fork::from_split(source, outliers, blocks).is_ok()
 }
 
 fn outliers_of_fork(input: Input<'_>, count: usize) {
@@ -197,7 +193,8 @@ fn outliers_of_fork(input: Input<'_>, count: usize) {
     }
 }
 
-/// Multiplies matrices of arbitrary blocks by arbitrary numbers, on every instruction set.
+/// Multiplies matrices of arbitrary blocks by arbitrary numbers, and checks that every instruction set finds
+/// the same products.
 pub fn multiply(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.kind();
@@ -221,9 +218,14 @@ pub fn multiply(data: &[u8]) {
     } else {
         Matrix::new(Source::new(kind, &blocks, row_length).expect("whole rows"))
     };
+    let products = |isa| {
+        let mut out = vec![0f32; n_columns * n_rows];
+        matrix.matmul_with(isa, &x, &mut out).expect("the lengths fit");
+        out
+    };
+    let expected = products(Isa::Scalar);
     for isa in available() {
-        let mut products = vec![0f32; n_columns * n_rows];
-        matrix.matmul_with(isa, &x, &mut products).expect("the lengths fit");
+        assert!(same(&products(isa), &expected), "{kind:?} on {isa:?}");
     }
 }
 

@@ -216,10 +216,11 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
             for i in (0..GROUP).step_by(V::LANES) {
                 let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
                 V::store_bytes(ints, numbers.as_mut_ptr().add(i));
-                sums[i / SUM] += V::total(ints);
+                // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
+                sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
             }
         }
-        *scaled_sum = *scale * sums.iter().sum::<i32>() as f32;
+        *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
     }
 }
 

@@ -50,7 +50,7 @@ impl PanelVector for Portable {
 
     #[inline(always)]
     unsafe fn total(ints: Self::Ints) -> i32 {
-        ints.iter().sum()
+        ints.iter().fold(0, |sum, &int| sum.wrapping_add(int))
     }
 
     #[inline(always)]
