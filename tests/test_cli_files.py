@@ -146,6 +146,14 @@ def test_two_outputs_cannot_be_one_file(given: Path, tmp_path: Path, run: Run) -
     assert not dst.exists()
 
 
+def test_types_are_not_written_over_a_shard(tmp_path: Path, run: Run) -> None:
+    words = ("quantize", EXAMPLE, tmp_path / "q.gguf", "Q4_K_M", "--split-max-size", "1M", "--overwrite")
+    shard = tmp_path / "q-00001-of-00004.gguf"
+    found = run(*words, "--write-tensor-types", shard)
+    assert found.status == 2 and "itself; choose another destination" in found.err
+    assert shard.read_bytes().startswith(b"GGUF")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_an_unwritable_folder_is_noticed_before_the_work(given: Path, tmp_path: Path, run: Run) -> None:
     tmp_path.chmod(0o500)

@@ -49,6 +49,8 @@ def check_destination(
     """
     if os.fspath(path) == "-":
         raise _not_streamed(path)
+    if os.fspath(path).endswith(("/", os.sep)):  # Path would leave it out, and a file get the folder's name
+        raise BadOptionError(f"{path}: is the name of a folder; add that of the file")
     with os_errors(Path(path), "be the destination", BadOptionError):
         target = _resolved(Path(path))
         if not target.parent.is_dir():

@@ -153,6 +153,8 @@ def perplexity(
         _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
     file = _text_file(file, words)
+    if resume and save_log_probs is None:
+        raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
     if save_log_probs is not None:
         from ..output_file import partial_path
 
