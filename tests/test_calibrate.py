@@ -331,7 +331,7 @@ def test_quantizing_measures_once_and_uses_it(tmp_path: Path) -> None:
     assert plan() == first
     assert not any(what.startswith("chunk") for what in seen)
     assert q4hifi.plan_file(model, like="Q4_K_M", sensitivities=kept) == first
-    with pytest.raises(BadOptionError, match="sensitivities and calibrate cannot go together"):
+    with pytest.raises(BadOptionError, match="`sensitivities` and `calibrate` cannot go together"):
         q4hifi.plan_file(model, calibrate=text, sensitivities=kept)
 
 
