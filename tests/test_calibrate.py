@@ -272,8 +272,8 @@ def test_damaged_files(damage: Any, message: str, measured: Path, tmp_path: Path
     [
         ({"text": "short"}, "2 chunks of 32 need 64"),
         ({"n_ctx": 513}, "choose 2 to 512"),
-        ({"n_chunks": 0}, "n_chunks 0"),
-        ({"group": 0}, "group 0"),
+        ({"n_chunks": 0}, "`n_chunks` 0"),
+        ({"group": 0}, "`group` 0"),
         ({"file": EXAMPLE}, "is the source"),
         ({"file": "no/folder/found.json"}, "there is no folder"),
     ],

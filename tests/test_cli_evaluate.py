@@ -82,6 +82,7 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
         (("perplexity", EXAMPLE, "-f", "missing.txt"), 2, "missing.txt: cannot be read"),
         (("perplexity", EXAMPLE, "-f", TEXT), 2, "text.txt has only .* 512 needs at least 1024"),
         (("perplexity", EXAMPLE, "--kl-divergence"), 2, "--kl-divergence-base"),
+        (("perplexity", EXAMPLE, *CUT, "--resume"), 2, "no base file to resume; name it with"),
         (("perplexity", EXAMPLE, "--kl-divergence", "--kl-divergence-base", EXAMPLE), 1, "not a file of log"),
         (("perplexity", "missing.gguf", *CUT), 1, "missing.gguf"),
         (("perplexity", TEXT, *CUT), 1, "text.txt"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -116,11 +118,41 @@ def test_other_names_of_an_input_are_refused(
     assert dst.read_bytes() == before and text.read_text() == "words " * 200
 
 
+def test_a_text_is_not_taken_for_a_partial_base_file(given: Path, tmp_path: Path, run: Run) -> None:
+    text = tmp_path / "base.kld.partial"
+    text.write_text("part of the words " * 200)
+    words = ("perplexity", given / "model.gguf", "-f", text, "-c", "16", "--overwrite")
+    found = run(*words, "--kl-divergence-base", tmp_path / "base.kld")
+    assert found.status == 2 and f"is the source {text} itself" in found.err
+    assert text.read_text() == "part of the words " * 200
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="standard input has no name here")
+def test_standard_input_is_an_input(given: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words " * 200)
+    words = ["imatrix", given / "model.gguf", "-f", "-", "-c", "16", "-o", text, "--overwrite"]
+    with text.open("rb") as stdin:
+        found = subprocess.run(
+            [sys.executable, "-m", "q4hifi", *words], stdin=stdin, capture_output=True, check=False
+        )
+    assert found.returncode == 2 and b"itself; choose another destination" in found.stderr
+    assert text.read_text() == "words " * 200
+
+
 def test_two_outputs_cannot_be_one_file(given: Path, tmp_path: Path, run: Run) -> None:
     dst = tmp_path / "out.gguf"
     found = run("quantize", given / "model.gguf", dst, "--write-tensor-types", tmp_path / "." / "out.gguf")
     assert found.status == 2 and "is given for --write-tensor-types and for DST" in found.err
     assert not dst.exists()
+
+
+def test_types_are_not_written_over_a_shard(tmp_path: Path, run: Run) -> None:
+    words = ("quantize", EXAMPLE, tmp_path / "q.gguf", "Q4_K_M", "--split-max-size", "1M", "--overwrite")
+    shard = tmp_path / "q-00001-of-00004.gguf"
+    found = run(*words, "--write-tensor-types", shard)
+    assert found.status == 2 and "itself; choose another destination" in found.err
+    assert shard.read_bytes().startswith(b"GGUF")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

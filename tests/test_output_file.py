@@ -135,6 +135,11 @@ def test_what_is_no_place_for_a_file_is_refused(name: str, tmp_path: Path) -> No
     assert names_in(Path("/dev")) == before
 
 
+def test_the_name_of_a_folder_is_not_that_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(BadOptionError, match="is the name of a folder; add that of the file"):
+        check_destination(f"{tmp_path / 'new'}/")
+
+
 @posix
 def test_pipes_and_folders_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

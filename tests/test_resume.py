@@ -16,8 +16,11 @@ import pytest
 import q4hifi
 from q4hifi.correlations import correlations_of
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_write import GgufWriter
 from q4hifi.importance import load_importance
 from q4hifi.importance_sums import ImportanceSums
+from q4hifi.layout import StoredTensor
 from q4hifi.log_probs_file import LogProbsFile
 from q4hifi.model import Model
 from stand_ins import ToyTokenizer
@@ -160,6 +163,15 @@ def test_resuming_begins_where_there_is_nothing(models: dict[str, Model], tmp_pa
     )
 
 
+def test_the_older_form_is_not_resumed(models: dict[str, Model], tmp_path: Path) -> None:
+    out = tmp_path / "i.dat"
+    q4hifi.collect_importance(models["llama"], TOKENS, output=out, n_chunks=2, **OPTIONS)
+    before = out.read_bytes()
+    with pytest.raises(BadOptionError, match=r"i\.dat: `resume=True` is for the form gguf"):
+        q4hifi.collect_importance(models["llama"], TOKENS, output=out, resume=True, **OPTIONS)
+    assert out.read_bytes() == before
+
+
 # ---- base files of log-probabilities ---------------------------------------------------------------
 
 
@@ -229,8 +241,24 @@ def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp
     partial.write_bytes(b"part")
     with pytest.raises(BadOptionError, match="cannot be resumed"):
         base_file(models["llama"], base, resume=True)
+    partial.write_bytes(before[:-8])
+    with pytest.raises(BadOptionError, match=r"base\.kld\.partial: is cut off"):
+        base_file(models["llama"], base, resume=True)
     base_file(models["llama"], base, overwrite=True)
     assert names_in(tmp_path) == {"base.kld"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_no_other_file_is_taken_for_a_partial_one(
+    kind: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    other, partial = tmp_path / "other", tmp_path / "base.kld.partial"
+    (other if kind == "link" else partial).write_text("mine")
+    if kind == "link":
+        partial.symlink_to(other)
+    with pytest.raises(BadOptionError, match=r"base\.kld\.partial: (is a link|this name is needed)"):
+        base_file(models["llama"], tmp_path / "base.kld", overwrite=True)
+    assert partial.read_text() == "mine"
 
 
 def test_a_base_file_without_a_whole_chunk_is_not_kept(models: dict[str, Model], tmp_path: Path) -> None:
@@ -273,6 +301,50 @@ def test_a_comparison_is_kept_and_resumed(models: dict[str, Model], tmp_path: Pa
     assert read == [] and np.array_equal(again.models[0].perplexity.nll, whole.models[1].perplexity.nll)
     with pytest.raises(BadOptionError, match="another reference, text or context"):
         q4hifi.compare(mistral, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+
+
+def test_figures_of_models_that_are_not_compared_again_stay(models: dict[str, Model], tmp_path: Path) -> None:
+    out, llama, mistral = tmp_path / "figures", models["llama"], models["mistral3"]
+    first = q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out)
+    q4hifi.compare(llama, [mistral], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+    read = list[q4hifi.Comparison]()
+    again = q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True, on_chunk=read.append)
+    assert read == [] and np.array_equal(again.models[0].perplexity.nll, first.models[0].perplexity.nll)
+
+
+def test_a_model_may_be_compared_twice(models: dict[str, Model], tmp_path: Path) -> None:
+    out, llama = tmp_path / "figures", models["llama"]
+    with pytest.raises(KeyboardInterrupt):
+        q4hifi.compare(
+            llama,
+            [llama, llama],
+            TOKENS,
+            n_ctx=N_CTX,
+            output=out,
+            on_chunk=after(2, KeyboardInterrupt()),
+        )
+    found = q4hifi.compare(llama, [llama, llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+    for model in found.models:
+        assert np.allclose(model.perplexity.nll, found.reference.perplexity.nll, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", ["1.kld", "0.rates"])
+def test_a_damaged_comparison_is_refused(lost: str, models: dict[str, Model], tmp_path: Path) -> None:
+    out, llama = tmp_path / "figures", models["llama"]
+    q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out)
+    with GgufFile.open(out) as file:
+        arrays = {t.name: (t, file.read(t).reshape(-1)) for t in file.tensors.values()}
+        metadata = file.metadata
+    kind = arrays.pop(lost)[0].type
+    stored = [StoredTensor(t.name, t.shape, t.type) for t, _ in arrays.values()]
+    if lost == "0.rates":
+        stored.append(StoredTensor(lost, (0,), kind))
+    with GgufWriter(out, metadata, stored, overwrite=True) as writer:
+        for name, (_, values) in arrays.items():
+            writer.write_at(name, 0, values)
+        writer.commit()
+    with pytest.raises(BadFileError, match=f"{lost} is not what it must be"):
+        q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
 
 
 def test_a_model_that_fails_does_not_take_the_others_with_it(models: dict[str, Model]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import q4hifi
 from q4hifi import BadFileError, Model
+from q4hifi.gguf_file import GgufFile
 from q4hifi.log_probs_file import LogProbsFile
 from synthetic import EXAMPLE, ROOT
 
@@ -54,6 +55,14 @@ def test_a_model_that_is_written_anew_meanwhile_is_an_error_once_something_of_it
     with pytest.raises(BadFileError, match="has become shorter"):
         model.logits([1, 2, 3])
     assert np.isfinite(Model(path).logits([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_model_that_shrinks_before_it_is_mapped_is_an_error(path: Path, left: int) -> None:
+    with GgufFile.open(path) as file:
+        os.truncate(path, left)
+        with pytest.raises(BadFileError, match="has become shorter since it was opened"):
+            file.map()
 
 
 def test_models_come_and_go(path: Path) -> None:

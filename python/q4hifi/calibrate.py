@@ -133,11 +133,11 @@ def calibrate(
             " 1 or more, 1 or more"
         )
     if file is not None:
-        sources = [file for path in (model, imatrix) if path is not None for file in files_of(Path(path))]
+        sources = [shard for path in (model, imatrix) if path is not None for shard in files_of(Path(path))]
         check_writable(file, overwrite=True, sources=sources)  # before any work
     importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
     lm = Model(model, n_ctx=n_ctx, threads=threads)
-    tokens = np.asarray(lm.tokenize(text), np.uint32)
+    tokens = lm.tokenizer.encode_array(text)
     if tokens.size < n_ctx * n_chunks:
         raise BadOptionError(
             f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"

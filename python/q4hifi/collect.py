@@ -17,7 +17,7 @@ from .fingerprint import fingerprint, path_fingerprint
 from .gguf_split import files_of
 from .importance import load_importance
 from .importance_sums import ColumnSums, ImportanceSums, form_of
-from .limits import FISHER_CHUNKS
+from .limits import DAT, FISHER_CHUNKS
 from .logits import Doubles, Tokens, token_nll
 from .output_file import check_destination
 from .perplexity import Perplexity
@@ -63,9 +63,9 @@ def collect_importance(
     ``output`` is the file to write, in the form ``form`` (:meth:`ImportanceSums.save`). It is written every
     ``save_seconds``, at the end, and when the work fails or is interrupted, each time with all complete
     chunks; ``on_save`` is called afterwards. ``overwrite`` lets it replace a file. ``resume`` goes on from a
-    file that was written so, or begins where there is none; the perplexity is then that of the chunks
-    measured now. Sums of a resumed run differ from those of an uninterrupted one by rounding, at most half a
-    step of 1/127 in a correlation.
+    file of the form "gguf" that was written so, or begins where there is none; the perplexity is then that of
+    the chunks measured now. Sums of a resumed run differ from those of an uninterrupted one by rounding, at
+    most half a step of 1/127 in a correlation.
 
     Raises :class:`BadOptionError` for a text that is too short, for an output that cannot be written, and
     where the file to be resumed was made with another model, text or option; :class:`NotFiniteError` where
@@ -80,6 +80,11 @@ def collect_importance(
         if output is not None:
             sources = files_of(Path(lm.path))
             form = form_of(output, form)
+            if resume and form == DAT:
+                raise BadOptionError(
+                    f"{os.fspath(output)}: `resume=True` is for the form gguf, because a file in the form dat"
+                    " does not say which model and text it was measured with; name another output"
+                )
             work.run = _run(lm, chunks, process_output, fisher_chunks, correlations)
             if resume and check_destination(output, True, sources).exists():
                 work.kept = _resumed(output, work.run)

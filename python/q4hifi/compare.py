@@ -289,15 +289,18 @@ def _saver(
     names = [REFERENCE, *(path_fingerprint(other.model.path) for other in others)]
     cut = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
     text = fingerprint(cut.encode(), chunks.tokens.tobytes())
+    found: dict[str, Figures] = {}
     if resume and check_destination(output, True, sources).exists():
         found = read_comparison(output, text, chunks.n_scored)
         for running, name in zip(everything, names, strict=True):
-            running.figures = found.get(name, running.figures)
+            if name in found:  # one model may be compared twice
+                running.figures = found[name].copy()
         overwrite = True
 
     def save(overwrite: bool) -> None:
         figures = dict(zip(names, (running.figures for running in everything), strict=True))
-        write_comparison(output, text, figures, overwrite=overwrite, sources=sources)
+        # those of models that are not compared this time stay
+        write_comparison(output, text, found | figures, overwrite=overwrite, sources=sources)
 
     n_bytes = len(everything) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN
     return Saver(

@@ -58,6 +58,10 @@ class Figures:
         """Chunks that were measured."""
         return len(self.nll)
 
+    def copy(self) -> Figures:
+        """Return figures to which chunks can be added without changing these."""
+        return Figures([*self.nll], [*self.divergences], [*self.prompt_rates], self.seconds)
+
 
 def write_comparison(
     path: str | os.PathLike[str],
@@ -80,8 +84,8 @@ def write_comparison(
         if of_model.n_chunks:
             arrays[f"{i}.rates"] = np.array([*of_model.prompt_rates, of_model.seconds])
             arrays[f"{i}.nll"] = np.concatenate(of_model.nll)
-        if of_model.divergences:
-            columns = Divergence.joined(of_model.divergences)._asdict()
+        if parts := of_model.divergences[: of_model.n_chunks]:
+            columns = Divergence.joined(parts)._asdict()
             arrays |= {f"{i}.{name}": values for name, values in columns.items()}
     stored = [
         StoredTensor(name, (values.size,), _TYPES.get(name.partition(".")[2], _F64))
@@ -114,14 +118,15 @@ def read_comparison(path: str | os.PathLike[str], text: str, n_scored: int) -> d
             if not isinstance(n_chunks, int) or n_chunks < 0:
                 raise BadFileError(f"{path}: {KEY_CHUNKS} has {n_chunks!r:.80}, which is no number of chunks")
             if n_chunks:
-                found[str(model)] = _figures(file, i, n_chunks, n_scored)
+                found[str(model)] = _figures(file, i, n_chunks, n_scored, model == REFERENCE)
         return found
 
 
-def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int) -> Figures:
+def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int, is_reference: bool) -> Figures:
     def values(name: str, size: int | None) -> npt.NDArray[Any]:
         tensor, kind = file.tensors.get(f"{number}.{name}"), _TYPES.get(name, _F64)
-        if tensor is None or tensor.type != kind or (size is not None and tensor.shape != (size,)):
+        fits = tensor is not None and (tensor.shape == (size,) if size is not None else tensor.n_elements)
+        if tensor is None or tensor.type != kind or not fits:
             raise BadFileError(
                 f"{file.paths[0]}: {number}.{name} is not what it must be; the file is damaged"
             )
@@ -130,7 +135,7 @@ def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int) -> Figur
     size = n_chunks * n_scored
     rates = values("rates", None)  # the reference is measured again for a model that is new
     figures = Figures(np.split(values("nll", size), n_chunks), [], rates[:-1].tolist(), float(rates[-1]))
-    if f"{number}.kld" in file.tensors:
+    if not is_reference:
         columns = [np.split(values(name, size), n_chunks) for name in Divergence._fields]
         figures.divergences = [
             Divergence(nll, base, kld, delta, same.astype(np.bool_))

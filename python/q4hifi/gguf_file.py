@@ -111,9 +111,10 @@ class GgufFile:
         mappings = []
         for file, size in zip(self._files, needed, strict=True):
             with os_errors(file.path, "be mapped", BadFileError):
-                mappings.append(file.map())
-            if file.size() < size:
+                mapping = file.map()
+            if mapping is None or file.size() < size:
                 raise BadFileError(f"{file.path}: has become shorter since it was opened")
+            mappings.append(mapping)
         return mappings
 
     def check_unchanged(self) -> None:

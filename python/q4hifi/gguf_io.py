@@ -120,9 +120,12 @@ class PositionedFile:
         """Return when all that was written is on the disk."""
         os.fsync(self._file.fileno())
 
-    def map(self) -> FileMapping:
-        """Map the whole file into memory, read-only; the mapping outlives :meth:`close`."""
-        return FileMapping(self.path, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+    def map(self) -> FileMapping | None:
+        """Map the whole file into memory, read-only; None if it is empty. It outlives :meth:`close`."""
+        try:
+            return FileMapping(self.path, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            return None
 
     def close(self) -> None:
         """Close the file."""

@@ -54,7 +54,7 @@ class LogProbsWriter:
         With ``resume`` a partial file is gone on from, if there is one. Raises :class:`BadOptionError` for a
         destination that cannot be used.
         """
-        self._new = PartialFile(path, overwrite=overwrite, resume=resume, sources=sources)
+        self._new = PartialFile(path, begins=PARTIAL, overwrite=overwrite, resume=resume, sources=sources)
         self._chunks = chunks
         self._codes = chunks.n_scored * codes_per_row(chunks.n_vocab)
         self._at = 0  # codes of the next chunk that are written
@@ -79,9 +79,9 @@ class LogProbsWriter:
                 if self._new.resumed:
                     self._resume(tokens.tobytes())
                 else:
-                    file.reserve(size)
-                    file.write(0, memoryview(self._head()))
+                    file.write(0, memoryview(self._head()))  # first: by it the file is recognised
                     file.write(HEAD.size, byte_view(tokens))
+                    file.reserve(size)
             except BaseException:
                 self.__exit__(None, None, None)
                 raise
@@ -154,6 +154,10 @@ class LogProbsWriter:
             raise BadOptionError(
                 f"{self.partial}: was not begun with this text and vocabulary, so it cannot be resumed;"
                 " give the same text and options, or begin anew with `overwrite=True`"
+            )
+        if self._new.file.size() < self._nll_offset(len(self._chunks)):
+            raise BadOptionError(
+                f"{self.partial}: is cut off, so it cannot be resumed; begin anew with `overwrite=True`"
             )
         self.n_done = n_done
 

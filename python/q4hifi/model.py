@@ -355,10 +355,8 @@ class InputSums:
 
         Raises :class:`BadOptionError` where they are of a model of another shape.
         """
-        try:
+        with core_errors(BadOptionError):
             self.core.take(other.core)
-        except ValueError as cause:
-            raise BadOptionError(str(cause)) from None
 
     def of(self, name: str) -> tuple[npt.NDArray[np.float64], int] | None:
         """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""

@@ -49,6 +49,8 @@ def check_destination(
     """
     if os.fspath(path) == "-":
         raise _not_streamed(path)
+    if os.fspath(path).endswith(("/", os.sep)):  # Path would leave it out, and a file get the folder's name
+        raise BadOptionError(f"{path}: is the name of a folder; add that of the file")
     with os_errors(Path(path), "be the destination", BadOptionError):
         target = _resolved(Path(path))
         if not target.parent.is_dir():
@@ -214,12 +216,10 @@ class NewFile:
         raise OSError(f"temporary files beside {self.path} disappear")
 
     def _link_unnamed(self, name: Path) -> None:
-        # with a folder's descriptor Python calls linkat, which follows the link that /proc has
-        folder = os.open(self.target.parent, os.O_RDONLY)
-        try:
-            os.link(f"/proc/self/fd/{self.file.fileno()}", name, src_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(folder)
+        # With any descriptor Python calls linkat, which follows the link that /proc has. The path is
+        # absolute, so the descriptor itself does not matter.
+        file = self.file.fileno()
+        os.link(f"/proc/self/fd/{file}", name, src_dir_fd=file, follow_symlinks=True)
 
     def _link(self) -> Path:
         """The temporary file's name; it gets one if it has none."""
@@ -286,6 +286,11 @@ def check_writable(
         return new.target
 
 
+def partial_path(target: Path) -> Path:
+    """Return what a file that can be resumed is called until it is complete and becomes ``target``."""
+    return target.with_name(f"{target.name}.partial")
+
+
 class PartialFile(NewFile):
     """A file on its way to a destination that can be resumed: until then it is ``PATH.partial``, and stays.
 
@@ -298,18 +303,22 @@ class PartialFile(NewFile):
         self,
         path: str | os.PathLike[str],
         *,
+        begins: bytes,
         overwrite: bool = False,
         resume: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         """Check the destination, as :func:`check_destination` does; nothing is written yet.
 
-        Raises :class:`BadOptionError`, too, where the partial file is there and neither ``resume`` nor
-        ``overwrite`` is given.
+        ``begins`` is how every partial file of this kind begins. Raises :class:`BadOptionError`, too, where
+        the partial file is there and neither ``resume`` nor ``overwrite`` is given.
         """
         super().__init__(path, overwrite=overwrite, sources=sources)
-        self.partial = self.target.with_name(f"{self.target.name}.partial")
+        self._begins = begins
+        self.partial = partial_path(self.target)
         check_destination(self.partial, True, sources)
+        if self.partial.is_symlink():
+            raise BadOptionError(f"{self.partial}: is a link; remove it, or choose another destination")
         self.resumed = resume and self.partial.exists()
         if self.partial.exists() and not (resume or overwrite):
             raise BadOptionError(
@@ -318,16 +327,32 @@ class PartialFile(NewFile):
             )
 
     def __enter__(self) -> PartialFile:
-        """Open the partial file. Raises OSError where that fails, and BadOptionError where it is in use."""
+        """Open the partial file.
+
+        Raises OSError where that fails, and BadOptionError where it is in use, or where a file of that name
+        would be replaced that is no partial file: nobody named it as an output.
+        """
         there = self.partial.exists()
         self.file = PositionedFile(self.partial, "r+b" if there else "x+b")
         if _lock(self.file) is False:
             self.file.close()
             raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
-        self._part = self.partial
         if there and not self.resumed:
-            self.file.truncate(0)
+            self._clear()
+        self._part = self.partial
         return self
+
+    def _clear(self) -> None:
+        """Empty the partial file of another run."""
+        begin = bytearray(len(self._begins))
+        size = self.file.read_into(0, memoryview(begin))
+        if size and begin != self._begins:
+            self.file.close()
+            raise BadOptionError(
+                f"{self.partial}: this name is needed until the output is complete, and another file has it;"
+                " move that file, or choose another destination"
+            )
+        self.file.truncate(0)
 
     def _remove_part(self) -> None:
         """Remove the name if the file has the destination's, too, or is not to be kept."""

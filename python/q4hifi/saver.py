@@ -72,7 +72,7 @@ class Saver:
                     self._save_now()
 
     def done(self, n_chunks: int) -> None:
-        """Note that so many chunks are done; save them if the last save is some minutes ago."""
+        """Note how many chunks are done; save them if the last save is some minutes ago."""
         self._done = n_chunks
         if time.monotonic() - self._last >= self._seconds:
             self._save_now()

@@ -23,11 +23,10 @@ class QuantizedTensor:
     """Weights as blocks.
 
     ``shape`` is that of the weights, row length last, () for a single number; ``data`` is uint8
-    [..., bytes of a row]. For
-    Q4_HIFI in the split layout, ``data`` holds the Q4_K base, and with n = row length / 256 blocks
-    a row and N outliers a block, ``outlier_index`` is uint8 [..., n, N], strictly increasing, and
-    ``outlier_residual`` float16 [..., n, N], to be added to the base at these places. Both are
-    None for every other type, and for ``layout`` "fork", whose blocks hold everything.
+    [..., bytes of a row]. For Q4_HIFI in the split layout, ``data`` holds the Q4_K base, and with
+    n = row length / 256 blocks a row and N outliers a block, ``outlier_index`` is uint8 [..., n, N],
+    strictly increasing, and ``outlier_residual`` float16 [..., n, N], to be added to the base at these
+    places. Both are None for every other type, and for ``layout`` "fork", whose blocks hold everything.
     """
 
     data: Bytes
@@ -84,8 +83,8 @@ class QuantizedTensor:
 
         The tensor is a matrix [n_out, n_in]; ``x`` is a float array [..., n_in], and the result
         float32 [..., n_out]. Activations are quantized to eight bits on the way, as in ggml, unless the
-        weights are floats. The result depends on the instruction set, and on whether there are few
-        columns or many, in its last digits; never on ``threads`` (None or 0 is one per core).
+        weights are floats. The last digits of the result depend on whether there are few columns or many,
+        never on the instruction set or on ``threads`` (None or 0 is one per core).
 
         Raises :class:`BadOptionError` for shapes and dtypes that do not fit, and
         :class:`UnsupportedModelError` for a type without codec.

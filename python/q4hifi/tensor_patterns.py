@@ -164,7 +164,7 @@ def _either(branches: list[_Part]) -> _Part:
 
 
 def _repeat(part: _Part, least: int, most: int | None, size: int) -> _Part:
-    """``part``, which visits ``size`` parts, at least and at most so many times."""
+    """``part``, which visits ``size`` parts, ``least`` to ``most`` times."""
 
     def run(name: _Name, places: int) -> int:
         for _ in range(least):

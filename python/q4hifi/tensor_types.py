@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 import re
 import string
+from collections.abc import Sequence
 
 from .output_file import new_file
 from .plan import Plan
 
 
-def write_tensor_types(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def write_tensor_types(
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    sources: Sequence[str | os.PathLike[str]] = (),
+) -> None:
     """Write a line ``^NAME$=TYPE`` for each tensor that ``plan`` encodes.
 
     llama-quantize with this file, the same imatrix and the plan's file type as its TYPE makes the same
-    file, if no tensor is Q4_HIFI. Raises :class:`BadOptionError` for a destination that cannot be used.
+    file, if no tensor is Q4_HIFI. ``sources`` are files that ``path`` must not be. Raises
+    :class:`BadOptionError` for a destination that cannot be used.
     """
     lines = [
         f"^{_escaped(t.name)}$={t.type.name.lower()}\n"
         for t in plan.tensors
         if t.type.quantized and not t.copied
     ]
-    with new_file(path, overwrite=overwrite) as file:
+    with new_file(path, overwrite=overwrite, sources=sources) as file:
         file.write("".join(lines).encode())
 
 

@@ -70,7 +70,7 @@ def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str =
 
 
 @contextmanager
-def _kept(file: str | None) -> Iterator[OnSave]:
+def _kept(file: str | None, *, can_resume: bool = True) -> Iterator[OnSave]:
     """Give what notes how many chunks are saved; if the work fails, say where they are."""
     saved = 0
 
@@ -82,7 +82,8 @@ def _kept(file: str | None) -> Iterator[OnSave]:
         yield on_save
     except BaseException:
         if saved:
-            click.echo(printable(f"kept {saved} chunks in {file}; --resume goes on from there"), err=True)
+            hint = "; --resume goes on from there" if can_resume else ""
+            click.echo(printable(f"kept {saved} chunks in {file}{hint}"), err=True)
         raise
 
 
@@ -152,8 +153,13 @@ def perplexity(
         _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
         return
     file = _text_file(file, words)
+    if resume and save_log_probs is None:
+        raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
     if save_log_probs is not None:
-        check_output("--kl-divergence-base", save_log_probs)
+        from ..output_file import partial_path
+
+        target = check_output("--kl-divergence-base", save_log_probs)
+        check_output("--kl-divergence-base", str(partial_path(target)), overwrite=True)
     from ..chunks import read_text
     from ..evaluation_report import final_perplexity, running_perplexity
     from ..perplexity import perplexity as measure_perplexity
@@ -386,7 +392,7 @@ def imatrix(
     if model is not None:
         text = read_text(str(file))
         with (
-            _kept(output) as on_save,
+            _kept(output, can_resume=form == GGUF) as on_save,
             progress_bar("tokens", 1) as progress,
             _running(running_perplexity, quiet=as_json, on_a_line=LINE) as show,
         ):

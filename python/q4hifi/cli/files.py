@@ -37,10 +37,10 @@ class FileCommand(click.Command):
         return super().invoke(ctx)
 
 
-def check_output(name: str, path: str, *, overwrite: bool | None = None) -> None:
-    """Raise :class:`Q4HifiError` where the command that is running cannot write ``path``.
+def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path:
+    """Return the file that ``path`` stands for; raise :class:`Q4HifiError` where it cannot be written.
 
-    It must be none of the command's inputs and no other output of it, and a file can be made there
+    It must be none of the running command's inputs and no other output of it, and a file can be made there
     (:func:`~q4hifi.output_file.check_writable`). ``name`` is what the command calls it; ``overwrite`` None
     is the option of that name.
     """
@@ -50,7 +50,8 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> None
     ctx = click.get_current_context()
     if overwrite is None:
         overwrite = bool(ctx.params.get("overwrite"))
-    sources = [file for _, value in _named(ctx, InputFile) for file in files_of(Path(value))]
+    inputs = ["/dev/stdin" if value == "-" else value for _, value in _named(ctx, InputFile)]
+    sources = [file for value in inputs for file in files_of(Path(value))]
     target = check_writable(path, overwrite, sources)
     outputs: dict[Path, str] = ctx.meta.setdefault(_CHECKED, {})
     other = outputs.setdefault(target, name)
@@ -58,6 +59,7 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> None
         raise BadOptionError(
             f"{path} is given for {other} and for {name}; choose another destination for one"
         )
+    return target
 
 
 def _named(ctx: click.Context, kind: type[click.types.StringParamType]) -> list[tuple[str, str]]:

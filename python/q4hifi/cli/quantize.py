@@ -29,6 +29,9 @@ from .group import main
 from .quantize_options import of_shapes, options_for, parse_choices, quantize_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from ..plan import Plan
     from ..report import QuantizeReport
 
@@ -93,7 +96,7 @@ def quantize(
             **choices,
         )
     _print_report(report, as_json)
-    _write_types(report.plan, types_file, overwrite)
+    _write_types(report.plan, types_file, overwrite, report.destination)
 
 
 @main.command()
@@ -200,11 +203,12 @@ def export(
     _print_report(report, as_json)
 
 
-def _write_types(plan: Plan, file: str | None, overwrite: bool) -> None:
+def _write_types(plan: Plan, file: str | None, overwrite: bool, written: Sequence[Path] = ()) -> None:
+    """Write the file of --write-tensor-types if one is wanted; never over a file of the model's output."""
     if file is not None:
         from ..tensor_types import write_tensor_types
 
-        write_tensor_types(plan, file, overwrite=overwrite)
+        write_tensor_types(plan, file, overwrite=overwrite, sources=written)
 
 
 def _print_report(report: QuantizeReport, as_json: bool) -> None:
