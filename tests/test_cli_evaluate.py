@@ -138,6 +138,14 @@ def test_compare(run: Run, small: Path, folder: Path) -> None:
     assert found["models"][0]["quality"]["same_top"]["value"] > 0.9
 
 
+def test_a_comparison_goes_on_with_the_file_that_it_saved(run: Run, small: Path, folder: Path) -> None:
+    save = ("compare", EXAMPLE, small, *CUT, "--chunks", 2, "--json", "--save", "saved.gguf")
+    assert run(*save).status == 0
+    assert run(*save).status == 2  # without being asked to
+    assert run(*save, "--resume").status == 0
+    assert names_in(folder) == {"saved.gguf"}
+
+
 def test_the_comparison_fits_a_terminal_of_100_columns(small: Path) -> None:
     printed = in_terminal(100, "compare", str(EXAMPLE), str(small), *map(str, CUT))
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).splitlines()

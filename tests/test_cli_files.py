@@ -40,6 +40,7 @@ CHECKED_BY_THE_COMMAND = {
     ("perplexity", "save_log_probs"),
     ("imatrix", "output"),
     ("calibrate", "output"),
+    ("compare", "output"),
 }
 """Outputs that have a default name, or are an input at other times."""
 

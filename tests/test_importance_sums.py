@@ -211,6 +211,15 @@ def test_sums_of_other_models_do_not_add_up() -> None:
         sums() + other
 
 
+def test_sums_too_large_for_their_type_are_refused(tmp_path: Path) -> None:
+    huge = ImportanceSums({DENSE: ColumnSums(np.full((1, 4), 3e38, np.float32), np.float32([512]))}, (), 512)
+    with pytest.raises(NotFiniteError, match=DENSE):
+        huge + huge
+    huge.save(tmp_path / "imatrix.dat")
+    with pytest.raises(NotFiniteError, match=rf"imatrix\.dat: {DENSE}: its sums are too large"):
+        ImportanceSums.of(load_importance(tmp_path / "imatrix.dat"), 1 << 20)
+
+
 # ---- statistics ----------------------------------------------------------------------------------
 
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGUFValueType, TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Sequence, Split
 
 import q4hifi
+from q4hifi import subwords
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.pre_tokenizers import PRE_TOKENIZERS
 from q4hifi.tokenizer import SHIELD, Tokenizer
+from q4hifi.windows import Merged, Place, merged_in_windows
 from synthetic import EXAMPLE, Pair
 from vocabularies import (
     HARD,
@@ -56,11 +66,14 @@ def byte_level_pairs(pre: str, **others: Any) -> list[Pair]:
     return tokenizer_pairs("gpt2", texts, SPECIAL, pre=pre, merges=merges, **ids, **others)
 
 
-def sentence_piece_pairs(score: Callable[[int], float], **others: Any) -> list[Pair]:
+def sentence_piece_pairs(
+    score: Callable[[int], float], *, longest: int | None = None, **others: Any
+) -> list[Pair]:
     """A SentencePiece vocabulary with all bytes; ``score`` of a token by its number."""
     kinds = SPECIAL | {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
     lines = [line.replace(" ", "▁") for line in HARD]
     texts = list(dict.fromkeys([*kinds, *learn(lines, 1500, "▁ab")[0]]))
+    texts = [text for text in texts if text in kinds or longest is None or len(text) < longest]
     return tokenizer_pairs(
         "llama", texts, kinds, scores=[float(score(i)) for i in range(len(texts))], **others
     )
@@ -126,24 +139,50 @@ def test_the_rows_differ(by_row: dict[str, Both]) -> None:
     assert len(results) >= 26
 
 
-def is_harmless(data: bytes) -> bool:
-    """Whether llama.cpp takes no surrogates from ``data`` (which we do not), and nothing beyond U+10FFFF."""
-    large = (b"\xed" + bytes([i]) for i in range(0xA0, 0xC0))
-    return not any(s in data for s in (*large, b"\xf4", b"\xf5", b"\xf6", b"\xf7"))
+BEYOND = re.compile(rb"\xf4[\x90-\xbf][\x80-\xbf]{2}|[\xf5-\xf7][\x80-\xbf]{3}")
+"""Forms beyond U+10FFFF, at which llama.cpp ends."""
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)
 @given(data=st.lists(st.binary(max_size=4) | hard_texts().map(str.encode), max_size=5).map(b"".join))
 def test_any_bytes(by_row: dict[str, Both], data: bytes) -> None:
-    if is_harmless(data):
+    if not BEYOND.search(data):
         ours, theirs = by_row["qwen2"]
         assert ours.encode(data) == theirs.encode(data)
 
 
+def every_class_of_bytes() -> Iterator[bytes]:
+    """All strings of one and two bytes, and longer ones with every first byte that begins a character."""
+    others = b"\x00\x20A\x80\x8d\x8f\x90\xa0\xbf\xc3\xed\xff"
+    firsts = [0x61, 0x20, 0x80, *range(0xC0, 0x100)]
+    yield from (bytes([byte]) for byte in range(256))
+    for n, head, tail in ((2, range(256), range(256)), (3, firsts, others), (4, firsts[3:], others[4:9])):
+        yield from map(bytes, product(head, *[tail] * (n - 1)))
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
+def test_every_class_of_bytes(kind: str, tmp_path: Path) -> None:
+    pairs = byte_level_pairs("qwen2") if kind == "byte_level" else sentence_piece_pairs(SCORES["by_rank"])
+    with both(write_vocabulary(tmp_path / "model.gguf", pairs)) as (ours, theirs):
+        for data in every_class_of_bytes():
+            if kind == "sentence_piece" or not BEYOND.search(data):
+                assert ours.encode(data) == theirs.encode(data), data
+
+
+def test_every_pre_tokenizer_on_forms_that_are_not_utf8(by_row: dict[str, Both]) -> None:
+    forms = [b"\xf0\x8d\xbf\xae", b"\xed\xa0\x80", b"\xc0\xa0", b"\xe0\x80\x8a", b"\xc0\xb1", b"\xff", b"\0"]
+    others = [b" ", b"a", b"\n", b"1", b"'s", b",", "中".encode(), b"\xee\x80\x80", "\ufdd0\ufffe".encode()]
+    chosen = random.Random(1)
+    texts = [b"".join(chosen.choices(forms + others, k=chosen.randint(2, 9))) for _ in range(60)]
+    for pre, (ours, theirs) in by_row.items():
+        for text in texts:
+            assert ours.encode(text) == theirs.encode(text), (pre, text)
+
+
 def test_bytes_that_llama_cpp_cannot_take(by_row: dict[str, Both]) -> None:
     ours, _ = by_row["qwen2"]
-    for data, n in {b"\xed\xa0\x80": 3, b"\xf4\x90\x80\x80": 4, b"\xf7\xbf\xbf\xbf": 4}.items():
-        assert ours.encode(data) == ours.encode("\ufffd" * n)
+    for data in (b"\xf4\x90\x80\x80", b"\xf7\xbf\xbf\xbf"):
+        assert ours.encode(data) == ours.encode("\ufffd" * 4)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +262,135 @@ def test_a_character_without_tokens_is_unknown() -> None:
     assert tokenizer.encode("aéa", add_special=False) == [0, 0, 0, 3, 4, 0, 3]  # ▁ has three bytes
 
 
+# ---- long texts ----------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(text=hard_texts())
+def test_no_word_spans_the_end_of_a_block(text: str) -> None:
+    for name in ONE_OF_EACH:
+        rules = PRE_TOKENIZERS[name]
+        cut = Sequence([Split(Regex(split), "isolated") for split in rules.splits]).pre_tokenize_str
+        words = [word for word, _ in cut(text)]
+        for end in re.finditer(rules.block_ends, text):
+            parts = [word for part in (text[: end.start()], text[end.start() :]) for word, _ in cut(part)]
+            assert parts == words, (name, text[: end.start()])
+
+
+ENDLESS = [
+    *(
+        "a" * 999,
+        "ab" * 500,
+        " " * 700,
+        "\n" * 700,
+        "\r\n" * 300,
+        "7" * 500,
+        "=" * 600,
+        "中" * 300,
+        "\ufffd" * 99,
+    ),
+    "x".join("the word that has no end " * 20),
+    "A 1, b\nc" + "thequickbrownfox" * 40 + " 12\n",
+    b"\xff" * 400 + b"\xed\xa0\x80" * 200,
+]
+
+
+SHORT = 20
+"""Characters of a token that are less than the margins of the blocks below."""
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything long is short."""
+    sizes = {"BLOCK": 16, "_LONG": 100, "_MARGIN": 30, "_SAMPLE": 71, "_CACHED_LENGTH": 5}
+    for name, size in sizes.items():
+        monkeypatch.setattr(subwords, name, size)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("pre", [name for name in ONE_OF_EACH if name != "jais-2"])  # which counts to 512
+def test_blocks_give_the_tokens_of_the_whole(pre: str, tmp_path: Path) -> None:
+    texts, merges = byte_level()
+    short = [text for text in texts if len(text) < SHORT]
+    merges = [pair for pair in merges if len(pair) <= SHORT]
+    pairs = tokenizer_pairs("gpt2", short, {}, pre=pre, merges=merges)
+    with both(write_vocabulary(tmp_path / "model.gguf", pairs)) as (ours, theirs):
+        for text in [*HARD, *INVALID, *ENDLESS, " ".join(HARD)]:
+            assert ours.encode(text) == theirs.encode(text), text
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("score", SCORES)
+def test_blocks_of_sentence_piece(score: str, tmp_path: Path) -> None:
+    pairs = sentence_piece_pairs(SCORES[score], longest=SHORT)
+    with both(write_vocabulary(tmp_path / "model.gguf", pairs)) as (ours, theirs):
+        for text in [*HARD, *INVALID, *ENDLESS, " ".join(HARD)]:
+            assert ours.encode(text) == theirs.encode(text), text
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    text=st.text("abc", max_size=120),
+    pairs=st.lists(st.text("abc", min_size=2, max_size=5), unique=True, max_size=12),
+    size=st.integers(2, 40),
+    margin=st.integers(0, 3),
+)
+def test_windows_give_the_tokens_of_the_whole(text: str, pairs: list[str], size: int, margin: int) -> None:
+    def merge(start: int, end: int) -> Merged:
+        parts = list(text[start:end])
+        while found := min(
+            ((pairs.index(a + b), i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in pairs),
+            default=None,
+        ):
+            at = found[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        starts = [0, *accumulate(map(len, parts))][: len(parts)]
+        return [int(part.translate(digits)) for part in parts], starts
+
+    def place(start: int, end: int) -> Place:
+        return Place(1, end - start - margin)
+
+    digits = str.maketrans("abc", "123")
+    windows = merged_in_windows(len(text), size, merge, place)
+    assert [token for window in windows for token in window] == merge(0, len(text))[0]
+
+
+def test_a_limit_reads_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = q4hifi.Model(EXAMPLE).tokenizer
+    text = "some words, and 12 more\n" * 20_000
+    whole = tokenizer.encode_array(text)
+    assert whole.dtype == np.uint32 and whole.tolist() == tokenizer.encode(text)
+    read: list[int] = []
+    encode = subwords.ByteLevel._tokens
+    monkeypatch.setattr(
+        subwords.ByteLevel, "_tokens", lambda self, block: read.append(len(block)) or encode(self, block)
+    )
+    for limit in (0, 1, 100, 10_000, 1 << 30):
+        read.clear()
+        assert tokenizer.encode_array(text, limit=limit).tolist() == whole[:limit].tolist()
+        assert sum(read) <= 6 * limit + 2 * subwords.BLOCK
+
+
+LARGE = """
+import resource, sys
+import q4hifi
+tokenizer = q4hifi.Model(sys.argv[1]).tokenizer
+unit = eval(sys.argv[2])
+tokenizer.encode_array(unit)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tokenizer.encode_array(unit * (4_000_000 // len(unit)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak differs")
+@pytest.mark.parametrize("unit", ["some words, and 12 more\n", "a", " ", "lorem"])
+def test_memory_is_a_small_multiple_of_the_text(unit: str) -> None:
+    command = [sys.executable, "-c", LARGE, str(EXAMPLE), repr(unit)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown < 25 * 4_000_000 / 1024
+
+
 # ---- special tokens ------------------------------------------------------------------------------
 
 
@@ -262,6 +430,41 @@ def test_roles_told_by_text(texts: str, kind: TokenType, tmp_path: Path) -> None
             assert tokens == theirs.encode(text, True, parse)
         if kind != TokenType.NORMAL:
             assert_same(ours, theirs, text)
+
+
+@pytest.mark.parametrize("name", ["", "phi-3"])
+@pytest.mark.parametrize("alphabet", ["ab", "abc", "a \n"])
+def test_special_tokens_that_overlap(alphabet: str, name: str, tmp_path: Path) -> None:
+    chosen = random.Random(alphabet)
+    texts, merges = byte_level()
+    kinds = dict.fromkeys(
+        ("".join(chosen.choices(alphabet, k=k)) for k in (2, 3, 3, 4, 5, 6, 6, 9)), TokenType.CONTROL
+    )
+    kinds |= dict.fromkeys([alphabet * 2], TokenType.USER_DEFINED)
+    kinds |= dict.fromkeys(
+        ["<unk>", "<s>", "</s>", "<|endoftext|>"], TokenType.CONTROL
+    )  # or llama.cpp refuses Phi-3
+    pairs = tokenizer_pairs("gpt2", list(dict.fromkeys([*texts, *kinds])), kinds, pre="qwen2", merges=merges)
+    pairs.append(("general.name", name, GGUFValueType.STRING))
+    with both(write_vocabulary(tmp_path / "model.gguf", pairs)) as (ours, theirs):
+        for _ in range(200):
+            text = "".join(chosen.choices(alphabet, k=chosen.randint(1, 40)))
+            for parse in (True, False):
+                assert ours.encode(text, parse_special=parse) == theirs.encode(text, True, parse), (
+                    kinds,
+                    text,
+                )
+
+
+def test_many_special_tokens_take_no_more_time_than_few() -> None:
+    texts = [f"<unused{i}>" for i in range(5000)]
+    kinds = dict.fromkeys(texts, TokenType.CONTROL)
+    pairs = tokenizer_pairs("llama", ["<unk>", "<s>", "</s>", *texts], kinds, add_space_prefix=False)
+    tokenizer = Tokenizer.from_metadata({key: value for key, value, _ in pairs})
+    start = time.process_time()
+    tokens = tokenizer.encode("".join(texts) * 20, add_special=False, parse_special=True)
+    assert tokens == list(range(3, 5003)) * 20
+    assert time.process_time() - start < 30  # 0.5 s; minutes where every token is looked for in every piece
 
 
 def test_the_end_of_a_turn() -> None:

@@ -41,8 +41,8 @@ class SpecialTokens:
         end = len(data) if end is None else end
         while first := self._first(data, start, end):
             best = first
-            while better := self._better(data, best.start + 1, best.end, end, best):
-                best = better
+            while better := list(self._better(data, best.start + 1, best.end, end, best)):
+                best = min(better, key=_rank)
             if best is not first:  # shorter ones have what is left before it
                 yield from self.find(data, first.start, best.start)
             resume = best.end
@@ -66,17 +66,15 @@ class SpecialTokens:
                     return found
         return None
 
-    def _better(self, data: bytes, start: int, stop: int, end: int, than: Found) -> Found | None:
-        """The best of the tokens that win over another and begin before ``stop``."""
-        best = than
+    def _better(self, data: bytes, start: int, stop: int, end: int, than: Found) -> Iterator[Found]:
+        """The tokens that win over another and begin before ``stop``."""
         assert self._place
         for place in self._place.finditer(data, start, min(stop + _PREFIX, end)):
             if place.start() >= stop:
                 break
-            found = self._longest(data, place.start(), end, place[1], best.end - best.start)
-            if found and _rank(found) < _rank(best):
-                best = found
-        return best if best is not than else None
+            found = self._longest(data, place.start(), end, place[1], than.end - than.start)
+            if found and _rank(found) < _rank(than):
+                yield found
 
     def _longest(self, data: bytes, at: int, end: int, prefix: bytes, least: int = 0) -> Found | None:
         """The longest token at a place, of at least ``least`` bytes."""
@@ -91,7 +89,7 @@ class SpecialTokens:
     def _after_blanks(self, data: bytes, found: Found, end: int) -> int:
         blanks = _BLANKS.match(data, found.end, end)
         assert blanks
-        better = self._better(data, found.end, blanks.end(), end, found)
+        better = next(self._better(data, found.end, blanks.end(), end, found), None)
         return better.start if better else blanks.end()
 
 

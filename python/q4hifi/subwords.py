@@ -48,14 +48,12 @@ BLOCK = 1 << 14
 """Characters of a block, at least: it ends at the next place where no word spans."""
 
 _LONG = 8 * BLOCK  # characters; a longer block has a word without end in it
-_MARGIN = 1024  # characters of a run that stay on either side of a cut
-_SAMPLE = (
-    3071  # characters; no multiple of 3, so that threes from the right are not taken for such from the left
-)
+_CACHED_WINDOWS = 4  # in a run of one character, the next window is the same again
+_MARGIN = 1024  # characters on either side of a cut within a word
+_SAMPLE = 3071  # characters of a run; no multiple of 3, which tells threes from the left and from the right
 _LIKE_A_SURROGATE = "\ue000"  # in every class of characters that surrogates are in, and in no other
 
 _SYMBOL = re.compile(rb"(?s)[\x00-\xbf]|[\xc0-\xdf].?|[\xe0-\xef].?.?|[\xf0-\xff].?.?.?")
-_SYMBOLS = 1 << 12  # of a SentencePiece window
 _CACHED_PIECES = 1 << 16
 _CACHED_LENGTH = 64
 _PLACES = 1 << 22  # in the table of neighbours: where two pairs share one, a text is cut less often
@@ -83,6 +81,7 @@ class ByteLevel:
         self._of_words = Backend(model)
         self._backend = Backend(model)
         self._backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+        self._cached_merge = lru_cache(_CACHED_WINDOWS)(self._merge)
         self._block_end = re.compile(rules.block_ends)
         self._margin = max(_MARGIN, *map(len, ids))  # so that what is left of a word is longer than any token
         run = max(4 * self._margin, _SAMPLE)
@@ -102,11 +101,7 @@ class ByteLevel:
             if len(block) <= _LONG:
                 yield _as_tokens(self._tokens(block))
             else:
-                size = len(block)
-                windows = merged_in_windows(
-                    size, _LONG, partial(self._merge, block), partial(self._place, block)
-                )
-                yield from map(_as_tokens, windows)
+                yield from self._long(block)
             start = stop
 
     def _tokens(self, block: str) -> list[int]:
@@ -121,8 +116,16 @@ class ByteLevel:
         like = SURROGATE.sub(_LIKE_A_SURROGATE, text)
         return [span for _, span in self._words.pre_tokenize_str(like)]
 
-    def _merge(self, block: str, start: int, end: int) -> Merged:
-        part = block[start:end]
+    def _long(self, block: str) -> Iterator[Tokens]:
+        """Yield the tokens of a block with a word of any length in it."""
+
+        def merge(start: int, end: int) -> Merged:
+            return self._cached_merge(block[start:end])
+
+        windows = merged_in_windows(len(block), _LONG, merge, partial(self._place, block))
+        yield from map(_as_tokens, windows)
+
+    def _merge(self, part: str) -> Merged:
         if SURROGATE.search(part):
             tokens = self._tokens(part)
             return tokens, [WITHIN] * len(tokens)
@@ -174,7 +177,8 @@ class SentencePiece:
         ]
         self._of_byte = [vocabulary.unknown if token is None else token for token in of_byte]
         self._cached = lru_cache(_CACHED_PIECES)(self._packed)
-        self._cached_merge = lru_cache(4)(self._merge)  # a run of one character is the same window again
+        self._cached_merge = lru_cache(_CACHED_WINDOWS)(self._merge)
+        self._margin = max(_MARGIN, *map(len, ids))
 
     def encode(self, data: bytes) -> Iterator[Tokens]:
         """Yield the tokens of a text; a character without a token becomes the tokens of its bytes."""
@@ -209,9 +213,9 @@ class SentencePiece:
             return self._cached_merge(symbols[start:end])
 
         def place(start: int, end: int) -> Place:
-            return Place(1, end - start - _SYMBOLS // 4)
+            return Place(2 * self._margin, end - start - self._margin)
 
-        yield from map(_as_tokens, merged_in_windows(len(symbols), _SYMBOLS, merge, place))
+        yield from map(_as_tokens, merged_in_windows(len(symbols), 4 * self._margin, merge, place))
 
     def _packed(self, symbols: _Symbols) -> bytes:
         return array("I", self._merge(symbols)[0]).tobytes()

@@ -29,7 +29,8 @@ def merged_in_windows(
     """Yield the tokens of a sequence of length ``n``, window after window of about ``size``.
 
     ``merge(start, end)`` merges a part: always the best pair first, of equals the leftmost.
-    ``place(start, end)`` says where this window may end; None asks for a larger window.
+    ``place(start, end)`` says where this window may end; None asks for a larger window. What is before that
+    must be much longer than any token.
 
     The last tokens of a window are not sure, because what follows could merge with them. So the window is
     cut between two tokens before its end, and the next window begins there. The cut is right if that window

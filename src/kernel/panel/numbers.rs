@@ -18,7 +18,8 @@ pub(crate) trait Numbers: Block {
     const OFFSET: i32 = 0;
     /// Whether `add` is not always 0.
     const ADDS: bool = false;
-    /// Whether numbers may have the eighth bit.
+    /// Whether numbers may have the eighth bit: x86-64 alone asks.
+    #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     const WIDE: bool = false;
 
     /// Writes the numbers of the block, and the scale and `add` of each sub-block.
