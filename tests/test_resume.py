@@ -248,6 +248,18 @@ def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp
     assert names_in(tmp_path) == {"base.kld"}
 
 
+def test_a_base_file_whose_place_was_taken_can_be_resumed(models: dict[str, Model], tmp_path: Path) -> None:
+    base = tmp_path / "base.kld"
+    with pytest.raises(BadOptionError, match="exists already"):
+        base_file(models["llama"], base, on_chunk=lambda _: base.write_text("mine"))
+    assert base.read_text() == "mine"
+    read = list[object]()
+    with pytest.raises(BadOptionError, match="exists already"):
+        base_file(models["llama"], base, resume=True)
+    base_file(models["llama"], base, resume=True, overwrite=True, on_chunk=read.append)
+    assert read == [] and names_in(tmp_path) == {"base.kld"}
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_no_other_file_is_taken_for_a_partial_one(
     kind: str, models: dict[str, Model], tmp_path: Path

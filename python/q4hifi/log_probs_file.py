@@ -54,7 +54,9 @@ class LogProbsWriter:
         With ``resume`` a partial file is gone on from, if there is one. Raises :class:`BadOptionError` for a
         destination that cannot be used.
         """
-        self._new = PartialFile(path, begins=PARTIAL, overwrite=overwrite, resume=resume, sources=sources)
+        self._new = PartialFile(
+            path, begins=(PARTIAL, MAGIC), overwrite=overwrite, resume=resume, sources=sources
+        )
         self._chunks = chunks
         self._codes = chunks.n_scored * codes_per_row(chunks.n_vocab)
         self._at = 0  # codes of the next chunk that are written
@@ -129,6 +131,7 @@ class LogProbsWriter:
 
     def publish(self) -> None:
         """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
+        self._new.check()  # before the file loses what it can be resumed by
         with os_errors(self._new.path, "be completed"):
             self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
             self._new.file.truncate(self._nll_offset(0))

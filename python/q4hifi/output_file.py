@@ -136,6 +136,10 @@ class NewFile:
         with suppress(OSError):
             self._remove_part()
 
+    def check(self) -> None:
+        """Raise :class:`BadOptionError` where the destination cannot be used any more."""
+        check_destination(self.path, self._overwrite, self._sources)
+
     def publish(self) -> bool:
         """Bring the file to the disk and put it in its place; return whether the place was empty before.
 
@@ -143,7 +147,7 @@ class NewFile:
         appeared there since and must not be replaced, and OSError where the disk fails.
         """
         self.file.sync()
-        check_destination(self.path, self._overwrite, self._sources)
+        self.check()
         self._copy_permissions()
         if self._part is not None:
             self.file.close()  # Windows moves closed files only
@@ -303,14 +307,14 @@ class PartialFile(NewFile):
         self,
         path: str | os.PathLike[str],
         *,
-        begins: bytes,
+        begins: tuple[bytes, ...],
         overwrite: bool = False,
         resume: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         """Check the destination, as :func:`check_destination` does; nothing is written yet.
 
-        ``begins`` is how every partial file of this kind begins. Raises :class:`BadOptionError`, too, where
+        ``begins`` is how partial files of this kind begin. Raises :class:`BadOptionError`, too, where
         the partial file is there and neither ``resume`` nor ``overwrite`` is given.
         """
         super().__init__(path, overwrite=overwrite, sources=sources)
@@ -344,9 +348,9 @@ class PartialFile(NewFile):
 
     def _clear(self) -> None:
         """Empty the partial file of another run."""
-        begin = bytearray(len(self._begins))
+        begin = bytearray(max(map(len, self._begins)))
         size = self.file.read_into(0, memoryview(begin))
-        if size and begin != self._begins:
+        if size and not begin.startswith(self._begins):
             self.file.close()
             raise BadOptionError(
                 f"{self.partial}: this name is needed until the output is complete, and another file has it;"
