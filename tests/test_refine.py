@@ -167,7 +167,7 @@ def raw(x: Floats) -> rows.Bytes:
 
 def test_inputs_must_be_of_all_columns() -> None:
     x, w = np.ones((1, 256), np.float32), np.ones(256, np.float32)
-    with pytest.raises(ValueError, match="correlations"):
+    with pytest.raises(BadFileError, match="correlations"):
         known_inputs(w, np.zeros(5, np.int8), 1e4)
     inputs = known_inputs(np.ones(512, np.float32))
     with pytest.raises(BadOptionError, match="importance"):

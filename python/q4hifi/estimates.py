@@ -48,9 +48,7 @@ def covariance(x: Sample, y: Sample) -> float:
 
 def difference(x: Sample, y: Sample) -> Estimate:
     """Return mean(x) - mean(y), two samples taken together; what they share does not count as error."""
-    a, b = mean(x), mean(y)
-    variance = a.error**2 + b.error**2 - 2 * covariance(x, y)
-    return Estimate(a.value - b.value, sqrt(max(0.0, variance)))
+    return Estimate(mean(x).value - mean(y).value, mean(x - y).error)
 
 
 def root_mean_square(x: Sample) -> Estimate:
