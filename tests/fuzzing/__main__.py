@@ -36,7 +36,7 @@ def main() -> int:
         if options.files:
             kind = KINDS[options.kind[0]]
             for file in options.files:
-                kind.eat(file.read_bytes(), folder / f"damaged{kind.suffix}")
+                kind.eat(file.read_bytes(), kind.path_in(folder))
             return 0
         for name in options.kind or KINDS:
             if options.cli:

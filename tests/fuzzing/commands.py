@@ -65,7 +65,7 @@ def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[End
     }
     for path, data in sound.values():
         path.write_bytes(data)
-    damaged = folder / f"damaged{kind.suffix}"
+    damaged = kind.path_in(folder)
     names = {name: str(path) for name, (path, _) in sound.items()}
     names |= {"f": str(damaged), "stem": str(damaged.with_suffix("")), "out": str(folder / "out.gguf")}
 

@@ -176,6 +176,7 @@ class Kind:
     arguments of the command, ``{f}`` standing for the damaged file, ``{model}``, ``{text}`` and ``{imatrix}``
     for sound ones, ``{out}`` for a new file. ``suffix`` is that of the file's name. ``made_by`` is a command
     that writes a sound ``{f}`` where the seeds are of another model and text; ``adapt`` makes it a seed.
+    ``beside`` is the suffix of a file beside the damaged one that is always the second seed.
     """
 
     seeds: Callable[[], Sequence[Seed]]
@@ -185,6 +186,13 @@ class Kind:
     suffix: str = ".gguf"
     made_by: str = ""
     adapt: Callable[[bytes], Seed] = Seed.of
+    beside: str = ""
+
+    def path_in(self, folder: Path) -> Path:
+        """Return where the damaged file goes; the one beside it is there already."""
+        if self.beside:
+            (folder / f"damaged{self.beside}").write_bytes(self.seeds()[1].data)
+        return folder / f"damaged{self.suffix}"
 
 
 def _partial_of(base: bytes) -> Seed:
@@ -199,6 +207,13 @@ PLAN = "plan {f} Q4_K_M"
 
 KINDS: Mapping[str, Kind] = {
     "header": Kind(seeds.headers, _written(_header), ("inspect {f}", "verify {f}", PLAN)),
+    "shards": Kind(
+        seeds.shards,
+        _written(_metadata),
+        ("inspect {f}", "verify {f}", PLAN),
+        suffix="-00001-of-00002.gguf",
+        beside="-00002-of-00002.gguf",
+    ),
     "metadata": Kind(
         seeds.headers, _written(_metadata), ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")
     ),

@@ -75,9 +75,9 @@ def fuzz(
     first: int = 0, step: int = 1, most_faults: int = 20,
 ) -> Tally:  # fmt: skip
     """Read damaged files until ``runs`` or ``seconds`` are over, every ``step``-th block."""
-    path = folder / f"damaged{kind.suffix}"
+    path = kind.path_in(folder)
     tally, start, originals = Tally(), time.perf_counter(), kind.seeds()
-    for original in originals:
+    for original in originals[: 1 if kind.beside else None]:
         kind.eat(original.data, path)  # whatever this raises is a fault of the seeds
     with _alarms(), warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -86,6 +86,22 @@ def headers() -> list[Seed]:
     ]
 
 
+@cache
+def shards() -> list[Seed]:
+    """The two files of a model."""
+    found = []
+    for number in range(2):
+        pairs: Pairs = [
+            ("general.architecture", "llama", T.STRING),
+            ("llama.block_count", 1, T.UINT32),
+            ("split.no", number, T.UINT16),
+            ("split.count", 2, T.UINT16),
+            ("split.tensors.count", 2, T.INT32),
+        ]
+        found.append(gguf_file(pairs, {f"blk.0.{number}.weight": ("F16", (4, 2), numbers(8))}))
+    return found
+
+
 def vocabulary(model: str) -> Pairs:
     """Return a byte-level vocabulary ("gpt2") or one of SentencePiece ("llama")."""
 
