@@ -13,7 +13,7 @@ import oracle
 import q4hifi
 from command import Run
 from inputs import IMPORTANCE, INPUTS, Floats
-from q4hifi import BadOptionError, QuantizedTensor, rows
+from q4hifi import BadFileError, BadOptionError, QuantizedTensor, rows
 from q4hifi.candidates import STOCK, STOCK_OF_32
 from q4hifi.correlations import Inputs, correlations_of, known_inputs
 from q4hifi.layout import SPLIT, Format
