@@ -1,6 +1,7 @@
 //! The fuzz targets on random inputs, some thousand each: what a fuzzer does for hours, for a second.
 //!
 //! Every input is a seed of `fuzz/seeds/` with some of its bytes changed; the same ones every time.
+//! `Q4HIFI_FUZZ_ROUNDS` says how many inputs each target gets.
 
 #[path = "../fuzz/src/targets.rs"]
 mod targets;
@@ -8,7 +9,9 @@ mod targets;
 use std::path::Path;
 use targets::TARGETS;
 
-const ROUNDS: usize = 2000;
+fn rounds() -> usize {
+    std::env::var("Q4HIFI_FUZZ_ROUNDS").map_or(2000, |rounds| rounds.parse().expect("a number"))
+}
 
 /// A small generator: xorshift64*.
 struct Random(u64);
@@ -64,7 +67,7 @@ fn mutated_seeds_panic_nowhere() {
         let seeds = seeds(name);
         seeds.iter().for_each(|seed| target(seed));
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        for i in 0..ROUNDS {
+        for i in 0..rounds() {
             let mut data = seeds[i % seeds.len()].clone();
             mutate(&mut data, &mut random);
             if std::panic::catch_unwind(|| target(&data)).is_err() {

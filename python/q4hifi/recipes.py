@@ -204,7 +204,7 @@ def _find(name: str) -> Recipe | None:
 
 
 def type_hint(name: str) -> str:
-    """Return what a name that is no recipe's may stand for, to be told in an error; empty if nothing."""
+    """Return a hint, for an error message, on a name that is not a recipe's; empty if there is none."""
     written = {_letters(recipe): recipe for recipe in RECIPES}
     other = {_letters(kind): kind for kind in _UNWRITTEN.values()}
     other |= {_letters(kind.removesuffix("_MOE")): kind for kind in _UNWRITTEN.values()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import BadOptionError
 
 SAMPLE = 1 << 16
-"""Bytes from which the encoding is told."""
+"""Bytes at the start of a text from which its encoding is recognised."""
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # begins with the mark of UTF-16, so it comes first

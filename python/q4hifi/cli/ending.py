@@ -154,7 +154,7 @@ _MESSAGES: Sequence[tuple[type[BaseException], Callable[..., str]]] = (
 
 
 def _print(text: str) -> None:
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # standard error is closed as well
         click.echo(text, err=True)
 
 

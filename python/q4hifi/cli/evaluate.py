@@ -371,6 +371,8 @@ def imatrix(
         file = _text_file(file, words)
     elif not in_files:
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
+    elif resume:
+        raise BadOptionError("--resume continues the measuring of a MODEL; name it")
     from ..chunks import read_text
     from ..collect import collect_importance
     from ..evaluation_report import final_perplexity, importance_table, running_perplexity
