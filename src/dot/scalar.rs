@@ -8,7 +8,7 @@
 //! | K-quants, IQ4_XS | a sum that takes the blocks in turn; minima have one of their own, taken off at the end |
 //! | legacy types, IQ4_NL | eight lanes, lane l takes numbers 4 l to 4 l + 3 of every block; minima have a sum of their own |
 //! | F32, F16, BF16 | four times sixteen lanes, which take 64 numbers in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
-//! | outliers | sixteen lanes, see [`add_outliers`] |
+//! | outliers | sixteen lanes, see `add_outliers` |
 //!
 //! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
 //! multiply-add.
