@@ -34,6 +34,7 @@ __all__ = [
     "Sequence",
     "Trace",
     "Unavailable",
+    "Watch",
     "__version__",
     "check_finite",
     "correlation_pairs",
