@@ -83,7 +83,7 @@ def test_other_words_suggest_no_type(name: str) -> None:
         ("out", "'out' is not a type, and not a file name that ends in .gguf; write ./out.gguf, or give a"),
         ("out.bin", "write ./out.bin.gguf"),
         ("4", "'4' is not a type"),
-        ("missing/", "write missing.gguf"),
+        ("missing/", "is the name of a folder"),
         ("missing/out", "there is no folder"),
         ("Q4_K_M out.gguf", "write DST before TYPE: out.gguf Q4_K_M"),
         ("Q4_K_M out.gguf 4", "write DST before TYPE: out.gguf Q4_K_M"),
