@@ -22,7 +22,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_RETRY_SECONDS = 0.01
+_RETRY_SECONDS = 0.001
 
 
 def leave_at_once() -> None:
@@ -73,10 +73,13 @@ class Raising:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave at once again."""
+        """Leave at once again, now if a signal still waits."""
+        waits = self._waiting
         leave_at_once()
         self._wait(0)
         sys.unraisablehook = self._hook
+        if waits and error is None:
+            _leave(self._number, None)
 
     def _signal(self, number: int, frame: FrameType | None) -> None:
         self._number = number
