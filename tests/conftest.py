@@ -17,8 +17,12 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heeded() -> Iterator[None]:
-    """Also where pytest was started in the background, as by nohup, and inherits that it is not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heeded() -> Iterator[None]:
+    """Also where pytest was started in the background or by nohup, and inherits that they are not."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = signal.SIG_DFL
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
