@@ -169,7 +169,7 @@ def quantize_file(
         importance = given.importance
         planner = _Planner(model, options, given, output, thread_count(threads), progress)
         output.check(model)
-        if not allow_requantize:  # what only the plan can tell is checked again
+        if planner.measures and not allow_requantize:  # before that; the plan itself is checked afterwards
             _refuse_requantizing(model, planner.unmeasured())
         plan = planner.plan()
         if not allow_requantize:
@@ -318,9 +318,13 @@ class _Planner:
 
     def plan(self) -> Plan:
         """The plan that the options ask for, with the exact size of its files."""
-        measured = self.options.is_measured(self.importance is not None)
-        plan = self._measured() if measured else self._sized(self.options)
+        plan = self._measured() if self.measures else self.unmeasured()
         return replace(plan, idle_rules=plan.idle_rules + self.given.idle)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the plan depends on measured errors."""
+        return self.options.is_measured(self.importance is not None)
 
     def unmeasured(self) -> Plan:
         """The plan that the options ask for, or what it would be without measuring."""
