@@ -131,7 +131,7 @@ class Chat:
         self._prompt([*self.messages, {"role": "user", "content": "Hello"}])
 
     def answer(self, text: str, n: int | None = None) -> Iterator[str]:
-        """Return the model's answer to ``text``, piece by piece as it comes, of at most ``n`` tokens.
+        """Yield the model's answer to ``text``, at most ``n`` tokens, in pieces while it is written.
 
         If the conversation and an answer of a quarter of the context (or of ``n`` tokens, if that is less)
         do not fit in the context, the older half of the turns is forgotten, again and again if need be.

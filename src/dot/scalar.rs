@@ -374,8 +374,8 @@ fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 
 }
 
 /// Adds a block's outliers to the lanes: sixteen at a time, then eight. What is left goes to the first eight by
-/// taking the last eight and counting those as zeros that were taken before; but of fewer than eight outliers,
-/// four are taken if there are so many, and those left go to the first lane.
+/// taking the last eight and counting those as zeros that were taken before. Of fewer than eight outliers, four are
+/// taken together if there are four or more; the rest go to the first lane.
 fn add_outliers(lanes: &mut [f32; 16], index: &[u8], residual: &[[u8; 2]], values: &[f32; QK_K]) {
     let n = index.len();
     let mut add = |lane: usize, k: usize, counts: bool| {

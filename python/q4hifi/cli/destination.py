@@ -1,7 +1,7 @@
 """The arguments [DST] [TYPE] [THREADS] of 'quantize', and the name of DST where it is left out.
 
-They are told apart as llama-quantize does: the first may be a type. A mistyped type must not become the name
-of a file, so a DST without a TYPE ends in .gguf.
+As in llama-quantize, the first of them may be a type. A mistyped type must not become the name of a file, so
+a DST without a TYPE ends in .gguf.
 """
 
 from __future__ import annotations

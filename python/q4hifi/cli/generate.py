@@ -195,7 +195,7 @@ def _ask(prompt: str, editor: ModuleType | None) -> str | None:
 
 
 def _show(pieces: Iterable[str], after: str = "") -> bool:
-    """Print text as it comes, on a terminal ``after`` what it continues; whether it came to its end."""
+    """Print text while it is written; return False if Ctrl-C ended it. ``after`` is what it continues."""
     from .word_wrap import WordWrap
 
     wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None

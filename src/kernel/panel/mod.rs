@@ -81,7 +81,7 @@ pub(crate) trait PanelVector {
     unsafe fn prefetch(at: *const u8);
 
     /// Writes a square of [`Self::LANES`] by as many cells of four bytes with rows and columns
-    /// exchanged; the rows are so many bytes apart.
+    /// exchanged. `stride` and `to_stride` are the bytes from one row to the next.
     unsafe fn transpose(from: *const u8, stride: usize, to: *mut u8, to_stride: usize);
 }
 
@@ -224,7 +224,7 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
     }
 }
 
-/// The columns of tile `tile`; the last one again where there are not so many.
+/// The columns of tile `tile`. Where there are fewer than `C`, the last one fills the rest.
 #[inline(always)]
 fn tile_columns<const C: usize>(tile: usize, count: usize) -> [usize; C] {
     let mut columns = [0; C];

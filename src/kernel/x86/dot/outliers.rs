@@ -72,7 +72,7 @@ impl Outliers<'_> {
     ///
     /// # Safety
     ///
-    /// The CPU has V's ISA; there are so many blocks.
+    /// The CPU has V's ISA; the row has a block `i`, and all rows together have a block `block`.
     #[inline(always)]
     pub unsafe fn add<V: DotVector, const N: usize>(
         &self,

@@ -150,7 +150,7 @@ impl<V: DotVector> Sixteen<V> {
     ///
     /// # Safety
     ///
-    /// The CPU has V's ISA, and there are so many; so below.
+    /// The CPU has V's ISA, and `w` and `x` point to sixteen numbers each. The same holds below.
     #[inline(always)]
     unsafe fn add_products<B: NumberDot>(&mut self, w: *const u8, x: *const f32) {
         for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::LANES) {
