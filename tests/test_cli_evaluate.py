@@ -16,14 +16,17 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copyfile
 
+import numpy as np
 import pytest
 
 import q4hifi
 from command import Run, in_terminal, script
 from q4hifi import load_importance
 from q4hifi.cli.word_wrap import WordWrap
-from synthetic import EXAMPLE, ROOT, names_in
+from q4hifi.gguf_file import GgufFile
+from synthetic import EXAMPLE, ROOT, names_in, patch
 
 TEXT = ROOT / "tests/golden/text.txt"
 GOLDEN = json.loads((ROOT / "tests/golden/llama_evaluation.json").read_text())
@@ -56,6 +59,22 @@ def test_perplexity(run: Run) -> None:
     assert [float(v) for v in final.groups()] == pytest.approx(GOLDEN["F16"]["ppl"], rel=5e-4)
     found = json.loads(run("perplexity", EXAMPLE, *CUT, "--json").out)
     assert f"{found['ppl']['value']:.4f}" == final[1]
+
+
+def test_a_perplexity_beyond_floats_is_infinite_and_null_in_json(run: Run, folder: Path) -> None:
+    """Damaged files have such; none must end in a traceback, nor in JSON that no reader takes."""
+    copyfile(EXAMPLE, folder / "damaged.gguf")
+    with GgufFile.open(EXAMPLE) as file:
+        norm = file.tensors["output_norm.weight"]
+    loud = np.full(norm.shape[0], 1e6, np.float32)
+    patch(folder / "damaged.gguf", norm.offset, loud.tobytes())
+    outcome = run("perplexity", folder / "damaged.gguf", *CUT)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "[1]inf" in outcome.out and "PPL = inf +/- inf" in outcome.out
+    found = json.loads(
+        run("perplexity", folder / "damaged.gguf", *CUT, "--json").out, parse_constant=pytest.fail
+    )
+    assert found["ppl"]["value"] is None
 
 
 def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: Path) -> None:

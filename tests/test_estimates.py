@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,12 @@ def test_root_mean_square_and_share() -> None:
     hits = RNG.random((2000, 500)) < 0.9
     assert share(hits[0]).error == pytest.approx(hits.mean(1).std(), rel=0.25)
     assert share(np.ones(4, bool)) == Estimate(1.0, 0.0)
+
+
+def test_exp_is_infinite_beyond_floats() -> None:
+    """As a damaged model's perplexity may be; it must not end in OverflowError."""
+    assert Estimate(800.0, 0.1).exp() == Estimate(inf, inf)
+    assert Estimate(-800.0, 0.1).exp() == Estimate(0.0, 0.0)
 
 
 def test_exp_and_scaled_carry_the_error() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,12 @@ class Estimate:
         return Estimate(self.value * factor, self.error * factor)
 
     def exp(self) -> Estimate:
-        """Return the exponential of it, the error carried over to first order."""
-        return Estimate(exp(self.value), exp(self.value) * self.error)
+        """Return the exponential of it, the error carried over to first order; infinite beyond floats."""
+        try:
+            value = exp(self.value)
+        except OverflowError:
+            return Estimate(inf, inf)
+        return Estimate(value, value * self.error)
 
     def as_dict(self) -> dict[str, float]:
         """Return it as plain JSON types."""

@@ -44,7 +44,8 @@ class Perplexity:
     def running(self) -> list[float]:
         """Perplexity after each chunk."""
         ends = np.arange(1, self.n_chunks + 1) * (self.nll.size // self.n_chunks)
-        values: list[float] = np.exp(np.cumsum(self.nll)[ends - 1] / ends).tolist()
+        with np.errstate(over="ignore"):  # infinite beyond floats
+            values: list[float] = np.exp(np.cumsum(self.nll)[ends - 1] / ends).tolist()
         return values
 
     def as_dict(self) -> dict[str, Any]:

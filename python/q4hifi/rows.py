@@ -105,7 +105,8 @@ def encode(
                     rows, kind, length, _codec_type(target).id, importance, threads, refine, inputs
                 )
         if not np.isfinite(sums[0]):
-            raise NotFiniteError(f"its weights are too large for {target.type}; keep it in a wider type")
+            what = "weights" if importance is None else "weights or importances"
+            raise NotFiniteError(f"its {what} are too large for {target.type}; keep it in a wider type")
         return tuple(out), ErrorSums(*sums)
 
     together = 1

@@ -220,6 +220,8 @@ impl Refit {
     }
 }
 
+/// The squares of the misses times the importances. One that overflows counts for nothing where the importance
+/// is 0, so that no score is NaN.
 #[inline(always)]
 fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let mut squares = [0f32; QK_K];
@@ -231,7 +233,8 @@ fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
         }
         Some(w) => {
             for i in 0..QK_K {
-                squares[i] = w[i] * (misses[i] * misses[i]);
+                let square = w[i] * (misses[i] * misses[i]);
+                squares[i] = if square > 0.0 { square } else { 0.0 };
             }
         }
     }
@@ -286,6 +289,7 @@ fn choose(count: usize, scores: &[f32; QK_K]) -> [u8; MAX_OUTLIERS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{self, Isa};
     use crate::testing::{importance, weights};
 
     fn blocks(seed: u64) -> Vec<[f32; QK_K]> {
@@ -313,6 +317,18 @@ mod tests {
                         last = error.max(last);
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn places_increase_where_a_huge_weight_has_no_importance() {
+        for (size, importance) in [(1e36, 0.0), (1e36, 1.0), (1.0, 0.0)] {
+            let x: [f32; QK_K] = std::array::from_fn(|i| (i % 63) as f32 * size);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let mut blocks = [HifiBlock::ZERO];
+                kernel::encode_hifi_row(isa, &x, Some(&[importance; QK_K]), 8, &mut blocks);
+                check_index(blocks[0].index(), 0).unwrap();
             }
         }
     }

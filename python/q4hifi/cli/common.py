@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -94,5 +95,13 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON to standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    """Print JSON to standard output, with null for infinities and NaN, which JSON lacks."""
+    click.echo(json.dumps(_json(value), indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

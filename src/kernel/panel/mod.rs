@@ -290,9 +290,10 @@ unsafe fn bytes_tile<V: PanelVector, B: Numbers, const R: usize, const C: usize>
                 let first = (places.start + sub * B::SUB) / SUM;
                 for c in 0..C {
                     let x = &columns.sums[tile[c] * columns.length / SUM + first..];
-                    let sum: i32 = x[..B::SUB / SUM].iter().sum();
+                    // infinities and NaN have sums that overflow, and scales that make the result NaN
+                    let sum = x[..B::SUB / SUM].iter().fold(0, |sum: i32, x| sum.wrapping_add(*x));
                     for sums in &mut sums {
-                        sums[c] = V::splat(-B::OFFSET * sum);
+                        sums[c] = V::splat((-B::OFFSET).wrapping_mul(sum));
                     }
                 }
             }

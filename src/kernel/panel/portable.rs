@@ -44,7 +44,9 @@ impl PanelVector for Portable {
             let products = |a: [i16; 2], b: [i16; 2]| {
                 i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1])
             };
-            acc[l] + products(low(a[l]), low_signed(b[l])) + products(high(a[l]), high_signed(b[l]))
+            acc[l]
+                .wrapping_add(products(low(a[l]), low_signed(b[l])))
+                .wrapping_add(products(high(a[l]), high_signed(b[l])))
         })
     }
 
