@@ -173,10 +173,12 @@ JSON_READERS: list[Callable[[Path], Any]] = [Calibration.load, load_sensitivitie
         '{"version": 1, "sensitivities": {"a": []}, "matrices": {"a": []}}',
         '{"architecture": "a", "block_count": Infinity, "head_count": 1, "head_count_kv": 1, "tensors": {}}',
         '{"architecture": "a", "block_count": NaN, "head_count": 1, "head_count_kv": 1, "tensors": {}}',
+        '{"architecture": "a", "block_count": 1, "head_count": 1, "head_count_kv": 1,'
+        ' "tensors": {"a": [256, 1' + "0" * 400 + "]}}",
         '{"sensitivities": {"a": ' + "9" * 10_000 + "}}",
         '{"sensitivities": {"a": 1' + "0" * 400 + "}}",
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_json_files_that_hold_something_else(read: Callable[[Path], Any], text: str, tmp_path: Path) -> None:
     file = tmp_path / "file.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from q4hifi.layout import StoredTensor
 from q4hifi.log_probs_file import LogProbsFile
 from q4hifi.model import Model
 from stand_ins import ToyTokenizer
-from synthetic import names_in, write_runnable
+from synthetic import names_in, patch, write_runnable
 
 N_CTX = 32
 TOKENS = np.random.default_rng(3).integers(0, 256, 6 * N_CTX).astype(np.uint32)
@@ -338,6 +339,19 @@ def test_a_model_may_be_compared_twice(models: dict[str, Model], tmp_path: Path)
     found = q4hifi.compare(llama, [llama, llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
     for model in found.models:
         assert np.allclose(model.perplexity.nll, found.reference.perplexity.nll, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e200])
+def test_a_comparison_with_impossible_figures_is_refused(
+    value: float, models: dict[str, Model], tmp_path: Path
+) -> None:
+    out, llama = tmp_path / "figures", models["llama"]
+    q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out)
+    with GgufFile.open(out) as file:
+        offset = file.tensors["1.kld"].offset
+    patch(out, offset, struct.pack("<d", value))
+    with pytest.raises(BadFileError, match=r"1\.kld holds no figures"):
+        q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
 
 
 @pytest.mark.parametrize("lost", ["1.kld", "0.rates"])

@@ -33,6 +33,9 @@ KEY_TEXT, KEY_MODELS, KEY_CHUNKS = (f"q4hifi.comparison.{name}" for name in ("te
 
 REFERENCE = "reference"
 
+LARGEST = 1e39
+"""No figure is larger: logits are float32."""
+
 BYTES_A_TOKEN = 33
 """Four float64 and a byte."""
 
@@ -130,7 +133,10 @@ def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int, is_refer
             raise BadFileError(
                 f"{file.paths[0]}: {number}.{name} is not what it must be; the file is damaged"
             )
-        return file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
+        found = file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
+        if not (np.abs(found) <= LARGEST).all():
+            raise BadFileError(f"{file.paths[0]}: {number}.{name} holds no figures; the file is damaged")
+        return found
 
     size = n_chunks * n_scored
     rates = values("rates", None)  # the reference is measured again for a model that is new

@@ -21,7 +21,7 @@ from .file_kinds import HEAD_BYTES, kind_of
 from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from .gguf_io import PositionedFile, os_errors
 from .gguf_metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
-from .layout import FILE_TYPE, FORK, MAX_NAME_BYTES, StoredTensor
+from .layout import MAX_ELEMENTS, FILE_TYPE, FORK, MAX_NAME_BYTES, StoredTensor
 from .types import Q4_HIFI, STORED_TYPES, TensorType
 
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
@@ -32,7 +32,6 @@ MAX_HEADER = 128 << 20  # some times the largest that real models have
 MAX_KEY_BYTES = 0xFFFF
 MAX_DIMS = 4
 MOST_DIMS = 64  # more cannot be meant: the header is damaged
-MAX_ELEMENTS = (1 << 60) - 1  # zeros in the shape not counted; eight bytes each can still be addressed
 MAX_ARRAY_DEPTH = 8
 
 CUT_OFF = "it is cut off or damaged; download or copy it again"

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf, isfinite, sqrt
 from typing import Any
 
 from .chunks import ModelOrPath, Progress, bos_of, errors_in, opened
@@ -57,7 +58,8 @@ class KlDivergence:
         """The model's perplexity less the base's."""
         ppl, base = self.ppl, self.ppl_base
         shared = 2 * ppl.value * base.value * covariance(self.tokens.nll, self.tokens.nll_base)
-        return Estimate(ppl.value - base.value, max(0.0, ppl.error**2 + base.error**2 - shared) ** 0.5)
+        variance = ppl.error * ppl.error + base.error * base.error - shared
+        return Estimate(ppl.value - base.value, sqrt(max(0.0, variance)) if isfinite(variance) else inf)
 
     @property
     def correlation(self) -> float:

@@ -40,6 +40,9 @@ VERSION = 1
 MAX_NAME_BYTES = 63
 """The longest name of a tensor that ggml reads: it keeps names in 64 bytes, with a final zero."""
 
+MAX_ELEMENTS = (1 << 60) - 1
+"""The most weights of a tensor, sizes of 0 not counted: eight bytes each can still be addressed."""
+
 FORK_COUNT_OFFSET = 240
 """Where a block of the fork layout says how many outliers it holds."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import BadOptionError
 from .json_file import read_json
-from .layout import StoredTensor
+from .layout import MAX_ELEMENTS, StoredTensor
 from .model_shape import ModelShape
 from .options import Options
 from .plan import Plan, make_plan
@@ -49,6 +49,8 @@ def plan_shapes(
         ]
         if not all(t.shape and all(size > 0 for size in t.shape) for t in tensors):
             raise ValueError("an empty shape")
+        if not all(t.n_elements <= MAX_ELEMENTS for t in tensors):
+            raise ValueError("more weights than can be addressed")
         return model, tensors
 
     model, tensors = read_json(
