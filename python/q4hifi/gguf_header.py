@@ -21,7 +21,7 @@ from .file_kinds import HEAD_BYTES, kind_of
 from .gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from .gguf_io import PositionedFile, os_errors
 from .gguf_metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
-from .layout import MAX_ELEMENTS, FILE_TYPE, FORK, MAX_NAME_BYTES, StoredTensor
+from .layout import FILE_TYPE, FORK, MAX_ELEMENTS, MAX_NAME_BYTES, StoredTensor
 from .types import Q4_HIFI, STORED_TYPES, TensorType
 
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
