@@ -1,7 +1,7 @@
 //! The fuzz targets on random inputs, some thousand each: what a fuzzer does for hours, for a second.
 //!
 //! Every input is a seed of `fuzz/seeds/` with some of its bytes changed; the same ones every time.
-//! `Q4HIFI_FUZZ_ROUNDS` says how many inputs each target gets.
+//! `Q4HIFI_FUZZ_ROUNDS` says how many inputs each target gets, `Q4HIFI_FUZZ_TARGET` names the only one.
 
 #[path = "../fuzz/src/targets.rs"]
 mod targets;
@@ -63,7 +63,11 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn mutated_seeds_panic_nowhere() {
+    let only = std::env::var("Q4HIFI_FUZZ_TARGET").ok();
     for (name, target) in TARGETS {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
         let seeds = seeds(name);
         seeds.iter().for_each(|seed| target(seed));
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
