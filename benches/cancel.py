@@ -5,7 +5,7 @@ python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,
 Encodes the first rows of matrices, refined, without and with the correlations of their inputs (``src/refine/
 cancel.rs``), and prints what is left of eᵀ H e: H being that of the importance matrix which the encoder has,
 and that of another text, ``--other``. Last, the mean of the latter over all, which ``CANCELED`` in
-``python/q4hifi/coverage.py`` stands for.
+``python/q4hifi/allocation/allocate.py`` stands for.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
-from q4hifi.candidates import candidates
-from q4hifi.importance import Importance
-from q4hifi.layout import SPLIT
-from q4hifi.model_file import RowRange
-from q4hifi.names import mate_of
-from q4hifi.rows import decode, encode
-from q4hifi.tensor_errors import OUTPUTS
+from q4hifi.allocation.candidates import candidates
+from q4hifi.codec.model_file import RowRange
+from q4hifi.codec.rows import decode, encode
+from q4hifi.formats.layout import SPLIT
+from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT, mate_of
+from q4hifi.imatrix.file import Importance
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
 
@@ -52,7 +51,7 @@ def main() -> None:
     header, elsewhere = "", []
     with q4hifi.open(args.model) as model:
         names = [f"blk.{layer}.{role}.weight" for layer in args.layers.split(",") for role in ROLES]
-        for name in filter(own.is_correlated, [*names, *OUTPUTS]):
+        for name in filter(own.is_correlated, [*names, OUTPUT, EMBEDDINGS]):
             tensor = model.tensors[name]
             n, some = tensor.row_length, RowRange(tensor, 0, 0, min(args.rows, tensor.n_rows))
             parts, x = model.read_rows(some), model.dequantize_rows(some)

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import q4hifi
 from llama_oracle import Floats, Read, distance, llama_reader
-from q4hifi.chunks import Chunks
-from q4hifi.logits import Divergence, divergence
+from q4hifi.evaluate.chunks import Chunks
+from q4hifi.evaluate.logits import Divergence, divergence
 
 COPY = "COPY"
 """The model as it is."""

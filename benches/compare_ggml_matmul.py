@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
-from q4hifi.types import TYPES
+from q4hifi.formats.types import TYPES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import oracle

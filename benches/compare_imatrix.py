@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import q4hifi
-from q4hifi.importance_sums import ImportanceSums
+from q4hifi.imatrix.sums import ImportanceSums
 
 
 def matrices(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from q4hifi.recipes import RECIPES
+from q4hifi.plan.recipes import RECIPES
 
 TYPES = [
     "Q4_0",

@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
-from q4hifi.chunks import read_text
-from q4hifi.estimates import Estimate, mean
-from q4hifi.importance_sums import ImportanceSums
-from q4hifi.layout import Format
-from q4hifi.model_file import RowRange
-from q4hifi.plot import plot_comparison
-from q4hifi.rows import encode
-from q4hifi.types import TYPES
+from q4hifi.cli.plot import plot_comparison
+from q4hifi.codec.model_file import RowRange
+from q4hifi.codec.rows import encode
+from q4hifi.evaluate.chunks import read_text
+from q4hifi.evaluate.estimates import Estimate, mean
+from q4hifi.formats.layout import Format
+from q4hifi.formats.types import TYPES
+from q4hifi.imatrix.sums import ImportanceSums
 
 SIZES = ("Q4_K_S", "Q4_K_M", "Q5_K_S")
 """Recipes at whose size measured coverage is tried."""

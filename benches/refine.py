@@ -16,11 +16,11 @@ from collections import defaultdict
 import numpy as np
 
 import q4hifi
-from q4hifi.importance import load_importance
-from q4hifi.layout import Format
-from q4hifi.names import ROLES, is_quantizable, role_of
-from q4hifi.rows import ErrorSums, encode
-from q4hifi.types import F32, tensor_type
+from q4hifi.codec.rows import ErrorSums, encode
+from q4hifi.formats.layout import Format
+from q4hifi.formats.tensor_names import ROLES, is_quantizable, role_of
+from q4hifi.formats.types import F32, tensor_type
+from q4hifi.imatrix.file import load_importance
 
 DEFAULT = ["IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q4_HIFI:8", "Q4_HIFI:16"]
 

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 import q4hifi
-from q4hifi import QuantizedTensor, rows
-from q4hifi.layout import FORK, Format
-from q4hifi.types import Q4_HIFI
+from q4hifi import QuantizedTensor
+from q4hifi.codec import rows
+from q4hifi.formats.layout import FORK, Format
+from q4hifi.formats.types import Q4_HIFI
 
 Floats = npt.NDArray[np.float32]
 

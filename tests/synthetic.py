@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from q4hifi.gguf_file import GgufFile, Metadata
-from q4hifi.gguf_header import data_offsets, header_bytes
-from q4hifi.layout import StoredTensor
-from q4hifi.types import TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import TYPES
+from q4hifi.gguf_io.header import data_offsets, header_bytes
+from q4hifi.gguf_io.reader import GgufFile, Metadata
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "tiny-qwen3-f16.gguf"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from q4hifi.allocate import Allocation, Candidate, allocate
+from q4hifi.allocation.knapsack import Allocation, Candidate, allocate
 
 CANDIDATE = st.tuples(st.integers(0, 40), st.one_of(st.integers(0, 30).map(float), st.floats(0, 10)))
 ITEMS = st.lists(st.lists(CANDIDATE, min_size=1, max_size=4), max_size=6)

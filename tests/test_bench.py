@@ -8,7 +8,7 @@ import pytest
 
 from q4hifi import BadOptionError, Speed
 from q4hifi import bench as measure_speed
-from q4hifi.evaluation_report import speed_table
+from q4hifi.cli.evaluation_tables import speed_table
 from stand_ins import ToyModel, toy
 from synthetic import EXAMPLE
 

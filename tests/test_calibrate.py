@@ -13,9 +13,9 @@ import pytest
 import q4hifi
 from command import Run
 from q4hifi import BadFileError, BadOptionError, Estimate, Model, NotFiniteError, calibrate
-from q4hifi.calibration import Calibration, Setting
-from q4hifi.limits import calibration_file
-from q4hifi.logits import divergence
+from q4hifi.allocation.calibration_file import Calibration, Setting
+from q4hifi.allocation.calibration_path import calibration_file
+from q4hifi.evaluate.logits import divergence
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, random_weights, write_imatrix, write_runnable
 
 TEXT = (ROOT / "tests/golden/text.txt").read_text()

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 import q4hifi
-from q4hifi import template_process
-from q4hifi.chat import render, render_words, template_of
 from q4hifi.errors import BadOptionError, Q4HifiError, UnavailableError, UnsupportedModelError
-from q4hifi.template_process import TemplateLimitError
+from q4hifi.runtime import template_process
+from q4hifi.runtime.chat_template import render, render_words, template_of
+from q4hifi.runtime.template_process import TemplateLimitError
 from synthetic import EXAMPLE
 
 CHAT = [
@@ -269,7 +269,9 @@ def test_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_script_given_by_c_renders() -> None:
-    script = "from q4hifi.chat import render; print(render('{{ bos_token }}', [], bos='<s>'))"
+    script = (
+        "from q4hifi.runtime.chat_template import render; print(render('{{ bos_token }}', [], bos='<s>'))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("<s>\n", "")
 

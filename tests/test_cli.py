@@ -21,7 +21,7 @@ from gguf import GGUFValueType
 import q4hifi
 from command import Run, in_terminal, script
 from q4hifi.cli.group import COMMANDS, main
-from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import (
     EXAMPLE,
     names_in,

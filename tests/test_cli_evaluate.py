@@ -25,7 +25,7 @@ import q4hifi
 from command import Run, in_terminal, script
 from q4hifi import load_importance
 from q4hifi.cli.word_wrap import WordWrap
-from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, ROOT, names_in, patch
 
 TEXT = ROOT / "tests/golden/text.txt"
@@ -231,9 +231,9 @@ def test_generate_streams_what_follows(run: Run) -> None:
     tokens = model.tokenizer.encode(PROMPT)
     expected = list(model.generate_tokens(tokens, n=8, temperature=0))
     assert outcome.out == model.detokenize(expected) + "\n"
-    assert "".join(model.generate(PROMPT, n=8, temperature=0)) + "\n" == outcome.out
+    assert "".join(q4hifi.generate(model, PROMPT, n=8, temperature=0)) + "\n" == outcome.out
     with pytest.raises(q4hifi.BadOptionError, match=r"`top_p` is 2"):
-        model.generate(PROMPT, top_p=2)
+        q4hifi.generate(model, PROMPT, top_p=2)
 
 
 def test_a_seed_decides_the_text(run: Run) -> None:

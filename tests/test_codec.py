@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import oracle
 import q4hifi
 from inputs import HUGE, IMPORTANCE, INPUTS, ROWS, Floats
-from q4hifi import BadOptionError, Format, NotFiniteError, Q4HifiError, _core, rows
-from q4hifi.layout import FORK
-from q4hifi.types import CODEC_TYPES, Q4_HIFI, TYPES, TensorType
+from q4hifi import BadOptionError, Format, NotFiniteError, Q4HifiError, _core
+from q4hifi.codec import rows
+from q4hifi.formats.layout import FORK
+from q4hifi.formats.types import CODEC_TYPES, Q4_HIFI, TYPES, TensorType
 
 KINDS = [TYPES[name] for name in CODEC_TYPES]
 BLOCKS = [kind for kind in KINDS if kind.quantized]

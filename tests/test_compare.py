@@ -17,9 +17,9 @@ from rich.console import Console
 import q4hifi
 from q4hifi import BadOptionError, Comparison, Estimate, NotFiniteError, UnsupportedModelError
 from q4hifi import compare as compare_models
-from q4hifi.bench import model_facts
-from q4hifi.evaluation_report import comparison_table, short_names
-from q4hifi.plot import check_plot, plot_comparison
+from q4hifi.cli.evaluation_tables import comparison_table, short_names
+from q4hifi.cli.plot import check_plot, plot_comparison
+from q4hifi.evaluate.bench import model_facts
 from stand_ins import toy
 from synthetic import EXAMPLE, names_in
 
@@ -96,7 +96,7 @@ def test_the_model_that_fails_is_named() -> None:
 
 
 def test_progress_counts_the_tokens_of_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q4hifi.chunks.PIECE_LOGITS", 50 * 4)
+    monkeypatch.setattr("q4hifi.evaluate.chunks.PIECE_LOGITS", 50 * 4)
     calls: list[tuple[int, int, str]] = []
     models = [toy(path=EXAMPLE), toy(path=EXAMPLE)]
     compare_models(models[0], models[1:], LETTERS, n_ctx=40, progress=lambda *call: calls.append(call))

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import q4hifi
-import q4hifi.coverage
+import q4hifi.allocation.allocate
 from q4hifi.errors import BadFileError, BadOptionError
-from q4hifi.layout import Format
-from q4hifi.options import DEFAULT_COVERAGE, Options, read_tensor_type_file
-from q4hifi.plan import Plan
-from q4hifi.tensor_types import write_tensor_types
-from q4hifi.types import Q4_HIFI, TYPES
+from q4hifi.formats.layout import Format
+from q4hifi.formats.types import Q4_HIFI, TYPES
+from q4hifi.plan.options import DEFAULT_COVERAGE, Options, read_tensor_type_file
+from q4hifi.plan.plan import Plan
+from q4hifi.plan.tensor_types_file import write_tensor_types
 from synthetic import EXAMPLE, random_weights, read_tensors, write_model, write_small_model
 
 MEASURED: dict[str, Any] = {"coverage": "measured"}
@@ -152,7 +152,7 @@ def test_tensors_differ_in_their_outliers(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formats = [Format(TYPES["Q4_K"]), *(Format(Q4_HIFI, n, layout) for n in (4, 16))]
-    monkeypatch.setattr(q4hifi.coverage, "candidates", lambda *_, **__: tuple(formats))
+    monkeypatch.setattr(q4hifi.allocation.allocate, "candidates", lambda *_, **__: tuple(formats))
     dst = tmp_path / "out.gguf"
     report = q4hifi.quantize_file(EXAMPLE, dst, **MEASURED, target_bpw=6.0, layout=layout)
     found = {t.outliers for t in report.plan.tensors if t.type == Q4_HIFI}

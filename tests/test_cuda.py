@@ -29,8 +29,8 @@ from cuda_cases import (
 from cuda_emulation import host, nvrtc, stand_in_cupy
 from q4hifi import BadOptionError, Format, UnavailableError
 from q4hifi.cuda import device, kernels, tensor
-from q4hifi.layout import FORK
-from q4hifi.types import Q4_HIFI, TYPES
+from q4hifi.formats.layout import FORK
+from q4hifi.formats.types import Q4_HIFI, TYPES
 
 emulated = pytest.mark.skipif(host.COMPILER is None, reason="no g++ to compile the kernels for the host with")
 compiled = pytest.mark.skipif(nvrtc.library() is None, reason=f"none of {nvrtc.PACKAGES} is installed")

@@ -14,7 +14,7 @@ import pytest
 
 import q4hifi
 from q4hifi.errors import Q4HifiError
-from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import names_in, patch, random_sums, random_weights, write_imatrix, write_model
 
 ROUNDS = 100

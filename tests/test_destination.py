@@ -11,9 +11,9 @@ import pytest
 
 import q4hifi
 from command import Run
-from q4hifi.gguf_file import GgufFile
-from q4hifi.options import Options
-from q4hifi.recipes import RECIPES, find_recipe, type_hint
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.plan.options import Options
+from q4hifi.plan.recipes import RECIPES, find_recipe, type_hint
 from synthetic import EXAMPLE, names_in, random_sums, write_imatrix, write_small_model
 
 

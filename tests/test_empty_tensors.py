@@ -13,10 +13,10 @@ from gguf import GGUFValueType
 import oracle
 import q4hifi
 from command import Run
-from q4hifi.gguf_file import GgufFile, Metadata
-from q4hifi.gguf_header import header_bytes
-from q4hifi.layout import StoredTensor
-from q4hifi.types import F32, TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F32, TYPES
+from q4hifi.gguf_io.header import header_bytes
+from q4hifi.gguf_io.reader import GgufFile, Metadata
 from synthetic import read_tensors, write_stored
 
 NUMBER, NONE, COLUMNS, BLOCKS, LAST = "blk.0.scale", "blk.0.flag", "blk.0.flag2", "blk.0.q.weight", "z.end"

@@ -16,10 +16,10 @@ import pytest
 import q4hifi
 from command import Run, script
 from q4hifi import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, _core
-from q4hifi.calibration import Calibration
-from q4hifi.core_errors import core_errors
-from q4hifi.json_file import read_json
-from q4hifi.sensitivities import load_sensitivities
+from q4hifi.allocation.calibration_file import Calibration
+from q4hifi.allocation.sensitivities import load_sensitivities
+from q4hifi.codec.core_errors import core_errors
+from q4hifi.files.json_file import read_json
 from synthetic import EXAMPLE
 
 TEXT = "the quick brown fox opens a file and reads every line of it "
@@ -81,7 +81,7 @@ def test_exceptions_become_a_message_and_a_status(
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr("q4hifi.model_file.ModelFile.open", fail)
+    monkeypatch.setattr("q4hifi.codec.model_file.ModelFile.open", fail)
     monkeypatch.delenv("Q4HIFI_DEBUG", raising=False)
     outcome = run("plan", EXAMPLE)
     assert (outcome.status, outcome.out) == (status, "")
@@ -89,7 +89,7 @@ def test_exceptions_become_a_message_and_a_status(
 
 
 def test_a_traceback_is_shown_to_those_who_ask_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q4hifi.model_file.ModelFile.open", lambda _: {}["x"])
+    monkeypatch.setattr("q4hifi.codec.model_file.ModelFile.open", lambda _: {}["x"])
     monkeypatch.setenv("Q4HIFI_DEBUG", "1")
     outcome = run("plan", EXAMPLE)
     assert outcome.status == 1
@@ -198,7 +198,7 @@ def test_json_files_that_are_not_there_or_not_text(read: Callable[[Path], Any], 
 
 
 def test_only_so_much_of_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q4hifi.json_file.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("q4hifi.files.json_file.MAX_BYTES", 1 << 20)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate((1 << 20) + 1)
     for path in (tmp_path / "large.json", Path("/dev/zero")):

@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from q4hifi.estimates import Estimate, difference, mean, quantile, root_mean_square, share
+from q4hifi.evaluate.estimates import Estimate, difference, mean, quantile, root_mean_square, share
 
 RNG = np.random.default_rng(0)
 

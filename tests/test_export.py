@@ -12,9 +12,9 @@ from gguf import GGUFValueType
 import oracle
 import q4hifi
 from q4hifi.errors import BadOptionError, NotFiniteError, UnsupportedModelError
-from q4hifi.export import EXPORTS
-from q4hifi.gguf_file import GgufFile
-from q4hifi.types import TYPES
+from q4hifi.formats.types import TYPES
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.pipeline.export import EXPORTS
 from synthetic import (
     EXAMPLE,
     names_in,

@@ -14,8 +14,8 @@ import pytest
 
 from command import Run
 from q4hifi.errors import BadFileError
-from q4hifi.file_kinds import kind_of
-from q4hifi.gguf_file import GgufFile
+from q4hifi.files.file_kinds import kind_of
+from q4hifi.gguf_io.reader import GgufFile
 
 
 def archive(name: str) -> bytes:

@@ -18,12 +18,12 @@ import pytest
 from gguf import GGUFValueType
 
 from q4hifi.errors import BadFileError, BadOptionError, Q4HifiError, UnsupportedModelError
-from q4hifi.gguf_file import GgufFile, Metadata
-from q4hifi.gguf_header import TensorInfo, data_offsets, header_bytes
-from q4hifi.gguf_split import assign_shards, parse_size
-from q4hifi.gguf_write import GgufWriter, file_sizes
-from q4hifi.layout import StoredTensor
-from q4hifi.types import F32, Q4_HIFI, TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F32, Q4_HIFI, TYPES
+from q4hifi.gguf_io.header import TensorInfo, data_offsets, header_bytes
+from q4hifi.gguf_io.reader import GgufFile, Metadata
+from q4hifi.gguf_io.split import assign_shards, parse_size
+from q4hifi.gguf_io.writer import GgufWriter, file_sizes
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-qwen3-f16.gguf"
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import q4hifi
 from inputs import HUGE, IMPORTANCE, INPUTS, Floats
-from q4hifi import BadFileError, Format, NotFiniteError, QuantizedTensor, _core, rows
-from q4hifi.layout import FORK, SPLIT
-from q4hifi.types import F32, MAX_OUTLIERS, Q4_HIFI
+from q4hifi import BadFileError, Format, NotFiniteError, QuantizedTensor, _core
+from q4hifi.codec import rows
+from q4hifi.formats.layout import FORK, SPLIT
+from q4hifi.formats.types import F32, MAX_OUTLIERS, Q4_HIFI
 
 MAKE_GOLDEN = runpy.run_path(str(Path(__file__).parent / "golden" / "make_q4_hifi.py"))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from q4hifi.errors import BadFileError, Q4HifiError, UnsupportedModelError
-from q4hifi.gguf_file import GgufFile
-from q4hifi.gguf_header import data_offsets, header_bytes
+from q4hifi.gguf_io.header import data_offsets, header_bytes
+from q4hifi.gguf_io.reader import GgufFile
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-qwen3-f16.gguf"
 

@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFValueType, GGUFWriter
 
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
-from q4hifi.importance import Importance, load_importance
+from q4hifi.imatrix.file import Importance, load_importance
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,11 +12,11 @@ import pytest
 import q4hifi
 from command import Run
 from q4hifi.errors import BadFileError
-from q4hifi.gguf_file import GgufFile
-from q4hifi.importance import load_importance
-from q4hifi.importance_fit import check_fit
-from q4hifi.layout import StoredTensor
-from q4hifi.types import F16
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F16
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.imatrix.file import load_importance
+from q4hifi.imatrix.fit import check_fit
 from synthetic import EXAMPLE, random_weights, write_imatrix, write_model
 
 N_LAYER, WIDTH = 8, 256

@@ -13,9 +13,9 @@ import pytest
 import q4hifi
 from command import Run
 from q4hifi import BadFileError, BadOptionError, ImportanceSums, NotFiniteError, load_importance
-from q4hifi.importance_statistics import layer_statistics, tensor_statistics
-from q4hifi.importance_sums import DAT, FORMS, GGUF, ColumnSums
-from q4hifi.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
+from q4hifi.allocation.sensitivities import DEFAULT_SOURCE, FISHER_SOURCE
+from q4hifi.imatrix.statistics import layer_statistics, tensor_statistics
+from q4hifi.imatrix.sums import DAT, FORMS, GGUF, ColumnSums
 from stand_ins import ToyModel, ToySums, toy
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, read_tensors, write_imatrix
 

@@ -12,7 +12,7 @@ from gguf import GGUFValueType
 
 import q4hifi
 from command import Run
-from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, write_small_model, write_stored
 from test_hostile_files import F32, U8, array, build, entry, pair, shard, string, u32
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from q4hifi import NotFiniteError
-from q4hifi.logits import (
+from q4hifi.evaluate.logits import (
     Codes,
     Divergence,
     Logits,

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pytest
 
 import q4hifi
-from q4hifi import BadOptionError, QuantizedTensor, rows
-from q4hifi.layout import FORK
-from q4hifi.types import CODEC_TYPES, Q4_HIFI
+from q4hifi import BadOptionError, QuantizedTensor
+from q4hifi.codec import rows
+from q4hifi.formats.layout import FORK
+from q4hifi.formats.types import CODEC_TYPES, Q4_HIFI
 
 Floats = npt.NDArray[np.float32]
 N_IN, N_OUT = 512, 70

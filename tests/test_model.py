@@ -17,8 +17,8 @@ from gguf import GGUFValueType
 import q4hifi
 from llama_oracle import Floats, distance, divergence, llama_logits, llama_samples
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
-from q4hifi.gguf_file import GgufFile
-from q4hifi.gguf_header import header_bytes
+from q4hifi.gguf_io.header import header_bytes
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, ROOT, random_weights, write_model, write_runnable
 
 U32, F32, BOOL, STRING = (

@@ -10,8 +10,8 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
+from q4hifi.codec.model_file import row_ranges
 from q4hifi.errors import BadFileError, UnsupportedModelError
-from q4hifi.model_file import row_ranges
 from synthetic import (
     EXAMPLE,
     Floats,

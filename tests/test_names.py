@@ -2,7 +2,7 @@
 
 import pytest
 
-from q4hifi.names import is_quantizable, layer_of, mate_of, processing_order, role_of
+from q4hifi.formats.tensor_names import is_quantizable, layer_of, mate_of, processing_order, role_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from q4hifi.errors import BadOptionError, Q4HifiError
-from q4hifi.output_file import NewFile, check_destination, new_file
+from q4hifi.files.output_file import NewFile, check_destination, new_file
 from synthetic import names_in
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and devices of POSIX")
@@ -214,7 +214,7 @@ def test_what_killed_runs_left_is_removed_and_what_lives_is_not(tmp_path: Path, 
 
 KILLED = """
 import os, signal, sys
-from q4hifi.output_file import NewFile, new_file
+from q4hifi.files.output_file import NewFile, new_file
 if sys.argv[2] == "named":
     NewFile._unnamed = lambda _: None
 with new_file(sys.argv[1]) as file:

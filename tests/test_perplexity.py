@@ -13,9 +13,9 @@ import q4hifi
 from q4hifi import BadFileError, BadOptionError, Model, NotFiniteError
 from q4hifi import kl_divergence as measure_divergence
 from q4hifi import perplexity as measure_perplexity
-from q4hifi.evaluation_report import final_divergence, final_perplexity, running_perplexity
-from q4hifi.log_probs_file import HEAD, MAGIC, LogProbsFile
-from q4hifi.logits import codes_per_row
+from q4hifi.cli.evaluation_tables import final_divergence, final_perplexity, running_perplexity
+from q4hifi.evaluate.log_probs_file import HEAD, MAGIC, LogProbsFile
+from q4hifi.evaluate.logits import codes_per_row
 from stand_ins import LlamaModel, ToyModel, toy
 from synthetic import EXAMPLE, ROOT, names_in, patch
 
@@ -68,7 +68,7 @@ def test_fewer_chunks_and_odd_contexts() -> None:
 
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = measure_perplexity(toy(), LETTERS, n_ctx=32, save_log_probs=tmp_path / "whole.kld")
-    monkeypatch.setattr("q4hifi.chunks.PIECE_LOGITS", 50 * 4)
+    monkeypatch.setattr("q4hifi.evaluate.chunks.PIECE_LOGITS", 50 * 4)
     pieces = measure_perplexity(toy(), LETTERS, n_ctx=32, save_log_probs=tmp_path / "pieces.kld")
     np.testing.assert_array_equal(whole.nll, pieces.nll)
     assert (tmp_path / "whole.kld").read_bytes() == (tmp_path / "pieces.kld").read_bytes()

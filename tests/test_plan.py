@@ -8,12 +8,12 @@ import gguf
 import pytest
 
 from q4hifi.errors import BadOptionError, UnsupportedModelError
-from q4hifi.layout import StoredTensor
-from q4hifi.model_shape import ModelShape
-from q4hifi.options import Options
-from q4hifi.plan import TypeTotal, make_plan
-from q4hifi.scale import Scale
-from q4hifi.types import F16, F32, Q4_HIFI, STORED_TYPES, TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F16, F32, Q4_HIFI, STORED_TYPES, TYPES
+from q4hifi.plan.model_shape import ModelShape
+from q4hifi.plan.options import Options
+from q4hifi.plan.plan import TypeTotal, make_plan
+from q4hifi.plan.size_classes import Scale
 
 HERE = Path(__file__).parent
 expand = runpy.run_path(str(HERE / "golden" / "make_llama_quantize_types.py"))["expand"]

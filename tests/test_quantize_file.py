@@ -16,12 +16,12 @@ from gguf import GGUFValueType
 
 import oracle
 import q4hifi
-from q4hifi.coverage import CANCELED
+from q4hifi.allocation.allocate import CANCELED
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
-from q4hifi.gguf_file import GgufFile
-from q4hifi.importance_sums import ColumnSums, ImportanceSums
-from q4hifi.recipes import RECIPES
-from q4hifi.types import TYPES
+from q4hifi.formats.types import TYPES
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.imatrix.sums import ColumnSums, ImportanceSums
+from q4hifi.plan.recipes import RECIPES
 from synthetic import (
     EXAMPLE,
     Floats,

@@ -15,13 +15,13 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
-from q4hifi import rewrite
+from q4hifi.codec.model_file import row_ranges
 from q4hifi.errors import BadFileError, BadOptionError, Q4HifiError
-from q4hifi.gguf_header import data_offsets, header_bytes
-from q4hifi.gguf_metadata import Metadata
-from q4hifi.layout import StoredTensor
-from q4hifi.model_file import row_ranges
-from q4hifi.types import F16
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F16
+from q4hifi.gguf_io.header import data_offsets, header_bytes
+from q4hifi.gguf_io.metadata import Metadata
+from q4hifi.pipeline import rewrite
 from synthetic import names_in, write_small_model
 
 RECIPES = ["Q4_HIFI", "Q5_K_M"]

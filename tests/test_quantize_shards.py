@@ -9,7 +9,7 @@ import pytest
 import oracle
 import q4hifi
 from q4hifi.errors import BadOptionError
-from q4hifi.gguf_file import GgufFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, names_in, read_pairs, read_tensors, write_small_model
 
 LIMIT = 60_000

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from q4hifi.choice import Choice, choose_types
 from q4hifi.errors import BadOptionError, UnsupportedModelError
-from q4hifi.layout import StoredTensor
-from q4hifi.model_shape import ModelShape
-from q4hifi.names import processing_order
-from q4hifi.options import Options, parse_tensor_type, read_tensor_type_file
-from q4hifi.recipes import RECIPES, find_recipe
-from q4hifi.types import F16, F32, Q4_HIFI, TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.tensor_names import processing_order
+from q4hifi.formats.types import F16, F32, Q4_HIFI, TYPES
+from q4hifi.plan.model_shape import ModelShape
+from q4hifi.plan.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.plan.recipes import RECIPES, find_recipe
+from q4hifi.plan.type_rules import Choice, choose_types
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = runpy.run_path(str(GOLDEN / "make_llama_quantize_types.py"))

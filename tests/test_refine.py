@@ -13,11 +13,12 @@ import oracle
 import q4hifi
 from command import Run
 from inputs import IMPORTANCE, INPUTS, Floats
-from q4hifi import BadFileError, BadOptionError, QuantizedTensor, rows
-from q4hifi.candidates import STOCK, STOCK_OF_32
-from q4hifi.correlations import Inputs, correlations_of, known_inputs
-from q4hifi.layout import SPLIT, Format
-from q4hifi.types import F32, Q4_HIFI, TYPES
+from q4hifi import BadFileError, BadOptionError, QuantizedTensor
+from q4hifi.allocation.candidates import STOCK, STOCK_OF_32
+from q4hifi.codec import rows
+from q4hifi.codec.input_correlations import Inputs, correlations_of, known_inputs
+from q4hifi.formats.layout import SPLIT, Format
+from q4hifi.formats.types import F32, Q4_HIFI, TYPES
 from synthetic import EXAMPLE
 
 REFINED = ["Q4_K", "Q5_K", "Q6_K"]

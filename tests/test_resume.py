@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import q4hifi
-from q4hifi.correlations import correlations_of
+from q4hifi.codec.input_correlations import correlations_of
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
-from q4hifi.gguf_file import GgufFile
-from q4hifi.gguf_write import GgufWriter
-from q4hifi.importance import load_importance
-from q4hifi.importance_sums import ImportanceSums
-from q4hifi.layout import StoredTensor
-from q4hifi.log_probs_file import LogProbsFile
-from q4hifi.model import Model
+from q4hifi.evaluate.log_probs_file import LogProbsFile
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.gguf_io.writer import GgufWriter
+from q4hifi.imatrix.file import load_importance
+from q4hifi.imatrix.sums import ImportanceSums
+from q4hifi.runtime.model import Model
 from stand_ins import ToyTokenizer
 from synthetic import names_in, patch, write_runnable
 

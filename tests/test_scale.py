@@ -3,7 +3,7 @@
 import pytest
 
 from q4hifi.errors import BadOptionError
-from q4hifi.scale import Scale, scale_for
+from q4hifi.plan.size_classes import Scale, scale_for
 
 B = 1_000_000_000
 

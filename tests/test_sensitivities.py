@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from q4hifi.errors import BadFileError
-from q4hifi.names import layer_of, role_of
-from q4hifi.sensitivities import (
+from q4hifi.allocation.sensitivities import (
     DEFAULT_SOURCE,
     FIRST_LAYER,
     FISHER_SOURCE,
@@ -23,6 +21,8 @@ from q4hifi.sensitivities import (
     default_sensitivities,
     load_sensitivities,
 )
+from q4hifi.errors import BadFileError
+from q4hifi.formats.tensor_names import layer_of, role_of
 
 
 def energies_of(values: dict[str, float | None]) -> dict[str, Energy | None]:

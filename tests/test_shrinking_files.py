@@ -14,8 +14,8 @@ import pytest
 
 import q4hifi
 from q4hifi import BadFileError, Model
-from q4hifi.gguf_file import GgufFile
-from q4hifi.log_probs_file import LogProbsFile
+from q4hifi.evaluate.log_probs_file import LogProbsFile
+from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, ROOT
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a mapped file cannot become shorter there")
@@ -82,12 +82,12 @@ def test_models_come_and_go(path: Path) -> None:
 # Truncates the model at the first progress, in a process of its own, as a SIGBUS would end it.
 COMMAND = """
 import os, sys
-import q4hifi.model
-evaluate = q4hifi.model.Sequence.evaluate
+import q4hifi.runtime.model
+evaluate = q4hifi.runtime.model.Sequence.evaluate
 def shrink(self, *arguments, **options):
     os.truncate(sys.argv[2], 70_000)
     return evaluate(self, *arguments, **options)
-q4hifi.model.Sequence.evaluate = shrink
+q4hifi.runtime.model.Sequence.evaluate = shrink
 from q4hifi.cli import main
 sys.exit(main(sys.argv[1:]))
 """

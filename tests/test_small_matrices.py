@@ -10,12 +10,13 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
-from q4hifi import rewrite, rows, verify
+from q4hifi.allocation.sampled_errors import MOST_WEIGHTS, SHORTEST_ROW, SampledTensor, sampled_rows
+from q4hifi.codec import rows
+from q4hifi.codec.model_file import ModelFile, RowRange, row_ranges
 from q4hifi.errors import NotFiniteError
-from q4hifi.layout import Format
-from q4hifi.model_file import ModelFile, RowRange, row_ranges
-from q4hifi.tensor_errors import MOST_WEIGHTS, SHORTEST_ROW, read_sample, sampled_rows
-from q4hifi.types import BF16, F16, F32, TensorType
+from q4hifi.formats.layout import Format
+from q4hifi.formats.types import BF16, F16, F32, TensorType
+from q4hifi.pipeline import rewrite, verify
 from synthetic import (
     patch,
     random_sums,
@@ -142,7 +143,7 @@ def test_damage_is_found_in_any_matrix(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_sample_of_small_matrices_is_one(shape: tuple[int, ...], tmp_path: Path) -> None:
     with q4hifi.open(conv(tmp_path / "in.gguf", shape)) as model:
         tensor, weights = model.tensors[NAME], model[NAME].dequantize().reshape(-1, shape[-1])
-        (sample,) = read_sample(model, tensor, None)
+        (sample,) = SampledTensor(model, tensor, None).samples
         decoded = rows.decode(sample.parts, tensor.format, tensor.row_length)
         assert np.array_equal(decoded, weights[list(sample.rows)])
         assert list(sample.rows) == sampled_rows(tensor.n_rows, tensor.row_length).tolist()
@@ -160,6 +161,6 @@ def test_a_sample_keeps_experts_apart_that_have_importance(tmp_path: Path) -> No
     write_imatrix(tmp_path / "i.gguf", {name: (sums, np.array([5, 6, 7]))})
     importance = q4hifi.load_importance(tmp_path / "i.gguf")
     with q4hifi.open(path) as model:
-        samples = read_sample(model, model.tensors[name], importance)
+        samples = SampledTensor(model, model.tensors[name], importance).samples
         assert [s.matrix for s in samples] == [0, 1, 2]
         assert [s.rows for s in samples] == [tuple(range(40 * i, 40 * i + 40)) for i in range(3)]

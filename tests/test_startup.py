@@ -48,10 +48,10 @@ def test_importing_the_package_loads_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("module", "others"),
     [
-        ("types", set()),
-        ("options", set()),
-        ("plan", set()),
-        ("model_file", {"numpy", "q4hifi._core"}),
+        ("formats.types", set()),
+        ("plan.options", set()),
+        ("plan.plan", set()),
+        ("codec.model_file", {"numpy", "q4hifi._core"}),
         ("cli.quantize", set()),
         ("cli.evaluate", set()),
         ("cli.generate", set()),
@@ -82,18 +82,18 @@ def test_every_public_name_is_found_where_the_type_checker_finds_it() -> None:
 def test_the_public_names_behave_as_those_of_any_package() -> None:
     program = """
         import importlib, pickle, pydoc
-        import q4hifi.bench, q4hifi.quantize  # modules of the same names as functions
+        import q4hifi.evaluate.bench, q4hifi.pipeline.quantize  # modules of the same names as functions
         import q4hifi
         from q4hifi import *
-        assert callable(q4hifi.bench) and bench is q4hifi.bench and bench.__module__ == "q4hifi.bench"
-        assert q4hifi.quantize.__module__ == "q4hifi.tensor"
-        from q4hifi.quantize import quantize_file as there
+        assert callable(q4hifi.bench) and bench is q4hifi.bench
+        assert q4hifi.bench.__module__ == "q4hifi.evaluate.bench"
+        assert q4hifi.quantize.__module__ == "q4hifi.codec.quantized_tensor"
+        from q4hifi.pipeline.quantize import quantize_file as there
         assert there is q4hifi.quantize_file is quantize_file
         assert open == q4hifi.ModelFile.open == q4hifi.open
         assert set(q4hifi.__all__) <= set(dir(q4hifi))
         assert "quantize_file(" in pydoc.plain(pydoc.render_doc(q4hifi))
         assert pickle.loads(pickle.dumps(q4hifi.TensorType)) is TensorType
-        assert q4hifi.recipes.RECIPES  # a module
         assert not hasattr(q4hifi, "nothing")
         try:
             from q4hifi import nothing
@@ -110,9 +110,9 @@ def test_the_public_names_behave_as_those_of_any_package() -> None:
 
 def test_tables_of_the_gguf_package_leave_the_package_usable() -> None:
     program = """
-        import q4hifi.types, gguf
+        import q4hifi.formats.types, gguf
         import gguf.constants as constants
-        from q4hifi.gguf_constants import GGUFValueType
+        from q4hifi.formats.gguf_constants import GGUFValueType
         assert gguf.constants is constants and gguf.GGUFValueType is constants.GGUFValueType
         assert GGUFValueType.STRING == gguf.GGUFValueType.STRING
         import pickle
@@ -125,7 +125,9 @@ def test_tables_of_the_gguf_package_leave_the_package_usable() -> None:
 
 
 def test_types_are_pickled() -> None:
-    assert pickle.loads(pickle.dumps(q4hifi.Format(q4hifi.types.F16))) == q4hifi.Format(q4hifi.types.F16)
+    assert pickle.loads(pickle.dumps(q4hifi.Format(q4hifi.formats.types.F16))) == q4hifi.Format(
+        q4hifi.formats.types.F16
+    )
 
 
 # ---- the command ---------------------------------------------------------------------------------

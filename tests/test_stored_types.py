@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType, GGUFValueType
 import q4hifi
 from command import Run
 from q4hifi.errors import BadOptionError, NotFiniteError, UnsupportedModelError
-from q4hifi.keep_rules import keep_rules
-from q4hifi.layout import StoredTensor
-from q4hifi.types import F16, GGUF_DECODED_TYPES, STORED_TYPES, TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F16, GGUF_DECODED_TYPES, STORED_TYPES, TYPES
+from q4hifi.plan.keep_rules import keep_rules
 from synthetic import names_in, read_tensors, write_stored
 
 EXPERTS, QUERY = "blk.0.ffn_down_exps.weight", "blk.0.attn_q.weight"

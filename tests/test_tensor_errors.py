@@ -8,25 +8,21 @@ import numpy as np
 import pytest
 
 import q4hifi
-from q4hifi.candidates import OUTLIERS, candidates
-from q4hifi.errors import NotFiniteError
-from q4hifi.importance import load_importance
-from q4hifi.layout import Format
-from q4hifi.model_file import RowRange
-from q4hifi.tensor_errors import (
+from q4hifi.allocation.candidates import OUTLIERS, candidates
+from q4hifi.allocation.sampled_errors import (
     FEWEST_ROWS,
     FEWEST_WEIGHTS,
     MOST_WEIGHTS,
     Sample,
-    fisher_sensitivity,
+    SampledTensor,
     logit_variance,
-    output_energy,
-    read_sample,
-    relative_errors,
-    row_energy,
     sampled_rows,
 )
-from q4hifi.types import TYPES
+from q4hifi.codec.model_file import RowRange
+from q4hifi.errors import NotFiniteError
+from q4hifi.formats.layout import Format
+from q4hifi.formats.types import TYPES
+from q4hifi.imatrix.file import load_importance
 from synthetic import random_sums, random_weights, write_imatrix, write_model
 
 EXPERTS = "blk.0.ffn_down_exps.weight"
@@ -71,8 +67,7 @@ def test_the_sample_has_the_error_of_the_whole(name: str, weighted: bool, folder
     assert [f.outliers for f in formats if f.outliers] == list(OUTLIERS)
     with q4hifi.open(folder / "model.gguf") as model:
         tensor, weights = model.tensors[name], model[name].dequantize()
-        samples = read_sample(model, tensor, importance)
-        found = relative_errors(tensor, samples, formats, importance)
+        found = SampledTensor(model, tensor, importance).relative_errors(formats)
         for form, error in zip(formats, found, strict=True):
             matrices = weights.reshape(-1, *weights.shape[-2:])
             columns = importance and importance.weights(name, tensor.row_length, len(matrices))
@@ -91,33 +86,35 @@ def test_energy_is_that_of_the_outputs(folder: Path) -> None:
     importance = load_importance(folder / "imatrix.gguf")
     with q4hifi.open(folder / "model.gguf") as model:
         tensor, weights = model.tensors[EXPERTS], model[EXPERTS].dequantize()
-        samples = read_sample(model, tensor, importance)
+        sampled = SampledTensor(model, tensor, importance)
         columns = importance.weights(EXPERTS, 256, 3)
         assert columns is not None
-        energy = output_energy(tensor, samples, importance)
+        energy = sampled.output_energy()
         assert energy is not None
         expected = (weights**2 * columns[:, None]).sum() / 3  # of one expert
         assert energy.whole == pytest.approx(expected, rel=1e-4)
-        assert output_energy(tensor, samples, None) is None
-        assert row_energy(tensor, samples).whole == pytest.approx((weights**2).sum(-1).mean(), rel=1e-4)
+        assert SampledTensor(model, tensor, None).output_energy() is None
+        assert sampled.row_energy().whole == pytest.approx((weights**2).sum(-1).mean(), rel=1e-4)
 
 
 def test_fisher_information_counts_errors_where_they_are_felt(folder: Path) -> None:
     importance = load_importance(folder / "imatrix.gguf")
     with q4hifi.open(folder / "model.gguf") as model:
         tensor = model.tensors[MATRIX]
-        length, sample = tensor.row_length, read_sample(model, tensor, importance)
+        length, sampled = tensor.row_length, SampledTensor(model, tensor, importance)
         weights = importance.weights(tensor.name, length, 1)
         assert weights is not None
         # the importances themselves: half of their sum
         half = float(weights.sum()) / 2
-        told = fisher_sensitivity(tensor, sample, importance, weights[0])
+        told = sampled.fisher_sensitivity(weights[0])
         assert told == pytest.approx(half, rel=1e-6)
         # one column: that column's error
         column = np.zeros(length, np.float32)
         column[3] = 2
-        told = fisher_sensitivity(tensor, sample, importance, column)
-        rows = np.concatenate([model.dequantize_rows(RowRange(tensor, 0, r, 1)) for r in sample[0].rows])
+        told = sampled.fisher_sensitivity(column)
+        rows = np.concatenate(
+            [model.dequantize_rows(RowRange(tensor, 0, r, 1)) for r in sampled.samples[0].rows]
+        )
         decoded = q4hifi.quantize(rows, "Q4_K", importance=weights[0]).dequantize()
         error = np.square(decoded - rows, dtype=np.float64)
         overall = (error @ weights[0]).sum() / (np.square(rows, dtype=np.float64) @ weights[0]).sum()
@@ -136,9 +133,9 @@ def test_massive_activations_are_not_of_ordinary_tokens(tmp_path: Path) -> None:
     importance = load_importance(tmp_path / "imatrix.gguf")
     with q4hifi.open(tmp_path / "model.gguf") as model:
         tensor = model.tensors[MATRIX]
-        rows = np.arange(300)
-        parts = model.read_rows(RowRange(tensor, 0, 0, 300))
-        energy = output_energy(tensor, [Sample(0, tuple(rows.tolist()), parts)], importance)
+        sampled = SampledTensor(model, tensor, importance)
+        sampled.samples = [Sample(0, tuple(range(300)), model.read_rows(RowRange(tensor, 0, 0, 300)))]
+        energy = sampled.output_energy()
     assert energy is not None
     assert energy.ordinary == pytest.approx(ordinary, rel=0.1)
     assert energy.whole > 1000 * ordinary
@@ -152,7 +149,7 @@ def test_what_is_not_finite_is_told_with_its_place(tmp_path: Path) -> None:
         q4hifi.open(tmp_path / "model.gguf") as model,
         pytest.raises(NotFiniteError, match="row 150, column 3"),
     ):
-        read_sample(model, model.tensors[MATRIX], None)
+        SampledTensor(model, model.tensors[MATRIX], None)
 
 
 def test_a_type_that_cannot_hold_the_weights_has_an_infinite_error(tmp_path: Path) -> None:
@@ -160,7 +157,7 @@ def test_a_type_that_cannot_hold_the_weights_has_an_infinite_error(tmp_path: Pat
     with q4hifi.open(tmp_path / "model.gguf") as model:
         tensor = model.tensors[MATRIX]
         formats = [Format(TYPES["Q8_0"]), Format(TYPES["BF16"])]
-        first, second = relative_errors(tensor, read_sample(model, tensor, None), formats, None)
+        first, second = SampledTensor(model, tensor, None).relative_errors(formats)
         assert first == np.inf and second < 1e-4
 
 

@@ -12,13 +12,13 @@ import pytest
 import q4hifi
 from command import Run
 from q4hifi.errors import BadOptionError
-from q4hifi.layout import StoredTensor
-from q4hifi.model_shape import ModelShape
-from q4hifi.options import Options, parse_tensor_type, read_tensor_type_file
-from q4hifi.plan import Plan, make_plan
-from q4hifi.tensor_patterns import compile_pattern
-from q4hifi.tensor_types import write_tensor_types
-from q4hifi.types import F16, F32, tensor_type
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import F16, F32, tensor_type
+from q4hifi.plan.model_shape import ModelShape
+from q4hifi.plan.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.plan.plan import Plan, make_plan
+from q4hifi.plan.tensor_patterns import compile_pattern
+from q4hifi.plan.tensor_types_file import write_tensor_types
 from synthetic import EXAMPLE, random_weights, write_imatrix, write_model, write_small_model
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "std_regex.json").read_text())

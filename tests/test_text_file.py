@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from command import Run
-from q4hifi.chunks import read_text
 from q4hifi.errors import BadOptionError
-from q4hifi.text_file import SAMPLE
+from q4hifi.evaluate.chunks import read_text
+from q4hifi.files.text_file import SAMPLE
 from synthetic import EXAMPLE
 
 TEXTS = {

@@ -22,11 +22,11 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Sequence, Split
 
 import q4hifi
-from q4hifi import subwords
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
-from q4hifi.pre_tokenizers import PRE_TOKENIZERS
-from q4hifi.tokenizer import SHIELD, Tokenizer
-from q4hifi.windows import Merged, Place, merged_in_windows
+from q4hifi.runtime import subwords
+from q4hifi.runtime.merge_windows import Merged, Place, merged_in_windows
+from q4hifi.runtime.pre_tokenizers import PRE_TOKENIZERS
+from q4hifi.runtime.tokenizer import SHIELD, Tokenizer
 from synthetic import EXAMPLE, Pair
 from vocabularies import (
     HARD,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import q4hifi
-from q4hifi import verify
-from q4hifi.gguf_file import GgufFile
-from q4hifi.model_file import row_ranges
-from q4hifi.recipes import RECIPES
+from q4hifi.codec.model_file import row_ranges
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.pipeline import verify
+from q4hifi.plan.recipes import RECIPES
 from synthetic import patch, write_small_model, write_stored
 
 DOWN, VALUE, QUERY, NORM = (f"blk.0.{part}.weight" for part in ("ffn_down", "attn_v", "attn_q", "attn_norm"))

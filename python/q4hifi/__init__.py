@@ -10,7 +10,7 @@ Arrays
     the first returns.
 Running
     :class:`Model` loads a model and evaluates it: logits, and tokens chosen by them;
-    :class:`Writer` and :class:`Chat` make text of them.
+    :func:`generate`, :class:`Writer` and :class:`Chat` make text of them.
 Measuring
     :func:`perplexity`, :func:`kl_divergence` and :func:`compare` tell how good models are,
     :func:`bench` how fast, :func:`collect_importance` which of their inputs matter,
@@ -20,17 +20,17 @@ Machine
     itself, brings weights to a GPU.
 Errors
     Everything raised on purpose is a :class:`Q4HifiError`.
-"""
 
-import sys
+What this module does not name is private: modules below it, and their contents, may change at any time.
+"""
 
 TYPE_CHECKING = False  # that of typing, whose import would take longer than all of this
 
 if TYPE_CHECKING:
-    from .bench import Speed, bench
-    from .calibrate import Calibrated, calibrate
-    from .collect import collect_importance
-    from .compare import ComparedModel, Comparison, compare
+    from .allocation.calibrate import Calibrated, calibrate
+    from .codec.model_file import ModelFile, ModelTensor
+    from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
+    from .codec.rows import CpuFeatures, ErrorSums, cpu_features
     from .errors import (
         BadFileError,
         BadOptionError,
@@ -39,24 +39,27 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedModelError,
     )
-    from .estimates import Estimate
-    from .export import dequantize_file, export_file
-    from .generation import Chat, Writer
-    from .importance import Importance, load_importance
-    from .importance_sums import ImportanceSums
-    from .kl_divergence import KlDivergence, kl_divergence
-    from .layout import Format
-    from .model import InputSums, Model, Sampler, Sequence
-    from .model_file import ModelFile, ModelTensor
-    from .perplexity import Perplexity, perplexity
-    from .plan import Plan, PlannedTensor
-    from .quantize import plan_file, quantize_file
-    from .report import QuantizeReport
-    from .rows import CpuFeatures, cpu_features
-    from .shapes import plan_shapes
-    from .tensor import QuantizedTensor, dequantize, quantize
-    from .types import TensorType
-    from .verify import Finding, verify_file
+    from .evaluate.bench import ModelFacts, Speed, bench
+    from .evaluate.chunks import LanguageModel
+    from .evaluate.collect_imatrix import collect_importance
+    from .evaluate.compare import ComparedModel, Comparison, compare
+    from .evaluate.estimates import Estimate
+    from .evaluate.kl_divergence import KlDivergence, kl_divergence
+    from .evaluate.logits import Divergence
+    from .evaluate.perplexity import Perplexity, perplexity
+    from .formats.layout import Format
+    from .formats.types import TensorType
+    from .imatrix.file import Importance, load_importance
+    from .imatrix.sums import ColumnSums, ImportanceSums
+    from .pipeline.export import dequantize_file, export_file
+    from .pipeline.quantize import plan_file, quantize_file
+    from .pipeline.report import QuantizeReport
+    from .pipeline.verify import Finding, verify_file
+    from .plan.plan import Measured, Plan, PlannedTensor, TypeTotal
+    from .plan.shapes_file import plan_shapes
+    from .progress import Progress
+    from .runtime.generation import Chat, Effort, Writer, generate
+    from .runtime.model import InputSums, Model, Sampler, Sequence
 
     __version__: str
     open = ModelFile.open
@@ -66,9 +69,13 @@ __all__ = [
     "BadOptionError",
     "Calibrated",
     "Chat",
+    "ColumnSums",
     "ComparedModel",
     "Comparison",
     "CpuFeatures",
+    "Divergence",
+    "Effort",
+    "ErrorSums",
     "Estimate",
     "Finding",
     "Format",
@@ -76,13 +83,17 @@ __all__ = [
     "ImportanceSums",
     "InputSums",
     "KlDivergence",
+    "LanguageModel",
+    "Measured",
     "Model",
+    "ModelFacts",
     "ModelFile",
     "ModelTensor",
     "NotFiniteError",
     "Perplexity",
     "Plan",
     "PlannedTensor",
+    "Progress",
     "Q4HifiError",
     "QuantizeReport",
     "QuantizedTensor",
@@ -90,6 +101,7 @@ __all__ = [
     "Sequence",
     "Speed",
     "TensorType",
+    "TypeTotal",
     "UnavailableError",
     "UnsupportedModelError",
     "Writer",
@@ -102,6 +114,7 @@ __all__ = [
     "dequantize",
     "dequantize_file",
     "export_file",
+    "generate",
     "kl_divergence",
     "load_importance",
     "open",
@@ -114,29 +127,32 @@ __all__ = [
 ]
 
 _MODULES = {
-    "bench": "Speed bench",
-    "calibrate": "Calibrated calibrate",
-    "collect": "collect_importance",
-    "compare": "ComparedModel Comparison compare",
+    "allocation.calibrate": "Calibrated calibrate",
+    "codec.model_file": "ModelFile ModelTensor",
+    "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
+    "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
-    "estimates": "Estimate",
-    "export": "dequantize_file export_file",
-    "generation": "Chat Writer",
-    "importance": "Importance load_importance",
-    "importance_sums": "ImportanceSums",
-    "kl_divergence": "KlDivergence kl_divergence",
-    "layout": "Format",
-    "model": "InputSums Model Sampler Sequence",
-    "model_file": "ModelFile ModelTensor",
-    "perplexity": "Perplexity perplexity",
-    "plan": "Plan PlannedTensor",
-    "quantize": "plan_file quantize_file",
-    "report": "QuantizeReport",
-    "rows": "CpuFeatures cpu_features",
-    "shapes": "plan_shapes",
-    "tensor": "QuantizedTensor dequantize quantize",
-    "types": "TensorType",
-    "verify": "Finding verify_file",
+    "evaluate.bench": "ModelFacts Speed bench",
+    "evaluate.chunks": "LanguageModel",
+    "evaluate.collect_imatrix": "collect_importance",
+    "evaluate.compare": "ComparedModel Comparison compare",
+    "evaluate.estimates": "Estimate",
+    "evaluate.kl_divergence": "KlDivergence kl_divergence",
+    "evaluate.logits": "Divergence",
+    "evaluate.perplexity": "Perplexity perplexity",
+    "formats.layout": "Format",
+    "formats.types": "TensorType",
+    "imatrix.file": "Importance load_importance",
+    "imatrix.sums": "ColumnSums ImportanceSums",
+    "pipeline.export": "dequantize_file export_file",
+    "pipeline.quantize": "plan_file quantize_file",
+    "pipeline.report": "QuantizeReport",
+    "pipeline.verify": "Finding verify_file",
+    "plan.plan": "Measured Plan PlannedTensor TypeTotal",
+    "plan.shapes_file": "plan_shapes",
+    "progress": "Progress",
+    "runtime.generation": "Chat Effort Writer generate",
+    "runtime.model": "InputSums Model Sampler Sequence",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""
 
@@ -144,17 +160,15 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> object:
-    from importlib import import_module, util
+    from importlib import import_module
 
     value: object
     if name == "__version__":
         value = _version()
     elif name == "open":
-        value = import_module(".model_file", __name__).ModelFile.open
+        value = import_module(".codec.model_file", __name__).ModelFile.open
     elif name in _MODULE_OF:
         value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    elif util.find_spec(f"{__name__}.{name}"):
-        value = import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -175,17 +189,3 @@ def _version() -> str:
         from ._core import __version__
 
         return __version__
-
-
-class _Package(type(sys)):  # type: ignore[misc]
-    """This package: ``q4hifi.bench`` is the function, also after the module ``bench`` was imported.
-
-    An import would bind the name to the module.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULE_OF and isinstance(value, type(sys))):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

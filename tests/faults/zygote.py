@@ -22,7 +22,7 @@ from typing import Any
 
 import q4hifi
 from q4hifi.cli import evaluate, main, quantize  # all that commands need is loaded before the forks
-from q4hifi.output_file import NewFile
+from q4hifi.files.output_file import NewFile
 
 LOADED = (evaluate, quantize, *(getattr(q4hifi, name) for name in q4hifi.__all__))
 

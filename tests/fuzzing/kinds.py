@@ -10,24 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from q4hifi import chat
-from q4hifi.calibration import Calibration, Setting
-from q4hifi.chunks import Chunks, read_text
-from q4hifi.comparison_file import read_comparison
-from q4hifi.gguf_file import GgufFile
-from q4hifi.importance import load_importance
-from q4hifi.importance_statistics import layer_statistics, tensor_statistics
-from q4hifi.importance_sums import ImportanceSums
-from q4hifi.log_probs_file import LogProbsFile, LogProbsWriter
-from q4hifi.model import Model
-from q4hifi.model_file import ModelFile
-from q4hifi.options import read_tensor_type_file
-from q4hifi.overview import Overview
-from q4hifi.quantize import plan_file, quantize_file
-from q4hifi.sensitivities import load_sensitivities
-from q4hifi.shapes import plan_shapes
-from q4hifi.tokenizer import Tokenizer
-from q4hifi.verify import verify_file
+from q4hifi.allocation.calibration_file import Calibration, Setting
+from q4hifi.allocation.sensitivities import load_sensitivities
+from q4hifi.cli.overview_tables import overview_tables
+from q4hifi.codec.model_file import ModelFile
+from q4hifi.codec.overview import Overview
+from q4hifi.evaluate.chunks import Chunks, read_text
+from q4hifi.evaluate.comparison_file import read_comparison
+from q4hifi.evaluate.log_probs_file import LogProbsFile, LogProbsWriter
+from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.imatrix.file import load_importance
+from q4hifi.imatrix.statistics import layer_statistics, tensor_statistics
+from q4hifi.imatrix.sums import ImportanceSums
+from q4hifi.pipeline.quantize import plan_file, quantize_file
+from q4hifi.pipeline.verify import verify_file
+from q4hifi.plan.options import read_tensor_type_file
+from q4hifi.plan.shapes_file import plan_shapes
+from q4hifi.runtime import chat_template as chat
+from q4hifi.runtime.model import Model
+from q4hifi.runtime.tokenizer import Tokenizer
 
 from . import seeds
 from .mutate import Mutate, Seed, damage, damage_json, damage_text
@@ -54,7 +55,7 @@ def _metadata(path: Path) -> None:
         assert len(dict(model.metadata)) == len(model.metadata)
         overview = Overview.of(model)
         overview.as_dict()
-        overview.tables(tensors=True)
+        overview_tables(overview, tensors=True)
 
 
 def _verify(path: Path) -> None:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from gguf.constants import GGUFValueType, TokenType
 from tokenizers.pre_tokenizers import ByteLevel
 
-from q4hifi.gguf_header import data_offsets, header_bytes
-from q4hifi.gguf_metadata import Metadata
-from q4hifi.layout import StoredTensor
-from q4hifi.types import TYPES
+from q4hifi.formats.layout import StoredTensor
+from q4hifi.formats.types import TYPES
+from q4hifi.gguf_io.header import data_offsets, header_bytes
+from q4hifi.gguf_io.metadata import Metadata
 
 from .mutate import Seed
 

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 import q4hifi
-from q4hifi.importance_statistics import tensor_statistics
-from q4hifi.importance_sums import ImportanceSums
+from q4hifi.imatrix.statistics import tensor_statistics
+from q4hifi.imatrix.sums import ImportanceSums
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "tiny-qwen3-f16.gguf"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from q4hifi import Format, rows
-from q4hifi.layout import FORK, SPLIT
-from q4hifi.types import F16, Q4_HIFI
+from q4hifi import Format
+from q4hifi.codec import rows
+from q4hifi.formats.layout import FORK, SPLIT
+from q4hifi.formats.types import F16, Q4_HIFI
 
 BLOCKS = Path(__file__).with_name("q4_hifi_v1.json")
 ENCODER = Path(__file__).with_name("q4_hifi_encoder.json")

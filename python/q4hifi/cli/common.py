@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import Progress
 from ..threads import usable_cores, used_threads
 from ..wording import human_time, printable
 from .sections import options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-OnProgress = Callable[[int, int, str], None]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
@@ -55,10 +54,11 @@ tensors_option = click.option("--tensors", is_flag=True, help="List every tensor
 
 
 @contextmanager
-def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProgress]:
+def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progress]:
     """A bar on standard error with rate and remaining time; silent where that is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     columns = (
@@ -68,7 +68,7 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[OnProg
         TextColumn(f"{{task.fields[rate]:>6.1f}} {unit}/s"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, rate=0.0, left="")
 
         def on_progress(done: int, total: int, name: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadOptionError
-from ..options import MEASURED_NAME, Options
-from ..recipes import RECIPES, find_recipe, is_recipe, type_hint
+from ..plan.options import MEASURED_NAME, Options
+from ..plan.recipes import RECIPES, find_recipe, is_recipe, type_hint
 from .files import check_output
 
 SUFFIX = ".gguf"

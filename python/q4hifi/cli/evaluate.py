@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from ..allocation.calibration_path import calibration_file
 from ..errors import BadOptionError, Q4HifiError
-from ..limits import FISHER_CHUNKS, FORMS, GGUF, LONGEST_CHUNK, MIN_CONTEXT, calibration_file
+from ..evaluate.limits import FISHER_CHUNKS, LONGEST_CHUNK, MIN_CONTEXT
+from ..imatrix.forms import FORMS, GGUF
 from ..wording import printable
 from .common import (
     console,
@@ -28,11 +30,11 @@ from .files import INPUT, OUTPUT, check_output
 from .group import main
 
 if TYPE_CHECKING:
-    from ..bench import Speed
-    from ..compare import Comparison
-    from ..kl_divergence import KlDivergence
-    from ..perplexity import Perplexity
-    from ..saver import OnSave
+    from ..evaluate.bench import Speed
+    from ..evaluate.compare import Comparison
+    from ..evaluate.kl_divergence import KlDivergence
+    from ..evaluate.perplexity import Perplexity
+    from ..files.saver import OnSave
 
 Found = TypeVar("Found")
 
@@ -156,13 +158,13 @@ def perplexity(
     if resume and save_log_probs is None:
         raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
     if save_log_probs is not None:
-        from ..output_file import partial_path
+        from ..files.output_file import partial_path
 
         target = check_output("--kl-divergence-base", save_log_probs)
         check_output("--kl-divergence-base", str(partial_path(target)), overwrite=True)
-    from ..chunks import read_text
-    from ..evaluation_report import final_perplexity, running_perplexity
-    from ..perplexity import perplexity as measure_perplexity
+    from ..evaluate.chunks import read_text
+    from ..evaluate.perplexity import perplexity as measure_perplexity
+    from .evaluation_tables import final_perplexity, running_perplexity
 
     text = read_text(file)
     with (
@@ -193,8 +195,8 @@ def perplexity(
 def _print_divergence(
     model: str, base: str, n_chunks: int | None, threads: int | None, as_json: bool
 ) -> None:
-    from ..evaluation_report import KLD_HEADER, final_divergence, running_divergence
-    from ..kl_divergence import kl_divergence
+    from ..evaluate.kl_divergence import kl_divergence
+    from .evaluation_tables import KLD_HEADER, final_divergence, running_divergence
 
     def show(so_far: KlDivergence) -> str:
         row = running_divergence(so_far)
@@ -252,13 +254,13 @@ def compare(
     if output is not None:
         check_output("--save", output, overwrite=overwrite or resume)
     file = _text_file(file, last_model=models[-1])
-    from ..chunks import read_text
-    from ..compare import compare as compare_models
+    from ..evaluate.chunks import read_text
+    from ..evaluate.compare import compare as compare_models
 
     text = read_text(file)
     so_far: list[Comparison] = []
     if plot is not None:
-        from ..plot import check_plot, plot_comparison
+        from .plot import check_plot, plot_comparison
 
         check_plot(plot)
     with ExitStack() as stack:
@@ -292,7 +294,7 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
     if as_json:
         print_json(found.as_dict())
     else:
-        from ..evaluation_report import comparison_table
+        from .evaluation_tables import comparison_table
 
         screen = console()
         screen.print(comparison_table(found, screen.width))
@@ -373,12 +375,12 @@ def imatrix(
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     elif resume:
         raise BadOptionError("--resume continues the measuring of a MODEL; name it")
-    from ..chunks import read_text
-    from ..collect import collect_importance
-    from ..evaluation_report import final_perplexity, importance_table, running_perplexity
-    from ..importance import load_importance
-    from ..importance_statistics import tensor_statistics
-    from ..importance_sums import ImportanceSums, form_of
+    from ..evaluate.chunks import read_text
+    from ..evaluate.collect_imatrix import collect_importance
+    from ..imatrix.file import load_importance
+    from ..imatrix.statistics import tensor_statistics
+    from ..imatrix.sums import ImportanceSums, form_of
+    from .evaluation_tables import final_perplexity, importance_table, running_perplexity
 
     form = form_of(output or "", form)
     if model is not None or len(in_files) > 1:
@@ -505,9 +507,9 @@ def calibrate(
     file = _text_file(file, words)
     output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     check_output("--output", output, overwrite=True)
-    from ..calibrate import calibrate as measure_sensitivities
-    from ..chunks import read_text
-    from ..evaluation_report import calibration_table
+    from ..allocation.calibrate import calibrate as measure_sensitivities
+    from ..evaluate.chunks import read_text
+    from .evaluation_tables import calibration_table
 
     text = read_text(file)
     with progress_bar() as progress:
@@ -573,8 +575,8 @@ def bench(
 
     The tests and their names are those of llama-bench.
     """
-    from ..bench import bench as measure_speed
-    from ..evaluation_report import speed_table
+    from ..evaluate.bench import bench as measure_speed
+    from .evaluation_tables import speed_table
 
     speeds: list[Speed] = []
     with progress_bar("tokens", 1) as progress:

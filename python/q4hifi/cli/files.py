@@ -41,11 +41,11 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path
     """Return the file that ``path`` stands for; raise :class:`Q4HifiError` where it cannot be written.
 
     It must be none of the running command's inputs and no other output of it, and a file can be made there
-    (:func:`~q4hifi.output_file.check_writable`). ``name`` is what the command calls it; ``overwrite`` None
-    is the option of that name.
+    (:func:`~q4hifi.files.output_file.check_writable`). ``name`` is what the command calls it; ``overwrite``
+    None is the option of that name.
     """
-    from ..gguf_split import files_of
-    from ..output_file import check_writable
+    from ..files.output_file import check_writable
+    from ..gguf_io.split import files_of
 
     ctx = click.get_current_context()
     if overwrite is None:

@@ -20,8 +20,8 @@ from .group import main
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..generation import Chat, Writer
-    from ..model import Model
+    from ..runtime.generation import Chat, Writer
+    from ..runtime.model import Model
 
 
 @main.command()
@@ -100,9 +100,9 @@ def generate(
             raise BadOptionError(f"{option} needs --chat")
     if prompt is None and file is None and not chat:
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
-    from ..chunks import read_text
-    from ..generation import Chat, Writer
-    from ..model import Model, Sampler
+    from ..evaluate.chunks import read_text
+    from ..runtime.generation import Chat, Writer
+    from ..runtime.model import Model, Sampler
 
     text = prompt if file is None else read_text(file)
     if template is not None and not ("{{" in template or "{%" in template):

@@ -111,7 +111,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
     click.echo(f"q4hifi {__version__}")
     if ctx.meta["verbose"]:
-        from ..rows import cpu_features
+        from ..codec.rows import cpu_features
 
         cpu = cpu_features()
         click.echo(f"kernels: {cpu.active} (this CPU has {', '.join(cpu.available)})")

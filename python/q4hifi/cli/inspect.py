@@ -24,13 +24,14 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 
     Of a damaged file, show what can be read and what is wrong.
     """
-    from ..overview import Overview
+    from ..codec.overview import Overview
+    from .overview_tables import overview_tables
 
     overview = Overview.open(file)
     if as_json:
         print_json(overview.as_dict())
     else:
-        console().print(overview.tables(tensors=tensors))
+        console().print(overview_tables(overview, tensors=tensors))
     for problem in overview.problems[:SHOWN_PROBLEMS]:
         click.echo(f"Error: {printable(problem)}", err=True)
     if len(overview.problems) > SHOWN_PROBLEMS:
@@ -48,7 +49,7 @@ def verify(file: str, threads: int | None, as_json: bool) -> None:
 
     The exit status is 1 where something is wrong; what and where is printed.
     """
-    from ..verify import verify_file
+    from ..pipeline.verify import verify_file
 
     with progress_bar() as progress:
         findings = verify_file(file, threads=threads, progress=progress)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..layout import LAYOUTS
-from ..limits import DEQUANTIZED, EXPORTS
+from ..formats.layout import LAYOUTS
+from ..pipeline.target_types import DEQUANTIZED, EXPORTS
 from ..wording import human_bytes
 from .common import (
     console,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..plan import Plan
-    from ..report import QuantizeReport
+    from ..pipeline.report import QuantizeReport
+    from ..plan.plan import Plan
 
 DEFAULT_TYPE = "Q4_HIFI"
 
@@ -76,7 +76,7 @@ def quantize(
     dst = given.dst or default_destination(src, options_for(kind, choices))
     if not dry_run:
         check_output("DST", dst)
-    from ..quantize import plan_file, quantize_file
+    from ..pipeline.quantize import plan_file, quantize_file
 
     if dry_run:
         with progress_bar() as progress:
@@ -121,9 +121,9 @@ def plan(
     Reads only the header of SRC, and with measured coverage a sample of its weights. SRC may also be a JSON
     file with the shapes of a model's tensors.
     """
-    from ..quantize import plan_file
-    from ..shapes import SUFFIX as SHAPES
-    from ..shapes import plan_shapes
+    from ..pipeline.quantize import plan_file
+    from ..plan.shapes_file import SUFFIX as SHAPES
+    from ..plan.shapes_file import plan_shapes
 
     choices, types_file = parse_choices(choices)
     if src.endswith(SHAPES):
@@ -160,7 +160,7 @@ def dequantize(
     """Decode a quantized model SRC to F16 (default), BF16 or F32."""
     if ctx.get_parameter_source("type") is ParameterSource.DEFAULT:
         check_not_a_type(dst)
-    from ..export import dequantize_file
+    from ..pipeline.export import dequantize_file
 
     with progress_bar() as progress:
         report = dequantize_file(src, dst, type, threads=threads, overwrite=overwrite, progress=progress)
@@ -194,7 +194,7 @@ def export(
 ) -> None:
     """Convert a Q4_HIFI model SRC so that other programs load it."""
     check_not_a_type(dst)
-    from ..export import export_file
+    from ..pipeline.export import export_file
 
     with progress_bar() as progress:
         report = export_file(
@@ -206,7 +206,7 @@ def export(
 def _write_types(plan: Plan, file: str | None, overwrite: bool, written: Sequence[Path] = ()) -> None:
     """Write the file of --write-tensor-types if one is wanted; never over a file of the model's output."""
     if file is not None:
-        from ..tensor_types import write_tensor_types
+        from ..plan.tensor_types_file import write_tensor_types
 
         write_tensor_types(plan, file, overwrite=overwrite, sources=written)
 
@@ -215,14 +215,17 @@ def _print_report(report: QuantizeReport, as_json: bool) -> None:
     if as_json:
         print_json(report.as_dict())
     else:
-        console().print(report)
+        from .report_tables import report_tables
+
+        console().print(report_tables(report))
 
 
 def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     if as_json:
         print_json(plan.as_dict())
         return
-    from ..report import notes, paragraphs, role_table, tensor_table, type_table
+    from .plan_tables import notes, role_table, tensor_table, type_table
+    from .tables import paragraphs
 
     whole = plan.tensor_bytes if plan.file_bytes is None else plan.file_bytes
     size = (

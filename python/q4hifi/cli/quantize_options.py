@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import BadOptionError
-from ..layout import LAYOUTS, SPLIT
-from ..options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
+from ..formats.layout import LAYOUTS, SPLIT
+from ..plan.options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
 from .common import exclude_option, imatrix_option, include_option
 from .files import INPUT, OUTPUT
 from .sections import options_of
@@ -107,7 +107,7 @@ def quantize_options(command: Command) -> Command:
 
 def parse_choices(options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
-    from ..gguf_split import parse_size
+    from ..gguf_io.split import parse_size
 
     choices = dict(options)
     types_file = choices.pop("write_tensor_types")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..layout import Format
-from ..types import MAX_OUTLIERS
+from ..formats.layout import Format
+from ..formats.types import MAX_OUTLIERS
 
 FOLDER = Path(__file__).parent
 MAIN = "kernels.cu"

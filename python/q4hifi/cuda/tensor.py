@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.quantized_tensor import QuantizedTensor
 from ..errors import BadOptionError
-from ..layout import Format
-from ..tensor import QuantizedTensor
+from ..formats.layout import Format
 from . import kernels
 from .device import Array, borrow, check_capability, cupy, hand_back, launch
 

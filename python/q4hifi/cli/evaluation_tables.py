@@ -1,0 +1,246 @@
+"""What evaluations found, as text and tables; labels and digits are llama.cpp's where it has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..allocation.calibrate import Calibrated
+from ..evaluate.bench import Speed
+from ..evaluate.compare import ComparedModel, Comparison
+from ..evaluate.estimates import Estimate
+from ..evaluate.kl_divergence import KlDivergence
+from ..evaluate.perplexity import Perplexity
+from ..formats.tensor_names import role_of
+from ..imatrix.statistics import TensorStatistics, layer_statistics
+from ..wording import human_bytes, printable
+from .tables import paragraphs
+
+NAME_WIDTH = 20
+"""Columns that the comparison gives to a model's name, on two lines."""
+
+DIGITS = 5
+"""Of a value above 1 in a table, at most."""
+
+COMPARISON_WIDTH = 100
+"""Columns of a terminal that the comparison needs to be one table."""
+
+_COMPARISON_HEADS = (
+    *("size", "bits/\nw.", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
+    *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
+)
+
+KLD_HEADER = (
+    "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence"
+    "              Δp RMS            Same top p"
+)
+
+
+def running_perplexity(found: Perplexity) -> str:
+    """The perplexity after the last chunk so far: ``[3]35.9935,``."""
+    return f"[{found.n_chunks}]{found.ppl.value:.4f},"
+
+
+def final_perplexity(found: Perplexity) -> str:
+    """The line that llama-perplexity ends with."""
+    return f"Final estimate: PPL = {found.ppl.value:.4f} +/- {found.ppl.error:.5f}"
+
+
+def running_divergence(found: KlDivergence) -> str:
+    """The row under :data:`KLD_HEADER` after the last chunk so far."""
+    rms, top = found.rms_delta_p.scaled(100), found.same_top.scaled(100)
+    cells = [
+        f"{found.n_chunks:4}",
+        f"{found.ppl.value:9.4f} ± {found.ppl.error:9.4f}",
+        f"{found.ln_ppl_ratio.value:10.5f} ± {found.ln_ppl_ratio.error:10.5f}",
+        f"{found.mean_kld.value:10.5f} ± {found.mean_kld.error:10.5f}",
+        f"{rms.value:6.3f} ± {rms.error:6.3f} %",
+        f"{top.value:6.3f} ± {top.error:6.3f} %",
+    ]
+    return "    ".join(cells)
+
+
+def final_divergence(found: KlDivergence) -> str:
+    """The statistics that llama-perplexity --kl-divergence ends with."""
+
+    def ppl(label: str, e: Estimate) -> str:
+        return f"{label:<30}: {e.value:10.6f} ± {e.error:10.6f}"
+
+    def percent(label: str, e: Estimate) -> str:
+        e = e.scaled(100)
+        return f"{label:<10}: {e.value:6.3f} ± {e.error:5.3f} %"
+
+    kld, delta = found.tokens.kld, found.tokens.delta_p
+    lines = [
+        "====== Perplexity statistics ======",
+        ppl("Mean PPL(Q)", found.ppl),
+        ppl("Mean PPL(base)", found.ppl_base),
+        f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * found.correlation:6.2f}%",
+        ppl("Mean ln(PPL(Q)/PPL(base))", found.ln_ppl_ratio),
+        ppl("Mean PPL(Q)/PPL(base)", found.ppl_ratio),
+        ppl("Mean PPL(Q)-PPL(base)", found.ppl_difference),
+        "",
+        "====== KL divergence statistics ======",
+        f"Mean    KLD: {found.mean_kld.value:10.6f} ± {found.mean_kld.error:10.6f}",
+        f"Maximum KLD: {kld.max():10.6f}",
+        *(_kld_line(found, q) for q in (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)),
+        f"Minimum KLD: {kld.min():10.6f}",
+        "",
+        "====== Token probability statistics ======",
+        f"Mean    Δp: {100 * found.mean_delta_p.value:6.3f} ± {100 * found.mean_delta_p.error:5.3f} %",
+        f"Maximum Δp: {100 * delta.max():6.3f}%",
+        *(_delta_line(found, q) for q in (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)),
+        f"Minimum Δp: {100 * delta.min():6.3f}%",
+        percent("RMS Δp", found.rms_delta_p),
+        percent("Same top p", found.same_top),
+    ]
+    return "\n".join(lines)
+
+
+def _kld_line(found: KlDivergence, q: float) -> str:
+    return f"{_quantile_label(q)} KLD: {found.kld_quantile(q).value:10.6f}"
+
+
+def _delta_line(found: KlDivergence, q: float) -> str:
+    return f"{_quantile_label(q)} Δp: {100 * found.delta_p_quantile(q).value:6.3f}%"
+
+
+def _quantile_label(q: float) -> str:
+    return "Median " if q == 0.5 else f"{100 * q:4.1f}%  "
+
+
+def comparison_table(found: Comparison, width: int = COMPARISON_WIDTH) -> RenderableType:
+    """Models below each other, a value over its uncertainty; two tables where there is less room."""
+    everything = (found.reference, *found.models)
+    names = short_names([m.model for m in everything])
+    rows = [list(_comparison_row(model)) for model in everything]
+    half = len(_COMPARISON_HEADS) // 2
+    parts = [slice(None)] if width >= COMPARISON_WIDTH else [slice(half), slice(half, None)]
+    tables: list[list[RenderableType]] = []
+    for part in parts:
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        table.add_column("model", width=NAME_WIDTH, overflow="fold")
+        for head in _COMPARISON_HEADS[part]:
+            table.add_column(head, justify="right", no_wrap=True)
+        for name, row in zip(names, rows, strict=True):
+            table.add_row(Text(printable(name)), *row[part])
+        tables.append([table])
+    words = f"{found.n_chunks} chunks of {found.n_ctx} tokens of {printable(found.dataset)}"
+    how = "below each value its standard error; KLD in nats; the first model is the reference"
+    return paragraphs(*tables, [Text(f"{words}; {how}", style="italic")])
+
+
+def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
+    quality = model.quality
+    yield human_bytes(model.facts.file_bytes).replace(" ", "\n")
+    yield f"{model.facts.bits_per_weight:.2f}"
+    yield _cell(model.perplexity.ppl, 3)
+    if quality is None:
+        yield from [""] * 6
+    else:
+        yield _cell(quality.ppl_ratio, 4)
+        yield _cell(quality.mean_kld, 5)
+        yield _cell(quality.kld_quantile(0.5), 5)
+        yield _cell(quality.kld_quantile(0.999), 4)
+        yield _cell(quality.same_top.scaled(100), 2)
+        yield _cell(quality.rms_delta_p.scaled(100), 2)
+    yield _cell(model.prompt_speed, 1)
+    yield _cell(model.decode_speed, 1)
+
+
+def _cell(e: Estimate | None, digits: int) -> Text:
+    """A value over its error, with so many digits after the point, and fewer where many stand before it."""
+    if e is None:
+        return Text()
+    digits = _digits(e.value, digits)
+    return Text.assemble(f"{e.value:.{digits}f}\n", (f"±{e.error:.{digits}f}", "dim"))
+
+
+def _digits(value: float, most: int) -> int:
+    """How many digits after the point a value is given: :data:`DIGITS` in all where it is above 1."""
+    return most if abs(value) < 1 else min(most, max(0, DIGITS - len(f"{abs(value):.0f}")))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Names of models by which a reader tells them apart: without folder and ending, where they differ."""
+    names = [Path(path).name.removesuffix(".gguf") for path in paths]
+    if len(set(names)) == len(names) or len(set(paths)) < len(paths):
+        return names
+    shared = os.path.commonpath([os.path.abspath(path) for path in paths])
+    return [os.path.relpath(path, shared) for path in paths]
+
+
+def speed_table(speeds: Iterable[Speed]) -> str:
+    """The table that llama-bench prints, in Markdown."""
+    columns = (
+        *(("model", -30), ("size", 10), ("params", 10), ("backend", -10)),
+        *(("threads", 7), ("test", 15), ("t/s", 20)),
+    )
+
+    def row(cells: Iterable[str]) -> str:
+        padded = (
+            cell.ljust(-width) if width < 0 else cell.rjust(width)
+            for cell, (_, width) in zip(cells, columns, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    lines = [row(name for name, _ in columns)]
+    lines.append(row((abs(width) - 1) * "-" + ("-" if width < 0 else ":") for _, width in columns))
+    for s in speeds:
+        rate = s.tokens_per_second
+        params = f"{s.n_params / 1e6:.2f} M" if s.n_params < 1e9 else f"{s.n_params / 1e9:.2f} B"
+        size = f"{s.n_bytes / 2**20:.2f} MiB" if s.n_bytes < 2**30 else f"{s.n_bytes / 2**30:.2f} GiB"
+        cells = (printable(s.description), size, params, s.backend, str(s.n_threads), s.test)
+        lines.append(row((*cells, f"{rate.value:.2f} ± {rate.error:.2f}")))
+    return "\n".join(lines)
+
+
+def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
+    """The statistics of llama-imatrix --show-statistics: tensors, then layers."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "%\nActive", "N", "Entropy", "E\n(norm)", "ZD", "CosSim")
+    for head in ("Layer", "Tensor", *heads):
+        table.add_column(head, justify="left" if head == "Tensor" else "right", no_wrap=True)
+    for t in tensors:
+        table.add_row(
+            "-" if t.layer is None else str(t.layer),
+            Text(printable(t.part)),
+            *(f"{x:.{_digits(x, most)}f}" for x, most in ((t.total, 2), (t.minimum, 4), (t.maximum, 4))),
+            *(f"{x:.{_digits(x, 2)}f}" for x in (t.mean, t.deviation)),
+            *(f"{100 * t.active:.2f}%", str(t.n_columns), f"{t.entropy:.4f}"),
+            *(f"{100 * t.relative_entropy:.2f}%", f"{100 * t.outlying:.2f}%", f"{t.similarity:.4f}"),
+        )
+    layers = Table(box=None, pad_edge=False)
+    for head in ("Layer", "μΣ(Act²)", "μZD", "μCosSim"):
+        layers.add_column(head, justify="right")
+    for layer in layer_statistics(tensors):
+        cells = (f"{layer.total:.2f}", f"{100 * layer.outlying:.4f}%", f"{layer.similarity:.4f}")
+        layers.add_row(str(layer.layer), *cells)
+    return paragraphs([table], [layers])
+
+
+def calibration_table(found: Calibrated) -> RenderableType:
+    """What errors cost, role by role: the KL divergence that the probe adds, and sensitivities."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for head in ("tensors", "", "KLD", "share", "sensitivity", "least", "most"):
+        table.add_column(head, justify="left" if head == "tensors" else "right", no_wrap=True)
+    roles: dict[str, list[str]] = {}
+    for name in found.sensitivities:
+        roles.setdefault(role_of(name), []).append(name)
+    total = sum(kld.value for kld in found.klds.values())
+    for role, names in roles.items():
+        kld = sum(found.klds[name].value for name in names)
+        values = [found.sensitivities[name].value for name in names]
+        table.add_row(
+            *(role, str(len(names)), f"{kld:.5f}", f"{100 * kld / total if total else 0:.1f}%"),
+            *(f"{sum(values) / len(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"),
+        )
+    n = found.n_chunks
+    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {found.n_ctx} tokens"
+    all_together = f"all at ~4 bits: KLD {total:.5f}; {read}"
+    return paragraphs([table], [all_together])

@@ -1,0 +1,260 @@
+"""Rows of weights as bytes, and the codec between them.
+
+A :class:`~q4hifi.formats.layout.Format` says how rows are stored; Q4_HIFI in the split layout has three
+parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows. Types that
+the core does not know are decoded by the ``gguf`` package where it can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
+from ..formats.gguf_constants import GGMLQuantizationType
+from ..formats.layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
+from ..formats.types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
+from .core_errors import core_errors
+from .input_correlations import Inputs
+
+LONG_ROW = 256
+"""Weights. Shorter rows of single numbers are encoded several at a time, as the core spends some time on each
+row."""
+
+Bytes = npt.NDArray[np.uint8]
+Parts = tuple[Bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSums:
+    """Squared error of encoded weights and their squared magnitude, importance-weighted if encoded so."""
+
+    error: float = 0.0
+    reference: float = 0.0
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        return ErrorSums(self.error + other.error, self.reference + other.reference)
+
+    @property
+    def relative(self) -> float:
+        """Error over magnitude; 0 where there is no magnitude, as all weights that count are zero."""
+        return self.error / self.reference if self.reference else 0.0
+
+
+def decode(
+    parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
+) -> npt.NDArray[np.float32]:
+    """Decode rows to float32 [rows, row_length]; ``first_row`` is the number of the first, for errors.
+
+    Raises :class:`BadFileError` where Q4_HIFI outliers are out of order and
+    :class:`UnsupportedModelError` for a type that cannot be decoded.
+    """
+    if not parts[0].size:
+        return np.empty((0, row_length), np.float32)
+    if not form.type.codec:
+        return _decode_by_gguf(parts[0], form.type, row_length)
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
+        if form.is_fork:
+            flat = _core.dequantize_hifi_fork(parts[0], row_length, threads)
+        elif form.is_split:
+            base, index, residual = parts
+            flat = _core.dequantize_hifi(base, index, residual, row_length, form.outliers, threads)
+        else:
+            flat = _core.dequantize(parts[0], _codec_type(form).id, row_length, threads)
+    return flat.reshape(-1, row_length)
+
+
+def encode(
+    parts: Parts,
+    source: Format,
+    target: Format,
+    row_length: int,
+    importance: npt.NDArray[np.float32] | None = None,
+    *,
+    refine: bool = False,
+    inputs: Inputs | None = None,
+    threads: int = 0,
+    first_row: int = 0,
+) -> tuple[Parts, ErrorSums]:
+    """Encode rows stored as ``source`` as ``target``, under the importance of each column.
+
+    ``importance`` is float32 [row_length]; with ``refine`` blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI get
+    less error. Where ``inputs`` are known, a refined row's errors are made to cancel, but for the fork layout
+    (``src/refine/cancel.rs``). ``first_row`` is the number of the first row, for errors. Raises
+    :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
+    the target.
+    """
+    parts, source = _flat(parts, source, row_length, threads, first_row)
+    data, kind = parts[0], _codec_type(source).id
+
+    def encoded(rows: Bytes, length: int, first: int) -> tuple[Parts, ErrorSums]:
+        with core_errors(BadOptionError, row_length=row_length, first_row=first):
+            if target.is_fork:
+                *out, sums = _core.quantize_hifi_fork(
+                    rows, kind, length, target.outliers, importance, threads, refine
+                )
+            elif target.is_split:
+                *out, sums = _core.quantize_hifi(
+                    rows, kind, length, target.outliers, importance, threads, refine, inputs
+                )
+            else:
+                *out, sums = _core.quantize(
+                    rows, kind, length, _codec_type(target).id, importance, threads, refine, inputs
+                )
+        if not np.isfinite(sums[0]):
+            what = "weights" if importance is None else "weights or importances"
+            raise NotFiniteError(f"its {what} are too large for {target.type}; keep it in a wider type")
+        return tuple(out), ErrorSums(*sums)
+
+    together = 1
+    if importance is None and not (source.type.quantized or target.type.quantized):
+        together = max(1, LONG_ROW // row_length)
+    row_bytes = source.type.row_bytes(row_length)
+    split = data.size // row_bytes // together * together * row_bytes
+    if split == 0 or split == data.size:
+        return encoded(data, row_length * (together if split else 1), first_row)
+    head, head_sums = encoded(data[:split], row_length * together, first_row)
+    tail, tail_sums = encoded(data[split:], row_length, first_row + split // row_bytes)
+    return tuple(map(np.concatenate, zip(head, tail, strict=True))), head_sums + tail_sums
+
+
+def errors(
+    parts: Parts,
+    source: Format,
+    decoded: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32] | None,
+    *,
+    threads: int = 0,
+) -> ErrorSums:
+    """Return how far ``decoded``, float32 [rows, row_length], is from rows stored as ``source``.
+
+    ``weights`` is float32 [row_length]; they need not be those that the encoder had.
+    """
+    row_length = decoded.shape[-1]
+    parts, source = _flat(parts, source, row_length, threads, 0)
+    flat = np.ascontiguousarray(decoded, np.float32).reshape(-1)
+    with core_errors(BadFileError, row_length=row_length):
+        sums = _core.errors(parts[0], _codec_type(source).id, row_length, flat, weights, threads)
+    return ErrorSums(*sums)
+
+
+def multiply(
+    parts: Parts,
+    form: Format,
+    row_length: int,
+    activations: npt.NDArray[np.float32],
+    *,
+    threads: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Multiply rows by columns of activations, float32 [columns, row_length]: float32 [columns, rows].
+
+    Activations are quantized to eight bits, unless the rows are floats. Raises
+    :class:`UnsupportedModelError` for a type that the codec does not know.
+    """
+    if not form.type.codec:
+        raise UnsupportedModelError(f"q4hifi cannot multiply by {form.type}; dequantize it first")
+    flat = np.ascontiguousarray(activations, np.float32).reshape(-1)
+    if form.is_fork:
+        counts = parts[0].reshape(-1, Q4_HIFI.block_bytes)[:, FORK_COUNT_OFFSET]
+        form = Format(form.type, min(int(counts.max()), MAX_OUTLIERS))
+        parts = relayout(parts, Format(form.type, form.outliers, FORK), SPLIT, row_length)
+    with core_errors(BadFileError, row_length=row_length):
+        if form.is_split:
+            base, index, residual = parts
+            out = _core.matmul_hifi(base, index, residual, row_length, form.outliers, flat, threads)
+        else:
+            out = _core.matmul(parts[0], _codec_type(form).id, row_length, flat, threads)
+    return out.reshape(len(activations), -1)
+
+
+def check_finite(
+    parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
+) -> None:
+    """Raise :class:`NotFiniteError` where a weight is NaN or infinite; types not decodable always pass.
+
+    Q4_HIFI rows are decoded, so :class:`BadFileError` is raised where outliers are out of order.
+    """
+    if not form.type.decodable:
+        return
+    parts, form = _flat(parts, form, row_length, threads, first_row)
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
+        _core.check_finite(parts[0], _codec_type(form).id, row_length, threads)
+
+
+def base_of(parts: Parts, form: Format, row_length: int, *, first_row: int = 0) -> Bytes:
+    """Return the Q4_K rows of Q4_HIFI rows: what is left when the outliers are dropped."""
+    if not form.is_fork:
+        return parts[0]
+    return relayout(parts, form, SPLIT, row_length, first_row=first_row)[0]
+
+
+def relayout(parts: Parts, source: Format, layout: str, row_length: int, *, first_row: int = 0) -> Parts:
+    """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
+    if source.layout == layout:
+        return parts
+    with core_errors(BadFileError, row_length=row_length, first_row=first_row):
+        if source.is_fork:
+            split = _core.fork_to_split(parts[0], row_length, source.outliers)
+            return split if source.outliers else split[:1]
+        base, index, residual = parts if source.is_split else (parts[0], _NONE, _NONE)
+        return (_core.split_to_fork(base, index, residual, row_length, source.outliers),)
+
+
+_NONE = np.empty(0, np.uint8)
+
+
+def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: int) -> tuple[Parts, Format]:
+    """Rows as the core reads them: those of its types as they are, Q4_HIFI and other types as F32."""
+    if form.type.codec and not (form.is_split or form.is_fork):
+        return parts, form
+    weights = decode(parts, form, row_length, threads=threads, first_row=first_row)
+    return (weights.reshape(-1).view(np.uint8),), Format(F32)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """The instruction sets that the Rust core is compiled for and this CPU has, slowest first.
+
+    ``active`` is the one in use: the last of them, or what the environment variable ``Q4HIFI_ISA``
+    names. The bytes that a quantization writes do not depend on it.
+    """
+
+    active: str
+    available: tuple[str, ...]
+
+
+def cpu_features() -> CpuFeatures:
+    """Return the instruction sets that the kernels use on this machine.
+
+    Raises :class:`BadOptionError` where ``Q4HIFI_ISA`` names one that is not available.
+    """
+    with core_errors(BadFileError):
+        active, available = _core.cpu_features()
+    return CpuFeatures(active, tuple(available))
+
+
+def check_block_fit(kind: TensorType, row_length: int) -> None:
+    """Raise :class:`BadOptionError` where rows of that length are not whole blocks of ``kind``."""
+    if row_length % kind.block_size:
+        raise BadOptionError(
+            f"rows of {row_length} weights cannot be stored as {kind}, whose blocks hold {kind.block_size}"
+        )
+
+
+def _codec_type(form: Format) -> TensorType:
+    """The type of the rows' first part, as the codec knows it."""
+    return BASE if form.type == Q4_HIFI else form.type
+
+
+def _decode_by_gguf(data: Bytes, kind: TensorType, row_length: int) -> npt.NDArray[np.float32]:
+    """Decode rows of a type that the core does not know."""
+    if not kind.decodable:
+        raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
+    from gguf.quants import dequantize  # its tables take time to load, and few models need them
+
+    rows = data.reshape(-1, kind.row_bytes(row_length))
+    with np.errstate(all="ignore"):  # a scale that is NaN or infinite is found in the weights
+        return dequantize(rows, GGMLQuantizationType(kind.id)).astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""Measuring models on a text: perplexity, KL divergence, speed, comparisons, importance matrices."""

@@ -1,0 +1,169 @@
+"""How fast a model reads and writes, measured as llama-bench does: :func:`bench`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..codec.model_file import ModelFile
+from ..codec.overview import Overview
+from ..codec.rows import cpu_features
+from ..errors import BadOptionError
+from ..progress import Progress
+from ..threads import used_threads
+from .chunks import LanguageModel, ModelOrPath, bos_of, opened
+from .estimates import Estimate
+from .logits import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One test of one model.
+
+    ``test`` is pp512 for reading 512 tokens at once, tg128 for writing 128 one by one, as llama-bench
+    calls them. ``n_bytes`` are those of the tensors, ``backend`` is the kernels' instruction set.
+    ``seconds`` are those of each repetition.
+    """
+
+    model: str
+    description: str
+    n_bytes: int
+    n_params: int
+    backend: str
+    n_threads: int
+    test: str
+    n_tokens: int
+    seconds: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> Estimate:
+        """Mean of the repetitions, and as its error their standard deviation, as llama-bench prints it."""
+        rates = self.n_tokens / np.array(self.seconds)
+        return Estimate(float(rates.mean()), float(rates.std(ddof=1)) if rates.size > 1 else 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types, the keys those of llama-bench where it has them."""
+        rates = [self.n_tokens / s for s in self.seconds]
+        speed = self.tokens_per_second
+        return {
+            "model_filename": self.model,
+            "model_type": self.description,
+            "model_size": self.n_bytes,
+            "model_n_params": self.n_params,
+            "backends": self.backend,
+            "n_threads": self.n_threads,
+            "test": self.test,
+            "n_prompt": self.n_tokens if self.test.startswith("pp") else 0,
+            "n_gen": self.n_tokens if self.test.startswith("tg") else 0,
+            "avg_ts": speed.value,
+            "stddev_ts": speed.error,
+            "samples_ns": [round(1e9 * s) for s in self.seconds],
+            "samples_ts": rates,
+        }
+
+
+def read_seconds(model: LanguageModel, n_tokens: int) -> float:
+    """Return how long a model takes to read ``n_tokens`` random tokens and answer once, in seconds."""
+    tokens = _random_tokens(model, n_tokens)
+    sequence = model.sequence()
+    started = time.perf_counter()
+    sequence.evaluate(tokens, logits="last")
+    return time.perf_counter() - started
+
+
+def write_seconds(model: LanguageModel, n_tokens: int) -> float:
+    """Return how long a model takes to read ``n_tokens`` one by one and answer each, in seconds."""
+    tokens = _random_tokens(model, n_tokens)
+    sequence = model.sequence()
+    started = time.perf_counter()
+    for i in range(n_tokens):
+        sequence.evaluate(tokens[i : i + 1], logits="last")
+    return time.perf_counter() - started
+
+
+def _random_tokens(model: LanguageModel, n: int) -> Tokens:
+    tokens = np.random.default_rng(n).integers(0, model.n_vocab, n, np.uint32)
+    bos = bos_of(model)
+    if bos is not None:
+        tokens[0] = bos
+    return tokens
+
+
+def bench(
+    model: ModelOrPath,
+    *,
+    n_prompt: int | Sequence[int] = 512,
+    n_gen: int | Sequence[int] = 128,
+    threads: int | None = None,
+    repetitions: int = 5,
+    progress: Progress | None = None,
+) -> tuple[Speed, ...]:
+    """Measure how many tokens a model reads and writes a second.
+
+    One test for each value of ``n_prompt`` and ``n_gen`` above 0 (tokens), each warmed up, then run
+    ``repetitions`` times.
+    """
+    kinds: list[tuple[str, Callable[[LanguageModel, int], float], int]] = []
+    kinds += [("pp", read_seconds, n) for n in _counts(n_prompt)]
+    kinds += [("tg", write_seconds, n) for n in _counts(n_gen)]
+    if not kinds or repetitions < 1:
+        raise BadOptionError("nothing to measure; give a number of tokens and of repetitions above 0")
+    total = sum(n for _, _, n in kinds) * repetitions
+    done, results = 0, []
+    with opened(model, n_ctx=max(n for _, _, n in kinds), threads=threads) as lm:
+        facts = model_facts(lm)
+        for prefix, measure, n in kinds:
+            measure(lm, n if prefix == "pp" else 1)
+            seconds = []
+            for _ in range(repetitions):
+                if progress is not None:
+                    progress(done, total, f"{prefix}{n}")
+                seconds.append(measure(lm, n))
+                done += n
+            results.append(
+                Speed(
+                    model=str(lm.path),
+                    description=facts.description,
+                    n_bytes=facts.n_bytes,
+                    n_params=facts.n_params,
+                    backend=cpu_features().active,
+                    n_threads=used_threads(threads),
+                    test=f"{prefix}{n}",
+                    n_tokens=n,
+                    seconds=tuple(seconds),
+                )
+            )
+    return tuple(results)
+
+
+def _counts(n: int | Sequence[int]) -> list[int]:
+    return [count for count in ([n] if isinstance(n, int) else n) if count > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a table says of a model: ``file_bytes`` of its files, ``n_bytes`` of its tensors alone."""
+
+    description: str
+    file_bytes: int
+    n_bytes: int
+    n_params: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight."""
+        return 8 * self.n_bytes / max(1, self.n_params)
+
+
+def model_facts(model: LanguageModel) -> ModelFacts:
+    """Read the facts of a model from its file."""
+    with ModelFile.open(model.path) as file:
+        overview = Overview.of(file)
+    metadata = model.metadata
+    size = metadata.get("general.size_label", "?B")
+    description = f"{metadata.get('general.architecture', '?')} {size} {overview.file_type}"
+    return ModelFacts(description, overview.file_bytes, overview.n_bytes, overview.n_params)

@@ -1,0 +1,161 @@
+"""How far a model's answers are from another's: the figures of llama-perplexity --kl-divergence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf, isfinite, sqrt
+from typing import Any
+
+from ..progress import Progress
+from .chunks import ModelOrPath, bos_of, errors_in, opened
+from .estimates import Estimate, covariance, difference, mean, quantile, root_mean_square, share
+from .log_probs_file import LogProbsFile
+from .logits import Divergence, codes_per_row, divergence_from_codes
+
+QUANTILES = (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KlDivergence:
+    """How far a model's answers are from a base model's, over a text.
+
+    ``model`` and ``base`` are files; the text was cut into ``n_chunks`` chunks of ``n_ctx`` tokens,
+    which took ``seconds``. ``tokens`` has the figures of each scored token. Divergences are in nats,
+    shares and probabilities from 0 to 1.
+    """
+
+    model: str
+    base: str
+    n_ctx: int
+    n_chunks: int
+    seconds: float
+    tokens: Divergence = field(repr=False)
+
+    @property
+    def ppl(self) -> Estimate:
+        """Perplexity of the model."""
+        return mean(self.tokens.nll).exp()
+
+    @property
+    def ppl_base(self) -> Estimate:
+        """Perplexity of the base model."""
+        return mean(self.tokens.nll_base).exp()
+
+    @property
+    def ln_ppl_ratio(self) -> Estimate:
+        """Natural logarithm of the model's perplexity over the base's."""
+        return difference(self.tokens.nll, self.tokens.nll_base)
+
+    @property
+    def ppl_ratio(self) -> Estimate:
+        """The model's perplexity over the base's."""
+        return self.ln_ppl_ratio.exp()
+
+    @property
+    def ppl_difference(self) -> Estimate:
+        """The model's perplexity less the base's."""
+        ppl, base = self.ppl, self.ppl_base
+        shared = 2 * ppl.value * base.value * covariance(self.tokens.nll, self.tokens.nll_base)
+        variance = ppl.error * ppl.error + base.error * base.error - shared
+        return Estimate(ppl.value - base.value, sqrt(max(0.0, variance)) if isfinite(variance) else inf)
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of the two models' log-probabilities of the tokens that came, -1 to 1."""
+        errors = mean(self.tokens.nll).error * mean(self.tokens.nll_base).error
+        return covariance(self.tokens.nll, self.tokens.nll_base) / errors if errors else 1.0
+
+    @property
+    def mean_kld(self) -> Estimate:
+        """Mean Kullback-Leibler divergence from the base."""
+        return mean(self.tokens.kld)
+
+    def kld_quantile(self, fraction: float) -> Estimate:
+        """Return the divergence that ``fraction`` of the tokens lie below; 0.5 is the median."""
+        return quantile(self.tokens.kld, fraction)
+
+    @property
+    def mean_delta_p(self) -> Estimate:
+        """Mean change of the probability of the token that came."""
+        return mean(self.tokens.delta_p)
+
+    def delta_p_quantile(self, fraction: float) -> Estimate:
+        """Return the change that ``fraction`` of the tokens lie below."""
+        return quantile(self.tokens.delta_p, fraction)
+
+    @property
+    def rms_delta_p(self) -> Estimate:
+        """Root mean square of the change of the probability of the token that came."""
+        return root_mean_square(self.tokens.delta_p)
+
+    @property
+    def same_top(self) -> Estimate:
+        """Share of the tokens at which both models find the same one most probable."""
+        return share(self.tokens.same_top)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        estimates = {
+            name: getattr(self, name).as_dict()
+            for name in (
+                *("ppl", "ppl_base", "ln_ppl_ratio", "ppl_ratio", "ppl_difference"),
+                *("mean_kld", "mean_delta_p", "rms_delta_p", "same_top"),
+            )
+        }
+        return {
+            "model": self.model,
+            "base": self.base,
+            "n_ctx": self.n_ctx,
+            "n_chunks": self.n_chunks,
+            "n_scored": int(self.tokens.nll.size),
+            **estimates,
+            "correlation": self.correlation,
+            "maximum_kld": float(self.tokens.kld.max()),
+            "minimum_kld": float(self.tokens.kld.min()),
+            "kld_quantiles": {str(q): self.kld_quantile(q).as_dict() for q in QUANTILES},
+            "delta_p_quantiles": {str(q): self.delta_p_quantile(q).as_dict() for q in QUANTILES},
+            "seconds": self.seconds,
+        }
+
+
+def kl_divergence(
+    model: ModelOrPath,
+    base: str | os.PathLike[str],
+    *,
+    n_chunks: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    on_chunk: Callable[[KlDivergence], None] | None = None,
+) -> KlDivergence:
+    """Compare a model with the base file that another one left, made by q4hifi or llama-perplexity.
+
+    The text, its cutting and the base's answers are in the file. ``on_chunk`` gets the result so far
+    after each chunk. Raises :class:`BadFileError` for a damaged file, :class:`BadOptionError` for one
+    of another vocabulary.
+    """
+    started = time.perf_counter()
+    file = LogProbsFile.open(base)
+    n_ctx = file.tokens.shape[1]
+    row = codes_per_row(file.n_vocab)
+    found: list[Divergence] = []
+    with opened(model, n_ctx=n_ctx, threads=threads) as lm:
+        chunks = file.chunks(lm.n_vocab, bos_of(lm), n_chunks)
+        for chunk in range(len(chunks)):
+            if progress is not None:
+                progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
+            codes = file.codes(chunk)
+            with errors_in(lm, chunk):
+                at = 0
+                for logits, tokens in chunks.answers(chunks.begin(lm, chunk), chunk):
+                    here = codes[at : at + tokens.size * row]
+                    found.append(divergence_from_codes(logits, here, tokens, threads=threads or 0))
+                    at += here.size
+            seconds = time.perf_counter() - started
+            tokens_so_far = Divergence.joined(found)
+            result = KlDivergence(str(lm.path), str(file.path), n_ctx, chunk + 1, seconds, tokens_so_far)
+            if on_chunk is not None:
+                on_chunk(result)
+    return result

@@ -1,0 +1,238 @@
+"""The base files of llama-perplexity: a text's tokens and a model's log-probabilities over it.
+
+Little-endian: ``_logits_``, i32 n_ctx, i32 n_vocab, i32 n_chunks; i32 tokens [n_chunks, n_ctx], as
+they are in the text (without BOS in place of the first); then for each chunk its scored answers
+(see :mod:`q4hifi.evaluate.chunks`), each ``codes_per_row(n_vocab)`` uint16: two f32 (step and least value),
+one code a token, ``log_prob = step * code + least``, and one zero if the vocabulary is odd. What
+is more than 16 below a row's largest is stored as that.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..errors import BadFileError, BadOptionError
+from ..files.output_file import PartialFile
+from ..files.positioned_file import byte_view, os_errors
+from .chunks import Chunks
+from .limits import MIN_CONTEXT
+from .logits import Codes, Doubles, Tokens, codes_per_row
+
+MAGIC = b"_logits_"
+PARTIAL = b"part"
+HEAD = struct.Struct("<8siii")
+U32 = struct.Struct("<I")
+REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
+
+
+class LogProbsWriter:
+    """Writes a base file chunk by chunk; a context manager.
+
+    Until it is complete it is called ``PATH.partial``, its header begins with :data:`PARTIAL` and the number
+    of chunks that it holds, and behind the answers stands -log of the probability of each scored token,
+    float64: so a run that was interrupted, or killed, can be resumed. ``n_done`` are the chunks it holds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        chunks: Chunks,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        sources: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        """Check the destination; nothing is written yet.
+
+        With ``resume`` a partial file is gone on from, if there is one. Raises :class:`BadOptionError` for a
+        destination that cannot be used.
+        """
+        self._new = PartialFile(
+            path, begins=(PARTIAL, MAGIC), overwrite=overwrite, resume=resume, sources=sources
+        )
+        self._chunks = chunks
+        self._codes = chunks.n_scored * codes_per_row(chunks.n_vocab)
+        self._at = 0  # codes of the next chunk that are written
+        self.n_done = 0
+
+    @property
+    def partial(self) -> Path:
+        """The file until it is complete."""
+        return self._new.partial
+
+    def __enter__(self) -> LogProbsWriter:
+        """Take the space that the file needs, or find out how far it is.
+
+        Raises :class:`BadOptionError` where the partial file is of another text, and :class:`Q4HifiError`
+        where the disk fails.
+        """
+        tokens = self._chunks.tokens.astype("<i4")
+        size = self._nll_offset(len(self._chunks))
+        with os_errors(self._new.path, f"be written, which takes {size} bytes"):
+            file = self._new.__enter__().file
+            try:
+                if self._new.resumed:
+                    self._resume(tokens.tobytes())
+                else:
+                    file.write(0, memoryview(self._head()))  # first: by it the file is recognised
+                    file.write(HEAD.size, byte_view(tokens))
+                    file.reserve(size)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._new.keep = self._new.resumed or self.n_done > 0
+        self._new.__exit__(kind, error, trace)
+
+    def write(self, codes: Codes) -> None:
+        """Add answers of the next chunk, uint16 [rows * codes_per_row]. Raises :class:`Q4HifiError`."""
+        with os_errors(self._new.path, "be written"):
+            data = codes.astype("<u2", copy=False)
+            self._new.file.write(self._offset(self.n_done) + 2 * self._at, byte_view(data))
+        self._at += codes.size
+
+    def end_chunk(self, nll: Doubles) -> None:
+        """Count the chunk whose answers were written; ``nll`` is float64 [n_scored].
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
+        with os_errors(self._new.path, "be written"):
+            self._new.file.write(self._nll_offset(self.n_done), byte_view(nll.astype("<f8", copy=False)))
+            self.n_done, self._at = self.n_done + 1, 0
+            self._new.file.write(0, memoryview(self._head()))
+
+    def nll(self) -> Doubles:
+        """Read -log of the probability of each scored token of the chunks that are done, float64.
+
+        Raises :class:`Q4HifiError` where the disk fails.
+        """
+        found = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
+        with os_errors(self._new.path, "be read"):
+            self._new.file.read_into(self._nll_offset(0), byte_view(found))
+        return found.astype(np.float64, copy=False)
+
+    def read(self, chunk: int) -> Codes:
+        """Read the answers of a chunk that is done. Raises :class:`Q4HifiError`."""
+        codes = np.empty(self._codes, "<u2")
+        with os_errors(self._new.path, "be read"):
+            self._new.file.read_into(self._offset(chunk), byte_view(codes))
+        return codes.astype(np.uint16, copy=False)
+
+    def publish(self) -> None:
+        """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
+        self._new.check()  # before the file loses what it can be resumed by
+        with os_errors(self._new.path, "be completed"):
+            self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
+            self._new.file.truncate(self._nll_offset(0))
+            self._new.publish()
+
+    def _offset(self, chunk: int) -> int:
+        """Where the answers of a chunk begin in the file."""
+        return HEAD.size + 4 * self._chunks.tokens.size + 2 * self._codes * chunk
+
+    def _nll_offset(self, chunk: int) -> int:
+        """Where the scores of a chunk begin in the partial file."""
+        return self._offset(len(self._chunks)) + 8 * self._chunks.n_scored * chunk
+
+    def _head(self) -> bytes:
+        return _head(PARTIAL + U32.pack(self.n_done), self._chunks)
+
+    def _resume(self, tokens: bytes) -> None:
+        there = bytearray(self._offset(0))
+        size = self._new.file.read_into(0, memoryview(there))
+        magic, (n_done,) = bytes(there[:4]), U32.unpack_from(there, 4)
+        same = there[8:] == _head(MAGIC, self._chunks)[8:] + tokens
+        if size < len(there) or magic != PARTIAL or not same or n_done > len(self._chunks):
+            raise BadOptionError(
+                f"{self.partial}: was not begun with this text and vocabulary, so it cannot be resumed;"
+                " give the same text and options, or begin anew with `overwrite=True`"
+            )
+        if self._new.file.size() < self._nll_offset(len(self._chunks)):
+            raise BadOptionError(
+                f"{self.partial}: is cut off, so it cannot be resumed; begin anew with `overwrite=True`"
+            )
+        self.n_done = n_done
+
+
+def _head(magic: bytes, chunks: Chunks) -> bytes:
+    return HEAD.pack(magic, chunks.n_ctx, chunks.n_vocab, len(chunks))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogProbsFile:
+    """A base file whose header and size were checked; ``tokens`` is uint32 [n_chunks, n_ctx]."""
+
+    path: Path
+    n_vocab: int
+    tokens: Tokens
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> LogProbsFile:
+        """Read the header and the tokens. Raises :class:`BadFileError`."""
+        path = Path(path)
+        if not path.is_file():  # opening a pipe would wait for its writer
+            raise BadFileError(f"{path}: there is no such file")
+        with os_errors(path, "be read", BadFileError), path.open("rb") as file:
+            head = file.read(HEAD.size)
+            if len(head) < HEAD.size or not head.startswith(MAGIC):
+                raise BadFileError(f"{path}: is not a file of log-probabilities; {REMEDY}")
+            _, n_ctx, n_vocab, n_chunks = HEAD.unpack(head)
+            if n_ctx < MIN_CONTEXT or n_vocab < 1 or n_chunks < 1:
+                raise BadFileError(
+                    f"{path}: its header says a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
+                    f" {n_chunks} chunks, which cannot be; {REMEDY}"
+                )
+            rows = n_chunks * (n_ctx - 1 - n_ctx // 2)
+            expected = HEAD.size + 4 * n_chunks * n_ctx + 2 * rows * codes_per_row(n_vocab)
+            size = os.fstat(file.fileno()).st_size
+            if size != expected:
+                raise BadFileError(
+                    f"{path}: has {size} bytes, but {n_chunks} chunks of {n_ctx} tokens with a vocabulary of"
+                    f" {n_vocab} take {expected}; {REMEDY}"
+                )
+            tokens = np.fromfile(file, "<i4", n_chunks * n_ctx)
+        if tokens.size != n_chunks * n_ctx:
+            raise BadFileError(f"{path}: ends early; it has become shorter while it was read")
+        tokens = tokens.reshape(n_chunks, n_ctx)
+        if not 0 <= tokens.min() <= tokens.max() < n_vocab:
+            raise BadFileError(f"{path}: holds tokens beyond its vocabulary of {n_vocab}; {REMEDY}")
+        return cls(path, n_vocab, tokens.astype(np.uint32))
+
+    def chunks(self, n_vocab: int, bos: int | None, n_chunks: int | None = None) -> Chunks:
+        """Return its text, cut as it was, for a model of ``n_vocab`` tokens; the first chunks, if asked.
+
+        Raises :class:`BadOptionError` where the file is of another vocabulary.
+        """
+        if n_vocab != self.n_vocab:
+            raise BadOptionError(
+                f"{self.path}: was made by a model with {self.n_vocab} tokens in its vocabulary, and this one"
+                f" has {n_vocab}; compare models of one family only"
+            )
+        return Chunks(self.tokens[:n_chunks], bos, n_vocab)
+
+    def codes(self, chunk: int) -> Codes:
+        """Read the scored answers of a chunk: uint16 [n_scored * codes_per_row]."""
+        n_chunks, n_ctx = self.tokens.shape
+        count = (n_ctx - 1 - n_ctx // 2) * codes_per_row(self.n_vocab)
+        offset = HEAD.size + 4 * n_chunks * n_ctx + 2 * count * chunk
+        with os_errors(self.path, "be read", BadFileError):
+            codes = np.fromfile(self.path, "<u2", count, offset=offset)
+        if codes.size != count:
+            raise BadFileError(
+                f"{self.path}: ends within chunk {chunk + 1}; it has become shorter while it was in use"
+            )
+        heads = codes.reshape(-1, codes_per_row(self.n_vocab))[:, :4].copy().view("<f4")
+        if not np.isfinite(heads).all() or (heads[:, 0] < 0).any():
+            raise BadFileError(f"{self.path}: the answers of chunk {chunk + 1} are damaged; {REMEDY}")
+        return codes.astype(np.uint16, copy=False)

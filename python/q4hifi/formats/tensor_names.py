@@ -1,0 +1,138 @@
+"""Tensor name -> role and layer, and which tensors are quantized at all: tables of name parts.
+
+The names are GGUF's (``blk.7.attn_v.weight``); the decisions are llama-quantize's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+
+ROLES: tuple[tuple[str, str], ...] = (
+    ("output", r"^output\.weight$"),
+    ("token_embd", r"^(per_layer_)?token_embd\.weight$"),
+    ("lm_head", r"^lm_head\.weight$"),
+    ("bias", r"\.bias$"),
+    ("norm", r"_norm\b"),
+    ("router", r"ffn_gate_inp"),
+    ("attn_qkv", r"attn_qkv\.weight"),
+    ("attn_kv_b", r"attn_kv_b\.weight"),
+    ("attn_v", r"attn_v\.weight"),
+    ("attn_k", r"attn_k\.weight"),
+    ("attn_q", r"attn_q\.weight"),
+    ("attn_output", r"attn_output\.weight"),
+    ("ffn_up", r"ffn_up"),
+    ("ffn_gate", r"ffn_gate"),
+    ("ffn_down", r"ffn_down"),
+    ("other", r""),
+)
+"""Role and the pattern of its names; the first that is found in a name decides.
+
+Expert tensors (``ffn_down_exps``, ``ffn_down.3``, ``ffn_down_shexp``) have the role of the dense one.
+"""
+
+OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
+
+ATTN_V_LIKE = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
+"""Roles that hold the value projection, alone or fused with others; the mixes treat them alike."""
+
+OUTPUT_LIKE = frozenset({"output", "lm_head"})
+"""Roles of the matrix that makes logits; see also :func:`output_of`."""
+
+SAME_INPUT: Mapping[str, str] = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
+"""Role -> another that is multiplied by the same in every model that the runtime knows."""
+
+MASSIVE = OUTPUT_LIKE | {"token_embd"}
+"""Roles as large as the vocabulary; Q4_HIFI gives them twice the outliers."""
+
+KEPT: tuple[str, ...] = (
+    # small beside the matrices, and sensitive: norms, routers and token-to-expert tables
+    *("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight"),
+    *("altup", "laurel", "per_layer_model_proj"),
+    # convolutions and indexers
+    *("ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight"),
+    # RWKV's small two-dimensional weights
+    *(f"time_mix_{part}.weight" for part in ("first", "lerp_fused", "decay_w1", "decay_w2")),
+    *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2")),
+    *(f"time_mix_{part}.weight" for part in ("a0", "a1", "a2", "g1", "g2")),
+    # positions: T5's relative bias, and those of vision and audio towers
+    *("attn_rel_b.weight", ".position_embd", ".rel_pos", "sam.pos_embd"),
+    *("sam.neck.", "sam.net_", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd"),
+)
+"""Parts of the names of matrices that keep their source type."""
+
+KEPT_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
+"""Whole names that keep their source type (BERT)."""
+
+KEPT_BY_ARCHITECTURE: dict[str, tuple[str, ...]] = {
+    "glm5-next": (
+        *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
+        *("indexer_compressor_gate", "indexer_compressor_ape"),
+        *("ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
+        *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
+    ),
+}
+"""As :data:`KEPT`, for one architecture only."""
+
+_ROLE_PATTERNS = tuple((role, re.compile(pattern)) for role, pattern in ROLES)
+_LAYER = re.compile(r"\bblk\.(\d{1,9})")
+
+
+def role_of(name: str) -> str:
+    """Return the role of a tensor, one of :data:`ROLES`."""
+    return next(role for role, pattern in _ROLE_PATTERNS if pattern.search(name))
+
+
+def mate_of(name: str) -> str:
+    """Return the name of the matrix that stands for all with its inputs, its own if there is no other."""
+    role = role_of(name)
+    return name.replace(role, SAME_INPUT.get(role, role))
+
+
+def output_of(names: Container[str]) -> str:
+    """Return the name of the matrix that makes a model's logits, of the names of all its tensors.
+
+    A model without an output matrix has tied embeddings: those make the logits as well.
+    """
+    return OUTPUT if OUTPUT in names else EMBEDDINGS
+
+
+def is_tied(names: Container[str]) -> bool:
+    """Return whether a model's embeddings are its output matrix too, as llama-quantize decides it."""
+    return output_of(names) == EMBEDDINGS
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer number in a name, also of ``enc.blk.3.`` or ``v.blk.3.``; None if there is none."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def is_quantizable(
+    name: str, shape: tuple[int, ...], architecture: str, *, leave_output_tensor: bool = False
+) -> bool:
+    """Return whether a quantizing recipe changes this tensor's type at all.
+
+    ``shape`` has the row length first. Only weights of two or more dimensions are (trailing
+    dimensions of 1 do not count), not those without elements, and not
+    those whose names say that they are better kept.
+    """
+    parts = KEPT + KEPT_BY_ARCHITECTURE.get(architecture, ())
+    return (
+        all(shape)
+        and any(n > 1 for n in shape[1:])
+        and name.endswith("weight")
+        and name not in KEPT_NAMES
+        and not any(part in name for part in parts)
+        and not (leave_output_tensor and name == OUTPUT)
+    )
+
+
+def processing_order(name: str) -> tuple[int, str]:
+    """Return the sort key of the order in which llama-quantize works and writes.
+
+    Tensors outside the layers come first, then layer by layer, by name within each. Only names
+    that begin with ``blk.`` count as inside.
+    """
+    layer = layer_of(name) if name.startswith("blk.") else None
+    return (-1 if layer is None else layer, name)

@@ -1,0 +1,118 @@
+"""Models in several files: llama.cpp's names and keys for the shards, and what goes into which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import BadOptionError
+from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
+from ..formats.layout import StoredTensor
+from .header import padded
+from .metadata import Metadata
+
+NO, COUNT, TENSORS = (
+    Keys.Split.LLM_KV_SPLIT_NO,
+    Keys.Split.LLM_KV_SPLIT_COUNT,
+    Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT,
+)
+MAX_SHARDS = 0xFFFF  # split.count is a u16
+
+_SHARD_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+_SIZE = re.compile(r"(?P<number>[0-9]{0,15}\.?[0-9]{1,15})\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_UNITS = {"": 1, "B": 1} | {
+    letter + rest: base**power
+    for power, letter in enumerate("KMG", 1)
+    for rest, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
+
+
+class ShardName(NamedTuple):
+    """A file name PREFIX-00001-of-0000N.gguf taken apart; ``number`` counts from 1."""
+
+    prefix: str
+    number: int
+    total: int
+
+
+def shard_name(path: Path) -> ShardName | None:
+    """Take the name of ``path`` apart, or None where it is not a shard's."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    return ShardName(match["prefix"], int(match["number"]), int(match["count"])) if match else None
+
+
+def shard_paths(folder: Path, prefix: str, count: int) -> tuple[Path, ...]:
+    """Paths of all ``count`` shards of a model."""
+    return tuple(folder / f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files of the model that ``path`` belongs to, as its name says; they need not exist."""
+    shard = shard_name(path)
+    return shard_paths(path.parent, shard.prefix, shard.total) if shard else (path,)
+
+
+def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
+    """Where a model of ``count`` files goes that the user wants at ``dst``: there, or beside it in shards."""
+    if count == 1:
+        return (dst,)
+    shard = shard_name(dst)
+    return shard_paths(dst.parent, shard.prefix if shard else dst.name.removesuffix(".gguf"), count)
+
+
+def shard_metadata(metadata: Metadata, number: int, count: int, n_tensors: int) -> Metadata:
+    """Pairs of shard ``number`` (from 0) of ``count``, in llama-quantize's order.
+
+    The first shard has all of the model's pairs, the others only say which shard they are. A model in one
+    file says nothing of shards, wherever its pairs came from.
+    """
+    pairs = metadata.without(NO, COUNT, TENSORS) if number == 0 else Metadata()
+    if count == 1:
+        return pairs
+    return (
+        pairs.with_value(NO, number, GGUFValueType.UINT16)
+        .with_value(COUNT, count, GGUFValueType.UINT16)
+        .with_value(TENSORS, n_tensors, GGUFValueType.INT32)
+    )
+
+
+def assign_shards(
+    groups: Iterable[Sequence[StoredTensor]],
+    split_max_bytes: int,
+    *,
+    alignment: int = GGUF_DEFAULT_ALIGNMENT,
+) -> list[int]:
+    """Shard of each tensor, groups flattened, so that no shard's data passes ``split_max_bytes``.
+
+    As llama-gguf-split does it: in order, and a new shard begins with the first group that does not fit
+    any more (headers are not counted). The tensors of a group stay together; a group that is larger than
+    the limit gets a shard of its own.
+    """
+    shards: list[int] = []
+    shard = used = 0
+    for group in groups:
+        size = sum(padded(t.nbytes, alignment) for t in group)
+        if used and used + size > split_max_bytes:
+            shard, used = shard + 1, 0
+        used += size
+        shards += [shard] * len(group)
+    return shards
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``--split-max-size`` and ``--target-size``: a number and a unit, in any case.
+
+    K, M and G, with B or without, are decimal, as in llama-gguf-split; KiB, MiB and GiB are binary. No
+    unit, or B, means bytes, a whole number of them. Raises :class:`BadOptionError` for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match["unit"].upper(), 0) if match else 0
+    size = Fraction(match["number"]) * unit if match else Fraction(0)
+    if size < 1 or (unit == 1 and size.denominator > 1):
+        raise BadOptionError(
+            f"{text!r} is not a size above zero; write it as 500M, 3.5G, 512MiB, 1.2 GB or in bytes"
+        )
+    return int(size)

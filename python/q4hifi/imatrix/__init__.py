@@ -1,0 +1,1 @@
+"""Importance matrices: their files, sums, statistics, and whether they fit a model."""

@@ -1,0 +1,119 @@
+"""What an importance matrix says of a model's matrices: the figures of llama-imatrix --show-statistics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..formats.tensor_names import layer_of
+from .sums import ColumnSums, ImportanceSums
+
+ACTIVE = 1e-5
+"""A column whose mean square is not above this counts as inactive."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStatistics:
+    """Statistics of the mean squares of one tensor's input columns.
+
+    ``total`` is their sum, ``deviation`` their standard deviation, ``active`` the share (0 to 1)
+    that is not as good as zero, ``entropy`` that of their shares of the total in bits, ``outlying``
+    the share more than a standard deviation above the mean, ``similarity`` the cosine to the same
+    tensor of the layer before (0 where there is none).
+    """
+
+    name: str
+    layer: int | None
+    part: str
+    n_columns: int
+    total: float
+    minimum: float
+    maximum: float
+    mean: float
+    deviation: float
+    active: float
+    entropy: float
+    outlying: float
+    similarity: float
+
+    @property
+    def relative_entropy(self) -> float:
+        """Entropy over that of equal columns, 0 to 1."""
+        return self.entropy / float(np.log2(self.n_columns)) if self.n_columns > 1 else 0.0
+
+    @classmethod
+    def of(cls, name: str, sums: ColumnSums, before: ColumnSums | None) -> TensorStatistics:
+        """Compute them; ``before`` is the same tensor of the layer before. Some column must be counted."""
+        x = sums.means[sums.counts > 0].reshape(-1).astype(np.float64)
+        total, mean, deviation = float(x.sum()), float(x.mean()), float(x.std())
+        shares = x[x > 0] / total if total > 0 else x[:0]
+        return cls(
+            name=name,
+            layer=layer_of(name),
+            part=name.removesuffix(".weight").rsplit(".", 1)[-1],
+            n_columns=int(x.size),
+            total=total,
+            minimum=float(x.min()),
+            maximum=float(x.max()),
+            mean=mean,
+            deviation=deviation,
+            active=float((x > ACTIVE).mean()),
+            entropy=float(-(shares * np.log2(shares)).sum()),
+            outlying=float((x > mean + deviation).mean()) if deviation > 0 else 0.0,
+            similarity=0.0 if before is None else _cosine(sums, before),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """Means over the tensors of one layer, weighted by their columns."""
+
+    layer: int
+    total: float
+    outlying: float
+    similarity: float
+
+
+def tensor_statistics(sums: ImportanceSums) -> list[TensorStatistics]:
+    """Return the statistics of all tensors that saw an input: by part, the largest total first."""
+    found = [
+        TensorStatistics.of(name, s, sums.tensors.get(_name_before(name)))
+        for name, s in sums.tensors.items()
+        if s.counts.any()
+    ]
+    return sorted(found, key=lambda t: (t.part, -t.total))
+
+
+def layer_statistics(tensors: Iterable[TensorStatistics]) -> list[LayerStatistics]:
+    """Return the means of each layer, in order."""
+    layers: dict[int, list[TensorStatistics]] = {}
+    for tensor in tensors:
+        if tensor.layer is not None:
+            layers.setdefault(tensor.layer, []).append(tensor)
+    found = []
+    for layer, members in sorted(layers.items()):
+        weights = [t.n_columns for t in members]
+        means = (
+            float(np.average([getattr(t, name) for t in members], weights=weights))
+            for name in ("total", "outlying", "similarity")
+        )
+        found.append(LayerStatistics(layer, *means))
+    return found
+
+
+def _name_before(name: str) -> str:
+    return re.sub(r"blk\.(\d+)\.", lambda found: f"blk.{int(found[1]) - 1}.", name, count=1)
+
+
+def _cosine(a: ColumnSums, b: ColumnSums) -> float:
+    x, y = (s.squares.reshape(-1).astype(np.float64) for s in (a, b))
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / norm if x.size == y.size and norm else 0.0

@@ -1,0 +1,221 @@
+"""Carrying out a plan: model in, model out, piece by piece, reading, computing and writing at once.
+
+Memory is bounded by a few pieces of :data:`~q4hifi.codec.model_file.CHUNK_WEIGHTS` weights, whatever the
+model's size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codec.input_correlations import Inputs
+from ..codec.model_file import ModelFile, RowRange, row_ranges
+from ..codec.rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
+from ..errors import BadOptionError
+from ..files.output_file import check_writable
+from ..formats.layout import BASE
+from ..formats.types import Q4_HIFI
+from ..gguf_io.metadata import Metadata
+from ..gguf_io.split import assign_shards, output_paths
+from ..gguf_io.writer import GgufWriter
+from ..imatrix.file import Importance
+from ..plan.plan import Plan, PlannedTensor
+from ..progress import Progress
+
+LOOKAHEAD = 2
+"""Pieces read ahead of the computation, and pieces waiting to be written."""
+
+INPUTS_KEPT = 4
+"""Matrices of the same inputs stand near each other in a file: what is known of so many is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a rewritten model goes, and how it is cut into files.
+
+    ``sources`` are files, besides the model's, that the destination must not be.
+    """
+
+    path: str | os.PathLike[str]
+    overwrite: bool = False
+    keep_split: bool = False
+    split_max_size: int | None = None
+    sources: tuple[str | os.PathLike[str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the options fit together."""
+        if self.keep_split and self.split_max_size is not None:
+            raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
+
+    def check(self, model: ModelFile) -> None:
+        """Raise :class:`Q4HifiError` where the destination cannot be written, before there is a plan.
+
+        How many files ``split_max_size`` makes only the plan says, so they are checked later.
+        """
+        if self.split_max_size is None:
+            count = len(model.paths) if self.keep_split else 1
+            for path in output_paths(Path(self.path), count):
+                check_writable(path, self.overwrite, (*model.paths, *self.sources))
+
+    def shards(self, model: ModelFile, plan: Plan) -> list[int]:
+        """Return the file (from 0) of each stored tensor of ``plan``."""
+        groups = [t.stored for t in plan.tensors]
+        if self.split_max_size is not None:
+            return assign_shards(groups, self.split_max_size, alignment=model.gguf.alignment)
+        if self.keep_split:
+            sources = [model.tensors[t.name].parts[0].shard for t in plan.tensors]
+            return [shard for shard, group in zip(sources, groups, strict=True) for _ in group]
+        return [0] * sum(map(len, groups))
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """What came of a plan: the error of each encoded tensor by name, and the files' sizes in bytes."""
+
+    errors: dict[str, ErrorSums]
+    paths: tuple[os.PathLike[str], ...]
+    sizes: tuple[int, ...]
+
+
+def rewrite(
+    model: ModelFile,
+    plan: Plan,
+    metadata: Metadata,
+    output: Output,
+    *,
+    importance: Importance | None = None,
+    refine: bool = False,
+    threads: int = 0,
+    progress: Progress | None = None,
+    drop_outliers: bool = False,
+) -> Rewritten:
+    """Write ``model`` as ``plan`` says, with ``metadata``, to ``output``.
+
+    Files appear complete or not at all. Raises :class:`BadFileError` where the model's files are changed
+    meanwhile. ``refine`` is that of :func:`q4hifi.codec.rows.encode`. With
+    ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps its base's bytes. Raises
+    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, also
+    copied ones of the types that the core decodes.
+    """
+    total = plan.n_params
+    errors: dict[str, ErrorSums] = {}
+    done = 0
+    with GgufWriter(
+        output.path,
+        metadata,
+        [part for t in plan.tensors for part in t.stored],
+        alignment=model.gguf.alignment,
+        overwrite=output.overwrite,
+        sources=(*model.paths, *output.sources),
+        shard_of=output.shards(model, plan),
+    ) as writer:
+        work = _pieces(model, plan, importance, refine, threads)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as disk:
+            pending: deque[Future[None]] = deque()
+            for piece, parts in _ahead(reader, model, work):
+                with model.errors_at(piece.target.name):
+                    parts, sums = _convert(piece, parts, threads, refine, drop_outliers)
+                if sums is not None:
+                    errors[piece.target.name] = errors.get(piece.target.name, ErrorSums()) + sums
+                while len(pending) >= LOOKAHEAD:
+                    pending.popleft().result()
+                pending.append(disk.submit(_write, writer, piece, parts))
+                done += piece.rows.count * piece.rows.tensor.row_length
+                if progress is not None:
+                    progress(done, total, piece.target.name)
+            for future in pending:
+                future.result()
+        model.gguf.check_unchanged()
+        writer.commit()
+    return Rewritten(errors, writer.paths, writer.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some rows on their way, and the importance of their columns and what else is known of their inputs."""
+
+    target: PlannedTensor
+    rows: RowRange
+    importance: npt.NDArray[np.float32] | None
+    inputs: Inputs | None
+
+
+def _pieces(
+    model: ModelFile, plan: Plan, importance: Importance | None, refine: bool, threads: int
+) -> Iterator[_Piece]:
+    @lru_cache(INPUTS_KEPT)
+    def inputs_of(name: str, row_length: int) -> Inputs | None:
+        return None if importance is None else importance.inputs(name, row_length, threads=threads)
+
+    for target in plan.tensors:
+        tensor = model.tensors[target.name]
+        weights = known = None
+        if importance is not None and target.target.type.quantized and not target.copied:
+            n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
+            with model.errors_at(target.name):
+                weights = importance.weights(target.name, tensor.row_length, n_matrices)
+                if refine and n_matrices == 1:
+                    name = importance.correlated_name(target.name) or target.name
+                    known = inputs_of(name, tensor.row_length)
+        # one piece is encoded under one row of importance
+        for rows in row_ranges(tensor, by_matrix=weights is not None and len(weights) > 1):
+            columns = None if weights is None else weights[rows.matrix % len(weights)]
+            yield _Piece(target, rows, columns, known)
+
+
+def _ahead(
+    reader: ThreadPoolExecutor, model: ModelFile, work: Iterable[_Piece]
+) -> Iterator[tuple[_Piece, Parts]]:
+    """Read pieces in their order, :data:`LOOKAHEAD` of them before they are asked for."""
+    work = iter(work)
+    reading = deque((piece, reader.submit(model.read_rows, piece.rows)) for piece in islice(work, LOOKAHEAD))
+    while reading:
+        piece, future = reading.popleft()
+        parts = future.result()
+        for following in islice(work, 1):
+            reading.append((following, reader.submit(model.read_rows, following.rows)))
+        yield piece, parts
+
+
+def _convert(
+    piece: _Piece, parts: Parts, threads: int, refine: bool, drop_outliers: bool
+) -> tuple[Parts, ErrorSums | None]:
+    """Rows in their target format, and their error where they were encoded anew."""
+    source, target = piece.target.source, piece.target.target
+    length, first = piece.rows.tensor.row_length, piece.rows.first
+    if source == target:
+        if source.type.codec:  # decoding others, only to check them, would take longer than the copy
+            check_finite(parts, source, length, threads=threads, first_row=first)
+        return parts, None
+    if source.type == Q4_HIFI and target.type == Q4_HIFI and source.outliers == target.outliers:
+        return relayout(parts, source, target.layout, length, first_row=first), None
+    if source.type == Q4_HIFI and target.type == BASE and drop_outliers:
+        return (base_of(parts, source, length, first_row=first),), None
+    return encode(
+        parts,
+        source,
+        target,
+        length,
+        piece.importance,
+        refine=refine,
+        inputs=piece.inputs,
+        threads=threads,
+        first_row=first,
+    )
+
+
+def _write(writer: GgufWriter, piece: _Piece, parts: Sequence[npt.NDArray[np.uint8]]) -> None:
+    sizes = piece.target.target.part_row_bytes(piece.rows.tensor.row_length)
+    for stored, size, data in zip(piece.target.stored, sizes, parts, strict=True):
+        if data.size:
+            writer.write_at(stored.name, piece.rows.first * size, data)

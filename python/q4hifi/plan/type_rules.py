@@ -1,0 +1,285 @@
+"""(role, layer, model) x recipe -> type: which type every tensor takes. Pure; reads no weights.
+
+llama-quantize decides tensor by tensor, in the order in which it writes them: its rules for attn_v
+and ffn_down count the tensors of that role that came before, so :func:`choose_types` does too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, prod
+from typing import Protocol
+
+from ..errors import BadOptionError, UnsupportedModelError
+from ..formats.layout import MAX_NAME_BYTES, Format
+from ..formats.tensor_names import ATTN_V_LIKE, MASSIVE, is_tied, layer_of, role_of
+from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
+from .model_shape import ModelShape
+from .options import Options
+from .recipes import Bumps
+from .tensor_rules import TensorRules
+
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
+Q4_0, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS = (
+    TYPES[name] for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS")
+)
+
+FALLBACK: Mapping[TensorType, TensorType] = {
+    Q2_K: Q4_0,
+    Q3_K: Q4_0,
+    Q4_K: Q5_0,
+    Q4_HIFI: Q5_0,
+    Q5_K: Q5_1,
+    Q6_K: Q8_0,
+    IQ4_XS: IQ4_NL,
+}
+"""What a row takes that the 256 of a type does not divide; where 32 does not either, it is F16."""
+
+EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
+"""Layers that llama.cpp counts beyond ``block_count``."""
+
+AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
+"""Architecture -> parts of the names of matrices that take Q8_0 in every mix."""
+
+
+class SourceTensor(Protocol):
+    """What a recipe reads of a tensor; ``shape`` has the row length first."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions, row length first."""
+
+    @property
+    def format(self) -> Format:
+        """How its rows are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tensor's type; ``outliers`` is 0 except for Q4_HIFI.
+
+    ``fallback_from`` is the type that was wanted, but ruled out by the row length, or Q4_HIFI by the name.
+    """
+
+    type: TensorType
+    outliers: int = 0
+    fallback_from: TensorType | None = None
+
+
+def choose_types(
+    tensors: Iterable[SourceTensor], model: ModelShape, options: Options, *, has_imatrix: bool = False
+) -> list[Choice]:
+    """Choose every tensor's type, in the order given, which is the order of processing.
+
+    Raises :class:`UnsupportedModelError` where the recipe chooses by layers and the model does not say how
+    many it has, and where ``options.no_fallback`` meets a tensor that cannot take its type;
+    :class:`BadOptionError` where a tensor would have to take a type that cannot be encoded.
+    """
+    tensors = list(tensors)
+    chooser = _Chooser(tensors, model, options, has_imatrix)
+    choices = [chooser.choose(tensor) for tensor in tensors]
+    if options.no_fallback:
+        _refuse_fallbacks(tensors, choices)
+    return choices
+
+
+def open_tensors(
+    tensors: Iterable[SourceTensor], model: ModelShape, options: Options
+) -> dict[str, SourceTensor]:
+    """Return the tensors whose type neither the user nor a rule for all mixes decides, by name."""
+    tensors = list(tensors)
+    chooser = _Chooser(tensors, model, options, False)
+    return {t.name: t for t in tensors if chooser.is_open(t)}
+
+
+def name_rules_out_hifi(name: str, layout: str) -> bool:
+    """Whether a tensor of that name cannot be Q4_HIFI: the names of its companions would be too long."""
+    return not Format(Q4_HIFI, MAX_OUTLIERS, layout).can_name(name)
+
+
+class _Chooser:
+    """One pass over a model: the rules, and the counters that they advance."""
+
+    def __init__(
+        self, tensors: Sequence[SourceTensor], model: ModelShape, options: Options, has_imatrix: bool
+    ) -> None:
+        self.model, self.options, self.recipe = model, options, options.recipe
+        self.has_imatrix = has_imatrix
+        _check_facts(model, options, has_imatrix)
+        self.scale = options.scale(sum(prod(t.shape) for t in tensors))
+        self.rules = TensorRules(options, model.architecture)
+        roles = Counter(role_of(t.name) for t in tensors)
+        self.tied = is_tied({t.name for t in tensors})
+        self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
+        self.n_layer = model.n_layer or 0
+        self.n_ffn_down = self.n_layer + EXTRA_LAYERS.get(model.architecture, 0)
+        self.seen: Counter[str] = Counter()
+
+    def choose(self, tensor: SourceTensor) -> Choice:
+        kept = Choice(tensor.format.type, tensor.format.outliers)
+        if self.recipe.default is None or not self._is_quantizable(tensor):
+            return kept
+        name, shape, role = tensor.name, tensor.shape, role_of(tensor.name)
+        wanted = self.rules.type_of(name) or self._mixed(name, role, self.recipe.default)
+        if not wanted.codec:
+            _require_type(tensor, wanted)
+            return kept
+        outliers = 0
+        if wanted == Q4_HIFI:
+            outliers = min(self.scale.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
+            wanted = Q4_HIFI if outliers else Q4_K
+        fitting = _fit(wanted, shape[0])
+        if fitting == Q4_HIFI and name_rules_out_hifi(name, self.options.layout):
+            fitting = Q4_K
+        if fitting == wanted:
+            return Choice(wanted, outliers)
+        return Choice(fitting, fallback_from=wanted)
+
+    def is_open(self, tensor: SourceTensor) -> bool:
+        name = tensor.name
+        return (
+            self.rules.is_quantizable(tensor)
+            and self.rules.type_of(name) is None
+            and not self._is_at_least_q8_0(name)
+        )
+
+    def _is_quantizable(self, tensor: SourceTensor) -> bool:
+        return not self.model.adapter and self.rules.is_quantizable(tensor)
+
+    def _is_at_least_q8_0(self, name: str) -> bool:
+        return any(part in name for part in AT_LEAST_Q8_0.get(self.model.architecture, ()))
+
+    def _mixed(self, name: str, role: str, default: TensorType) -> TensorType:
+        """The type that the recipe's mix gives."""
+        model = self.model
+        if not default.quantized or self.options.pure:
+            return default
+        if self._is_at_least_q8_0(name):
+            return Q8_0
+        if role == "output" or (role == "token_embd" and self.tied):
+            return self._output(default)
+        if default == Q4_HIFI:
+            return self._hifi(role, layer_of(name))
+        if role in ATTN_V_LIKE:
+            return self._attn_v(default)
+        if role == "ffn_down":
+            return self._ffn_down(name, default)
+        if model.n_expert == 8 and role == "attn_k":
+            return Q8_0
+        if role == "attn_output":
+            return self._attn_output() or default
+        return default
+
+    def _output(self, default: TensorType) -> TensorType:
+        if self.options.output_tensor_type is not None:
+            return tensor_type(self.options.output_tensor_type, codec=False)
+        falcon = self.model.architecture == "falcon" and default != Q4_HIFI
+        return Q8_0 if falcon or default == Q8_0 else Q6_K
+
+    def _hifi(self, role: str, layer: int | None) -> TensorType:
+        covered = (role in ATTN_V_LIKE and self._covers(self.scale.attn_v_coverage, layer)) or (
+            role == "ffn_down" and self._covers(self.scale.ffn_down_coverage, layer)
+        )
+        return Q4_HIFI if covered else Q4_K
+
+    def _covers(self, coverage: float, layer: int | None) -> bool:
+        # the hair keeps 0.29 of 100 layers at 29 although the product is 28.999...
+        limit = floor(self.n_layer * coverage + 1e-9)
+        return coverage >= 1 or (layer is not None and layer < limit)
+
+    def _attn_v(self, default: TensorType) -> TensorType:
+        chosen = _bump(self.recipe.attn_v, self._count("attn_v"), self.n_attn_v, default)
+        if self.model.heads_a_value >= 4:
+            chosen = self.recipe.attn_v_grouped or chosen
+        if self.model.n_expert == 8:
+            return Q8_0
+        return Q5_K if self.model.is_70b and chosen in (Q3_K, Q4_K) else chosen
+
+    def _attn_output(self) -> TensorType | None:
+        recipe = self.recipe
+        if self.model.architecture == "falcon":
+            return recipe.attn_output_falcon
+        return recipe.attn_output_of_8_experts if self.model.n_expert == 8 else recipe.attn_output
+
+    def _ffn_down(self, name: str, default: TensorType) -> TensorType:
+        i = self._count("ffn_down")
+        if self.model.n_expert > 1:  # several tensors a layer, so the count says nothing
+            layer = layer_of(name)
+            i = i if layer is None else layer
+        by_imatrix = self.recipe.ffn_down_imatrix if self.has_imatrix else self.recipe.ffn_down_plain
+        bumps = self.recipe.ffn_down + by_imatrix
+        if self.model.architecture == "falcon" and self.recipe.ffn_down_falcon is not None:
+            bumps = self.recipe.ffn_down_falcon
+        return _bump(bumps, i, self.n_ffn_down, default)
+
+    def _count(self, role: str) -> int:
+        """How many tensors of a role the mix has seen before this one."""
+        self.seen[role] += 1
+        return self.seen[role] - 1
+
+
+def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None:
+    """Raise :class:`UnsupportedModelError` where the recipe's mix asks for what the model does not say."""
+    recipe = options.recipe
+    if recipe.default is None or not recipe.default.quantized or options.pure:
+        return
+    by_layer = recipe.chooses_by_layer(has_imatrix)
+    if model.adapter and by_layer:
+        raise UnsupportedModelError(
+            "this is an adapter, whose matrices no recipe changes; use COPY, or make it anew in another type"
+        )
+    if model.fault and not model.adapter:
+        raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not ask for it")
+    if model.n_layer is None and by_layer:
+        missing = f"{model.architecture}.block_count is missing"
+        if not model.architecture:
+            missing = "general.architecture is missing, and so block_count is missing"
+        raise UnsupportedModelError(f"{missing}, {recipe.name} chooses by layers; use `pure=True` or Q8_0")
+
+
+def _require_type(tensor: SourceTensor, wanted: TensorType) -> None:
+    """Raise :class:`BadOptionError` where a tensor does not have a type that cannot be encoded."""
+    if tensor.format.type != wanted:
+        raise BadOptionError(
+            f"tensor {tensor.name} is {tensor.format.type} and was to become {wanted}, which q4hifi cannot"
+            f" encode: only tensors that are {wanted} already can be kept so; name another type for it"
+        )
+
+
+def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
+    return next((kind for applies, kind in bumps if applies(i, n)), default)
+
+
+def _fit(wanted: TensorType, row_length: int) -> TensorType:
+    """The type that a row of that length can take, nearest to the one wanted."""
+    for kind in (wanted, FALLBACK.get(wanted, wanted)):
+        if row_length % kind.block_size == 0:
+            return kind
+    return F16
+
+
+def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]) -> None:
+    misfits = [
+        f"{t.name} ({_misfit(t.shape[0], c.fallback_from)})"
+        for t, c in zip(tensors, choices, strict=True)
+        if c.fallback_from is not None
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise UnsupportedModelError(
+            f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
+            "drop `no_fallback`, or give them a type with `tensor_types=...`"
+        )
+
+
+def _misfit(row_length: int, wanted: TensorType) -> str:
+    """Why rows of that length were not given the type that was wanted."""
+    if row_length % wanted.block_size:
+        return f"rows of {row_length}, {wanted} wants a multiple of {wanted.block_size}"
+    return f"the names of {wanted}'s companions would have more than {MAX_NAME_BYTES} bytes"
