@@ -70,7 +70,8 @@ def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[End
     names |= {"f": str(damaged), "stem": str(damaged.with_suffix("")), "out": str(folder / "out.gguf")}
 
     def given(command: str, data: bytes) -> Ended:
-        damaged.unlink(missing_ok=True)
+        for file in (damaged, damaged.with_suffix("")):  # also what a command has made of a partial file
+            file.unlink(missing_ok=True)
         if data:
             damaged.write_bytes(data)
         return _run(command.format(**names).split(), folder, data)
