@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_model_that_shrinks_is_an_error(path: Path, use: Callable[[Model], object], left: int) -> None:
     model = Model(path)
     os.truncate(path, left)
-    with pytest.raises(BadFileError, match=f"{path}: has become shorter while it was in use"):
+    with pytest.raises(BadFileError, match=f"{path}: the file became shorter while it was in use"):
         use(model)
 
 
@@ -52,7 +52,7 @@ def test_a_model_that_is_written_anew_meanwhile_is_an_error_once_something_of_it
     with pytest.raises(BadFileError):
         model.logits([1, 2, 3])
     path.write_bytes(data)  # as long as before, but not what is mapped any more
-    with pytest.raises(BadFileError, match="has become shorter"):
+    with pytest.raises(BadFileError, match="became shorter"):
         model.logits([1, 2, 3])
     assert np.isfinite(Model(path).logits([1, 2, 3])).all()
 
@@ -105,7 +105,7 @@ def test_the_command_ends_with_status_1(path: Path, options: list[str]) -> None:
         check=False,
     )
     assert run.returncode == 1, run.stderr
-    assert "has become shorter while it was in use" in " ".join(run.stderr.split())
+    assert "the file became shorter while it was in use" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
 
 

@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .progress import Progress
     from .runtime.generation import Chat, Effort, Writer, generate
-    from .runtime.model import InputSums, Model, Sampler, Sequence
+    from .runtime.input_sums import InputSums
+    from .runtime.model import Model, Sequence
+    from .runtime.sampler import Sampler
 
     __version__: str
     open = ModelFile.open
@@ -152,7 +154,9 @@ _MODULES = {
     "plan.shapes_file": "plan_shapes",
     "progress": "Progress",
     "runtime.generation": "Chat Effort Writer generate",
-    "runtime.model": "InputSums Model Sampler Sequence",
+    "runtime.input_sums": "InputSums",
+    "runtime.model": "Model Sequence",
+    "runtime.sampler": "Sampler",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""
 

@@ -13,9 +13,8 @@ from types import MappingProxyType
 
 from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, NotFiniteError
-from ..formats.layout import Format
+from ..formats.layout import Format, padded
 from ..formats.tensor_names import role_of
-from ..gguf_io.header import padded
 from ..imatrix.file import Floats, Importance
 from ..plan.plan import Measured, Plan
 from ..plan.type_rules import Choice, name_rules_out_hifi

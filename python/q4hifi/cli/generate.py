@@ -102,7 +102,8 @@ def generate(
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
     from ..evaluate.chunks import read_text
     from ..runtime.generation import Chat, Writer
-    from ..runtime.model import Model, Sampler
+    from ..runtime.model import Model
+    from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
     if template is not None and not ("{{" in template or "{%" in template):

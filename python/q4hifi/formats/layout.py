@@ -47,6 +47,11 @@ FORK_COUNT_OFFSET = 240
 """Where a block of the fork layout says how many outliers it holds."""
 
 
+def padded(size: int, alignment: int) -> int:
+    """``size`` rounded up to a multiple of ``alignment``."""
+    return -(-size // alignment) * alignment
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor as the file's table lists it; ``shape`` has the row length first.

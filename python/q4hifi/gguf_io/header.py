@@ -20,7 +20,7 @@ from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
 from ..files.file_kinds import HEAD_BYTES, kind_of
 from ..files.positioned_file import PositionedFile, os_errors
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
-from ..formats.layout import FILE_TYPE, FORK, MAX_ELEMENTS, MAX_NAME_BYTES, StoredTensor
+from ..formats.layout import FILE_TYPE, FORK, MAX_ELEMENTS, MAX_NAME_BYTES, StoredTensor, padded
 from ..formats.types import Q4_HIFI, STORED_TYPES, TensorType
 from .metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
 
@@ -70,11 +70,6 @@ class Header:
     entries: tuple[Entry, ...]
     data_start: int
     file_size: int
-
-
-def padded(size: int, alignment: int) -> int:
-    """``size`` rounded up to a multiple of ``alignment``."""
-    return -(-size // alignment) * alignment
 
 
 # ---- writing -------------------------------------------------------------------------------------

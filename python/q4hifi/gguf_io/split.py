@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from ..errors import BadOptionError
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
-from ..formats.layout import StoredTensor
-from .header import padded
+from ..formats.layout import StoredTensor, padded
 from .metadata import Metadata
 
 NO, COUNT, TENSORS = (

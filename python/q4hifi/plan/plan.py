@@ -11,10 +11,9 @@ from math import prod
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..formats.layout import FILE_TYPE, FORK, MAX_NAME_BYTES, SPLIT, Format, StoredTensor
+from ..formats.layout import FILE_TYPE, FORK, MAX_NAME_BYTES, SPLIT, Format, StoredTensor, padded
 from ..formats.tensor_names import ATTN_V_LIKE, is_tied, layer_of, processing_order, role_of
 from ..formats.types import Q4_HIFI, TYPES, TensorType
-from ..gguf_io.header import padded
 from .keep_rules import keep_rules
 from .model_shape import ModelShape
 from .options import Options

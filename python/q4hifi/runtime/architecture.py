@@ -1,7 +1,8 @@
-"""What an architecture's metadata and tensor names mean to the runtime: tables, and how to read them.
+"""The architectures that the runtime runs: a table, and how their metadata and tensor names are read.
 
-The runtime knows no architecture by name; it takes a :class:`Config` and tensors by role. The fields of
-these classes are those of the Rust core's, where they are explained.
+The Rust core knows no architecture by name. It takes a :class:`Config`, and each tensor with its role and
+layer. The configuration classes here have the fields of the core's, which explains them
+(``src/model/config.rs``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ Pairs = Literal["neighbours", "halves"]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The choices of an architecture that its metadata do not state."""
+    """What is fixed for an architecture, and so not in the metadata of its files.
+
+    ``pairs``: whether rotary embeddings rotate neighbouring values or the two halves of a head.
+    ``norm_heads``: queries and keys are normalized head by head. ``post_norms``: there are norms after
+    attention and feed-forward. ``scaled_embeddings``: embeddings are multiplied by sqrt(n_embd).
+    ``windows``: some layers have sliding-window attention. ``temperature``: queries are scaled by position.
+    """
 
     pairs: Pairs
     norm_heads: bool = False
@@ -29,7 +36,7 @@ class Architecture:
     windows: bool = False
     temperature: bool = False
     wide_attention: frozenset[int] = frozenset()
-    """Layer counts of the models whose attention is scaled by the width, not by the size of a head."""
+    """Numbers of layers of the models that scale attention by n_embd / n_head, not by the head size."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -67,14 +74,17 @@ _IN_LAYER: Mapping[str, str] = (
 _LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)")
 
 FACTORS = "rope_freqs.weight"
-"""The tensor of the numbers that each frequency of the positions is divided by."""
+"""Name of the tensor with the divisor of each rotary frequency (Llama 3's long contexts)."""
 
 _SCALINGS = ("none", "linear", "yarn")
-_WINDOW_PATTERN = 6  # of so many layers the last sees everything
+_WINDOW_PATTERN = 6  # every sixth layer has full attention
 
 
 def place_of(name: str) -> tuple[str, int | None] | None:
-    """Return the role and layer of a tensor; None for one that the runtime has no use for."""
+    """Return a tensor's role in the core and its layer, None outside the layers.
+
+    Returns None for a tensor that the runtime does not use.
+    """
     if name in _GLOBAL:
         return _GLOBAL[name], None
     found = _LAYER.fullmatch(name)
@@ -91,7 +101,7 @@ def name_of(role: str, layer: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Yarn:
-    """YaRN's ramp."""
+    """The ramp of YaRN (Peng et al. 2023): original context in tokens, beta_fast and beta_slow."""
 
     context: float
     fast: float
@@ -100,7 +110,7 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How positions are encoded."""
+    """Rotary position embeddings of a layer."""
 
     base: float
     dimensions: int
@@ -112,7 +122,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Layers with a sliding window."""
+    """Sliding-window attention: the window in tokens, and for each layer whether it has one."""
 
     window: int
     rope: Rope
@@ -121,7 +131,7 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """How queries grow with their positions."""
+    """Scaling of queries that grows with the position, by steps of ``interval`` tokens."""
 
     scale: float
     interval: int
@@ -129,7 +139,7 @@ class Temperature:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The shape of a model and the choices of its architecture; ``n_context`` is what it was trained with."""
+    """A model's sizes and the properties of its architecture; ``n_context`` is the trained context length."""
 
     n_vocab: int
     n_layer: int
@@ -153,10 +163,12 @@ class Config:
 
 
 def config_of(metadata: Mapping[str, Any], n_vocab: int, factors: list[float]) -> Config:
-    """Read the configuration of a model; ``factors`` are those of :data:`FACTORS`, if it has them.
+    """Read a model's configuration from its metadata.
 
-    Raises :class:`UnsupportedModelError` for an architecture that is not known, an option of one that is
-    not, and metadata that are missing or not the numbers they should be.
+    ``n_vocab`` is the number of rows of the embeddings. ``factors`` are the values of the tensor
+    :data:`FACTORS`, empty if there is none. Raises :class:`UnsupportedModelError` for an architecture that
+    is not in the table, for options that are not supported, and for metadata that are missing or no
+    sensible numbers.
     """
     name = metadata.get("general.architecture")
     known = ARCHITECTURES.get(name) if isinstance(name, str) else None
@@ -208,7 +220,7 @@ class _Keys:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number that is not negative; a list of the same number for every layer counts as one."""
+        """Return a number, not negative. A list with the same value for every layer counts as that value."""
         value = self.get(key, default)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]
@@ -222,7 +234,7 @@ def _rope(keys: _Keys, head_size: int, n_context: int, factors: list[float]) -> 
     scaling = keys.get("rope.scaling.type", "linear")
     if scaling not in _SCALINGS:
         known = ", ".join(_SCALINGS)
-        raise UnsupportedModelError(f"positions are scaled by {scaling!r:.80}; supported are {known}")
+        raise UnsupportedModelError(f"rope.scaling.type is {scaling!r:.80}; supported are {known}")
     stretch = keys.number("rope.scaling.factor", 0) or keys.number("rope.scale_linear", 0) or 1.0
     yarn, magnitude = None, keys.number("rope.scaling.attn_factor", 1.0)
     if scaling == "none":

@@ -10,22 +10,24 @@ from typing import Any
 from ..codec.model_file import ErrorsAt
 from ..errors import BadOptionError
 from .chat_template import Message, render_words, template_of
-from .model import Floats, Model, Sampler
+from .model import Floats, Model
+from .sampler import Sampler
 from .tokenizer import SHIELD
 
 
 def generate(model: Model, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
     """Yield the text that follows ``prompt``, piece by piece, as it comes.
 
-    It ends after ``n`` tokens, where the model ends it, or where the context is full. ``sampling``: the
-    options of :class:`Sampler`. :class:`Chat` answers by the model's chat template.
+    Generation ends after ``n`` tokens, at an end-of-generation token, or when the context is full.
+    ``sampling``: the options of :class:`Sampler`. For answers by the model's chat template use
+    :class:`Chat`.
     """
     return Writer(model, Sampler(**sampling)).write(model.tokenize(prompt), n)
 
 
 @dataclass(slots=True)
 class Effort:
-    """What a text took: tokens that were read and written, and the seconds of each."""
+    """Cost of a text: tokens read and written, and the seconds that each took."""
 
     n_read: int = 0
     read_seconds: float = 0.0
@@ -34,9 +36,10 @@ class Effort:
 
 
 class Writer:
-    """Writes on from prompts; of a prompt that begins as the last text did, only the rest is read.
+    """Continues prompts. If a prompt begins like the last text, only the rest of it is evaluated.
 
-    ``effort`` is that of the last text, ``full`` whether it ended because the context did.
+    Attributes: ``effort``, the cost of the last text; ``full``, whether the last text ended because the
+    context was full.
     """
 
     def __init__(self, model: Model, sampler: Sampler) -> None:
@@ -49,15 +52,16 @@ class Writer:
         self.full = False
 
     def write(self, prompt: Sequence[int], n: int | None = None) -> Iterator[str]:
-        """Yield text that follows the tokens of ``prompt``, as it comes; the pieces may be empty.
+        """Yield the text that follows the token ids of ``prompt``, piece by piece; pieces may be empty.
 
-        It ends after ``n`` tokens, where the model ends it, or where the context is full. Control
-        tokens are left out. Raises :class:`BadOptionError` for a prompt that fills the context.
+        Generation ends after ``n`` tokens, at an end-of-generation token, or when the context is full.
+        Control tokens are left out. Raises :class:`BadOptionError` for a prompt that is empty or fills the
+        context.
         """
         prompt = list(prompt)
         if not prompt:
             raise BadOptionError(
-                "the prompt has no tokens, and this model begins none by itself; give a text"
+                "the prompt is empty, and this model does not begin texts with BOS; give a text"
             )
         if len(prompt) >= self._model.n_ctx:
             raise BadOptionError(
@@ -101,36 +105,38 @@ class Writer:
         return logits
 
     def _keep_what_begins(self, prompt: list[int]) -> None:
-        """Forget what was seen but for the tokens with which ``prompt`` begins, and its last token."""
+        """Remove all tokens from the sequence but those that ``prompt`` begins with, without its last one."""
         pairs = zip(self._seen, prompt[:-1], strict=False)
         same = next((i for i, (seen, token) in enumerate(pairs) if seen != token), None)
         same = min(len(self._seen), len(prompt) - 1) if same is None else same
         try:
             self._sequence.truncate(same)
-        except BadOptionError:  # a sliding window has forgotten too much
+        except BadOptionError:  # a sliding window has dropped needed tokens
             same = 0
             self._sequence.reset()
         del self._seen[same:]
 
 
 class Chat:
-    """A conversation with a model, by a chat template.
+    """A conversation with a model, through its chat template.
 
-    ``messages`` is all that was said. ``n_forgotten`` of them, the oldest after the system message, are no
-    longer read because the context is too small. ``writer`` writes the answers.
+    Attributes: ``messages``, the whole conversation; ``n_forgotten``, how many of the oldest messages after
+    the system message are left out of the prompt, because the context is too small; ``writer``, the
+    :class:`Writer` of the answers.
 
-    The prompt is what llama.cpp gives for the same messages. Where the file asks for BOS (``add_bos``), the
-    prompt begins with it, and a BOS that the template writes there as well counts as the same; else BOS
-    is there only if the template writes it. The same goes for EOS (``add_eos``) at the prompt's end.
+    The prompt equals llama.cpp's for the same messages. If the file asks for BOS (``add_bos``), the prompt
+    begins with exactly one, even if the template writes one as well. Otherwise it has a BOS only if the
+    template writes it. EOS (``add_eos``) at the end of the prompt is treated alike.
     """
 
     def __init__(
         self, model: Model, sampler: Sampler, *, system: str | None = None, template: str | None = None
     ) -> None:
-        """Begin, with a system message if given; ``template`` replaces the model's own (Jinja text).
+        """Start a conversation, with a system message if given.
 
-        Raises :class:`UnsupportedModelError` where there is no template, or one that fails or leaves out
-        what a user says, and :class:`BadOptionError` where it refuses the system message.
+        ``template`` is a Jinja template that replaces the model's own. Raises
+        :class:`UnsupportedModelError` if there is no template, or if it fails or leaves out the user's
+        words, and :class:`BadOptionError` if it refuses the system message.
         """
         self._model = model
         with ErrorsAt(f"{model.path}: "):
@@ -141,13 +147,13 @@ class Chat:
         self._prompt([*self.messages, {"role": "user", "content": "Hello"}])
 
     def answer(self, text: str, n: int | None = None) -> Iterator[str]:
-        """Yield the model's answer to ``text``, at most ``n`` tokens, in pieces while it is written.
+        """Yield the model's answer to ``text``, at most ``n`` tokens, piece by piece.
 
-        If the conversation and an answer of a quarter of the context (or of ``n`` tokens, if that is less)
-        do not fit in the context, the older half of the turns is forgotten, again and again if need be.
+        The prompt leaves room for an answer of a quarter of the context, or of ``n`` tokens if that is
+        less. While the conversation does not fit, the older half of its turns is left out.
 
-        What was written before an interruption stays part of the conversation. A control token that is
-        spelled in a message, such as ``<|im_end|>``, is text there; only the template's count.
+        An interrupted answer stays part of the conversation. Text in a message that spells a control token,
+        such as ``<|im_end|>``, is encoded as plain text.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self._fitting_prompt(messages, n)
@@ -164,7 +170,7 @@ class Chat:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fitting_prompt(self, messages: list[Message], n: int | None) -> list[int]:
-        """Return the prompt of what is not forgotten, and forget what does not fit."""
+        """Return the prompt with as many messages as fit, and update ``n_forgotten``."""
         n_ctx = self._model.n_ctx
         room = n_ctx // 4 if n is None else min(n, n_ctx // 4)
         first = int(messages[0]["role"] == "system")  # the system message is never forgotten
@@ -181,7 +187,7 @@ class Chat:
         return prompt
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """Return the tokens of messages and of what the template puts around them."""
+        """Return the token ids of the messages as the template formats them."""
         tokenizer = self._model.tokenizer
         shielded = [{**message, "content": tokenizer.shield(message["content"])} for message in messages]
         bos, eos = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,21 +14,21 @@ import numpy.typing as npt
 
 from .. import _core
 from ..codec.core_errors import core_errors
-from ..codec.model_file import ErrorsAt, ModelFile, ModelTensor, RowRange
+from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
-from ..codec.rows import Parts, relayout
-from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, UnsupportedModelError
-from ..files.positioned_file import FileMapping
-from ..formats.layout import SPLIT
-from ..formats.tensor_names import EMBEDDINGS, is_tied, mate_of
+from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
+from ..formats.tensor_names import EMBEDDINGS, is_tied
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
-from .architecture import FACTORS, SUPPORTED, config_of, name_of, place_of
+from .architecture import SUPPORTED, config_of, place_of
+from .input_sums import InputSums
+from .loading import MappedFiles, frequency_factors, load_weights
+from .sampler import Sampler
 from .tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.ArrayLike
-"""Numbers of tokens: a list, or a one-dimensional array of integers."""
+"""Token ids: a list, or a one-dimensional array of integers."""
 
 Wanted = Literal["last", "all", "none"] | range
 
@@ -38,10 +36,11 @@ Trace = _core.Trace
 
 
 class Model:
-    """A language model that can be run.
+    """A language model on the CPU.
 
-    Attributes: ``path``, ``metadata`` of the file, ``n_vocab`` tokens of its vocabulary, ``n_layer``
-    layers, ``n_ctx`` tokens that a sequence may have. May be used from several threads at the same time.
+    Attributes: ``path`` of its file, or of its first shard; ``metadata`` of the file; ``n_vocab``, tokens in
+    the vocabulary; ``n_layer``, number of layers; ``n_ctx``, the longest sequence in tokens. Several threads
+    may use a model at the same time.
     """
 
     def __init__(
@@ -51,14 +50,17 @@ class Model:
         threads: int | None = None,
         n_ctx: int | None = None,
     ) -> None:
-        """Load a GGUF model by its file or by any of its shards.
+        """Load a GGUF model from its file, or from any of its shards.
 
-        ``threads`` None or 0 is one per core, and there are never more; ``n_ctx`` None is what the model was
-        trained with. Weights are not copied, but mapped from the file, which must not be changed meanwhile;
-        if it becomes shorter, whatever runs the model raises :class:`BadFileError`.
+        ``threads``: number of threads; None or 0 means one per core, and there are never more than that.
+        ``n_ctx``: the longest sequence in tokens; None means the context length of the training.
 
-        Raises :class:`BadFileError` for a file that is not a sound GGUF or lacks a tensor,
-        :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError`.
+        Weights are mapped from the file, not copied, so do not write to it while the model is used. If the
+        file becomes shorter, every method that runs the model raises :class:`BadFileError`.
+
+        Raises :class:`BadFileError` for a damaged file or one without a needed tensor,
+        :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError` for
+        ``n_ctx`` below 1.
         """
         if n_ctx is not None and n_ctx < 1:
             raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
@@ -69,13 +71,13 @@ class Model:
                 embeddings = file.tensors.get(EMBEDDINGS)
                 if embeddings is None or len(embeddings.shape) != 2:
                     raise UnsupportedModelError(
-                        f"it is not there, or is no matrix, so this is no language model; {SUPPORTED}"
+                        f"it is missing or not a matrix, so this is not a language model; {SUPPORTED}"
                     )
             with ErrorsAt(f"{self.path}: "):
-                config = config_of(file.metadata, embeddings.n_rows, _factors(file))
+                config = config_of(file.metadata, embeddings.n_rows, frequency_factors(file))
             self._weights = MappedFiles(file.gguf.map())
             with self._weights.intact():
-                self._core = _load(file, config, thread_count(threads), self._weights.mappings)
+                self._core = load_weights(file, config, thread_count(threads), self._weights.mappings)
             self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
@@ -83,7 +85,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of its vocabulary, made when first asked for."""
+        """The tokenizer of the model's vocabulary; it is built at the first use."""
         with ErrorsAt(f"{self.path}: "):
             return Tokenizer.from_metadata(self.metadata)
 
@@ -92,7 +94,7 @@ class Model:
         return Sequence(self, self._core.sequence())
 
     def logits(self, tokens: Tokens) -> Floats:
-        """Return the logits after each token, float32 [n_tokens, n_vocab], of a text on its own."""
+        """Return the logits after each token of a text, float32 [n_tokens, n_vocab]."""
         logits = self.sequence().evaluate(tokens, "all")
         assert logits is not None
         return logits
@@ -119,11 +121,12 @@ class Model:
         seed: int | None = None,
         stop: Collection[int] = (),
     ) -> Iterator[int]:
-        """Yield the tokens that follow ``tokens``, one after another, as they are chosen.
+        """Yield the ids of the tokens that follow ``tokens``, one by one.
 
-        Ends after ``n`` tokens, before a token of ``stop``, and where the context is full. Options are
-        llama.cpp's, with the same tokens for the same seed: ``temperature`` 0 takes the best token
-        always, ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 cut nothing off, ``seed`` None is a random one.
+        Generation ends after ``n`` tokens, before a token in ``stop``, or when the context is full. The
+        options are those of llama.cpp, with the same tokens for the same seed. ``temperature`` 0 always
+        takes the most likely token. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch these filters off.
+        ``seed`` None means a random seed.
         """
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
         sequence = self.sequence()
@@ -149,14 +152,14 @@ class Model:
             logits = sequence.evaluate([token]) if room else None
 
     def input_sums(self) -> InputSums:
-        """Return a collector of the matrices' inputs, to be given to :meth:`Sequence.evaluate`."""
+        """Return empty sums over the matrices' inputs; :meth:`Sequence.evaluate` adds to them."""
         return InputSums(self._core.collector(), self._matrices)
 
     def replaced(self, name: str, tensor: QuantizedTensor) -> Model:
-        """Return this model with another matrix under that name; all others are shared.
+        """Return a copy of this model with one matrix replaced; it shares all others with this one.
 
-        Embeddings that serve as output do so here, too. Raises :class:`BadOptionError` for a name that
-        is not a matrix of the model, and a tensor that has not its shape or cannot be run.
+        Tied embeddings are replaced in both uses. Raises :class:`BadOptionError` if ``name`` is not a matrix
+        of the model, or if ``tensor`` has another shape or a type that cannot be run.
         """
         places = self._places(name)
         parts = [part.copy() for part in tensor.parts]
@@ -171,7 +174,7 @@ class Model:
         return model
 
     def _places(self, name: str) -> list[tuple[str, int | None]]:
-        """Where a matrix is used."""
+        """Return the roles and layers in which a matrix is used: two for tied embeddings."""
         if name not in self._matrices:
             raise BadOptionError(f"{self.path}: there is no tensor {name}")
         places = [self._matrices[name]]
@@ -180,42 +183,46 @@ class Model:
         return places
 
     def first_layer(self, name: str) -> int | None:
-        """Return the layer from which on a matrix makes a difference; None for the embeddings.
+        """Return the layer of a matrix: None for the embeddings, ``n_layer`` for the output matrix.
 
-        For the output matrix that is ``n_layer``; see :meth:`resume`.
+        A change of the matrix changes nothing before this layer; see :meth:`resume`.
         """
         role, layer = self._places(name)[0]
         return self.n_layer if role == "output" else layer
 
     def trace(self, tokens: Tokens) -> Trace:
-        """Follow a text on its own, 512 tokens at most, through the layers; see :meth:`resume`.
+        """Evaluate a text of at most 512 tokens, and keep the residual stream before and after each layer.
 
-        The result holds n_layer + 1 states of each token, float32 [n_embd]. Raises
-        :class:`BadOptionError` as :meth:`Sequence.evaluate` does, and for more tokens.
+        The result holds n_layer + 1 vectors per token, float32 [n_embd]; it is the input of :meth:`resume`.
+        Raises :class:`BadOptionError` for more tokens, and for ids that are not in the vocabulary.
         """
         array = _token_array(tokens, self.n_vocab)
         with core_errors(BadOptionError), self._weights.intact():
             return self._core.trace(array)
 
     def resume(self, trace: Trace, layer: int) -> Floats:
-        """Return the logits of a traced text, float32 [n_tokens, n_vocab], taken up where it enters a layer.
+        """Return the logits of a traced text, float32 [n_tokens, n_vocab], evaluated from ``layer`` on.
 
-        They are those that this model gives the text if it differs from the one that traced it only
-        from ``layer`` on; ``n_layer`` takes the states that leave the last. Raises
-        :class:`BadOptionError` for a layer that there is not, and a trace of a model of another shape.
+        The layers before ``layer`` are taken from the trace. So the result is right for a model that
+        differs from the traced one only in ``layer`` and above. With ``n_layer``, only the output matrix is
+        evaluated. Raises :class:`BadOptionError` if there is no such layer, or if the trace is of a model
+        of another shape.
         """
         with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError), self._weights.intact():
             return self._core.resume(trace, layer)
 
     def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the Fisher information of every matrix in a text on its own, 512 tokens at most.
+        """Return the Fisher information of every matrix by columns, on a text of at most 512 tokens.
 
-        It is that of predictions of the tokens after each one from number ``first`` on, added up over
-        these; tokens are drawn from the predictions, by ``seed``. Matrix name -> float64 [row length],
-        whose sum is twice the divergence, in nats, that errors in the matrix make which are as large as its
-        weights; its parts weigh the columns that they are in (``src/model/fisher``). Embeddings that serve
-        as output have both parts. Raises :class:`BadOptionError` as :meth:`trace` does, and
-        :class:`NotFiniteError` where the model gives no numbers.
+        The result maps the name of each matrix to a float64 array [row length]. A column's value is
+        Σ (g w)², summed over the rows and over the predicted tokens, where w is a weight and g the gradient
+        of a token's log-likelihood. The predictions after the tokens from index ``first`` on count. Their
+        target tokens are drawn from the model's own predictions, with ``seed``. Half of an array's sum is
+        the KL divergence, in nats, of errors that are as large as the weights (``src/model/fisher``).
+        Tied embeddings have the sum of both uses.
+
+        Raises :class:`BadOptionError` as :meth:`trace` does, and :class:`NotFiniteError` if the model's
+        logits or gradients are not finite.
         """
         array = _token_array(tokens, self.n_vocab)
         with (
@@ -233,7 +240,7 @@ class Model:
 
 
 class Sequence:
-    """A text that a model reads, and what it remembers of it. ``length`` is in tokens."""
+    """Tokens that a model has read, with their keys and values (the KV cache)."""
 
     def __init__(self, model: Model, core: _core.Sequence) -> None:
         """Use :meth:`Model.sequence`."""
@@ -242,39 +249,42 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens that were evaluated."""
+        """Number of tokens that were evaluated."""
         return self._core.length
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Remove all tokens."""
         self._core.reset()
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens.
+        """Remove all but the first ``length`` tokens.
 
-        Raises :class:`BadOptionError` where there are fewer. A layer with a sliding window, as Gemma's,
-        forgets what the window has left, by blocks of 64 tokens: once the next token after ``length``
-        would see something that is gone, this is an error too, which changes nothing. :meth:`reset` and
-        reading the text again always works.
+        Raises :class:`BadOptionError` if there are fewer. Layers with a sliding window, as Gemma's, drop
+        the keys and values that the window has left, in blocks of 64 tokens. If the token after ``length``
+        would need some of these, this is an error as well, and nothing changes. Then :meth:`reset` the
+        sequence and evaluate the text again.
         """
         there = self.length
         if not 0 <= length <= there:
             raise BadOptionError(f"a text of {there} tokens cannot be cut to {length}")
         if not self._core.truncate(length):
             raise BadOptionError(
-                f"a text of {there} tokens cannot be cut to {length}: the sliding window of this model has"
-                " forgotten what stands before; begin anew with reset()"
+                f"a text of {there} tokens cannot be cut to {length}: this model's sliding window has dropped"
+                " the tokens before; call reset() and evaluate the text again"
             )
 
     def evaluate(
         self, tokens: Tokens, logits: Wanted = "last", *, sums: InputSums | None = None
     ) -> Floats | None:
-        """Read ``tokens`` after those that are there; return the logits that were asked for.
+        """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
 
-        "last" is float32 [n_vocab], "all" is [n_tokens, n_vocab], "none" is None, and a range of
-        ``tokens``, its step 1, is [its length, n_vocab]. ``sums`` sees the inputs of all matrices.
-        Raises :class:`BadOptionError` for tokens that are not in the vocabulary, or too many for the
-        context. Ctrl-C ends it within a layer's time; the tokens of whole batches of 512 then remain.
+        "last": float32 [n_vocab], after the last token. "all": [n_tokens, n_vocab]. "none": None. A range of
+        indices into ``tokens``, with step 1: [length of the range, n_vocab]. The inputs of all matrices are
+        added to ``sums``.
+
+        Raises :class:`BadOptionError` for ids that are not in the vocabulary, and for more tokens than the
+        context holds. Ctrl-C interrupts it after the current layer; whole batches of 512 tokens stay in the
+        sequence.
         """
         array = _token_array(tokens, self._model.n_vocab)
         n = len(array)
@@ -295,199 +305,20 @@ class Sequence:
         return out[0] if logits == "last" else out
 
 
-class Sampler:
-    """Chooses tokens by their logits; see :meth:`Model.generate_tokens`."""
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        seed: int | None = None,
-    ) -> None:
-        """Begin with ``seed``, 0 to 2³² - 1; None is a random one. Raises :class:`BadOptionError`."""
-        seed = secrets.randbits(32) if seed is None else seed
-        for name, value, least, most in (
-            ("temperature", temperature, 0, float("inf")),
-            ("top_k", top_k, 0, 1 << 31),
-            ("top_p", top_p, 0, 1),
-            ("min_p", min_p, 0, 1),
-            ("seed", seed, 0, (1 << 32) - 1),
-        ):
-            if not least <= value <= most:
-                allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
-                raise BadOptionError(f"`{name}` is {value}; choose {allowed}")
-        self.seed = seed
-        self._core = _core.Sampler(temperature, top_k, top_p, min_p, seed)
-
-    def sample(self, logits: Floats) -> int:
-        """Return the next token; ``logits`` is float32 [n_vocab]."""
-        token = self._core.sample(np.ascontiguousarray(logits, np.float32))
-        if token is None:
-            raise NotFiniteError("the model gives logits that are NaN; its weights may be damaged")
-        return token
-
-
-class InputSums:
-    """Sums of the inputs' squares and products of every matrix, over all tokens evaluated with it."""
-
-    def __init__(self, core: _core.Collector, places: Mapping[str, tuple[str, int | None]]) -> None:
-        """Use :meth:`Model.input_sums`."""
-        self.core = core
-        self._places = dict(places)
-        if is_tied(places):
-            self._places[EMBEDDINGS] = ("output", None)
-
-    def take(self, other: InputSums) -> None:
-        """Add the sums of ``other`` to these, and set those to zero.
-
-        Raises :class:`BadOptionError` where they are of a model of another shape.
-        """
-        with core_errors(BadOptionError):
-            self.core.take(other.core)
-
-    def of(self, name: str) -> tuple[npt.NDArray[np.float64], int] | None:
-        """Return the sums of a matrix, float64 [row length], and the tokens; None where it is none."""
-        place = self._places.get(name)
-        return self.core.sums(*place) if place else None
-
-    def products(self) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
-        """Return the sums of products of the matrices' inputs by name, float32 [pairs], and the tokens.
-
-        Of matrices that share their inputs, the first (:data:`~q4hifi.formats.tensor_names.SAME_INPUT`),
-        where errors can cancel (:mod:`q4hifi.codec.input_correlations`).
-        """
-        found = {}
-        for name, place in self._places.items():
-            if mate_of(name) in self._places and mate_of(name) != name:
-                continue
-            if (products := self.core.products(*place)) is not None:
-                found[name] = products
-        return found
-
-    def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
-        """Return :meth:`of` for all matrices of the model, by name."""
-        return {name: found for name in self._places if (found := self.of(name)) is not None}
-
-
-# ---- loading -------------------------------------------------------------------------------------
-
-
-class MappedFiles:
-    """The files that a model's weights are mapped from, watched for as long as this lives."""
-
-    def __init__(self, mappings: list[FileMapping]) -> None:
-        """Watch ``mappings``."""
-        self.mappings = mappings
-        self._watches = [_core.Watch(mapping.all()) for mapping in mappings]
-
-    @contextmanager
-    def intact(self) -> Iterator[None]:
-        """Run the block; fail if a file became shorter, for then the block has computed with wrong weights.
-
-        Raises :class:`BadFileError`, also in the place of what the block raises.
-        """
-        try:
-            yield
-        except Exception:
-            self._check()
-            raise
-        self._check()
-
-    def _check(self) -> None:
-        for mapping, watch in zip(self.mappings, self._watches, strict=True):
-            if watch.is_lost or mapping.has_shrunk():
-                raise BadFileError(
-                    f"{mapping.path}: has become shorter while it was in use; do not write to a model that is"
-                    " running, and begin again when it is complete"
-                )
-
-
-def _factors(file: ModelFile) -> list[float]:
-    tensor = file.tensors.get(FACTORS)
-    if tensor is None:
-        return []
-    factors: list[float] = file.dequantize_rows(RowRange(tensor, 0, 0, tensor.n_rows)).reshape(-1).tolist()
-    if not all(0 < factor < float("inf") for factor in factors):
-        raise BadFileError(f"tensor {FACTORS} has numbers that are not positive")
-    return factors
-
-
-_CoreTensor = tuple[str, int | None, int, int, int, list[npt.NDArray[np.uint8]]]
-
-
-def _load(file: ModelFile, config: object, threads: int, mappings: list[FileMapping]) -> _core.Model:
-    """Hand the tensors to the core, one after another."""
-    current = ""
-
-    def tensors() -> Iterator[_CoreTensor]:
-        nonlocal current
-        for current, tensor in file.tensors.items():
-            if current == FACTORS:
-                continue
-            place = place_of(current)
-            if place is None:
-                raise UnsupportedModelError(f"a tensor that the runtime has no use for; {SUPPORTED}")
-            if not tensor.type.codec:
-                raise UnsupportedModelError(f"{tensor.type} is a type that q4hifi cannot decode")
-            parts = _mapped(tensor, mappings)
-            kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
-            yield (*place, kind.id, tensor.row_length, tensor.outliers, list(parts))
-            if tensor.format.is_fork:  # was copied
-                for part in tensor.parts:
-                    mappings[part.shard].forget(part.offset, part.nbytes)
-
-    def bad_model(message: str, what: str, role: str | None, layer: int | None) -> Q4HifiError:
-        if what == "missing":
-            return BadFileError(
-                f"{path}: there is no tensor {name_of(str(role), layer)}; the file is not complete,"
-                f" or not of the architecture that it names; {SUPPORTED}"
-            )
-        if what == "unknown":
-            return UnsupportedModelError(
-                f"a tensor that a model of this architecture does not have; {SUPPORTED}"
-            )
-        return BadFileError(message)
-
-    path = file.paths[0]
-    try:
-        with core_errors(BadFileError, bad_model=bad_model):
-            return _core.Model(config, tensors(), threads)
-    except (BadFileError, UnsupportedModelError) as cause:
-        if str(cause).startswith(f"{path}: "):
-            raise
-        raise type(cause)(f"{path}: {f'tensor {current}: ' * bool(current)}{cause}") from cause
-
-
 def _damaged(message: str, *_: object) -> NotFiniteError:
-    """The error of a model that was loaded and still cannot be evaluated: its logits are not finite."""
+    """Return the error for a model whose logits are not finite: the core's only fault after loading."""
     return NotFiniteError(f"{message}; its weights may be damaged")
-
-
-def _mapped(tensor: ModelTensor, mappings: list[FileMapping]) -> Parts:
-    """The tensor's parts as they lie in the file, and those of the fork layout taken apart."""
-    parts = tuple(mappings[part.shard].view(part.offset, part.nbytes) for part in tensor.parts)
-    if tensor.format.is_fork:
-        parts = relayout(parts, tensor.format, SPLIT, tensor.row_length)
-        for part in parts:
-            part.flags.writeable = False
-    return parts
-
-
-# ---- tokens --------------------------------------------------------------------------------------
 
 
 def _token_array(tokens: Tokens, n_vocab: int) -> npt.NDArray[np.uint32]:
     array = np.asarray(tokens)
     if array.ndim != 1 or not array.size:
-        raise BadOptionError(f"tokens are a list of numbers, at least one, not {array.shape}")
+        raise BadOptionError(f"tokens must be a list of ids, at least one; this has the shape {array.shape}")
     if array.dtype.kind not in "iu":
-        raise BadOptionError(f"tokens are integers, not {array.dtype}")
+        raise BadOptionError(f"tokens must be integers, not {array.dtype}")
     if array.min() < 0 or array.max() >= n_vocab:
         wrong = array[(array < 0) | (array >= n_vocab)][0]
-        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {n_vocab}")
+        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {n_vocab} tokens")
     return np.ascontiguousarray(array, np.uint32)
 
 
