@@ -231,7 +231,9 @@ def test_what_a_window_has_left_does_not_come_back(windowed: q4hifi.Model) -> No
     sequence = windowed.sequence()
     sequence.evaluate(TEXT, "none")
     for length in (1, 100, 146):
-        with pytest.raises(BadOptionError, match=rf"cut to {length}: this model.s sliding window .*reset\(\)"):
+        with pytest.raises(
+            BadOptionError, match=rf"cut to {length}: this model.s sliding window .*reset\(\)"
+        ):
             sequence.truncate(length)
         assert sequence.length == 200
     sequence.truncate(147)  # the next token sees those from 128 on

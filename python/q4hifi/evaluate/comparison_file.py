@@ -28,14 +28,11 @@ from ..formats.types import TYPES
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.reader import GgufFile
 from ..gguf_io.writer import GgufWriter
-from .logits import Divergence, Doubles
+from .logits import Divergence, Doubles, are_figures
 
 KEY_TEXT, KEY_MODELS, KEY_CHUNKS = (f"q4hifi.comparison.{name}" for name in ("text", "models", "chunks"))
 
 REFERENCE = "reference"
-
-LARGEST = 1e39
-"""No figure is larger: logits are float32."""
 
 BYTES_A_TOKEN = 33
 """Four float64 and a byte."""
@@ -135,7 +132,7 @@ def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int, is_refer
                 f"{file.paths[0]}: {number}.{name} is not what it must be; the file is damaged"
             )
         found = file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
-        if not (np.abs(found) <= LARGEST).all():
+        if not are_figures(found):
             raise BadFileError(f"{file.paths[0]}: {number}.{name} holds no figures; the file is damaged")
         return found
 

@@ -23,7 +23,7 @@ from ..files.output_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
-from .logits import Codes, Doubles, Tokens, codes_per_row
+from .logits import Codes, Doubles, Tokens, are_figures, codes_per_row
 
 MAGIC = b"_logits_"
 PARTIAL = b"part"
@@ -115,11 +115,17 @@ class LogProbsWriter:
     def nll(self) -> Doubles:
         """Read -log of the probability of each scored token of the chunks that are done, float64.
 
-        Raises :class:`Q4HifiError` where the disk fails.
+        Raises :class:`Q4HifiError` if the disk fails, and :class:`BadFileError` for values that no model
+        gives.
         """
         found = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
         with os_errors(self._new.path, "be read"):
             self._new.file.read_into(self._nll_offset(0), byte_view(found))
+        if not are_figures(found):
+            raise BadFileError(
+                f"{self.partial}: its scores are damaged, so it cannot be resumed;"
+                " begin anew with `overwrite=True`"
+            )
         return found.astype(np.float64, copy=False)
 
     def read(self, chunk: int) -> Codes:

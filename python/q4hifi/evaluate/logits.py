@@ -7,7 +7,7 @@ Logarithms are natural. The arithmetic is the Rust core's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.uint16]
 Doubles = npt.NDArray[np.float64]
+
+
+LARGEST = 1e39
 
 
 class Divergence(NamedTuple):
@@ -83,6 +86,11 @@ def _checked(found: Divergence) -> Divergence:
     for column in (found.nll, found.nll_base, found.kld):
         _finite(column)
     return found
+
+
+def are_figures(values: npt.NDArray[Any]) -> bool:
+    """Whether a model can have given these values: float32 logits make none that are larger than 1e39."""
+    return bool((np.abs(values) <= LARGEST).all())
 
 
 def _finite(values: Doubles) -> Doubles:
