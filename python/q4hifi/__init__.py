@@ -28,7 +28,7 @@ TYPE_CHECKING = False  # that of typing, whose import would take longer than all
 
 if TYPE_CHECKING:
     from .allocation.calibrate import Calibrated, calibrate
-    from .codec.model_file import ModelFile, ModelTensor
+    from .codec.model_file import ModelFile, ModelTensor, RowRange
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
     from .errors import (
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .evaluate.bench import ModelFacts, Speed, bench
-    from .evaluate.chunks import LanguageModel
+    from .evaluate.chunks import LanguageModel, ModelSequence, TextTokenizer
     from .evaluate.collect_imatrix import collect_importance
     from .evaluate.compare import ComparedModel, Comparison, compare
     from .evaluate.estimates import Estimate
     from .evaluate.kl_divergence import KlDivergence, kl_divergence
     from .evaluate.logits import Divergence
     from .evaluate.perplexity import Perplexity, perplexity
-    from .formats.layout import Format
+    from .formats.layout import Format, StoredTensor
     from .formats.types import TensorType
     from .imatrix.file import Importance, load_importance
     from .imatrix.sums import ColumnSums, ImportanceSums
@@ -57,11 +57,13 @@ if TYPE_CHECKING:
     from .pipeline.verify import Finding, verify_file
     from .plan.plan import Measured, Plan, PlannedTensor, TypeTotal
     from .plan.shapes_file import plan_shapes
+    from .plan.size_classes import Scale
     from .progress import Progress
     from .runtime.generation import Chat, Effort, Writer, generate
     from .runtime.input_sums import InputSums
-    from .runtime.model import Model, Sequence
+    from .runtime.model import Model, Sequence, Trace
     from .runtime.sampler import Sampler
+    from .runtime.tokenizer import Tokenizer, TokenStream
 
     __version__: str
     open = ModelFile.open
@@ -90,6 +92,7 @@ __all__ = [
     "Model",
     "ModelFacts",
     "ModelFile",
+    "ModelSequence",
     "ModelTensor",
     "NotFiniteError",
     "Perplexity",
@@ -99,10 +102,17 @@ __all__ = [
     "Q4HifiError",
     "QuantizeReport",
     "QuantizedTensor",
+    "RowRange",
     "Sampler",
+    "Scale",
     "Sequence",
     "Speed",
+    "StoredTensor",
     "TensorType",
+    "TextTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "Trace",
     "TypeTotal",
     "UnavailableError",
     "UnsupportedModelError",
@@ -130,19 +140,19 @@ __all__ = [
 
 _MODULES = {
     "allocation.calibrate": "Calibrated calibrate",
-    "codec.model_file": "ModelFile ModelTensor",
+    "codec.model_file": "ModelFile ModelTensor RowRange",
     "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
     "evaluate.bench": "ModelFacts Speed bench",
-    "evaluate.chunks": "LanguageModel",
+    "evaluate.chunks": "LanguageModel ModelSequence TextTokenizer",
     "evaluate.collect_imatrix": "collect_importance",
     "evaluate.compare": "ComparedModel Comparison compare",
     "evaluate.estimates": "Estimate",
     "evaluate.kl_divergence": "KlDivergence kl_divergence",
     "evaluate.logits": "Divergence",
     "evaluate.perplexity": "Perplexity perplexity",
-    "formats.layout": "Format",
+    "formats.layout": "Format StoredTensor",
     "formats.types": "TensorType",
     "imatrix.file": "Importance load_importance",
     "imatrix.sums": "ColumnSums ImportanceSums",
@@ -152,11 +162,13 @@ _MODULES = {
     "pipeline.verify": "Finding verify_file",
     "plan.plan": "Measured Plan PlannedTensor TypeTotal",
     "plan.shapes_file": "plan_shapes",
+    "plan.size_classes": "Scale",
     "progress": "Progress",
     "runtime.generation": "Chat Effort Writer generate",
     "runtime.input_sums": "InputSums",
-    "runtime.model": "Model Sequence",
+    "runtime.model": "Model Sequence Trace",
     "runtime.sampler": "Sampler",
+    "runtime.tokenizer": "TokenStream Tokenizer",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""
 

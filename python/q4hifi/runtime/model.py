@@ -32,7 +32,13 @@ Tokens = npt.ArrayLike
 
 Wanted = Literal["last", "all", "none"] | range
 
-Trace = _core.Trace
+
+class Trace:
+    """The residual stream of a text before and after each layer: the result of :meth:`Model.trace`."""
+
+    def __init__(self, core: _core.Trace) -> None:
+        """Use :meth:`Model.trace`."""
+        self.core = core
 
 
 class Model:
@@ -198,7 +204,7 @@ class Model:
         """
         array = _token_array(tokens, self.n_vocab)
         with core_errors(BadOptionError), self._weights.intact():
-            return self._core.trace(array)
+            return Trace(self._core.trace(array))
 
     def resume(self, trace: Trace, layer: int) -> Floats:
         """Return the logits of a traced text, float32 [n_tokens, n_vocab], evaluated from ``layer`` on.
@@ -209,7 +215,7 @@ class Model:
         of another shape.
         """
         with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError), self._weights.intact():
-            return self._core.resume(trace, layer)
+            return self._core.resume(trace.core, layer)
 
     def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of every matrix by columns, on a text of at most 512 tokens.
