@@ -48,7 +48,7 @@ CASES: list[tuple[str, bytes, str]] = [
     ("web page", b"<!DOCTYPE html>\n<html><head>", "a web page does; the download gave an HTML page"),
     ("web page with spaces", b"\xef\xbb\xbf\n  <HTML lang=en>", "a web page does; .*/resolve/"),
     ("XML", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML document .*download it again"),
-    ("JSON", b'{"error": "Repository not found"}', "a JSON document does; a server's error"),
+    ("JSON", b'{"error": "Repository not found"}', "a JSON document does; it may be a server's error"),
     ("Ollama manifest", b'{"schemaVersion":2,"layers":[]}', "a manifest of Ollama .*sha256"),
     ("safetensors index", b'{"metadata": {}, "weight_map": {}}', "an index of safetensors .*convert_hf"),
     ("config", b'{"architectures": ["LlamaForCausalLM"]}', "config.json does; convert"),

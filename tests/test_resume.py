@@ -191,7 +191,7 @@ def test_a_base_file_is_kept_and_resumed(
     assert names_in(tmp_path) == {"whole.kld", partial.name}
     with pytest.raises(BadFileError, match="not a file of log-probabilities"):
         LogProbsFile.open(partial)
-    with pytest.raises(BadOptionError, match="go on from it with `resume=True`"):
+    with pytest.raises(BadOptionError, match="continue it with `resume=True`"):
         base_file(models["llama"], base)
     read = list[object]()
     found = base_file(models["llama"], base, resume=True, on_chunk=read.append)

@@ -1,4 +1,4 @@
-"""How long work says how far it is."""
+"""The callback with which long-running functions report their progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called with the work that is done, all the work, and the name of the tensor or step that was worked on.
+"""Called with ``(done, total, name)``: the work done so far, all the work, and the current tensor or step.
 
-The unit depends on the function: weights where files are written, tokens where models run.
+``done`` and ``total`` count weights in functions that write files, and tokens in functions that run models.
 """

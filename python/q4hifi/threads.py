@@ -1,4 +1,4 @@
-"""How many threads are used: those that were asked for, but never more than there are cores for them."""
+"""The number of threads to use: the number that the user asks for, limited to the usable cores."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: its CPU affinity, and the limit of its container if any."""
+    """Return how many cores this process may use, by its CPU affinity and its container's limit (cgroup)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _container_limit() or cores)
 
 
 def used_threads(threads: int | None) -> int:
-    """Return how many threads work where ``threads`` were asked for.
+    """Return the number of threads to run: ``threads``, but at most :func:`usable_cores`.
 
-    None and 0 stand for one per core. More threads than cores only wait for each other, so there are never
-    more than :func:`usable_cores`. Raises :class:`BadOptionError` for a negative number.
+    None and 0 mean one thread per core. The limit exists because more threads than cores only wait for each
+    other. Raises :class:`BadOptionError` for a negative number.
     """
     if threads is not None and threads < 0:
         raise BadOptionError(f"`threads` is {threads}; give a number of threads, or 0 for one per core")
@@ -30,9 +30,10 @@ def used_threads(threads: int | None) -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """Return :func:`used_threads` as the Rust core takes it, in which 0 is one per core.
+    """Return :func:`used_threads` in the form that the Rust core takes: 0 means one thread per core.
 
-    The core keeps its threads for the next call that gives the same number.
+    The core keeps one thread pool per number and reuses it, so one per core is always passed as 0.
+    Raises :class:`BadOptionError` for a negative number.
     """
     used = used_threads(threads)
     return 0 if used == usable_cores() else used
@@ -40,13 +41,16 @@ def thread_count(threads: int | None) -> int:
 
 @cache
 def _container_limit() -> int | None:
-    """The cores that a Linux control group leaves to this process, rounded down; None without a limit."""
+    """Cores that the Linux control groups (cgroups) allow this process, rounded down; None if unlimited."""
     limits = [quota / period for quota, period in _quotas() if quota > 0 and period > 0]
     return max(1, int(min(limits))) if limits else None
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """CPU time and the time in which it may be spent, of this process's groups and those around them."""
+    """Yield (quota, period) in microseconds for this process's control groups and all their parents.
+
+    The processes of a group may use ``quota`` of CPU time in every ``period`` of real time.
+    """
     try:
         groups = OWN_CGROUPS.read_text().splitlines()
     except OSError:

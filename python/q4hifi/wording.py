@@ -1,10 +1,10 @@
-"""How sizes, durations and names are written in messages and tables."""
+"""Text for sizes, counts, durations and names in messages and tables."""
 
 from __future__ import annotations
 
 
 def human_bytes(count: float) -> str:
-    """Return a size as the field writes it: 443.30 MiB."""
+    """Return a size in bytes as text, in binary units with two decimals: 443.30 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break
@@ -13,7 +13,10 @@ def human_bytes(count: float) -> str:
 
 
 def short_size(count: int) -> str:
-    """Return a size in bytes as a user gives it: 470MiB, 3.5GiB, 4MB; rounded where it has more digits."""
+    """Return a size in bytes as a user would type it: 470MiB, 3.5GiB, 4MB.
+
+    The result is exact where two decimals of a unit can express it, and rounded elsewhere.
+    """
     units = {"GiB": 1 << 30, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6}
     for unit, size in units.items():
         text = f"{count / size:.2f}".rstrip("0").rstrip(".")
@@ -23,17 +26,20 @@ def short_size(count: int) -> str:
 
 
 def human_count(count: int) -> str:
-    """Return a number of weights as the field writes it: 5.77 M, 1.78 B."""
+    """Return a number of weights as text, in millions or billions with three digits: 5.77 M, 1.78 B."""
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
 def human_time(seconds: float) -> str:
-    """Return a duration as clocks show it: 4:07, 1:02:30."""
+    """Return a duration in seconds as minutes and seconds (4:07), or with hours (1:02:30)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def printable(text: object) -> str:
-    """``str(text)`` with what a terminal would obey or cannot show escaped: names come out of files."""
+    """Return ``str(text)`` with control characters and other unprintable characters escaped.
+
+    Names come from untrusted files, and a terminal would execute control sequences in them.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,1 +1,1 @@
-"""Files of any kind: read and written at offsets, appearing at their destination complete or not at all."""
+"""Reading and writing files of any format. An output appears at its destination complete, or not at all."""

@@ -1,4 +1,7 @@
-"""What a file that is not GGUF seems to be, and what to do about it: a table of how files begin."""
+"""Recognises files that are given instead of a GGUF model, by their first bytes, and says what to do.
+
+:data:`KINDS` is the table: a test of the first bytes, the name of the format, and a remedy for the user.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 HEAD_BYTES = 4096
-"""How much of a file's beginning :func:`kind_of` looks at."""
+"""Bytes at the start of a file that :func:`kind_of` examines."""
 
 
 class FileKind(NamedTuple):
-    """A kind of file, with its article, and what its owner should do."""
+    """A file format: its name with an article ("a ZIP archive"), and what the user should do."""
 
     name: str
     remedy: str
 
 
 Test = Callable[[bytes], bool]
+"""(first bytes of a file) -> whether it is of this format."""
 
 
 def _starts(*beginnings: bytes) -> Test:
@@ -26,7 +30,7 @@ def _starts(*beginnings: bytes) -> Test:
 
 
 def _text_starts(*beginnings: bytes) -> Test:
-    """Any case, after white space and a byte order mark."""
+    """Test for text at the start, in any case, after white space and a byte order mark."""
     return lambda head: head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(beginnings)
 
 
@@ -38,12 +42,12 @@ _is_json = _text_starts(b"{", b"[")
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """A length, and that many bytes of JSON."""
+    """Whether there is a length (u64), followed by JSON."""
     return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack_from("<Q", head)[0] < 1 << 32
 
 
 def _is_legacy_imatrix(head: bytes) -> bool:
-    """A number of entries, then the length of a name and the name."""
+    """Whether there is a number of entries (i32), followed by the length (i32) and the name of a tensor."""
     if len(head) < 8:
         return False
     count, length = struct.unpack_from("<ii", head)
@@ -59,8 +63,9 @@ def _is_text(head: bytes) -> bool:
 
 
 _AGAIN = "download it again"
+_SERVER_ERROR = f"it may be a server's error message: read it, and {_AGAIN}"
 CONVERT = "convert the model to GGUF first, with llama.cpp's convert_hf_to_gguf.py"
-"""What to do with models of other programs."""
+"""The remedy for models in the formats of other programs."""
 
 KINDS: tuple[tuple[Test, FileKind], ...] = (
     (
@@ -78,7 +83,7 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
     ),
     (
         _text_starts(b"<?xml", b"<error"),
-        FileKind("an XML document", f"a server's error message, perhaps: read it, and {_AGAIN}"),
+        FileKind("an XML document", _SERVER_ERROR),
     ),
     (
         _json_with(b"schemaVersion"),
@@ -90,7 +95,7 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
     ),
     (_json_with(b"weight_map"), FileKind("an index of safetensors files", CONVERT)),
     (_json_with(b"architectures", b"model_type"), FileKind("a model's config.json", CONVERT)),
-    (_is_json, FileKind("a JSON document", f"a server's error message, perhaps: read it, and {_AGAIN}")),
+    (_is_json, FileKind("a JSON document", _SERVER_ERROR)),
     (
         lambda head: head.startswith(b"PK\3\4") and b"data.pkl" in head,
         FileKind("a PyTorch checkpoint", CONVERT),
@@ -105,10 +110,10 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
     (_starts(b"Rar!"), FileKind("a RAR archive", "unpack it first, with unrar")),
     (lambda head: head[257:262] == b"ustar", FileKind("a tar archive", "unpack it first, with tar -xf")),
     (
-        # four letters as a little-endian number, or as text
+        # some programs wrote the four letters as text, others as a little-endian integer: reversed
         _starts(*(m for name in (b"ggml", b"ggmf", b"ggjt", b"ggla") for m in (name, name[::-1]))),
         FileKind(
-            "a GGML or GGJT model of before GGUF",
+            "a GGML or GGJT model (older than GGUF)",
             "get the model as GGUF, or convert it with llama.cpp's convert_llama_ggml_to_gguf.py",
         ),
     ),
@@ -116,15 +121,18 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
     (_starts(b"\x93NUMPY"), FileKind("a NumPy array", "give a model in GGUF form")),
     (
         _starts(b"_logits_"),
-        FileKind("a file of log-probabilities", "it goes to the option --kl-divergence-base"),
+        FileKind("a file of log-probabilities", "give it to the option --kl-divergence-base"),
     ),
-    (_is_legacy_imatrix, FileKind("an importance matrix", "it goes to the option --imatrix")),
+    (_is_legacy_imatrix, FileKind("an importance matrix", "give it to the option --imatrix")),
     (_is_zeros, FileKind("an unfinished download", f"there are only zeros: {_AGAIN}")),
-    (_is_text, FileKind("a text", f"a server's error message, perhaps: read it, and {_AGAIN}")),
+    (_is_text, FileKind("a text", _SERVER_ERROR)),
 )
-"""The first test that holds for a file's beginning tells its kind."""
+"""(test, format). The first test that the start of a file passes decides, so specific tests come first."""
 
 
 def kind_of(head: bytes) -> FileKind | None:
-    """Return what a file with this beginning (up to :data:`HEAD_BYTES`) seems to be, if that is known."""
+    """Return the format of a file whose first bytes are ``head`` (at most :data:`HEAD_BYTES`).
+
+    None where no test passes, and for an empty file.
+    """
     return next((kind for test, kind in KINDS if head and test(head)), None)

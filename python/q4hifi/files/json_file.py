@@ -1,4 +1,4 @@
-"""JSON files that users give: calibrations, sensitivities, shapes."""
+"""Reads the JSON files that users provide: calibrations, sensitivities and shapes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from ..errors import BadFileError
 from .positioned_file import os_errors, read_up_to
 
 MAX_BYTES = 256 << 20
-"""More than any of these files needs. A model that is given by mistake is not read into memory."""
+"""The largest file that is read. No valid file is this large, and a user may name a model instead."""
 
-Found = TypeVar("Found")
+Parsed = TypeVar("Parsed")
 
 
-def read_json(path: str | os.PathLike[str], what: str, fault: str, parse: Callable[[Any], Found]) -> Found:
-    """Return what ``parse`` makes of the JSON value in a file; ``what`` it is, for messages.
+def read_json(path: str | os.PathLike[str], what: str, fault: str, parse: Callable[[Any], Parsed]) -> Parsed:
+    """Read a JSON file and return ``parse(value)``.
 
-    Raises :class:`BadFileError` where the file cannot be read. It says ``fault`` where the file is larger
-    than :data:`MAX_BYTES`, is not JSON or nested too deep, and where ``parse`` meets a value that is missing
-    or of another type.
+    ``what`` names the contents in the message "cannot read {what}". ``fault`` is the message for wrong
+    contents. ``parse`` may raise ValueError, TypeError, LookupError, AttributeError or OverflowError.
+
+    Raises :class:`BadFileError` where the file cannot be read, and, with the message ``fault``, where it is
+    larger than :data:`MAX_BYTES`, is not JSON, is nested too deep, or where ``parse`` raises.
     """
     file = Path(path)
     with os_errors(file, f"read {what}", BadFileError), file.open("rb") as stream:

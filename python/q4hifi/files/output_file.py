@@ -1,15 +1,15 @@
 """Output files: each appears at its destination complete, or not at all.
 
-Every command and function that writes a file goes through :class:`NewFile`, so the rules stand here once:
+Every command and function that writes a file uses :class:`NewFile`. Its rules are:
 
-- A destination is never one of the files that the caller reads (:func:`check_destination`).
-- A destination that is a symbolic link keeps the link: its target is replaced.
-- What is no regular file (a device, a pipe, a folder) is refused.
-- Data is written to a file without a name where the system has that (``O_TMPFILE`` of Linux), so that
-  nothing is left of a run that is killed. Elsewhere it is a hidden file beside the destination,
-  ``.NAME.q4hifi-XXXXXXXX.part``, locked while its owner lives: the next run to the same destination
-  removes those without an owner.
-- Work that can be resumed is written to ``NAME.partial`` instead (:class:`PartialFile`), which stays.
+- A destination must not be one of the files that the caller reads (:func:`check_destination`).
+- If a destination is a symbolic link, the target of the link is replaced and the link stays.
+- A destination must be a regular file, not a device, a pipe or a folder.
+- Data is first written to a temporary file. On Linux this is a file without a name (``O_TMPFILE``), so that a
+  killed run leaves nothing behind. Elsewhere it is the hidden file ``.NAME.q4hifi-XXXXXXXX.part`` beside the
+  destination. The process that writes it holds a lock on it. The next run with the same destination removes
+  temporary files that nobody has locked.
+- Work that can be resumed is written to ``NAME.partial`` instead (:class:`PartialFile`). This file stays.
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ if sys.platform != "win32":
     import fcntl
 
 MAX_LINKS = 40
-"""Links that are followed to a destination, as Linux does."""
+"""Symbolic links that are followed to a destination; the limit of Linux."""
 
-_NAME_BYTES = 200  # of the destination's name in a temporary one: file systems allow 255 in all
+_NAME_BYTES = 200
+"""Bytes of the destination's name that a temporary name contains: file systems allow 255 in total."""
+
 _ATTEMPTS = 8
+"""Attempts to create a temporary file that no other run removes."""
 
 
 def check_destination(
     path: str | os.PathLike[str], overwrite: bool = False, sources: Sequence[str | os.PathLike[str]] = ()
 ) -> Path:
-    """Return the file that a destination stands for, all links followed.
+    """Check that a file may be written to ``path``; return the path with all symbolic links followed.
 
-    Raises :class:`BadOptionError` where it is one of ``sources`` under any name, is no regular file, has no
-    folder, or exists and ``overwrite`` is not given.
+    Raises :class:`BadOptionError` where the destination is one of ``sources`` (under any name), exists and is
+    not a regular file, is in a folder that does not exist, or exists and ``overwrite`` is false.
     """
     if os.fspath(path) == "-":
         raise _not_streamed(path)
-    if os.fspath(path).endswith(("/", os.sep)):  # Path would leave it out, and a file get the folder's name
+    if os.fspath(path).endswith(("/", os.sep)):  # Path drops the slash, so a file would get the folder's name
         raise BadOptionError(f"{path}: is the name of a folder; add that of the file")
     with os_errors(Path(path), "be the destination", BadOptionError):
         target = _resolved(Path(path))
@@ -67,7 +70,7 @@ def check_destination(
 
 
 def _resolved(path: Path) -> Path:
-    """The path with its last component's links followed, one by one: devices must not be passed unseen."""
+    """Follow the links of the path's last component, one by one, so that links to devices are noticed."""
     at = path
     for _ in range(MAX_LINKS):
         folder = Path(os.path.realpath(at.parent))
@@ -94,10 +97,10 @@ def _exists(path: str | os.PathLike[str]) -> BadOptionError:
 
 
 class NewFile:
-    """A file on its way to a destination; a context manager.
+    """A context manager that writes a temporary file and then moves it to a destination.
 
-    Entering it makes the temporary file, ``file``. :meth:`publish` puts it in its place. Leaving it without
-    that removes it.
+    Entering it creates the temporary file, the attribute ``file``. :meth:`publish` moves it to the
+    destination. Leaving it without :meth:`publish` removes the temporary file.
     """
 
     file: PositionedFile
@@ -109,7 +112,10 @@ class NewFile:
         overwrite: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Check the destination, as :func:`check_destination` does; nothing is written yet."""
+        """Check the destination, as :func:`check_destination` does. Nothing is written yet.
+
+        Raises :class:`BadOptionError` where the destination cannot be used.
+        """
         self.path = Path(path)
         self.target = check_destination(path, overwrite, sources)
         self._overwrite = overwrite
@@ -117,7 +123,7 @@ class NewFile:
         self._part: Path | None = None  # the temporary file's name, if it has one
 
     def __enter__(self) -> NewFile:
-        """Make the temporary file. Raises OSError where that fails."""
+        """Create the temporary file. Raises OSError where that fails."""
         self._remove_abandoned()
         try:
             file = self._unnamed()
@@ -131,27 +137,28 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file, and remove it if it was not published."""
-        with suppress(OSError):  # what went wrong before is what the user should hear of
+        with suppress(OSError):  # an earlier error is the one that the user should see
             self.file.close()
         with suppress(OSError):
             self._remove_part()
 
     def check(self) -> None:
-        """Raise :class:`BadOptionError` where the destination cannot be used any more."""
+        """Check the destination again. Raises :class:`BadOptionError` where it cannot be used any more."""
         check_destination(self.path, self._overwrite, self._sources)
 
     def publish(self) -> bool:
-        """Bring the file to the disk and put it in its place; return whether the place was empty before.
+        """Flush the file to the disk and move it to the destination.
 
-        Raises :class:`BadOptionError` where the destination cannot be used any more, such as a file that
-        appeared there since and must not be replaced, and OSError where the disk fails.
+        Returns whether the file is new: False where it replaces another file. Raises :class:`BadOptionError`
+        where the destination cannot be used any more, for example because another file appeared there
+        meanwhile, and OSError where the disk fails.
         """
         self.file.sync()
         self.check()
         self._copy_permissions()
         if self._part is not None:
-            self.file.close()  # Windows moves closed files only
-        new = self._place()
+            self.file.close()  # Windows cannot move an open file
+        new = self._move_if_free()
         if not new:
             if not self._overwrite:
                 raise _exists(self.path)
@@ -160,8 +167,8 @@ class NewFile:
         self._sync_folder()
         return new
 
-    def _place(self) -> bool:
-        """Give the file the destination's name, unless something has it; return whether that was done."""
+    def _move_if_free(self) -> bool:
+        """Move the file to the destination if nothing is there; return whether it was moved."""
         try:
             if self._part is None:
                 self._link_unnamed(self.target)
@@ -169,7 +176,7 @@ class NewFile:
                 os.link(self._part, self.target)
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
+        except OSError:  # the file system has no hard links
             if os.path.lexists(self.target):
                 return False
             os.replace(self._link(), self.target)
@@ -178,16 +185,16 @@ class NewFile:
         return True
 
     def _copy_permissions(self) -> None:
-        """A file that is replaced keeps its permissions."""
+        """Give the new file the permissions of the file that it replaces."""
         if hasattr(os, "fchmod"):
-            with suppress(OSError):  # there is none, or its owner is another
+            with suppress(OSError):  # nothing is replaced, or somebody else owns the file
                 os.fchmod(self.file.fileno(), stat.S_IMODE(self.target.stat().st_mode))
 
     # ---- the temporary file --------------------------------------------------------------------------
 
     @property
     def _prefix(self) -> str:
-        """With which the names of temporary files for this destination begin."""
+        """The start of the names of all temporary files for this destination."""
         name = os.fsencode(self.target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
         return f".{name}.q4hifi-"
 
@@ -195,7 +202,7 @@ class NewFile:
         return self.target.with_name(f"{self._prefix}{secrets.token_hex(4)}.part")
 
     def _unnamed(self) -> PositionedFile | None:
-        """A file without a name in the destination's folder; None where the system has no such files."""
+        """Create a file without a name in the destination's folder; None where the system cannot."""
         flag = getattr(os, "O_TMPFILE", None)
         if flag is None or not os.path.isdir("/proc/self/fd"):
             return None
@@ -206,27 +213,27 @@ class NewFile:
                 opener=lambda *_: os.open(self.target.parent, flag | os.O_RDWR | os.O_CLOEXEC, 0o666),
             )
         except OSError:
-            return None  # if it was for another reason, a file with a name will meet it again
+            return None  # any other error will appear again when a named file is created
 
     def _named(self) -> PositionedFile:
         for _ in range(_ATTEMPTS):
-            self._part = self._new_part()  # before it exists, so that no interrupt comes between
+            self._part = self._new_part()  # set before the file exists, so that an interrupt still removes it
             file = PositionedFile(self._part, "xb")
             if _lock(file) is not False:
                 with suppress(OSError):
                     if os.path.samestat(os.fstat(file.fileno()), os.stat(self._part)):
                         return file
-            file.close()  # another run took it for abandoned before it was locked
-        raise OSError(f"temporary files beside {self.path} disappear")
+            file.close()  # another run removed the file as abandoned, before it was locked
+        raise OSError(f"another process removes the temporary files beside {self.path}")
 
     def _link_unnamed(self, name: Path) -> None:
-        # With any descriptor Python calls linkat, which follows the link that /proc has. The path is
-        # absolute, so the descriptor itself does not matter.
+        # With a descriptor as src_dir_fd Python calls linkat, which can follow the link in /proc. The path is
+        # absolute, so the value of the descriptor does not matter.
         file = self.file.fileno()
         os.link(f"/proc/self/fd/{file}", name, src_dir_fd=file, follow_symlinks=True)
 
     def _link(self) -> Path:
-        """The temporary file's name; it gets one if it has none."""
+        """Return the temporary file's name, after giving it one if it has none."""
         if self._part is None:
             part = self._new_part()
             self._part = part
@@ -240,19 +247,19 @@ class NewFile:
             self._part = None
 
     def _remove_abandoned(self) -> None:
-        """Remove what killed runs to the same destination left."""
+        """Remove the temporary files that killed runs with the same destination left behind."""
         for name in glob.iglob(glob.escape(self._prefix) + "*.part", root_dir=self.target.parent):
             part = self.target.parent / name
             with suppress(OSError):
                 if sys.platform == "win32":
-                    part.unlink()  # fails where it is open
+                    part.unlink()  # fails while the file is open
                     continue
                 with PositionedFile(part, "rb") as file:
                     if _lock(file):
                         part.unlink()
 
     def _sync_folder(self) -> None:
-        """Bring the new name to the disk, where the system can."""
+        """Flush the folder, and so the new name, to the disk where the system can."""
         if sys.platform == "win32":
             return
         with suppress(OSError):
@@ -264,9 +271,10 @@ class NewFile:
 
 
 def _lock(file: PositionedFile) -> bool | None:
-    """Lock a file for as long as it is open; return whether that could be done.
+    """Lock a file until it is closed.
 
-    False where somebody else has locked it; None where the file system has no locks.
+    Returns True if it is locked now, False if another process holds the lock, None if the file system has no
+    locks.
     """
     if sys.platform == "win32":
         return None
@@ -282,23 +290,26 @@ def _lock(file: PositionedFile) -> bool | None:
 def check_writable(
     path: str | os.PathLike[str], overwrite: bool = False, sources: Sequence[str | os.PathLike[str]] = ()
 ) -> Path:
-    """Do as :func:`check_destination`, and make sure that a file can be made there; it is removed again.
+    """Check a destination as :func:`check_destination` does, and that a file can be created there.
 
-    Raises :class:`Q4HifiError` where that fails.
+    The file that this creates is removed again. Returns the path with all symbolic links followed. Raises
+    :class:`BadOptionError` where the destination cannot be used, and :class:`Q4HifiError` where no file can
+    be created.
     """
     with os_errors(Path(path), "be written"), NewFile(path, overwrite=overwrite, sources=sources) as new:
         return new.target
 
 
 def partial_path(target: Path) -> Path:
-    """Return what a file that can be resumed is called until it is complete and becomes ``target``."""
+    """Return the path of the unfinished file of work that can be resumed; its final path is ``target``."""
     return target.with_name(f"{target.name}.partial")
 
 
 class PartialFile(NewFile):
-    """A file on its way to a destination that can be resumed: until then it is ``PATH.partial``, and stays.
+    """A :class:`NewFile` for work that can be resumed: it stays on the disk as ``PATH.partial``.
 
-    ``resumed`` says whether it was there before, ``keep`` whether it stays if it is not published.
+    ``resumed`` is whether the work continues an existing partial file. Set ``keep`` to False to remove the
+    partial file at the end even if it was not published.
     """
 
     keep = True
@@ -312,10 +323,11 @@ class PartialFile(NewFile):
         resume: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Check the destination, as :func:`check_destination` does; nothing is written yet.
+        """Check the destination, as :func:`check_destination` does. Nothing is written yet.
 
-        ``begins`` is how partial files of this kind begin. Raises :class:`BadOptionError`, too, where
-        the partial file is there and neither ``resume`` nor ``overwrite`` is given.
+        ``begins``: a partial file of this format starts with one of these. Raises :class:`BadOptionError`
+        where the destination cannot be used, and where the partial file exists, but neither ``resume`` nor
+        ``overwrite`` is true.
         """
         super().__init__(path, overwrite=overwrite, sources=sources)
         self._begins = begins
@@ -326,28 +338,28 @@ class PartialFile(NewFile):
         self.resumed = resume and self.partial.exists()
         if self.partial.exists() and not (resume or overwrite):
             raise BadOptionError(
-                f"{self.partial}: is there from a run that did not end; go on from it with"
-                " `resume=True`, or begin anew with `overwrite=True`"
+                f"{self.partial}: exists already, from a run that did not finish; continue it with"
+                " `resume=True`, or start again with `overwrite=True`"
             )
 
     def __enter__(self) -> PartialFile:
         """Open the partial file.
 
-        Raises OSError where that fails, and BadOptionError where it is in use, or where a file of that name
-        would be replaced that is no partial file: nobody named it as an output.
+        Raises OSError where that fails, and :class:`BadOptionError` where another run is writing the file, or
+        where it is not a partial file: the user did not name it as an output, so it must not be replaced.
         """
-        there = self.partial.exists()
-        self.file = PositionedFile(self.partial, "r+b" if there else "x+b")
+        exists = self.partial.exists()
+        self.file = PositionedFile(self.partial, "r+b" if exists else "x+b")
         if _lock(self.file) is False:
             self.file.close()
             raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
-        if there and not self.resumed:
+        if exists and not self.resumed:
             self._clear()
         self._part = self.partial
         return self
 
     def _clear(self) -> None:
-        """Empty the partial file of another run."""
+        """Empty the partial file of an earlier run."""
         begin = bytearray(max(map(len, self._begins)))
         size = self.file.read_into(0, memoryview(begin))
         if size and not begin.startswith(self._begins):
@@ -359,10 +371,10 @@ class PartialFile(NewFile):
         self.file.truncate(0)
 
     def _remove_part(self) -> None:
-        """Remove the name if the file has the destination's, too, or is not to be kept."""
+        """Remove the partial name if the file was published, or if it is not to be kept."""
         if self._part is not None:
-            placed = self.target.exists() and os.path.samefile(self._part, self.target)
-            if placed or not self.keep:
+            published = self.target.exists() and os.path.samefile(self._part, self.target)
+            if published or not self.keep:
                 super()._remove_part()
         self._part = None
 
@@ -374,7 +386,7 @@ def new_file(
     overwrite: bool = False,
     sources: Sequence[str | os.PathLike[str]] = (),
 ) -> Iterator[BinaryIO]:
-    """Give a binary stream that becomes the file ``path`` when the block ends well.
+    """Open a binary stream to a temporary file that becomes ``path`` when the block ends without an error.
 
     Raises :class:`BadOptionError` for a destination that cannot be used (:func:`check_destination`), and
     :class:`Q4HifiError` where the disk fails.

@@ -1,4 +1,4 @@
-"""Files read and written at given offsets, from any thread, with errors that name the file."""
+"""Files that are read and written at given offsets, from any thread."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ import numpy.typing as npt
 
 from ..errors import Q4HifiError
 
-# What posix_fallocate reports when the file will really not fit. Anything else only says that this
-# file system cannot reserve space.
+# The errors of posix_fallocate that mean that the file does not fit on the disk. Its other errors only mean
+# that this file system cannot reserve space in advance.
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 PIECE = 1 << 20
 """Bytes that :func:`read_up_to` reads at a time."""
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
+"""Contiguous data of any element type."""
 
 
 def byte_view(buffer: Buffer) -> memoryview:
-    """Return the bytes of a contiguous buffer, without a copy."""
+    """Return a view of a contiguous buffer's bytes, without a copy."""
     return (buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)).cast("B")
 
 
 @contextmanager
 def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -> Iterator[None]:
-    """Turn an OSError inside the block into ``error``, saying what could not be done to which file."""
+    """Turn an OSError inside the block into ``error``, with the message "{path}: cannot {action}: cause"."""
     try:
         yield
     except OSError as cause:
@@ -43,9 +44,9 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
 
 
 def read_up_to(file: BinaryIO, size: int) -> bytes:
-    """Return the next ``size`` bytes of a file, or as many as there are. Raises plain OSError.
+    """Return the next ``size`` bytes of a file, or all remaining bytes if these are fewer.
 
-    Unlike ``file.read(size)``, which allocates ``size`` bytes before it reads the first.
+    ``file.read(size)`` would allocate ``size`` bytes even for a small file. Raises plain OSError.
     """
     pieces = []
     while size > 0 and (piece := file.read(min(size, PIECE))):
@@ -55,21 +56,24 @@ def read_up_to(file: BinaryIO, size: int) -> bytes:
 
 
 class PositionedFile:
-    """An unbuffered binary file whose reads and writes state their offset; thread safe.
+    """An unbuffered binary file whose reads and writes state their offset.
 
-    ``mode`` is "rb" or "r+b" for an existing file, "xb" or "x+b" for one that must not exist yet. A context
-    manager, which closes it. All methods raise plain OSError.
+    A context manager that closes the file. All methods are thread safe and raise plain OSError.
     """
 
     def __init__(self, path: Path, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
-        """Open ``path``; ``opener`` as of :func:`open`."""
+        """Open the file.
+
+        ``mode`` is "rb" or "r+b" for an existing file, "xb" or "x+b" for one that must not exist yet.
+        ``opener`` replaces :func:`os.open`, as the argument ``opener`` of :func:`open` does.
+        """
         self.path = path
         self._file = io.FileIO(path, mode, opener=opener)
         self._lock = threading.Lock()  # for systems without pread and pwrite
 
     @property
     def raw(self) -> io.FileIO:
-        """The file itself, with a position of its own."""
+        """The underlying file, for sequential reads and writes at its own position."""
         return self._file
 
     def fileno(self) -> int:
@@ -81,12 +85,15 @@ class PositionedFile:
         return os.fstat(self._file.fileno()).st_size
 
     def state(self) -> tuple[int, int]:
-        """Return what changes when the file is written to: its size in bytes and its time, in nanoseconds."""
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
+        """Return (size in bytes, time of the last write in nanoseconds): these change with the contents."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def read_into(self, offset: int, out: memoryview) -> int:
-        """Fill ``out`` (bytes) from ``offset``; return how many there were, fewer at the file's end."""
+        """Read the bytes from ``offset`` into ``out`` (a view of bytes).
+
+        Returns the number of bytes read, which is less than ``len(out)`` only at the end of the file.
+        """
         done = 0
         while done < len(out):
             got = self._read_some(offset + done, out[done:])
@@ -96,13 +103,13 @@ class PositionedFile:
         return done
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of ``data`` (bytes) at ``offset``."""
+        """Write all of ``data`` (a view of bytes) at ``offset``."""
         done = 0
         while done < len(data):
             done += self._write_some(offset + done, data[done:])
 
     def reserve(self, size: int) -> None:
-        """Make the file ``size`` bytes long, all zero, and take the disk space now where possible."""
+        """Extend the file to ``size`` bytes with zeros, and allocate the disk space where possible."""
         self._file.truncate(size)
         if not hasattr(os, "posix_fallocate"):
             return
@@ -117,11 +124,14 @@ class PositionedFile:
         self._file.truncate(size)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
+        """Wait until everything that was written is on the disk."""
         os.fsync(self._file.fileno())
 
     def map(self) -> FileMapping | None:
-        """Map the whole file into memory, read-only; None if it is empty. It outlives :meth:`close`."""
+        """Map the whole file into memory, read-only. Returns None if it is empty.
+
+        The mapping stays valid after :meth:`close`.
+        """
         try:
             return FileMapping(self.path, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         except ValueError:
@@ -155,19 +165,20 @@ class PositionedFile:
 
 
 class FileMapping:
-    """A file's bytes as memory, for as long as it or an array of :meth:`view` lives.
+    """A file mapped into memory, read-only.
 
-    If the file becomes shorter meanwhile, reading what is gone raises the signal SIGBUS, which ends the
-    process unless the mapping is watched (``_core.Watch``).
+    The mapping exists as long as this object or an array of :meth:`view` exists. If the file becomes shorter
+    meanwhile, reading the lost part raises the signal SIGBUS. That kills the process, unless ``_core.Watch``
+    watches the mapping.
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
-        """Use :meth:`PositionedFile.map`."""
+        """Private: use :meth:`PositionedFile.map`."""
         self.path = path
         self._mapping = mapping
 
     def all(self) -> npt.NDArray[np.uint8]:
-        """Return the whole file's bytes, uint8, not to be written to."""
+        """Return the whole file as a read-only array, uint8 [size]."""
         return self.view(0, len(self._mapping))
 
     def has_shrunk(self) -> bool:
@@ -175,11 +186,11 @@ class FileMapping:
         return self._mapping.size() < len(self._mapping)
 
     def view(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
-        """Return ``size`` bytes from ``offset`` on, uint8 [size], not to be written to."""
+        """Return ``size`` bytes from ``offset`` on as a read-only array, uint8 [size]."""
         return np.frombuffer(self._mapping, np.uint8, size, offset)
 
     def forget(self, offset: int, size: int) -> None:
-        """Give the memory of these bytes back; they are read from the file again when next looked at."""
+        """Free the memory of ``size`` bytes from ``offset`` on. The next access reads the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
             length = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE - start

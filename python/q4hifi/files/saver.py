@@ -1,4 +1,4 @@
-"""Long work keeps what it has: it is saved every few minutes, when it fails and when it is interrupted."""
+"""Saves the state of long work: every few minutes, at its end, and when it fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SAVE_SECONDS = 300.0
 """Seconds between two saves."""
 
 OnSave = Callable[[int], None]
-"""Called after each save with how much of the work the file holds, in chunks."""
+"""Called after each save with the number of chunks whose results the file holds."""
 
 
 class Saver:
-    """Saves the state of some work to a file; a context manager around the work.
+    """A context manager around work that saves its state to a file.
 
-    Entering it makes sure that the file can be written: the destination is checked and its space reserved
-    until the first save. Leaving it saves what is not saved yet, also after an exception.
+    Entering it checks the destination and reserves disk space, so that long work does not fail at its end.
+    Leaving it saves the remaining state, also after an exception.
     """
 
     def __init__(
@@ -38,9 +38,11 @@ class Saver:
         seconds: float = SAVE_SECONDS,
         on_save: OnSave | None = None,
     ) -> None:
-        """``save`` writes the file, with its argument as ``overwrite``; ``n_bytes`` is about its size.
+        """Prepare to save; nothing is checked or written yet.
 
-        ``overwrite`` and ``sources`` as for :func:`q4hifi.files.output_file.check_destination`.
+        ``save(overwrite)`` writes the state to ``path``. ``n_bytes`` is the expected size of the file,
+        ``seconds`` the time between two saves. ``overwrite`` and ``sources`` have the meaning that they have
+        in :func:`q4hifi.files.output_file.check_destination`.
         """
         self._path = Path(path)
         self._save = save
@@ -68,11 +70,11 @@ class Saver:
             if error is None:
                 self._save_now()
             else:
-                with suppress(Q4HifiError):  # the error that ended the work is the one to report
+                with suppress(Q4HifiError):  # report the error that ended the work, not this one
                     self._save_now()
 
     def done(self, n_chunks: int) -> None:
-        """Note how many chunks are done; save them if the last save is some minutes ago."""
+        """Record that ``n_chunks`` chunks are done, and save if the last save was ``seconds`` ago."""
         self._done = n_chunks
         if time.monotonic() - self._last >= self._seconds:
             self._save_now()
@@ -80,9 +82,9 @@ class Saver:
     def _save_now(self) -> None:
         if self._done == self._saved:
             return
-        self._reserved.close()  # its space is needed now
+        self._reserved.close()  # frees the reserved space for the file itself
         self._save(self._overwrite)
-        self._overwrite = True  # of what was saved here
+        self._overwrite = True  # the next save replaces this one
         self._saved, self._last = self._done, time.monotonic()
         if self._on_save is not None:
             self._on_save(self._done)

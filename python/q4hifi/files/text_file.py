@@ -1,4 +1,4 @@
-"""Text files that the user names: UTF-8, and what else they may be by mistake."""
+"""Reads the text files that users name, and recognises files that are not UTF-8 text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from ..errors import BadOptionError
 
 SAMPLE = 1 << 16
-"""Bytes at the start of a text from which its encoding is recognised."""
+"""Bytes at the start of a text that decide about its encoding."""
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # begins with the mark of UTF-16, so it comes first
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # first, because it begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -28,13 +28,13 @@ _BINARY: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", "Parquet"),
     (b"%PDF-", "PDF"),
 )
-"""How a file begins -> what it is."""
+"""(first bytes of a file, name of the format)."""
 
 
 def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a text file, or standard input where ``path`` is "-".
+    """Return the bytes of a text file, or of standard input where ``path`` is "-".
 
-    Raises :class:`BadOptionError` where it cannot be read, and as :func:`check_text`.
+    Raises :class:`BadOptionError` where the file cannot be read or is not a text (:func:`check_text`).
     """
     file = os.fspath(path)
     try:
@@ -46,9 +46,10 @@ def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_text(data: bytes, source: str) -> None:
-    """Check that the bytes of ``source`` may be a text, in UTF-8 with errors or not.
+    """Check that ``data`` is plausibly a UTF-8 text; single invalid bytes are accepted.
 
-    Raises :class:`BadOptionError` for UTF-16, UTF-32, and the binary formats of :data:`_BINARY`.
+    ``source`` names the file in messages. Raises :class:`BadOptionError` for UTF-16, UTF-32, and the binary
+    formats of :data:`_BINARY`.
     """
     for start, kind in _BINARY:
         if data.startswith(start):
@@ -61,23 +62,24 @@ def check_text(data: bytes, source: str) -> None:
 
 
 def _wide_encoding(data: bytes) -> str | None:
-    """UTF-16 or UTF-32 in its variants, None for anything else."""
+    """Return which variant of UTF-16 or UTF-32 the data is in, or None for anything else."""
     marked = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
-    if marked is not None or b"\0" not in data:  # a space or a line end is enough for a zero byte
+    if marked is not None or b"\0" not in data:  # both encodings write a space or line end with a zero byte
         return marked
     if _legible(data.decode("utf-8", "replace")) > 0.9:
         return None
-    found: dict[str, float] = {}
+    ascii_shares: dict[str, float] = {}
     for encoding in _WIDE:
         try:
             text = codecs.getincrementaldecoder(encoding)().decode(data, final=len(data) < SAMPLE)
         except UnicodeDecodeError:
             continue
         if _legible(text) > 0.95:
-            found[encoding] = sum(map(str.isascii, text)) / len(text)
-    return max(found, key=found.__getitem__, default=None)  # of the two orders, that of the spaces
+            ascii_shares[encoding] = sum(map(str.isascii, text)) / len(text)
+    # text in the wrong byte order can be legible, but then its ASCII characters are rare
+    return max(ascii_shares, key=ascii_shares.__getitem__, default=None)
 
 
 def _legible(text: str) -> float:
-    """The share of characters that are printed or are white space."""
+    """Return the share of characters that are printable or white space."""
     return sum(c.isprintable() or c.isspace() for c in text) / max(1, len(text))
