@@ -690,7 +690,7 @@ def test_shards_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     [
         (["a", "a"], None, UnsupportedModelError, "2 tensors would be called 'a'"),
         (["n" * 64], None, UnsupportedModelError, "longer than 63 bytes"),
-        (["a", "b"], [1, 0], BadOptionError, "order"),
+        (["a", "b"], [1, 0], BadOptionError, "not decreasing"),
         (["a", "b"], [0], BadOptionError, "every tensor"),
         (["a"], [-1], BadOptionError, "from 0 on"),
         (["a"], [70_000], BadOptionError, "too many"),

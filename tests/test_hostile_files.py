@@ -222,7 +222,7 @@ def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
         if not hasattr(os, "mkfifo"):
             pytest.skip("no pipes in the file system")
         os.mkfifo(path)
-    match = {"missing": "No such file", "folder": "not a file but a folder", "pipe": "not a file that can be"}
+    match = {"missing": "No such file", "folder": "not a file but a folder", "pipe": "not a regular file"}
     with pytest.raises(BadFileError, match=match[kind]):
         GgufFile.open(path)
 

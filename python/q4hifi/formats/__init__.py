@@ -1,1 +1,1 @@
-"""Tables about tensor types, the layout of Q4_HIFI in a file, and what tensor names mean."""
+"""Tables of tensor types, of the two layouts of Q4_HIFI in a file, and of tensor names and their roles."""

@@ -1,7 +1,7 @@
-"""The tables of the ``gguf`` package: types, keys and numbers of GGUF files.
+"""The tables of the ``gguf`` package: tensor types, metadata keys and ids of GGUF files.
 
-They are loaded from its module ``constants`` alone. Importing that in the usual way runs the whole package,
-which imports numpy and yaml, and takes five times as long.
+Only the package's module ``gguf.constants`` is loaded. A normal import would run the whole package, which
+imports numpy and yaml and takes five times as long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 def _load() -> ModuleType:
     if found := sys.modules.get("gguf.constants"):
         return found
-    package = find_spec("gguf")  # finds it, does not run it
+    package = find_spec("gguf")  # does not run the package
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
     file = Path(package.submodule_search_locations[0], "constants.py")

@@ -1,12 +1,12 @@
-"""How a Q4_HIFI tensor lies in a GGUF file: the one place where both file layouts are decided.
+"""The two layouts in which a GGUF file stores a Q4_HIFI tensor. All code takes them from here.
 
 split (default)
-    ``NAME`` holds the Q4_K base blocks, and two companions hold the outliers, both of shape
-    ``[N, row_length / 256, rows...]`` in GGUF's order (fastest dimension first):
-    ``NAME.outlier_index`` (I8, bytes read as unsigned) and ``NAME.outlier_residual`` (F16).
+    The tensor ``NAME`` holds Q4_K blocks. Two companion tensors hold the N outliers of each block:
+    ``NAME.outlier_index`` (I8, to be read as unsigned bytes) and ``NAME.outlier_residual`` (F16). Both have
+    the shape ``[N, row_length / 256, rows...]`` in GGUF's order, fastest dimension first.
 fork
-    ``NAME`` holds 244-byte blocks under type id 41, which current GGUF gives to Q1_0; such a file
-    is known by ``general.file_type`` = 42.
+    The tensor ``NAME`` holds blocks of 244 bytes. Its type id is 41, which current GGUF uses for Q1_0, so
+    such a file is recognised by ``general.file_type`` = 42.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INDEX = TYPES["I8"]
 RESIDUAL = F16
 
 FILE_TYPE: Mapping[str, int] = {SPLIT: 14, FORK: 42}
-"""``general.file_type`` of a Q4_HIFI file: that of Q4_K_S, or the fork's own."""
+"""Layout -> ``general.file_type`` of a Q4_HIFI file: the value of Q4_K_S, or the fork's own."""
 
 KEY_VERSION = "q4_hifi.version"
 KEY_LAYOUT = "q4_hifi.layout"
@@ -38,25 +38,25 @@ KEYS = (KEY_VERSION, KEY_LAYOUT, KEY_OUTLIERS, KEY_COVERAGE)
 VERSION = 1
 
 MAX_NAME_BYTES = 63
-"""The longest name of a tensor that ggml reads: it keeps names in 64 bytes, with a final zero."""
+"""The longest tensor name that ggml reads, in bytes: it keeps names in 64 bytes, with a final zero."""
 
 MAX_ELEMENTS = (1 << 60) - 1
-"""The most weights of a tensor, sizes of 0 not counted: eight bytes each can still be addressed."""
+"""The largest product of a tensor's dimensions, zeros left out. Eight bytes per element stay addressable."""
 
 FORK_COUNT_OFFSET = 240
-"""Where a block of the fork layout says how many outliers it holds."""
+"""Offset in a block of the fork layout of the byte that holds the block's number of outliers."""
 
 
 def padded(size: int, alignment: int) -> int:
-    """``size`` rounded up to a multiple of ``alignment``."""
+    """Return ``size`` rounded up to a multiple of ``alignment``."""
     return -(-size // alignment) * alignment
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as the file's table lists it; ``shape`` has the row length first.
+    """One tensor as a file's header lists it; ``shape`` has the row length first.
 
-    A shape () is that of a single number; with a 0 in its shape a tensor has no elements.
+    The shape of a single value is (). A tensor with a 0 in its shape has no elements.
     """
 
     name: str
@@ -65,27 +65,27 @@ class StoredTensor:
 
     @property
     def row_length(self) -> int:
-        """Weights in a row: the first dimension."""
+        """Weights per row: the first dimension, or 1 for a single value."""
         return self.shape[0] if self.shape else 1
 
     @property
     def n_rows(self) -> int:
-        """Rows: the product of the other dimensions."""
+        """Number of rows: the product of all dimensions but the first."""
         return prod(self.shape[1:])
 
     @property
     def n_elements(self) -> int:
-        """Number of elements."""
+        """Number of weights."""
         return prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes per row."""
         return self.type.row_bytes(self.row_length)
 
     @property
     def format(self) -> Format:
-        """How its rows are stored, taken alone."""
+        """How this tensor's own rows are stored; the base of a Q4_HIFI tensor is Q4_K here."""
         return Format(self.type)
 
     @property
@@ -98,7 +98,8 @@ class StoredTensor:
 class Format:
     """How the rows of a tensor are stored.
 
-    ``outliers`` (a block) and ``layout`` tell Q4_HIFI formats apart; other types keep the defaults.
+    ``outliers`` is the number of outliers per block of 256 weights, and ``layout`` is "split" or "fork". Both
+    matter only for Q4_HIFI; other types keep the defaults.
     """
 
     type: TensorType
@@ -107,18 +108,19 @@ class Format:
 
     @property
     def is_fork(self) -> bool:
-        """Whether rows are 244-byte blocks."""
+        """Whether the rows consist of the fork layout's blocks of 244 bytes."""
         return self.type == Q4_HIFI and self.layout == FORK
 
     @property
     def is_split(self) -> bool:
-        """Whether rows have companions."""
+        """Whether the rows have companion tensors, which hold their outliers."""
         return self.type == Q4_HIFI and self.layout == SPLIT and self.outliers > 0
 
     def stored(self, name: str, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """What a tensor becomes in the file, in the order of writing: itself, or base and companions.
+        """Return the tensors that store a tensor of this format in a file, in the order of writing.
 
-        ``shape`` has the row length first.
+        These are one tensor, or for Q4_HIFI in the split layout the base and its two companions. ``shape``
+        has the row length first.
         """
         if self.is_fork or self.type != Q4_HIFI:
             return (StoredTensor(name, shape, self.type),)
@@ -133,10 +135,13 @@ class Format:
         )
 
     def can_name(self, name: str) -> bool:
-        """Whether a tensor called ``name`` can be stored so: its companions' names may be too long."""
+        """Return whether a tensor called ``name`` can have this format.
+
+        It cannot where the name, or that of a companion, is longer than :data:`MAX_NAME_BYTES`.
+        """
         longest = name + RESIDUAL_SUFFIX if self.is_split else name
         return len(longest.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES
 
     def part_row_bytes(self, row_length: int) -> tuple[int, ...]:
-        """Bytes of one row in each of the stored tensors."""
+        """Return the bytes per row of each stored tensor, for rows of ``row_length`` weights."""
         return tuple(part.nbytes for part in self.stored("", (row_length, 1)))

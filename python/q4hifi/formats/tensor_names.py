@@ -1,6 +1,6 @@
-"""Tensor name -> role and layer, and which tensors are quantized at all: tables of name parts.
+"""The meaning of tensor names: a tensor's role and layer, and whether it is quantized at all.
 
-The names are GGUF's (``blk.7.attn_v.weight``); the decisions are llama-quantize's.
+The names are GGUF's, such as ``blk.7.attn_v.weight``. The rules are llama-quantize's.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ ROLES: tuple[tuple[str, str], ...] = (
     ("ffn_down", r"ffn_down"),
     ("other", r""),
 )
-"""Role and the pattern of its names; the first that is found in a name decides.
+"""(role, regular expression). The first expression that is found in a name decides its role.
 
-Expert tensors (``ffn_down_exps``, ``ffn_down.3``, ``ffn_down_shexp``) have the role of the dense one.
+Expert tensors (``ffn_down_exps``, ``ffn_down.3``, ``ffn_down_shexp``) have the role of the dense tensor.
 """
 
 OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
 
 ATTN_V_LIKE = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
-"""Roles that hold the value projection, alone or fused with others; the mixes treat them alike."""
+"""Roles that contain the value projection, alone or fused with others. Recipes treat them alike."""
 
 OUTPUT_LIKE = frozenset({"output", "lm_head"})
-"""Roles of the matrix that makes logits; see also :func:`output_of`."""
+"""Roles of the matrix that computes the logits; see also :func:`output_of`."""
 
 SAME_INPUT: Mapping[str, str] = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
-"""Role -> another that is multiplied by the same in every model that the runtime knows."""
+"""Role -> role of the layer's matrix with the same input, in every architecture that the runtime supports."""
 
 MASSIVE = OUTPUT_LIKE | {"token_embd"}
-"""Roles as large as the vocabulary; Q4_HIFI gives them twice the outliers."""
+"""Roles whose matrices have a row per token of the vocabulary. Q4_HIFI gives them twice the outliers."""
 
 KEPT: tuple[str, ...] = (
-    # small beside the matrices, and sensitive: norms, routers and token-to-expert tables
+    # small but sensitive: norms, routers and token-to-expert tables
     *("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight"),
     *("altup", "laurel", "per_layer_model_proj"),
     # convolutions and indexers
@@ -55,14 +55,14 @@ KEPT: tuple[str, ...] = (
     *(f"time_mix_{part}.weight" for part in ("first", "lerp_fused", "decay_w1", "decay_w2")),
     *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2")),
     *(f"time_mix_{part}.weight" for part in ("a0", "a1", "a2", "g1", "g2")),
-    # positions: T5's relative bias, and those of vision and audio towers
+    # position embeddings: T5's relative bias, and those of vision and audio encoders
     *("attn_rel_b.weight", ".position_embd", ".rel_pos", "sam.pos_embd"),
     *("sam.neck.", "sam.net_", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd"),
 )
-"""Parts of the names of matrices that keep their source type."""
+"""Parts of names. A matrix whose name contains one of them keeps its source type."""
 
 KEPT_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
-"""Whole names that keep their source type (BERT)."""
+"""Full names of further matrices that keep their source type (BERT's)."""
 
 KEPT_BY_ARCHITECTURE: dict[str, tuple[str, ...]] = {
     "glm5-next": (
@@ -72,14 +72,14 @@ KEPT_BY_ARCHITECTURE: dict[str, tuple[str, ...]] = {
         *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
     ),
 }
-"""As :data:`KEPT`, for one architecture only."""
+"""Architecture -> further parts of names, used as :data:`KEPT`."""
 
 _ROLE_PATTERNS = tuple((role, re.compile(pattern)) for role, pattern in ROLES)
 _LAYER = re.compile(r"\bblk\.(\d{1,9})")
 
 
 def role_of(name: str) -> str:
-    """Return the role of a tensor, one of :data:`ROLES`."""
+    """Return the role of a tensor, one of those in :data:`ROLES`."""
     return next(role for role, pattern in _ROLE_PATTERNS if pattern.search(name))
 
 
@@ -90,32 +90,32 @@ def mate_of(name: str) -> str:
 
 
 def output_of(names: Container[str]) -> str:
-    """Return the name of the matrix that makes a model's logits, of the names of all its tensors.
+    """Return the name of the matrix that computes a model's logits; ``names`` are those of all its tensors.
 
-    A model without an output matrix has tied embeddings: those make the logits as well.
+    A model without an output matrix has tied embeddings: it uses the token embeddings instead.
     """
     return OUTPUT if OUTPUT in names else EMBEDDINGS
 
 
 def is_tied(names: Container[str]) -> bool:
-    """Return whether a model's embeddings are its output matrix too, as llama-quantize decides it."""
+    """Return whether a model has tied embeddings: no output matrix of its own (llama-quantize's rule)."""
     return output_of(names) == EMBEDDINGS
 
 
 def layer_of(name: str) -> int | None:
-    """Return the layer number in a name, also of ``enc.blk.3.`` or ``v.blk.3.``; None if there is none."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    """Return the layer number in a name (3 in ``blk.3.``, ``enc.blk.3.``, ``v.blk.3.``), or None."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 def is_quantizable(
     name: str, shape: tuple[int, ...], architecture: str, *, leave_output_tensor: bool = False
 ) -> bool:
-    """Return whether a quantizing recipe changes this tensor's type at all.
+    """Return whether recipes quantize this tensor; otherwise it keeps its type.
 
-    ``shape`` has the row length first. Only weights of two or more dimensions are (trailing
-    dimensions of 1 do not count), not those without elements, and not
-    those whose names say that they are better kept.
+    ``shape`` has the row length first. Recipes quantize weights with two or more dimensions, not counting
+    trailing dimensions of 1. They leave out tensors without elements, the names of :data:`KEPT`,
+    :data:`KEPT_NAMES` and :data:`KEPT_BY_ARCHITECTURE`, and the output matrix if ``leave_output_tensor``.
     """
     parts = KEPT + KEPT_BY_ARCHITECTURE.get(architecture, ())
     return (
@@ -129,10 +129,10 @@ def is_quantizable(
 
 
 def processing_order(name: str) -> tuple[int, str]:
-    """Return the sort key of the order in which llama-quantize works and writes.
+    """Return a sort key: tensors in this order are in the order in which llama-quantize writes them.
 
-    Tensors outside the layers come first, then layer by layer, by name within each. Only names
-    that begin with ``blk.`` count as inside.
+    Tensors outside the layers come first, then the layers in order; each group is sorted by name. A tensor is
+    inside a layer if its name begins with ``blk.``.
     """
     layer = layer_of(name) if name.startswith("blk.") else None
     return (-1 if layer is None else layer, name)

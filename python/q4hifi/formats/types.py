@@ -1,7 +1,6 @@
-"""Tensor types and file types: names, ids and block sizes.
+"""Tensor types: names, ids and block sizes, and which of them q4hifi can encode and decode.
 
-The names and ids are ggml's, read from the tables of the ``gguf`` package so that there is one
-source for them. This module adds which of them q4hifi can encode and decode, and its own type.
+Names, ids and sizes of ggml's types come from the ``gguf`` package. This module adds the type Q4_HIFI.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from ..errors import BadOptionError
 from .gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 MAX_OUTLIERS = 32
-"""The most outliers that a 256-weight block of Q4_HIFI can hold."""
+"""The largest number of outliers that a Q4_HIFI block of 256 weights can hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How the rows of a tensor are stored.
+    """A tensor type: ggml's name and id, and the size of a block in weights (``block_size``) and in bytes.
 
-    ``block_size`` is in weights, ``block_bytes`` in bytes. The Rust core encodes and decodes a type with
-    ``codec``. A type that is only ``decodable`` is decoded by the ``gguf`` package, which is slower.
-    All other types can only be copied.
+    ``codec``: the Rust core encodes and decodes this type. ``decodable``: the type can be decoded, by the
+    core or by the ``gguf`` package, which is slower. All other types can only be copied.
     """
 
     name: str
@@ -35,16 +33,16 @@ class TensorType:
 
     @property
     def quantized(self) -> bool:
-        """Whether the type stores blocks (True) or single numbers (False)."""
+        """Whether the type stores blocks of several weights (True) or each weight by itself (False)."""
         return self.block_size > 1
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of storage a weight."""
+        """Bits of storage per weight."""
         return 8 * self.block_bytes / self.block_size
 
     def row_bytes(self, row_length: int) -> int:
-        """Bytes of one row of ``row_length`` weights, which ``block_size`` must divide."""
+        """Return the bytes of a row of ``row_length`` weights, a multiple of ``block_size``."""
         return row_length // self.block_size * self.block_bytes
 
     def __str__(self) -> str:
@@ -56,13 +54,13 @@ CODEC_TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS"),
 )
-"""Names of the ggml types that the Rust core encodes and decodes (equal to ``_core``'s by test)."""
+"""Names of the ggml types that the Rust core encodes and decodes. A test compares them with ``_core``'s."""
 
 GGUF_DECODED_TYPES = (
     *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
 )
-"""Names of the other types that ``gguf.quants.dequantize`` decodes (equal to the package's by test)."""
+"""Names of further types that ``gguf.quants.dequantize`` decodes. A test compares them with the package's."""
 
 STORED_TYPES: Mapping[int, TensorType] = {
     int(t): TensorType(
@@ -71,22 +69,23 @@ STORED_TYPES: Mapping[int, TensorType] = {
     for t, (size, nbytes) in GGML_QUANT_SIZES.items()
     for t in [GGMLQuantizationType(t)]
 }
-"""GGUF type id -> type, for every type a GGUF file may hold."""
+"""GGUF type id -> type, for every type of the ``gguf`` package."""
 
 Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True, decodable=True)
-"""q4hifi's own type. Its id and block bytes are those of the fork layout; in the split layout it is
-stored as Q4_K with two companion tensors (see :mod:`q4hifi.formats.layout`)."""
+"""q4hifi's own type. Its id and block size are those of the fork layout. The split layout stores it as Q4_K
+with two companion tensors (see :mod:`q4hifi.formats.layout`)."""
 
 TYPES: Mapping[str, TensorType] = {t.name: t for t in STORED_TYPES.values()} | {"Q4_HIFI": Q4_HIFI}
-"""Upper-case name -> type: ggml's and Q4_HIFI."""
+"""Name in upper case -> type: ggml's types and Q4_HIFI."""
 
 F32, F16, BF16 = TYPES["F32"], TYPES["F16"], TYPES["BF16"]
 
 
 def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
-    """Return the type called ``name`` in any case; with ``codec``, only a type that q4hifi can encode.
+    """Return the type called ``name``, in any case.
 
-    Raises :class:`BadOptionError` for an unknown name.
+    Raises :class:`BadOptionError` for an unknown name, and with ``codec`` also for a type that q4hifi cannot
+    encode.
     """
     found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
     if found is None or (codec and not found.codec):

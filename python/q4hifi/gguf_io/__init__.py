@@ -1,1 +1,1 @@
-"""GGUF files: header, metadata, shards; reading and writing tensors as bytes. Knows nothing of models."""
+"""GGUF files: headers, metadata and shards. Tensors are read and written as bytes, whatever they mean."""

@@ -1,10 +1,10 @@
-"""GGUF headers: read with every number in them distrusted, and written.
+"""Reads and writes GGUF headers. Files are untrusted: every length and count is checked before it is used.
 
-A header is ``GGUF``, version, number of tensors, number of pairs, the key-value pairs, one entry a
-tensor, zeros up to the alignment; the data of the tensors follows.
+A header consists of the letters ``GGUF``, the version, the number of tensors, the number of key-value pairs,
+the pairs, one entry per tensor, and zeros up to the alignment. The data section with all tensors follows.
 
-``gguf.GGUFReader`` is not used here: it makes an array object of every string of a vocabulary, which
-takes seconds, and it believes what the file says.
+``gguf.GGUFReader`` is not used, because it does not check the file, and because it creates an array for every
+string of a vocabulary, which takes seconds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, enco
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
 FILE_TYPE_KEY = Keys.General.FILE_TYPE
 
-READABLE_VERSIONS = (2, 3)  # the same layout
-MAX_HEADER = 128 << 20  # some times the largest that real models have
+READABLE_VERSIONS = (2, 3)  # both have the same layout
+MAX_HEADER = 128 << 20  # bytes; several times the largest header of real models
 MAX_KEY_BYTES = 0xFFFF
-MAX_DIMS = 4
-MOST_DIMS = 64  # more cannot be meant: the header is damaged
+MAX_DIMS = 4  # ggml's limit
+ABSURD_DIMS = 64  # a tensor with more dimensions shows that the header is damaged
 MAX_ARRAY_DEPTH = 8
 
 CUT_OFF = "it is cut off or damaged; download or copy it again"
@@ -45,14 +45,14 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo(StoredTensor):
-    """One tensor of an open model: ``offset`` is its first byte in the file of shard ``shard``."""
+    """One tensor of an open model. Its data begins at byte ``offset`` of file number ``shard`` (from 0)."""
 
     shard: int
     offset: int
 
 
 class Entry(NamedTuple):
-    """A tensor as the header lists it: ``offset`` counts from the start of the data section."""
+    """A tensor as the header lists it. ``offset`` is in bytes from the start of the data section."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the header of one file says; ``data_start`` is where its data section begins."""
+    """The header of one file. ``data_start`` is the offset in the file of its data section."""
 
     version: int
     alignment: int
@@ -76,12 +76,12 @@ class Header:
 
 
 def data_offsets(tensors: Sequence[StoredTensor], alignment: int) -> list[int]:
-    """Offset of each tensor in the data section, and last the size of the whole section."""
+    """Return the offset of each tensor in the data section, and as last element the size of the section."""
     return list(accumulate((padded(t.nbytes, alignment) for t in tensors), initial=0))
 
 
 def header_bytes(metadata: Metadata, tensors: Sequence[StoredTensor], alignment: int) -> bytes:
-    """Return the header of a file (version 3) with these pairs and tensors, padded to ``alignment``."""
+    """Return the header of a GGUF version 3 file with these pairs and tensors, padded to ``alignment``."""
     parts = [_HEAD.pack(GGUF_MAGIC, GGUF_VERSION, len(tensors), len(metadata)), metadata.encode()]
     for tensor, offset in zip(tensors, data_offsets(tensors, alignment), strict=False):
         n = len(tensor.shape)
@@ -94,25 +94,25 @@ def header_bytes(metadata: Metadata, tensors: Sequence[StoredTensor], alignment:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-Complain = Callable[[Q4HifiError], None]
-"""What is done about a fault of a header after which the rest can still be read."""
+OnFault = Callable[[Q4HifiError], None]
+"""Called with each fault that is found in a header. If it returns, the rest of the header is read."""
 
 
-def refuse(fault: Q4HifiError) -> None:
-    """Raise the fault: a file with faults is not read."""
+def raise_fault(fault: Q4HifiError) -> None:
+    """Raise the fault, so that no file with a fault is read."""
     raise fault
 
 
 class _Cursor:
-    """A position in a file's header. Nothing is read or allocated before it is known to be there."""
+    """A position in a file's header. It checks that bytes exist before it reads or allocates them."""
 
-    def __init__(self, file: PositionedFile, complain: Complain) -> None:
+    def __init__(self, file: PositionedFile, on_fault: OnFault) -> None:
         self.file = file
-        self.complain = complain
+        self.on_fault = on_fault
         self.size = file.size()
         self.limit = min(self.size, MAX_HEADER)
-        self.data = bytearray()  # the file's beginning, as far as it was needed
-        self.at = 0
+        self.data = bytearray()  # the start of the file, as far as it has been read
+        self.at = 0  # offset in the file
 
     def fault(self, message: str) -> BadFileError:
         return BadFileError(f"{self.file.path}: {message} (byte {self.at} of the file)")
@@ -121,7 +121,7 @@ class _Cursor:
         raise self.fault(message)
 
     def require(self, n: int, what: str) -> None:
-        """Fail unless the header can have ``n`` more bytes."""
+        """Fail if ``n`` more bytes would exceed the file or the largest header."""
         end = self.at + n
         if end > self.size:
             self.fail(f"{what} would end at byte {end}, but the file has {self.size}: {CUT_OFF}")
@@ -129,7 +129,7 @@ class _Cursor:
             self.fail(f"{what} would make the header larger than {MAX_HEADER >> 20} MiB")
 
     def load(self, n: int, what: str) -> None:
-        """Have the next ``n`` bytes in ``data``."""
+        """Make sure that ``data`` contains the next ``n`` bytes."""
         self.require(n, what)
         have, end = len(self.data), self.at + n
         if end <= have:
@@ -188,29 +188,28 @@ class _Cursor:
             self.at += count * SCALARS[kind].size
 
     def skip_strings(self, count: int, what: str) -> None:
-        self.require(count * U64.size, what)  # so that a lying count does not even begin the loop
-        for _ in range(count):  # a vocabulary passes here: no calls in the usual case
+        self.require(count * U64.size, what)  # a hostile count must not start the loop
+        for _ in range(count):  # runs for every token of a vocabulary, so it calls nothing in the usual case
             if self.at + U64.size > len(self.data):
                 self.load(U64.size, what)
             self.at += U64.size + U64.unpack_from(self.data, self.at)[0]
         self.require(0, what)
 
     def since(self, start: int, what: str) -> bytes:
-        """Bytes from ``start`` to here."""
+        """Return the bytes from ``start`` to the current position."""
         self.load(0, what)
         return bytes(self.data[start : self.at])
 
 
-def read_header(file: PositionedFile, complain: Complain = refuse) -> Header:
-    """Read and check the header of ``file``.
+def read_header(file: PositionedFile, on_fault: OnFault = raise_fault) -> Header:
+    """Read and check the header of ``file``; :func:`tensors_of` checks the tensors' types and offsets.
 
-    Raises :class:`BadFileError` where it is malformed, :class:`UnsupportedModelError` for GGUF versions
-    that are not read. With another ``complain``, which gets these errors, the header has what could be read;
-    a file that is not GGUF is always refused. What the tensors' types and offsets say is checked by
-    :func:`tensors_of`.
+    ``on_fault`` is called with each fault. By default it raises the fault. If it returns, the header contains
+    what could be read. Raises :class:`BadFileError` for a malformed header and for a file that is not GGUF,
+    and :class:`UnsupportedModelError` for other versions of GGUF; ``on_fault`` does not receive the last two.
     """
-    cursor = _Cursor(file, complain)
-    _check_kind(cursor)
+    cursor = _Cursor(file, on_fault)
+    _check_magic(cursor)
     _, version, n_tensors, n_pairs = cursor.unpack(_HEAD, "the start of the header")
     _check_version(file, version)
     pairs: dict[str, bytes] = {}
@@ -221,14 +220,14 @@ def read_header(file: PositionedFile, complain: Complain = refuse) -> Header:
         _read_metadata(cursor, n_pairs, pairs)
         alignment = _alignment(cursor, Metadata(pairs))
         _read_entries(cursor, n_tensors, entries)
-    except BadFileError as fault:  # what follows cannot be found
-        complain(fault)
+    except BadFileError as fault:  # the rest of the header cannot be located
+        on_fault(fault)
     start = padded(cursor.at, alignment)
     return Header(version, alignment, Metadata(pairs), tuple(entries), start, cursor.size)
 
 
-def _check_kind(cursor: _Cursor) -> None:
-    """Refuse a file that is not GGUF, and say what it seems to be and what to do."""
+def _check_magic(cursor: _Cursor) -> None:
+    """Raise :class:`BadFileError` for a file that is not GGUF; the message names its apparent format."""
     begin = bytearray(min(cursor.size, HEAD_BYTES))
     with os_errors(cursor.file.path, "be read", BadFileError):
         got = cursor.file.read_into(0, memoryview(begin))
@@ -261,13 +260,13 @@ def _check_version(file: PositionedFile, version: int) -> None:
 
 
 def _check_counts(cursor: _Cursor, n_pairs: int, n_tensors: int) -> None:
-    """Complain of counts that the file has no room for; reading would end at the end of the file."""
+    """Report counts that cannot be right because the file is too small for them."""
     try:
         cursor.require(
             n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors"
         )
     except BadFileError as fault:
-        cursor.complain(fault)
+        cursor.on_fault(fault)
 
 
 def _read_metadata(cursor: _Cursor, n_pairs: int, pairs: dict[str, bytes]) -> None:
@@ -275,7 +274,7 @@ def _read_metadata(cursor: _Cursor, n_pairs: int, pairs: dict[str, bytes]) -> No
         start = cursor.at
         key = cursor.text(f"key {i + 1}", MAX_KEY_BYTES)
         if not key or key in pairs:
-            cursor.complain(
+            cursor.on_fault(
                 cursor.fault(f"key {key!r:.80} is there twice" if key else f"key {i + 1} is empty")
             )
         what = f"the value of {key!r:.80}"
@@ -287,12 +286,15 @@ def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
     try:
         return alignment_of(metadata)
     except BadFileError as cause:
-        cursor.complain(cursor.fault(str(cause)))
+        cursor.on_fault(cursor.fault(str(cause)))
         return GGUF_DEFAULT_ALIGNMENT
 
 
 def alignment_of(metadata: Metadata) -> int:
-    """Return the alignment that ``general.alignment`` states, or GGUF's default."""
+    """Return ``general.alignment`` in bytes, or GGUF's default.
+
+    Raises :class:`BadFileError` where it has another type or is not a power of two.
+    """
     if ALIGNMENT_KEY not in metadata:
         return GGUF_DEFAULT_ALIGNMENT
     kind = metadata.value_type(ALIGNMENT_KEY)
@@ -309,7 +311,7 @@ def _read_entries(cursor: _Cursor, n_tensors: int, entries: list[Entry]) -> None
     for i in range(n_tensors):
         entry = _read_entry(cursor, i)
         if entry.name in names:
-            cursor.complain(cursor.fault(f"two tensors are called {entry.name!r}"))
+            cursor.on_fault(cursor.fault(f"two tensors are called {entry.name!r}"))
         names.add(entry.name)
         entries.append(entry)
 
@@ -318,7 +320,7 @@ def _read_entry(cursor: _Cursor, i: int) -> Entry:
     name = cursor.text(f"the name of tensor {i + 1}", MAX_KEY_BYTES)
     n_bytes = len(name.encode("utf-8", "surrogateescape"))
     if n_bytes > MAX_NAME_BYTES:
-        cursor.complain(
+        cursor.on_fault(
             cursor.fault(
                 f"the name of tensor {i + 1} has {n_bytes} bytes; at most {MAX_NAME_BYTES} are allowed:"
                 f" {name!r:.80}"
@@ -328,22 +330,22 @@ def _read_entry(cursor: _Cursor, i: int) -> Entry:
     (n_dims,) = cursor.unpack(U32, what)
     if n_dims > MAX_DIMS:
         fault = cursor.fault(f"tensor {name!r:.80} has {n_dims} dimensions; at most {MAX_DIMS} are allowed")
-        cursor.complain(fault)
-        if n_dims > MOST_DIMS:
+        cursor.on_fault(fault)
+        if n_dims > ABSURD_DIMS:
             raise fault
     shape = cursor.unpack(struct.Struct(f"<{n_dims}Q"), what)
     if prod(n or 1 for n in shape) > MAX_ELEMENTS:
-        cursor.complain(cursor.fault(f"tensor {name!r:.80} has the impossible shape {list(shape)}"))
+        cursor.on_fault(cursor.fault(f"tensor {name!r:.80} has the impossible shape {list(shape)}"))
     (type_id,) = cursor.unpack(U32, what)
     (offset,) = cursor.unpack(U64, what)
     return Entry(name, shape, type_id, offset)
 
 
 def tensors_of(header: Header, file: PositionedFile, shard: int, file_type: object) -> list[TensorInfo]:
-    """Tensors of one file, their data known to lie apart from each other and inside of the file.
+    """Return the tensors of one file, after checking that their data are inside the file and do not overlap.
 
-    ``file_type`` is the model's ``general.file_type``. Raises :class:`BadFileError`, and
-    :class:`UnsupportedModelError` for a tensor type that the gguf package does not know.
+    ``file_type`` is the model's ``general.file_type``. Raises :class:`BadFileError` where the checks fail,
+    and :class:`UnsupportedModelError` for a tensor type that the gguf package does not contain.
     """
     types = types_of(header, file_type)
     tensors = [tensor_of(entry, header, types, file, shard) for entry in header.entries]
@@ -352,14 +354,14 @@ def tensors_of(header: Header, file: PositionedFile, shard: int, file_type: obje
 
 
 def types_of(header: Header, file_type: object) -> Mapping[int, TensorType]:
-    """Return what the type ids of a file mean: id 41 is Q4_HIFI's in the fork layout."""
+    """Return the type of each type id in a file: id 41 is Q4_HIFI in the fork layout, and Q1_0 elsewhere."""
     if file_type == FILE_TYPE[FORK] and _is_fork(header):
         return {**STORED_TYPES, Q4_HIFI.id: Q4_HIFI}
     return STORED_TYPES
 
 
 def check_apart(tensors: Iterable[TensorInfo], file: PositionedFile) -> None:
-    """Raise :class:`BadFileError` where two tensors share bytes; those without elements have none."""
+    """Raise :class:`BadFileError` where the data of two tensors overlap; empty tensors are left out."""
     in_order = sorted((t for t in tensors if t.n_elements), key=lambda t: t.offset)
     for first, second in pairwise(in_order):
         if first.offset + first.nbytes > second.offset:
@@ -372,7 +374,11 @@ def check_apart(tensors: Iterable[TensorInfo], file: PositionedFile) -> None:
 def tensor_of(
     entry: Entry, header: Header, types: Mapping[int, TensorType], file: PositionedFile, shard: int
 ) -> TensorInfo:
-    """Return the tensor that an entry describes; raises as :func:`tensors_of`."""
+    """Return the tensor that an entry describes.
+
+    Raises :class:`BadFileError` where its rows do not consist of whole blocks, its offset is not aligned or
+    its data end after the file, and :class:`UnsupportedModelError` for an unknown type id.
+    """
     where = f"{file.path}: tensor {entry.name!r}"
     kind = types.get(entry.type_id)
     if kind is None:
@@ -390,22 +396,25 @@ def tensor_of(
             f"{where} begins at data byte {entry.offset}, not a multiple of {header.alignment}"
         )
     end = tensor.offset + tensor.nbytes
-    if end > max(header.file_size, header.data_start):  # a file of empty tensors may end before its data
+    if end > max(header.file_size, header.data_start):  # a file of empty tensors may end before data_start
         raise BadFileError(f"{where} would end at byte {end}, but the file has {header.file_size}: {CUT_OFF}")
     return tensor
 
 
 def _is_fork(header: Header) -> bool:
-    """Whether type id 41 means Q4_HIFI in a file that says so: not where Q1_0 fills the space exactly."""
-    ends = sorted({entry.offset for entry in header.entries} | {header.file_size - header.data_start})
-    following = dict(pairwise(ends))
+    """Whether type id 41 is Q4_HIFI in a file whose ``general.file_type`` says so.
+
+    It is not if a tensor with this id takes exactly the space that it would take as Q1_0.
+    """
+    bounds = sorted({entry.offset for entry in header.entries} | {header.file_size - header.data_start})
+    next_bound = dict(pairwise(bounds))
     q1_0 = STORED_TYPES[Q4_HIFI.id]
     for entry in header.entries:
         tensor = StoredTensor(entry.name, entry.shape, q1_0)
         if entry.type_id != Q4_HIFI.id or not tensor.n_elements:
             continue
         size = tensor.nbytes
-        room = following.get(entry.offset, 0) - entry.offset
-        if tensor.row_length % Q4_HIFI.block_size or size <= room <= padded(size, header.alignment):
+        space = next_bound.get(entry.offset, 0) - entry.offset
+        if tensor.row_length % Q4_HIFI.block_size or size <= space <= padded(size, header.alignment):
             return False
     return True

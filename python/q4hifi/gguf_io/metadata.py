@@ -1,8 +1,7 @@
-"""The key-value pairs of a GGUF file, kept as the bytes that stand in the file.
+"""The key-value pairs of a GGUF file, kept as the raw bytes of the file.
 
-Most keys are only carried from one file to the next, and vocabularies hold hundreds of thousands of
-strings. So every pair stays as it was read, to the byte, whatever its kind, and a value is decoded
-when somebody asks for it.
+Most pairs are only copied from one file to another, and a vocabulary has hundreds of thousands of strings. So
+a pair keeps the bytes that were read, and its value is decoded on first use.
 """
 
 from __future__ import annotations
@@ -27,32 +26,35 @@ SCALARS: Mapping[GGUFValueType, struct.Struct] = {
     GGUFValueType.INT64: struct.Struct("<q"),
     GGUFValueType.FLOAT64: struct.Struct("<d"),
 }
-"""How each value type of fixed size stands in a file; strings and arrays are the two others."""
+"""Value type -> its encoding in a file, for the types of fixed size: all but STRING and ARRAY."""
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ARRAY_HEAD = struct.Struct("<IQ")  # element type, count
 
 
 def encode_string(text: str) -> bytes:
-    """Length (u64) and bytes; the inverse of :func:`decode_text` even where it was not UTF-8."""
+    """Return a string's encoding in a file: its length in bytes (u64), then its bytes.
+
+    Text from :func:`decode_text` gives the original bytes, also where they were not UTF-8.
+    """
     data = text.encode("utf-8", "surrogateescape")
     return U64.pack(len(data)) + data
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8 as str; bytes that are not UTF-8 become lone surrogates, so this never fails."""
+    """Decode UTF-8. Invalid bytes become lone surrogates, so this never fails."""
     return data.decode("utf-8", "surrogateescape")
 
 
 class Metadata(Mapping[str, Any]):
-    """The key-value pairs of a GGUF file: ordered and immutable, the raw bytes kept.
+    """The key-value pairs of a GGUF file, as an ordered and immutable mapping from key to value.
 
-    Integers read as int, floats as float, booleans as bool, strings as str and arrays as list, nested
-    for arrays of arrays. A decoded value is cached: do not modify a list that you got from here.
+    Values are int, float, bool, str, or list for arrays, nested for arrays of arrays. Decoded values are
+    cached: do not modify a list that this mapping returns.
     """
 
     def __init__(self, pairs: Mapping[str, bytes] | None = None) -> None:
-        """``pairs``: key -> its whole pair as it stands in a file, already found to be well-formed."""
+        """Take the pairs: key -> the bytes of its whole pair (key, type, value), already checked."""
         self._pairs = dict(pairs or {})
         self._values: dict[str, Any] = {}
 
@@ -75,17 +77,17 @@ class Metadata(Mapping[str, Any]):
         return f"Metadata({', '.join(self)})"
 
     def value_type(self, key: str) -> GGUFValueType:
-        """Type of the value of ``key``. KeyError if there is no such key."""
+        """Return the type of the value of ``key``. Raises KeyError if there is no such key."""
         raw = self._pairs[key]
         return GGUFValueType(U32.unpack_from(raw, _value_start(raw) - U32.size)[0])
 
     def element_type(self, key: str) -> GGUFValueType | None:
-        """Type of an array's elements, None where the value is not an array; decodes nothing."""
+        """Return the type of an array's elements, or None if the value is not an array. Decodes nothing."""
         head = self._array_head(key)
         return GGUFValueType(head[0]) if head else None
 
     def array_length(self, key: str) -> int | None:
-        """Number of elements of an array, None where the value is not an array; decodes nothing."""
+        """Return the number of an array's elements, or None if the value is not an array. Decodes nothing."""
         head = self._array_head(key)
         return head[1] if head else None
 
@@ -97,10 +99,10 @@ class Metadata(Mapping[str, Any]):
         return element, count
 
     def with_value(self, key: str, value: Any, value_type: GGUFValueType) -> Metadata:
-        """Return these pairs with ``key`` set, at the end even if it was there before, as ggml does.
+        """Return a copy in which ``key`` has this value and is the last pair, as in ggml.
 
-        A list becomes an array whose elements are of ``value_type``; a list of lists an array of arrays.
-        Raises :class:`BadOptionError` where the value does not fit the type.
+        A list becomes an array whose elements have the type ``value_type``, and a list of lists an array of
+        arrays. Raises :class:`BadOptionError` where the value does not fit the type.
         """
         try:
             kind, data = _encode(value, value_type)
@@ -110,25 +112,25 @@ class Metadata(Mapping[str, Any]):
         return Metadata({k: raw for k, raw in self._pairs.items() if k != key} | {key: pair})
 
     def without(self, *keys: str) -> Metadata:
-        """Return these pairs less ``keys``, which need not be there."""
+        """Return a copy without ``keys``; keys that do not exist are ignored."""
         return Metadata({k: raw for k, raw in self._pairs.items() if k not in keys})
 
     def raw(self, key: str) -> bytes:
-        """Return the whole pair (key, type and value) as it stands in a file."""
+        """Return the bytes of a whole pair: key, type and value. Raises KeyError if there is no such key."""
         return self._pairs[key]
 
     def encode(self) -> bytes:
-        """Return all pairs as they stand in a file: the :meth:`raw` bytes one after the other."""
+        """Return the bytes of all pairs, as a file contains them."""
         return b"".join(self._pairs.values())
 
 
 def _value_start(raw: bytes) -> int:
-    """Where the value begins in a raw pair: after the key, with its length, and the type."""
+    """Return the offset of the value in the bytes of a pair: after the key's length, the key and the type."""
     return U64.size + int(U64.unpack_from(raw)[0]) + U32.size
 
 
 def _decode(raw: bytes, at: int, kind: GGUFValueType) -> tuple[Any, int]:
-    """Decode the value of type ``kind`` at ``at``; return it and where it ends."""
+    """Decode the value of type ``kind`` at offset ``at`` of ``raw``; return it and the offset of its end."""
     if kind == GGUFValueType.STRING:
         start = at + U64.size
         end = start + U64.unpack_from(raw, at)[0]
@@ -138,8 +140,8 @@ def _decode(raw: bytes, at: int, kind: GGUFValueType) -> tuple[Any, int]:
     element, count = ARRAY_HEAD.unpack_from(raw, at)
     at += ARRAY_HEAD.size
     if element in SCALARS:
-        numbers = struct.Struct(f"<{count}{SCALARS[element].format[1:]}")
-        return list(numbers.unpack_from(raw, at)), at + numbers.size
+        array = struct.Struct(f"<{count}{SCALARS[element].format[1:]}")
+        return list(array.unpack_from(raw, at)), at + array.size
     values = []
     for _ in range(count):
         value, at = _decode(raw, at, element)
@@ -148,7 +150,7 @@ def _decode(raw: bytes, at: int, kind: GGUFValueType) -> tuple[Any, int]:
 
 
 def _encode(value: Any, kind: GGUFValueType) -> tuple[GGUFValueType, bytes]:
-    """Return the type under which ``value`` is stored, and its bytes; the inverse of :func:`_decode`."""
+    """Return the type (ARRAY for a list) and the bytes with which ``value`` is stored."""
     if isinstance(value, (list, tuple)):
         encoded = [_encode(v, kind) for v in value]
         kinds = {k for k, _ in encoded} or {kind}

@@ -1,4 +1,4 @@
-"""Reading GGUF models: one file or a set of shards as one, tensors in pieces, never a whole file."""
+"""Reads GGUF models from one file or from a set of shards. Tensors are read in pieces of any size."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["GgufFile", "Metadata", "TensorInfo"]
 
 
 class GgufFile:
-    """A GGUF model, opened and found to be well-formed; a context manager.
+    """An open GGUF model whose headers have been checked; a context manager that closes its files.
 
-    Attributes: ``paths`` of its files, GGUF ``version`` and ``alignment`` of the first, ``metadata`` of the
-    first (its split.* keys included), ``tensors`` by name in the files' order, ``n_bytes`` of all files.
+    Attributes: ``paths`` of its files; ``version`` (of GGUF), ``alignment`` and ``metadata`` of the first
+    file, including its keys ``split.*``; ``tensors`` by name, in the order of the files; ``n_bytes`` of all
+    files.
     """
 
     def __init__(self, files: list[PositionedFile], headers: list[Header]) -> None:
-        """Use :meth:`open`."""
+        """Private: use :meth:`open`."""
         self._files = files
         self._states = [file.state() for file in files]
         self.paths: tuple[Path, ...] = tuple(file.path for file in files)
@@ -42,11 +43,10 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GgufFile:
-        """Open a model by its file, or by any of its shards, and check all headers.
+        """Open a model by the path of its file, or of any of its shards, and check all headers.
 
-        Raises :class:`BadFileError` for files that cannot be read, are not GGUF, are cut off or contradict
-        themselves or each other, and :class:`UnsupportedModelError` for versions and tensor types that are
-        not known.
+        Raises :class:`BadFileError` for files that cannot be read, are not GGUF, are cut off or are
+        inconsistent, and :class:`UnsupportedModelError` for unknown versions and tensor types.
         """
         path = Path(path)
         with ExitStack() as stack:
@@ -61,14 +61,14 @@ class GgufFile:
                 headers = [read_header(f) for f in files]
                 _check_shards(files, headers)
             model = cls(files, headers)
-            stack.pop_all()  # all went well: the files stay open
+            stack.pop_all()  # without an error the files stay open
         return model
 
     def read_into(self, tensor: TensorInfo, start: int, out: memoryview | npt.NDArray[np.uint8]) -> None:
-        """Fill ``out`` (contiguous bytes) from byte ``start`` of the tensor's data; thread safe.
+        """Fill ``out`` (a contiguous buffer) with the tensor's data from byte ``start`` on; thread safe.
 
-        Raises :class:`BadOptionError` where that is outside of the tensor, and :class:`BadFileError`
-        where the file cannot be read or has become shorter.
+        Raises :class:`BadOptionError` where the range exceeds the tensor, and :class:`BadFileError` where the
+        file cannot be read or has become shorter.
         """
         view = byte_view(out)
         if not 0 <= start <= start + len(view) <= tensor.nbytes:
@@ -87,7 +87,11 @@ class GgufFile:
     def read(
         self, tensor: TensorInfo, first_row: int = 0, n_rows: int | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Return ``n_rows`` rows (default: the rest) from ``first_row`` on, uint8 [n_rows, row_bytes]."""
+        """Return rows as bytes, uint8 [n_rows, row_bytes]: from ``first_row`` on, by default all that follow.
+
+        Raises :class:`BadOptionError` where the tensor does not have these rows, and :class:`BadFileError`
+        where the file cannot be read or has become shorter.
+        """
         count = tensor.n_rows - first_row if n_rows is None else n_rows
         if not 0 <= first_row <= first_row + count <= tensor.n_rows:
             raise BadOptionError(
@@ -99,7 +103,7 @@ class GgufFile:
         return rows
 
     def map(self) -> list[FileMapping]:
-        """Map the files into memory, a mapping for each shard; they outlive :meth:`close`.
+        """Map all files into memory; return a mapping per shard. They stay valid after :meth:`close`.
 
         Raises :class:`BadFileError` where a file cannot be mapped or has become shorter.
         """
@@ -118,7 +122,7 @@ class GgufFile:
         return mappings
 
     def check_unchanged(self) -> None:
-        """Raise :class:`BadFileError` where a file was written to since it was opened."""
+        """Raise :class:`BadFileError` if a file was changed since it was opened."""
         for file, state in zip(self._files, self._states, strict=True):
             with os_errors(file.path, "be read", BadFileError):
                 if file.state() != state:
@@ -139,18 +143,18 @@ class GgufFile:
 
 
 def open_file(path: Path) -> PositionedFile:
-    """Open a file to read; raises :class:`BadFileError` for what is not one."""
+    """Open a file for reading. Raises :class:`BadFileError` where it is missing or not a regular file."""
     with os_errors(path, "be opened", BadFileError):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise BadFileError(f"{path}: not a file but a folder; {_advice_on_folder(path)}")
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
-            raise BadFileError(f"{path}: not a file that can be read at any place; save the model to a file")
+            raise BadFileError(f"{path}: not a regular file, but a device or pipe; save the model to a file")
         return PositionedFile(path, "rb")
 
 
 def _advice_on_folder(path: Path) -> str:
-    """What to do with a folder where a model file is wanted."""
+    """Return the advice for a user who named a folder instead of a model file."""
     names = sorted(os.listdir(path))
     models = [name for name in names if name.endswith(".gguf")]
     if models:
@@ -161,16 +165,16 @@ def _advice_on_folder(path: Path) -> str:
 
 
 def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
-    """Return all files of the model that ``path`` belongs to, as its own pairs and name say.
+    """Return all files of the model that ``path`` belongs to, by the metadata and the name of this file.
 
-    Raises :class:`BadFileError` where these contradict each other, or a file is not there.
+    Raises :class:`BadFileError` where metadata and name contradict each other, or a file is missing.
     """
     name = shard_name(path)
     count, named = metadata.get(COUNT, 1), name.total if name else 1
     if count != named:
         raise BadFileError(
             f"{path}: {COUNT} is {count!r:.80}, but by its name the file is one of {named}; shards must be"
-            " called NAME-00001-of-0000N.gguf, and other files must not"
+            " called NAME-00001-of-0000N.gguf, and other files must not be called so"
         )
     if name is None or named == 1:
         return (path,)
@@ -180,19 +184,20 @@ def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
     missing = [p for p in paths if not p.exists()]
     if missing:
         raise BadFileError(
-            f"{path}: {len(missing)} of the model's {named} files are not there, the first is {missing[0]}"
+            f"{path}: {len(missing)} of the model's {named} files are missing, the first is {missing[0]};"
+            " put all files of the model into one folder"
         )
     return paths
 
 
 def _check_shards(files: list[PositionedFile], headers: list[Header]) -> None:
-    """Fail where a shard says other things of the set than the set is."""
+    """Raise :class:`BadFileError` where a shard's metadata contradicts the set of shards."""
     n_tensors = sum(len(header.entries) for header in headers)
     for i, (file, header) in enumerate(zip(files, headers, strict=True)):
         for key, expected in {NO: i, COUNT: len(files), TENSORS: n_tensors}.items():
             if header.metadata.get(key) != expected:
                 raise BadFileError(
-                    f"{file.path}: {key} is {header.metadata.get(key)!r:.80}, but {expected} is found;"
+                    f"{file.path}: {key} is {header.metadata.get(key)!r:.80}, but {expected} is expected;"
                     " the shards do not belong together"
                 )
 

@@ -1,4 +1,4 @@
-"""Models in several files: llama.cpp's names and keys for the shards, and what goes into which."""
+"""Models in several files (shards): llama.cpp's file names and metadata keys, and the tensors of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNITS = {"": 1, "B": 1} | {
 
 
 class ShardName(NamedTuple):
-    """A file name PREFIX-00001-of-0000N.gguf taken apart; ``number`` counts from 1."""
+    """The parts of a file name PREFIX-00001-of-0000N.gguf; ``number`` counts from 1, ``total`` is N."""
 
     prefix: str
     number: int
@@ -38,24 +38,24 @@ class ShardName(NamedTuple):
 
 
 def shard_name(path: Path) -> ShardName | None:
-    """Take the name of ``path`` apart, or None where it is not a shard's."""
+    """Return the parts of the name of ``path``, or None if it is not the name of a shard."""
     match = _SHARD_NAME.fullmatch(path.name)
     return ShardName(match["prefix"], int(match["number"]), int(match["count"])) if match else None
 
 
 def shard_paths(folder: Path, prefix: str, count: int) -> tuple[Path, ...]:
-    """Paths of all ``count`` shards of a model."""
+    """Return the paths of all ``count`` shards of a model."""
     return tuple(folder / f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """Return all files of the model that ``path`` belongs to, as its name says; they need not exist."""
+    """Return all files of the model that ``path`` belongs to, by its name alone; they need not exist."""
     shard = shard_name(path)
     return shard_paths(path.parent, shard.prefix, shard.total) if shard else (path,)
 
 
 def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
-    """Where a model of ``count`` files goes that the user wants at ``dst``: there, or beside it in shards."""
+    """Return the paths of an output ``dst`` in ``count`` files: ``dst`` itself, or its shards beside it."""
     if count == 1:
         return (dst,)
     shard = shard_name(dst)
@@ -63,10 +63,10 @@ def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
 
 
 def shard_metadata(metadata: Metadata, number: int, count: int, n_tensors: int) -> Metadata:
-    """Pairs of shard ``number`` (from 0) of ``count``, in llama-quantize's order.
+    """Return the pairs of shard ``number`` (from 0) of ``count``, in llama-quantize's order.
 
-    The first shard has all of the model's pairs, the others only say which shard they are. A model in one
-    file says nothing of shards, wherever its pairs came from.
+    The first shard has all pairs of the model; the others have only the keys ``split.*``. A model in one file
+    has no keys ``split.*``, even if ``metadata`` has them.
     """
     pairs = metadata.without(NO, COUNT, TENSORS) if number == 0 else Metadata()
     if count == 1:
@@ -84,11 +84,11 @@ def assign_shards(
     *,
     alignment: int = GGUF_DEFAULT_ALIGNMENT,
 ) -> list[int]:
-    """Shard of each tensor, groups flattened, so that no shard's data passes ``split_max_bytes``.
+    """Return the shard (from 0) of each tensor, in order, such that the data of a shard fit the limit.
 
-    As llama-gguf-split does it: in order, and a new shard begins with the first group that does not fit
-    any more (headers are not counted). The tensors of a group stay together; a group that is larger than
-    the limit gets a shard of its own.
+    As in llama-gguf-split, a new shard begins with the first group that does not fit into
+    ``split_max_bytes``; headers are not counted. The tensors of a group stay in one shard. A group that
+    exceeds the limit gets its own shard.
     """
     shards: list[int] = []
     shard = used = 0
@@ -102,10 +102,11 @@ def assign_shards(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``--split-max-size`` and ``--target-size``: a number and a unit, in any case.
+    """Return the bytes of a size such as "3.5G", as ``--split-max-size`` and ``--target-size`` take it.
 
-    K, M and G, with B or without, are decimal, as in llama-gguf-split; KiB, MiB and GiB are binary. No
-    unit, or B, means bytes, a whole number of them. Raises :class:`BadOptionError` for anything else.
+    Units, in any case: K, M, G, KB, MB and GB are powers of 1000, as in llama-gguf-split; KiB, MiB and GiB
+    are powers of 1024. No unit, or B, means bytes and needs a whole number. Raises :class:`BadOptionError`
+    for anything else, and for sizes below one byte.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"].upper(), 0) if match else 0

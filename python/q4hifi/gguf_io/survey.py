@@ -1,4 +1,4 @@
-"""Looking into a GGUF file that cannot be read as a model: what is in it, and what is wrong with it."""
+"""Reads as much as possible of a damaged GGUF file, and lists everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .metadata import Metadata
 from .reader import open_file, shards_of
 
 NAMED = 3
-"""How many of the tensors that a file lacks are named in the message."""
+"""Missing tensors that the message about them names; it only counts the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyedTensor:
     """A tensor as the header lists it; ``shape`` has the row length first.
 
-    ``nbytes`` is None where the type is not known. ``problem`` says why it cannot be read, "" where it can.
+    ``nbytes`` is None if its type is unknown. ``problem`` says why its data cannot be read, or is "".
     """
 
     name: str
@@ -41,7 +41,7 @@ class SurveyedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What could be read of one file, and every fault that was found, each a message of its own."""
+    """What could be read of one file; ``problems`` has a message for every fault."""
 
     path: Path
     header: Header
@@ -55,10 +55,10 @@ class Survey:
 
 
 def survey(path: str | os.PathLike[str]) -> Survey:
-    """Read as much as can be read of a GGUF file, one of its shards alone.
+    """Read as much as possible of one GGUF file; other shards of the model are not read.
 
-    Raises :class:`Q4HifiError` where nothing can: the file is not there, or not GGUF of a version that is
-    read.
+    Raises :class:`Q4HifiError` where nothing can be read: the file does not exist, is not GGUF, or has an
+    unsupported version of GGUF.
     """
     path = Path(path)
     faults: list[Q4HifiError] = []
@@ -90,11 +90,11 @@ def survey(path: str | os.PathLike[str]) -> Survey:
 
 
 MISSING, CUT = "missing", "cut off"
-"""Problems of the tensors of a file that ends too early."""
+"""Problems of tensors in a file that ends too early: all, or the end, of their data is not in the file."""
 
 
 def _missing(entry: Entry, header: Header, nbytes: int | None) -> str:
-    """Whether the file ends before or in the data of a tensor; "" where it does not."""
+    """Return :data:`MISSING` or :data:`CUT` if the file ends too early for a tensor's data, "" if not."""
     start = header.data_start + entry.offset
     if nbytes is None or nbytes == 0 or start + nbytes <= header.file_size:
         return ""
@@ -102,7 +102,7 @@ def _missing(entry: Entry, header: Header, nbytes: int | None) -> str:
 
 
 def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[str]:
-    """One message about all tensors that the file lacks."""
+    """Return one message about all tensors whose data are not completely in the file, if any."""
     names = [t.name for t in tensors if t.problem in (MISSING, CUT)]
     if not names:
         return []
@@ -112,6 +112,6 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
     )
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [
-        f"{path}: {len(names)} of {len(tensors)} tensors are not or not wholly in the file, which has"
+        f"{path}: {len(names)} of {len(tensors)} tensors are not completely in the file, which has"
         f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; download or copy it again"
     ]

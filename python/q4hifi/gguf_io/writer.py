@@ -1,4 +1,4 @@
-"""Writing GGUF models: complete files appear at the destination, or nothing does."""
+"""Writes GGUF models. Complete files appear at the destination, or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .split import MAX_SHARDS, output_paths, shard_metadata
 
 @dataclass(frozen=True, slots=True)
 class _FilePlan:
-    """One file to be written: its header, where each tensor goes, its size in bytes."""
+    """One file to be written: its header, the offset of each tensor by name, its size in bytes."""
 
     header: bytes
     offsets: dict[str, int]
@@ -38,14 +38,14 @@ def _plan_files(
     alignment: int | None,
     shard_of: Sequence[int] | None,
 ) -> list[_FilePlan]:
-    """Lay out all files of a model; everything about them but the tensors' data is decided here."""
+    """Decide everything about the files of a model but the tensors' data."""
     _check_names(tensors)
     shards = [0] * len(tensors) if shard_of is None else list(shard_of)
     count = max(shards, default=0) + 1
     if len(shards) != len(tensors) or shards != sorted(shards) or min(shards, default=0) < 0:
-        raise BadOptionError("every tensor must have a shard, from 0 on and in the tensors' order")
+        raise BadOptionError("shard_of must have a shard for every tensor, from 0 on and not decreasing")
     if count > MAX_SHARDS:
-        raise BadOptionError(f"{count} shards are too many (at most {MAX_SHARDS}); allow larger ones")
+        raise BadOptionError(f"{count} shards are too many (at most {MAX_SHARDS}); allow larger shards")
     if alignment is None:
         alignment = alignment_of(metadata)
     plans = []
@@ -56,8 +56,8 @@ def _plan_files(
             pairs = pairs.with_value(ALIGNMENT_KEY, alignment, GGUFValueType.UINT32)
         header = header_bytes(pairs, mine, alignment)
         *offsets, data_size = data_offsets(mine, alignment)
-        places = {t.name: len(header) + offset for t, offset in zip(mine, offsets, strict=True)}
-        plans.append(_FilePlan(header, places, len(header) + data_size))
+        in_file = {t.name: len(header) + offset for t, offset in zip(mine, offsets, strict=True)}
+        plans.append(_FilePlan(header, in_file, len(header) + data_size))
     return plans
 
 
@@ -76,18 +76,21 @@ def file_sizes(
     alignment: int | None = None,
     shard_of: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-    """Return the exact bytes of each file that :class:`GgufWriter` would write with these arguments."""
+    """Return the exact size in bytes of each file that :class:`GgufWriter` would write.
+
+    The arguments have the meaning that they have there, and the same errors are raised for them.
+    """
     return tuple(plan.size for plan in _plan_files(metadata, tensors, alignment, shard_of))
 
 
 class GgufWriter:
-    """Writes a model of known tensors into one file or several; a context manager.
+    """A context manager that writes a model, whose tensors are known in advance, into one file or several.
 
-    Entering it makes temporary files beside the destination, of full size, with their headers;
-    :meth:`write_at` fills in the tensors in any order and from any thread; :meth:`commit` puts the files
-    in their places. Leaving it without :meth:`commit` removes them.
+    Entering it creates temporary files of full size with their headers. :meth:`write_at` fills in the
+    tensors, in any order and from any thread. :meth:`commit` moves the files to their destinations. Leaving
+    it without :meth:`commit` removes them.
 
-    Attributes: ``paths`` where the files will be, ``sizes`` of them in bytes.
+    Attributes: ``paths``, the destinations of the files, and ``sizes``, their sizes in bytes.
     """
 
     def __init__(
@@ -101,13 +104,15 @@ class GgufWriter:
         sources: Sequence[str | os.PathLike[str]] = (),
         shard_of: Sequence[int] | None = None,
     ) -> None:
-        """Lay the files out and check the destination; nothing is written yet.
+        """Lay out the files and check the destination. Nothing is written yet.
 
-        ``alignment`` in bytes, default: as ``metadata`` says. ``sources`` are files that the destination
-        must not be, under any name. ``shard_of``: shard (from 0) of each tensor, not decreasing; with more
-        than one shard the files are called PREFIX-00001-of-0000N.gguf, PREFIX being that of ``dst``.
-        The split.* keys are set here, whatever ``metadata`` holds of them. Raises
-        :class:`BadOptionError` for a destination that cannot be used.
+        ``alignment`` is in bytes; by default it is that of ``metadata``. The destination must not be one of
+        the files ``sources``, under any name. ``shard_of`` has the shard (from 0) of each tensor, not
+        decreasing. With more than one shard the files are called PREFIX-00001-of-0000N.gguf, with the PREFIX
+        of ``dst``. The keys ``split.*`` of ``metadata`` are replaced.
+
+        Raises :class:`BadOptionError` for a destination, alignment or ``shard_of`` that cannot be used, and
+        :class:`UnsupportedModelError` where two tensors have one name or a name is too long.
         """
         self._plans = _plan_files(metadata, tensors, alignment, shard_of)
         self._sizes = {t.name: t.nbytes for t in tensors}
@@ -140,7 +145,11 @@ class GgufWriter:
         self._cleanup.close()
 
     def write_at(self, name: str, start: int, data: Buffer) -> None:
-        """Write ``data`` (contiguous) at byte ``start`` of tensor ``name``; thread safe."""
+        """Write ``data`` (a contiguous buffer) at byte ``start`` of the tensor ``name``; thread safe.
+
+        Raises :class:`BadOptionError` for a range outside of the tensor, and :class:`Q4HifiError` where the
+        disk fails.
+        """
         if name not in self._sizes:
             raise BadOptionError(f"{self.paths[0]}: there is no tensor {name!r} to write")
         view = byte_view(data)
@@ -155,9 +164,9 @@ class GgufWriter:
             self._written[name] += len(view)
 
     def commit(self) -> None:
-        """Bring the files to the disk and put them in their places, all or none.
+        """Flush the files to the disk and move them to their destinations, all or none.
 
-        Raises :class:`Q4HifiError` where bytes of a tensor were not written or written twice, and where
+        Raises :class:`Q4HifiError` where the number of bytes written to a tensor is not its size, and where
         the disk fails.
         """
         for name, size in self._sizes.items():
@@ -175,7 +184,7 @@ class GgufWriter:
 
     @contextmanager
     def _disk_errors(self, path: Path, action: str) -> Iterator[None]:
-        """Turn an OSError into a Q4HifiError; a full disk is told with the bytes needed and free."""
+        """Turn an OSError into a Q4HifiError; for a full disk the message has the bytes needed and free."""
         with os_errors(path, action):
             try:
                 yield
@@ -189,5 +198,5 @@ class GgufWriter:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # the error that ended the work is the one to report
+    with suppress(OSError):  # report the error that ended the work, not this one
         path.unlink(missing_ok=True)
