@@ -1,1 +1,1 @@
-"""Weights as arrays: rows encoded and decoded by the Rust core, and model files whose tensors are whole."""
+"""Weights as arrays: rows encoded and decoded by the Rust core, and models whose tensors are decoded."""

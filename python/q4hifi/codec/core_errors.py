@@ -1,7 +1,7 @@
-"""The Rust core's exceptions as q4hifi's: :func:`core_errors`, the only place that tells them apart.
+"""Translates the exceptions of the Rust core into those of q4hifi, with :func:`core_errors`.
 
-Most of the core's exceptions are children of ValueError, so their order matters here. Their first argument is
-the message, the others say where and what.
+Most of the core's exceptions are subclasses of ValueError, so the order of the ``except`` clauses matters.
+The first argument of such an exception is its message; ``_core.pyi`` lists the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
 from ..formats.types import Q4_HIFI
 
 BadModel = Callable[[str, str, str | None, int | None], Q4HifiError]
-"""Makes an error of a message, what is wrong ("missing", "unknown", "other"), a tensor's role and layer."""
+"""(message, fault, role, layer) -> error. ``fault`` is "missing", "unknown" or "other"; a tensor has the role
+and layer."""
 
 
 @contextmanager
@@ -25,11 +26,12 @@ def core_errors(
     row_length: int = 1,
     first_row: int = 0,
 ) -> Iterator[None]:
-    """Turn the core's exceptions inside the block into children of :class:`Q4HifiError`.
+    """Turn the core's exceptions inside the block into subclasses of :class:`Q4HifiError`.
 
-    ``misfit`` is the class for lengths and values that do not fit. ``bad_model`` makes the error of a model
-    that cannot be built or evaluated; by default that is a ``misfit`` as well. Messages give positions in
-    rows of ``row_length`` weights, counted from ``first_row``.
+    ``misfit`` is the class for invalid lengths and values. ``bad_model`` makes the error for a model that
+    cannot be built or evaluated; by default that is a ``misfit`` too. ``row_length`` (weights) and
+    ``first_row`` (the number of the first row that the core received) are used to state positions in
+    messages.
     """
     try:
         yield
@@ -37,15 +39,15 @@ def core_errors(
         row, column = divmod(int(cause.args[1]), row_length)
         raise NotFiniteError(
             f"the weight in row {first_row + row}, column {column} is NaN or infinite;"
-            " a model with such weights cannot work, convert it again"
+            " a model with such a weight does not work, convert it again"
         ) from None
     except _core.BadBlock as cause:
-        _, number, what = cause.args
+        _, block, fault = cause.args
         first_block = first_row * (row_length // Q4_HIFI.block_size)
-        raise BadFileError(f"block {first_block + number}: {what}") from None
+        raise BadFileError(f"block {first_block + block}: {fault}") from None
     except _core.BadModel as cause:
-        message, what, role, layer = cause.args
-        raise (bad_model(message, what, role, layer) if bad_model else misfit(message)) from None
+        message, fault, role, layer = cause.args
+        raise (bad_model(message, fault, role, layer) if bad_model else misfit(message)) from None
     except (ValueError, OverflowError) as cause:
         if isinstance(cause, Q4HifiError):
             raise

@@ -1,4 +1,4 @@
-"""Fingerprints of models, texts and files: work is only resumed with what it was begun with."""
+"""Fingerprints of models, texts and files. Work is resumed only if its inputs are still the same."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from .model_file import ModelFile
 
 SAMPLE = 4096
-"""Bytes at the beginning of each tensor that enter a model's fingerprint."""
+"""Bytes at the start of each tensor that a model's fingerprint includes."""
 
 
 def fingerprint(*pieces: bytes) -> str:
-    """Return the SHA-256 of the pieces, one after the other, as hexadecimal digits."""
+    """Return the SHA-256 of all pieces joined, as hexadecimal digits."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -23,7 +23,10 @@ def fingerprint(*pieces: bytes) -> str:
 
 
 def model_fingerprint(model: ModelFile) -> str:
-    """Return a fingerprint of a model's tensors: names, shapes, types, and the beginning of their data."""
+    """Return a fingerprint of a model's tensors: names, shapes, types, and the start of their data.
+
+    Raises :class:`BadFileError` where the file cannot be read.
+    """
 
     def pieces() -> Iterator[bytes]:
         for info in model.gguf.tensors.values():
@@ -36,6 +39,6 @@ def model_fingerprint(model: ModelFile) -> str:
 
 
 def path_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the fingerprint of the model at ``path``."""
+    """Return the fingerprint of the model file ``path``. Raises as :meth:`ModelFile.open` does."""
     with ModelFile.open(path) as model:
         return model_fingerprint(model)

@@ -1,7 +1,10 @@
-"""Correlations of a matrix' inputs, and what is known of these in all (``src/correlations.rs``).
+"""Correlations between the inputs of a matrix, for error feedback (GPTQ; QuIP's LDLQ).
 
-They are of pairs of columns, in groups of at most 2048: those of the first column with the second, the third
-and so on, of the second with the third and so on, in int8, 127 being a correlation of 1.
+Over the inputs x of a matrix, the Hessian is H = E[x xᵀ]. The importance matrix holds its diagonal. Off the
+diagonal, the correlation of columns i and j is H_ij / √(H_ii H_jj). It is stored as int8, where 127 is a
+correlation of 1. Only columns of one group have correlations; a group has at most 2048 columns, so that
+memory grows linearly with the row length. The order is: groups in order, then pairs (i, j) with i < j, sorted
+by i, then by j.
 """
 
 from __future__ import annotations
@@ -17,25 +20,33 @@ Floats = npt.NDArray[np.float32]
 Correlations = npt.NDArray[np.int8]
 
 Inputs = _core.Inputs
-"""What an encoder can know of the inputs of rows: importances, and how columns are correlated."""
+"""Importance and correlations of a matrix's inputs, prepared for the encoder by :func:`known_inputs`."""
 
 NONE: Correlations = np.zeros(0, np.int8)
-"""For inputs of which only the importance is known."""
+"""The correlations of inputs of which only the importance is known."""
 
 
 def pair_count(row_length: int) -> int:
-    """Return how many pairs of columns there are of rows of that length."""
+    """Return the number of pairs of columns that have a correlation, for rows of ``row_length`` weights."""
     return _core.correlation_pairs(row_length)
 
 
 def correlations_of(products: Floats, squares: Floats) -> Correlations:
-    """Return the correlations, from the sums of products of pairs and of squares, float32 [row length]."""
+    """Return the correlations, int8 [pairs], of sums over input vectors x.
+
+    ``products`` is Σ x_i x_j of each pair of columns, float32 [pairs]; ``squares`` is Σ x_i², float32
+    [row_length]. Raises :class:`BadFileError` where the lengths do not fit together.
+    """
     with core_errors(BadFileError):
         return _core.correlations_of(products, np.ascontiguousarray(squares))
 
 
 def products_of(correlations: Correlations, squares: Floats) -> Floats:
-    """Return the sums of products, float32 [pairs], that correlations stand for."""
+    """Return the sums of products, float32 [pairs], of correlations; the inverse of :func:`correlations_of`.
+
+    ``correlations`` is int8 [pairs], ``squares`` float32 [row_length]. Raises :class:`BadFileError` where the
+    lengths do not fit together.
+    """
     with core_errors(BadFileError):
         return _core.products_of(correlations, np.ascontiguousarray(squares))
 
@@ -43,11 +54,14 @@ def products_of(correlations: Correlations, squares: Floats) -> Floats:
 def known_inputs(
     importance: Floats, correlations: Correlations = NONE, tokens: float = 0, *, threads: int = 0
 ) -> Inputs:
-    """Return what is known of inputs: their importance, float32 [row length], and correlations, if any.
+    """Prepare the importance and the correlations of inputs for :func:`q4hifi.codec.rows.encode`.
 
-    The fewer ``tokens`` these were seen over, the less they are believed.
+    ``importance`` is float32 [row_length], ``correlations`` int8 [pairs] or :data:`NONE`. ``tokens`` is the
+    number of tokens over which the correlations were measured: the fewer, the closer to 0 they are moved.
 
-    Takes (row length)³ / 6 operations for rows of up to 2048.
+    H is factorized, which takes row_length³ / 6 operations for rows of up to 2048 weights, and grows linearly
+    beyond that. Raises :class:`BadFileError` where lengths do not fit or an importance is negative or not
+    finite.
     """
     with core_errors(BadFileError):
         return _core.Inputs(np.ascontiguousarray(importance), correlations, tokens, threads)

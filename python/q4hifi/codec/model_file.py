@@ -1,4 +1,4 @@
-"""A GGUF model with its Q4_HIFI tensors whole, whichever layout they are stored in."""
+"""A GGUF model in which a Q4_HIFI tensor is one tensor, whatever the layout in which it is stored."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from .quantized_tensor import QuantizedTensor
 from .rows import Parts, decode
 
 CHUNK_WEIGHTS = 4 << 20
-"""Weights that are read, computed and written at a time: what bounds the memory."""
+"""Weights that are read, computed and written at a time. This limits the memory that work needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """A tensor as a model means it; ``parts`` are the tensors that store it.
+    """A tensor of a model; ``shape`` has the row length first.
 
-    ``shape`` has the row length first.
+    ``parts`` are the tensors of the file that store it: a Q4_HIFI tensor of the split layout has three.
     """
 
     name: str
@@ -48,27 +48,27 @@ class ModelTensor:
 
     @property
     def type(self) -> TensorType:
-        """Its type; Q4_HIFI for one with companions."""
+        """Its type; Q4_HIFI for a tensor with companions."""
         return self.format.type
 
     @property
     def outliers(self) -> int:
-        """Outliers a block; 0 except for Q4_HIFI."""
+        """Outliers per block; 0 for all types but Q4_HIFI."""
         return self.format.outliers
 
     @property
     def row_length(self) -> int:
-        """Weights in a row; 1 for a single number, whose shape is ()."""
+        """Weights per row; 1 for a single value, whose shape is ()."""
         return self.shape[0] if self.shape else 1
 
     @property
     def n_rows(self) -> int:
-        """Number of rows, over all further dimensions."""
+        """Number of rows: the product of all dimensions but the first."""
         return prod(self.shape[1:])
 
     @property
     def rows_per_matrix(self) -> int:
-        """Number of rows of each matrix (expert) of a stack: the second dimension."""
+        """Number of rows of each matrix in a stack of matrices (experts): the second dimension."""
         return self.shape[1] if len(self.shape) > 1 else 1
 
     @property
@@ -84,9 +84,9 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows ``first`` to ``first + count`` of a tensor, counted over all of its matrices (experts).
+    """``count`` rows of a tensor from row ``first`` on, counted over all its matrices (experts).
 
-    ``matrix`` is the number of the matrix in which the first row lies.
+    ``matrix`` is the index of the matrix that contains the first row.
     """
 
     tensor: ModelTensor
@@ -96,15 +96,15 @@ class RowRange:
 
 
 class ModelFile(Mapping[str, QuantizedTensor]):
-    """An open GGUF model, by tensor name; a context manager.
+    """An open GGUF model: a mapping from tensor names to tensors, and a context manager.
 
-    Attributes: ``metadata`` (key -> value), ``tensors`` (name -> :class:`ModelTensor`, no data read),
-    ``layout`` ("split", "fork" or None without Q4_HIFI tensors), ``paths``, ``n_bytes`` of all files.
-    Indexing reads a whole tensor; :meth:`read_rows` reads a piece.
+    Attributes: ``metadata`` (key -> value); ``tensors`` (name -> :class:`ModelTensor`, without data);
+    ``layout`` of the Q4_HIFI tensors ("split" or "fork", None without such tensors); ``paths`` and
+    ``n_bytes`` of all files. Indexing reads a whole tensor; :meth:`read_rows` reads some of its rows.
     """
 
     def __init__(self, gguf: GgufFile) -> None:
-        """Use :func:`q4hifi.open`."""
+        """Private: use :func:`q4hifi.open`."""
         self.gguf = gguf
         self.metadata: Mapping[str, Any] = gguf.metadata
         self.paths: tuple[Path, ...] = gguf.paths
@@ -116,10 +116,10 @@ class ModelFile(Mapping[str, QuantizedTensor]):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
-        """Open a model by its file or by any of its shards.
+        """Open a model by the path of its file, or of any of its shards.
 
-        Raises :class:`BadFileError` for a file that is not a sound GGUF, and
-        :class:`UnsupportedModelError` for types and versions that are not known.
+        Raises :class:`BadFileError` for a file that cannot be read or is not well-formed GGUF, and
+        :class:`UnsupportedModelError` for unknown tensor types and versions.
         """
         gguf = GgufFile.open(path)
         try:
@@ -129,7 +129,10 @@ class ModelFile(Mapping[str, QuantizedTensor]):
             raise
 
     def __getitem__(self, name: str) -> QuantizedTensor:
-        """Read a whole tensor. Raises KeyError for an unknown name."""
+        """Read a whole tensor.
+
+        Raises KeyError for an unknown name, and :class:`BadFileError` where the file cannot be read.
+        """
         tensor = self.tensors[name]
         parts = self.read_rows(RowRange(tensor, 0, 0, tensor.n_rows))
         return QuantizedTensor.from_parts(parts, tensor.format, tensor.shape[::-1])
@@ -141,7 +144,10 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         return len(self.tensors)
 
     def read_rows(self, rows: RowRange) -> Parts:
-        """Read rows as bytes, one uint8 array for each part of the tensor's format."""
+        """Read rows as bytes: for each part of the tensor, a flat uint8 array of its rows.
+
+        Raises :class:`BadFileError` where the file cannot be read or has become shorter.
+        """
         tensor = rows.tensor
         parts = []
         sizes = tensor.format.part_row_bytes(tensor.row_length)
@@ -153,17 +159,21 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         return tuple(parts)
 
     def dequantize_rows(self, rows: RowRange, *, threads: int = 0) -> npt.NDArray[np.float32]:
-        """Read and decode rows to float32 [rows, row_length]."""
+        """Read and decode rows to float32 [rows, row_length]; ``threads`` = 0 uses one thread per core.
+
+        Raises :class:`BadFileError` where the file cannot be read or a block is invalid, and
+        :class:`UnsupportedModelError` for a type that cannot be decoded.
+        """
         tensor, parts = rows.tensor, self.read_rows(rows)
         with self.errors_at(tensor.name):
             return decode(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
 
     def errors(self) -> ErrorsAt:
-        """Context in which q4hifi's errors get the file in front."""
+        """Return a context manager that puts the file's path before the messages of q4hifi's errors."""
         return ErrorsAt(f"{self.paths[0]}: ")
 
     def errors_at(self, name: str) -> ErrorsAt:
-        """Context in which q4hifi's errors get the file and the tensor's name in front."""
+        """Return a context manager that puts path and tensor name before the messages of q4hifi's errors."""
         return ErrorsAt(f"{self.paths[0]}: tensor {name}: ")
 
     def close(self) -> None:
@@ -182,23 +192,23 @@ class ModelFile(Mapping[str, QuantizedTensor]):
 def row_ranges(
     tensor: ModelTensor, weights: int = CHUNK_WEIGHTS, *, by_matrix: bool = False
 ) -> Iterator[RowRange]:
-    """Cut a tensor into pieces of about ``weights`` weights; one without elements has none.
+    """Divide the rows of a tensor into ranges of about ``weights`` weights; an empty tensor has none.
 
-    With ``by_matrix`` no piece lies in two matrices (experts).
+    With ``by_matrix``, every range is inside one matrix (expert).
     """
     if not tensor.n_elements:
         return
     per_matrix = tensor.rows_per_matrix
-    stretch = per_matrix if by_matrix else tensor.n_rows
+    undivided = per_matrix if by_matrix else tensor.n_rows
     step = max(1, weights // tensor.row_length)
-    for start in range(0, tensor.n_rows, stretch):
-        for row in range(start, start + stretch, step):
-            yield RowRange(tensor, row // per_matrix, row, min(step, start + stretch - row))
+    for start in range(0, tensor.n_rows, undivided):
+        for row in range(start, start + undivided, step):
+            yield RowRange(tensor, row // per_matrix, row, min(step, start + undivided - row))
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorsAt:
-    """Context in which q4hifi's errors get ``prefix`` in front."""
+    """A context manager that puts ``prefix`` before the messages of q4hifi's errors."""
 
     prefix: str
 
@@ -209,7 +219,7 @@ class ErrorsAt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Q4HifiError) and not str(error).startswith(self.prefix):
-            file, colon, _ = self.prefix.partition(": ")  # which the error may name already
+            file, colon, _ = self.prefix.partition(": ")  # removed from the message if it is there already
             raise type(error)(self.prefix + str(error).removeprefix(file + colon)) from error
 
 
@@ -217,7 +227,8 @@ def _check_version(model: ModelFile) -> None:
     version = model.metadata.get(KEY_VERSION, VERSION)
     if version != VERSION:
         raise UnsupportedModelError(
-            f"{model.paths[0]}: {KEY_VERSION} is {version!r:.80}, and this q4hifi knows {VERSION}; update it"
+            f"{model.paths[0]}: {KEY_VERSION} is {version!r:.80}, but this version of q4hifi reads only"
+            f" {VERSION}; update q4hifi"
         )
 
 
@@ -226,12 +237,13 @@ def _model_tensors(model: ModelFile) -> Iterator[ModelTensor]:
     for info in stored.values():
         owner, suffix = _owner(info.name)
         if suffix and owner in stored:
-            continue  # comes with its base
+            continue  # is a part of its owner's tensor
         with model.errors_at(info.name):
             yield _model_tensor(model, info)
 
 
 def _owner(name: str) -> tuple[str, str]:
+    """Split the name of a companion into its base's name and the suffix; the suffix is "" for other names."""
     for suffix in (INDEX_SUFFIX, RESIDUAL_SUFFIX):
         if name.endswith(suffix):
             return name.removesuffix(suffix), suffix
@@ -252,7 +264,10 @@ def _model_tensor(model: ModelFile, info: TensorInfo) -> ModelTensor:
         raise BadFileError(f"it has outliers, but there is no tensor {info.name}{missing}")
     outliers = index.row_length
     if info.type != BASE or not 1 <= outliers <= MAX_OUTLIERS:
-        raise BadFileError(f"it has outliers, but is {info.type} with {outliers} of them a block")
+        raise BadFileError(
+            f"it has outliers, so it must be {BASE} with 1 to {MAX_OUTLIERS} outliers per block, but it is"
+            f" {info.type} with {outliers}"
+        )
     form = Format(Q4_HIFI, outliers, SPLIT)
     expected = form.stored(info.name, info.shape)
     for got, want in zip((info, index, residual), expected, strict=True):
@@ -265,16 +280,16 @@ def _model_tensor(model: ModelFile, info: TensorInfo) -> ModelTensor:
 
 
 def _fork_outliers(model: ModelFile, info: TensorInfo) -> int:
-    """What the first block holds; every block of a tensor holds as many."""
+    """Return the number of outliers in the first block; all blocks of a tensor have the same number."""
     if not info.n_elements:
         return 0
     count = np.empty(1, np.uint8)
     model.gguf.read_into(info, FORK_COUNT_OFFSET, count)
     if count[0] > MAX_OUTLIERS:
-        raise BadFileError(f"block 0: {count[0]} outliers, more than the {MAX_OUTLIERS} that fit")
+        raise BadFileError(f"block 0: it has {count[0]} outliers, but at most {MAX_OUTLIERS} are possible")
     return int(count[0])
 
 
 def _full(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with all four dimensions, as ggml sees it."""
+    """Return the shape with ggml's four dimensions, the missing ones 1."""
     return shape + (1,) * (4 - len(shape))

@@ -1,4 +1,4 @@
-"""What is in a model file, at a glance."""
+"""An overview of a model file: its metadata, its tensors and, if it is damaged, its faults."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .model_file import ModelFile
 
 @dataclass(frozen=True, slots=True)
 class ListedTensor:
-    """A tensor of a file; ``shape`` has the row length first.
+    """A tensor of a file; ``shape`` has the row length first, ``outliers`` is per block.
 
-    ``nbytes`` is None where its type is not known; ``problem`` says why it cannot be read, "" where it can.
+    ``nbytes`` is None if its type is unknown. ``problem`` says why its data cannot be read, or is "".
     """
 
     name: str
@@ -38,10 +38,10 @@ class ListedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A model file's identity, metadata and tensors; nothing of it is computed from weights.
+    """The header of a model as data; no weights are read.
 
-    ``problems`` are messages about a file that cannot be read as a model: then the rest is what could be
-    read of it, with the companions of Q4_HIFI tensors listed as tensors.
+    ``problems`` are the faults of a file that cannot be opened as a model. The other fields then contain what
+    could be read, and the companions of Q4_HIFI tensors are listed as tensors of their own.
     """
 
     paths: tuple[str, ...]
@@ -55,9 +55,9 @@ class Overview:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Overview:
-        """Look into a file, whether it is sound or not.
+        """Read the overview of a file, which may be damaged.
 
-        Raises :class:`Q4HifiError` where nothing of it can be read.
+        Raises :class:`Q4HifiError` where nothing can be read.
         """
         try:
             with ModelFile.open(path) as model:
@@ -67,7 +67,7 @@ class Overview:
 
     @classmethod
     def of(cls, model: ModelFile) -> Overview:
-        """Look at an open model."""
+        """Return the overview of an open model."""
         return cls(
             tuple(str(path) for path in model.paths),
             model.n_bytes,
@@ -83,7 +83,7 @@ class Overview:
 
     @classmethod
     def of_damaged(cls, found: Survey, fault: Q4HifiError) -> Overview:
-        """Look at what was found of a file that cannot be read for ``fault``."""
+        """Return the overview of a damaged file that could not be opened because of ``fault``."""
         return cls(
             (str(found.path),),
             found.header.file_size,
@@ -97,21 +97,21 @@ class Overview:
 
     @property
     def n_params(self) -> int:
-        """Number of weights of all tensors."""
+        """Number of weights in all tensors."""
         return sum(t.n_elements for t in self.tensors)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of data of all tensors whose type is known."""
+        """Bytes of data in all tensors of known types."""
         return sum(t.nbytes or 0 for t in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight, over the whole model."""
+        """Bits of tensor data per weight, over the whole model."""
         return 8 * self.n_bytes / max(1, self.n_params)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types, arrays of metadata by their lengths."""
+        """Return the overview in JSON types. Arrays of metadata become text with their length and type."""
         return {
             "paths": list(self.paths),
             "file_bytes": self.file_bytes,
@@ -138,7 +138,7 @@ class Overview:
 
     @property
     def file_type(self) -> str:
-        """What the file says it is, as people call it: Q4_K_M, or Q4_HIFI and its layout."""
+        """The usual name of ``general.file_type``, such as Q4_K_M; or Q4_HIFI and its layout."""
         number = self.metadata.get("general.file_type")
         if self.layout is not None:
             return f"Q4_HIFI, {self.layout} layout"
@@ -150,7 +150,10 @@ class Overview:
 
 
 def shown_value(metadata: Metadata, key: str) -> Any:
-    """A value to show: an array by its kind and length, a float that JSON lacks as text."""
+    """Return a value of metadata as a JSON type.
+
+    An array becomes text with its length and type; NaN and infinity, which JSON does not have, become text.
+    """
     length = metadata.array_length(key)
     if length is None:
         value = metadata[key]

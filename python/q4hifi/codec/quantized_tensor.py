@@ -1,6 +1,6 @@
-"""Quantizing numpy arrays: :func:`quantize`, :func:`dequantize`, :class:`QuantizedTensor`.
+"""Quantizes numpy arrays: :func:`quantize`, :func:`dequantize`, :class:`QuantizedTensor`.
 
-Shapes are numpy's, the row length last.
+Shapes are in numpy's order here: the row length is the last dimension.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedTensor:
-    """Weights as blocks.
+    """Quantized weights, as the bytes of blocks.
 
-    ``shape`` is that of the weights, row length last, () for a single number; ``data`` is uint8
-    [..., bytes of a row]. For Q4_HIFI in the split layout, ``data`` holds the Q4_K base, and with
-    n = row length / 256 blocks a row and N outliers a block, ``outlier_index`` is uint8 [..., n, N],
-    strictly increasing, and ``outlier_residual`` float16 [..., n, N], to be added to the base at these
-    places. Both are None for every other type, and for ``layout`` "fork", whose blocks hold everything.
+    ``shape`` is the shape of the weights, row length last, or () for a single value. ``data`` is uint8
+    [..., bytes per row].
+
+    For Q4_HIFI in the split layout, ``data`` holds Q4_K blocks. With n = row length / 256 blocks per row and
+    N outliers per block, ``outlier_index`` is uint8 [..., n, N], the indices of the outliers in their block,
+    strictly increasing. ``outlier_residual`` is float16 [..., n, N], added to the decoded weights at these
+    indices. Both are None for all other types, and for ``layout`` "fork", whose blocks contain the outliers.
     """
 
     data: Bytes
@@ -38,7 +40,10 @@ class QuantizedTensor:
 
     @classmethod
     def from_parts(cls, parts: Parts, form: Format, shape: tuple[int, ...]) -> QuantizedTensor:
-        """Make one of rows as they lie in a file, one flat uint8 array a part."""
+        """Make a tensor of the bytes of a file: a flat uint8 array for each part of ``form``.
+
+        ``shape`` is the shape of the weights, row length last.
+        """
         rows, row_length = shape[:-1], _row_length(shape)
         data = parts[0].reshape(*rows, form.part_row_bytes(row_length)[0])
         if not form.is_split:
@@ -49,7 +54,7 @@ class QuantizedTensor:
 
     @property
     def outliers(self) -> int:
-        """Outliers a block; 0 where there are no companions."""
+        """Outliers per block; 0 if the outliers are not in arrays of their own."""
         return 0 if self.outlier_index is None else self.outlier_index.shape[-1]
 
     @property
@@ -59,35 +64,39 @@ class QuantizedTensor:
 
     @property
     def parts(self) -> Parts:
-        """The rows as they lie in a file, one flat uint8 array a part."""
+        """The rows as a file stores them: a flat uint8 array for each part of the format."""
         arrays = (self.data, self.outlier_index, self.outlier_residual)
         return tuple(np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays if a is not None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the blocks and their companions."""
+        """Bytes of blocks and outliers together."""
         return sum(part.nbytes for part in self.parts)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of storage a weight."""
+        """Bits of storage per weight, outliers included."""
         return 8 * self.nbytes / max(1, prod(self.shape))
 
     def dequantize(self, *, threads: int | None = None) -> npt.NDArray[np.float32]:
-        """Decode to float32 of :attr:`shape`; ``threads`` None or 0 is one per core."""
+        """Decode the weights to float32 of :attr:`shape`; ``threads`` None or 0 uses one thread per core.
+
+        Raises :class:`BadFileError` where outlier indices are not increasing, and
+        :class:`UnsupportedModelError` for a type that cannot be decoded.
+        """
         weights = decode(self.parts, self.format, _row_length(self.shape), threads=thread_count(threads))
         return weights.reshape(self.shape)
 
     def matmul(self, x: npt.NDArray[np.floating], *, threads: int | None = None) -> npt.NDArray[np.float32]:
-        """Multiply activations by the matrix: ``x @ dequantize().T`` without decoding it.
+        """Multiply activations by the matrix: ``x @ dequantize().T``, but without decoding the matrix.
 
-        The tensor is a matrix [n_out, n_in]; ``x`` is a float array [..., n_in], and the result
-        float32 [..., n_out]. Activations are quantized to eight bits on the way, as in ggml, unless the
-        weights are floats. The last digits of the result depend on whether there are few columns or many,
-        never on the instruction set or on ``threads`` (None or 0 is one per core).
+        The tensor is a matrix [n_out, n_in], ``x`` a float array [..., n_in]; the result is float32 [...,
+        n_out]. Activations are quantized to eight bits, as in ggml, unless the weights are floats. The last
+        digits of the result differ between few and many rows of ``x``, but never between instruction sets or
+        values of ``threads`` (None or 0 uses one thread per core).
 
         Raises :class:`BadOptionError` for shapes and dtypes that do not fit, and
-        :class:`UnsupportedModelError` for a type without codec.
+        :class:`UnsupportedModelError` for a type that the Rust core does not decode.
         """
         if len(self.shape) != 2:
             raise BadOptionError(
@@ -106,7 +115,7 @@ class QuantizedTensor:
 
 
 def _row_length(shape: tuple[int, ...]) -> int:
-    """Weights in a row of that shape, row length last."""
+    """Return the weights per row of a tensor of this shape, row length last."""
     return shape[-1] if shape else 1
 
 
@@ -119,17 +128,19 @@ def quantize(
     refine: bool = False,
     threads: int | None = None,
 ) -> QuantizedTensor:
-    """Quantize an array, row by row along its last axis.
+    """Quantize an array along its last axis.
 
-    ``array`` is float32, float16, bfloat16 (of ``ml_dtypes``) or float64 [..., row length];
-    ``importance`` is [row length], or [..., row length] with one row for each matrix of a stack
-    (array.shape[:-2]): non-negative weights of the squared error of each column. ``outliers``, 0 to
-    32, is for Q4_HIFI: how many weights of each 256 are kept in float16. ``threads`` None or 0 is one per
-    core. The bytes of every type but Q4_HIFI equal ggml's, unless ``refine`` asks for blocks of Q4_K, Q5_K,
-    Q6_K and Q4_HIFI with less error (:func:`q4hifi.quantize_file`).
+    ``array`` is float32, float16, bfloat16 (of ``ml_dtypes``) or float64 [..., row_length]. ``importance``
+    holds the weight of each column's squared error, not negative: [row_length], or for a stack of matrices a
+    row per matrix, [..., row_length] with the leading dimensions array.shape[:-2]. ``outliers`` (0 to 32,
+    Q4_HIFI only) is the number of weights of each 256 that are kept in float16. ``threads`` None or 0 uses
+    one thread per core.
 
-    Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit and
-    :class:`NotFiniteError` for NaN, infinity and weights too large for the type.
+    The bytes of every type but Q4_HIFI equal those of ggml. With ``refine``, blocks of IQ4_XS, Q4_K, Q5_K,
+    Q6_K and Q4_HIFI are searched further and have a smaller error (:func:`q4hifi.quantize_file`).
+
+    Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit, and :class:`NotFiniteError`
+    for NaN, infinity and weights that are too large for the type.
     """
     kind = tensor_type(type)
     source, flat = _source_of(array)
@@ -163,12 +174,15 @@ def dequantize(
     *,
     threads: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Decode the bytes of whole rows to float32 of ``shape``, the row length last.
+    """Decode the bytes of whole rows to float32 of ``shape``, whose last dimension is the row length.
 
-    Q4_HIFI is read as 244-byte blocks (the fork layout); a tensor of the split layout is a
-    :class:`QuantizedTensor`, which has a method for it. Equal to ``gguf.quants.dequantize``.
-    Raises :class:`BadOptionError` where the bytes are not as many as type and shape ask for, and
-    :class:`UnsupportedModelError` for a type that cannot be decoded.
+    The result equals that of ``gguf.quants.dequantize``. Q4_HIFI bytes must have the fork layout (blocks of
+    244 bytes); decode the split layout with :meth:`QuantizedTensor.dequantize`. ``threads`` None or 0 uses
+    one thread per core.
+
+    Raises :class:`BadOptionError` where the number of bytes does not fit type and shape,
+    :class:`BadFileError` for invalid Q4_HIFI blocks, and :class:`UnsupportedModelError` for a type that
+    cannot be decoded.
     """
     kind = tensor_type(type, codec=False)
     flat = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data
@@ -179,7 +193,7 @@ def dequantize(
     form = Format(kind, MAX_OUTLIERS, FORK)
     expected = form.part_row_bytes(shape[-1])[0] * prod(shape[:-1])
     if flat.size != expected:
-        raise BadOptionError(f"{flat.size} bytes, but {kind} of shape {shape} takes {expected}")
+        raise BadOptionError(f"there are {flat.size} bytes, but {kind} of shape {shape} takes {expected}")
     return decode((flat,), form, shape[-1], threads=thread_count(threads)).reshape(shape)
 
 
@@ -187,11 +201,11 @@ _SOURCES = {"float32": F32, "float16": F16, "bfloat16": BF16}
 
 
 def _source_of(array: npt.NDArray[np.floating]) -> tuple[Format, Bytes]:
-    """The array's format and its bytes, without a copy where it is contiguous."""
+    """Return the array's format and bytes, without a copy where it is contiguous."""
     if array.ndim == 0 or array.shape[-1] == 0:
         raise BadOptionError(f"an array of shape {array.shape} has no rows to quantize")
     if array.dtype.kind == "f" and array.dtype.itemsize == 8:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused, with its place
+        with np.errstate(over="ignore"):  # the encoder raises an error for weights that become infinite
             array = array.astype(np.float32)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     kind = _SOURCES.get(array.dtype.name)
@@ -203,7 +217,7 @@ def _source_of(array: npt.NDArray[np.floating]) -> tuple[Format, Bytes]:
 def _importance_rows(
     importance: npt.NDArray[np.floating] | None, shape: tuple[int, ...]
 ) -> list[npt.NDArray[np.float32] | None]:
-    """One row for each matrix of a stack, or a single one for all."""
+    """Return the importance of each matrix of a stack, or a list of one that is for all matrices."""
     if importance is None:
         return [None]
     rows = np.ascontiguousarray(importance, np.float32)

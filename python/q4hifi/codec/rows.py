@@ -1,8 +1,8 @@
-"""Rows of weights as bytes, and the codec between them.
+"""Encodes, decodes, compares and multiplies rows of weights that are stored as bytes.
 
-A :class:`~q4hifi.formats.layout.Format` says how rows are stored; Q4_HIFI in the split layout has three
-parts, everything else has one. Each part is a one-dimensional uint8 array of whole rows. Types that
-the core does not know are decoded by the ``gguf`` package where it can.
+A :class:`~q4hifi.formats.layout.Format` says how rows are stored. Rows of Q4_HIFI in the split layout have
+three parts (base, outlier indices, outlier residuals); all other rows have one. A part is a flat uint8 array
+of whole rows. The Rust core does the work; types that it does not decode are decoded by the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .core_errors import core_errors
 from .input_correlations import Inputs
 
 LONG_ROW = 256
-"""Weights. Shorter rows of single numbers are encoded several at a time, as the core spends some time on each
-row."""
+"""Weights. Shorter rows of unquantized types are joined before they are encoded: the core spends a fixed time
+on each row."""
 
 Bytes = npt.NDArray[np.uint8]
 Parts = tuple[Bytes, ...]
@@ -30,7 +30,10 @@ Parts = tuple[Bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class ErrorSums:
-    """Squared error of encoded weights and their squared magnitude, importance-weighted if encoded so."""
+    """Sums over encoded weights: ``error`` is Σ c (w' - w)², ``reference`` is Σ c w².
+
+    w is a weight before and w' after encoding. c is the importance of its column, or 1 without an importance.
+    """
 
     error: float = 0.0
     reference: float = 0.0
@@ -40,17 +43,19 @@ class ErrorSums:
 
     @property
     def relative(self) -> float:
-        """Error over magnitude; 0 where there is no magnitude, as all weights that count are zero."""
+        """The ratio error / reference; 0 where all weights (or their importances) are 0."""
         return self.error / self.reference if self.reference else 0.0
 
 
 def decode(
     parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
 ) -> npt.NDArray[np.float32]:
-    """Decode rows to float32 [rows, row_length]; ``first_row`` is the number of the first, for errors.
+    """Decode rows to float32 [rows, row_length].
 
-    Raises :class:`BadFileError` where Q4_HIFI outliers are out of order and
-    :class:`UnsupportedModelError` for a type that cannot be decoded.
+    ``first_row`` is the number of the first row in its tensor, for error messages. ``threads`` = 0 uses one
+    thread per core, here and in all functions of this module. Raises :class:`BadFileError` where the indices
+    of Q4_HIFI outliers are not increasing, and :class:`UnsupportedModelError` for a type that cannot be
+    decoded.
     """
     if not parts[0].size:
         return np.empty((0, row_length), np.float32)
@@ -79,13 +84,16 @@ def encode(
     threads: int = 0,
     first_row: int = 0,
 ) -> tuple[Parts, ErrorSums]:
-    """Encode rows stored as ``source`` as ``target``, under the importance of each column.
+    """Encode rows from the format ``source`` to the format ``target``; return the parts and the error.
 
-    ``importance`` is float32 [row_length]; with ``refine`` blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI get
-    less error. Where ``inputs`` are known, a refined row's errors are made to cancel, but for the fork layout
-    (``src/refine/cancel.rs``). ``first_row`` is the number of the first row, for errors. Raises
-    :class:`NotFiniteError`, with the place, for NaN and infinity, and for weights that are too large for
-    the target.
+    ``importance``, float32 [row_length], weights the squared error of each column. With ``refine``, blocks of
+    IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI have a smaller error than ggml's. With ``refine`` and ``inputs``,
+    rows are encoded with error feedback: each weight also compensates the errors of the weights before it
+    (GPTQ, QuIP's LDLQ; ``src/refine/cancel.rs``). The fork layout ignores ``inputs``. ``first_row`` is the
+    number of the first row in its tensor, for error messages.
+
+    Raises :class:`NotFiniteError` for NaN and infinity, with the position, and for weights that are too large
+    for the target; :class:`BadOptionError` for lengths that do not fit; and the errors of :func:`decode`.
     """
     parts, source = _flat(parts, source, row_length, threads, first_row)
     data, kind = parts[0], _codec_type(source).id
@@ -109,14 +117,14 @@ def encode(
             raise NotFiniteError(f"its {what} are too large for {target.type}; keep it in a wider type")
         return tuple(out), ErrorSums(*sums)
 
-    together = 1
+    joined = 1  # rows that are encoded as one
     if importance is None and not (source.type.quantized or target.type.quantized):
-        together = max(1, LONG_ROW // row_length)
+        joined = max(1, LONG_ROW // row_length)
     row_bytes = source.type.row_bytes(row_length)
-    split = data.size // row_bytes // together * together * row_bytes
+    split = data.size // row_bytes // joined * joined * row_bytes
     if split == 0 or split == data.size:
-        return encoded(data, row_length * (together if split else 1), first_row)
-    head, head_sums = encoded(data[:split], row_length * together, first_row)
+        return encoded(data, row_length * (joined if split else 1), first_row)
+    head, head_sums = encoded(data[:split], row_length * joined, first_row)
     tail, tail_sums = encoded(data[split:], row_length, first_row + split // row_bytes)
     return tuple(map(np.concatenate, zip(head, tail, strict=True))), head_sums + tail_sums
 
@@ -129,9 +137,10 @@ def errors(
     *,
     threads: int = 0,
 ) -> ErrorSums:
-    """Return how far ``decoded``, float32 [rows, row_length], is from rows stored as ``source``.
+    """Return the error of ``decoded``, float32 [rows, row_length], compared with rows of format ``source``.
 
-    ``weights`` is float32 [row_length]; they need not be those that the encoder had.
+    ``weights``, float32 [row_length], weights the squared error of each column. It may differ from the
+    importance with which the rows were encoded. Raises as :func:`decode` does.
     """
     row_length = decoded.shape[-1]
     parts, source = _flat(parts, source, row_length, threads, 0)
@@ -149,10 +158,11 @@ def multiply(
     *,
     threads: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """Multiply rows by columns of activations, float32 [columns, row_length]: float32 [columns, rows].
+    """Return ``activations @ W.T``, float32 [columns, rows], where W are the decoded rows.
 
-    Activations are quantized to eight bits, unless the rows are floats. Raises
-    :class:`UnsupportedModelError` for a type that the codec does not know.
+    ``activations`` is float32 [columns, row_length]. They are quantized to eight bits, unless the rows are
+    floats. Raises :class:`UnsupportedModelError` for a type that the Rust core does not decode, and
+    :class:`BadFileError` for invalid blocks of the fork layout.
     """
     if not form.type.codec:
         raise UnsupportedModelError(f"q4hifi cannot multiply by {form.type}; dequantize it first")
@@ -173,9 +183,10 @@ def multiply(
 def check_finite(
     parts: Parts, form: Format, row_length: int, *, threads: int = 0, first_row: int = 0
 ) -> None:
-    """Raise :class:`NotFiniteError` where a weight is NaN or infinite; types not decodable always pass.
+    """Raise :class:`NotFiniteError` where a weight is NaN or infinite.
 
-    Q4_HIFI rows are decoded, so :class:`BadFileError` is raised where outliers are out of order.
+    Rows that cannot be decoded are not checked. Raises :class:`BadFileError` where the indices of Q4_HIFI
+    outliers are not increasing.
     """
     if not form.type.decodable:
         return
@@ -185,14 +196,18 @@ def check_finite(
 
 
 def base_of(parts: Parts, form: Format, row_length: int, *, first_row: int = 0) -> Bytes:
-    """Return the Q4_K rows of Q4_HIFI rows: what is left when the outliers are dropped."""
+    """Return the Q4_K part of Q4_HIFI rows, without the outliers."""
     if not form.is_fork:
         return parts[0]
     return relayout(parts, form, SPLIT, row_length, first_row=first_row)[0]
 
 
 def relayout(parts: Parts, source: Format, layout: str, row_length: int, *, first_row: int = 0) -> Parts:
-    """Carry Q4_HIFI rows into another layout; blocks with fewer outliers are filled up."""
+    """Convert Q4_HIFI rows of the format ``source`` to another layout, "split" or "fork".
+
+    In the split layout all blocks have the same number of outliers, so blocks with fewer get outliers with a
+    residual of 0. Raises :class:`BadFileError` for invalid blocks.
+    """
     if source.layout == layout:
         return parts
     with core_errors(BadFileError, row_length=row_length, first_row=first_row):
@@ -207,7 +222,7 @@ _NONE = np.empty(0, np.uint8)
 
 
 def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: int) -> tuple[Parts, Format]:
-    """Rows as the core reads them: those of its types as they are, Q4_HIFI and other types as F32."""
+    """Return rows in a format that the core reads as a source: Q4_HIFI and its unknown types become F32."""
     if form.type.codec and not (form.is_split or form.is_fork):
         return parts, form
     weights = decode(parts, form, row_length, threads=threads, first_row=first_row)
@@ -216,10 +231,10 @@ def _flat(parts: Parts, form: Format, row_length: int, threads: int, first_row: 
 
 @dataclass(frozen=True, slots=True)
 class CpuFeatures:
-    """The instruction sets that the Rust core is compiled for and this CPU has, slowest first.
+    """The instruction sets that the Rust core can use on this CPU (``available``, slowest first).
 
-    ``active`` is the one in use: the last of them, or what the environment variable ``Q4HIFI_ISA``
-    names. The bytes that a quantization writes do not depend on it.
+    ``active`` is the one in use: the last, or the one that the environment variable ``Q4HIFI_ISA`` names. The
+    bytes of quantized weights do not depend on it.
     """
 
     active: str
@@ -227,7 +242,7 @@ class CpuFeatures:
 
 
 def cpu_features() -> CpuFeatures:
-    """Return the instruction sets that the kernels use on this machine.
+    """Return the instruction sets that the Rust core can use on this CPU, and the one in use.
 
     Raises :class:`BadOptionError` where ``Q4HIFI_ISA`` names one that is not available.
     """
@@ -237,7 +252,7 @@ def cpu_features() -> CpuFeatures:
 
 
 def check_block_fit(kind: TensorType, row_length: int) -> None:
-    """Raise :class:`BadOptionError` where rows of that length are not whole blocks of ``kind``."""
+    """Raise :class:`BadOptionError` where rows of this length do not consist of whole blocks of ``kind``."""
     if row_length % kind.block_size:
         raise BadOptionError(
             f"rows of {row_length} weights cannot be stored as {kind}, whose blocks hold {kind.block_size}"
@@ -245,16 +260,16 @@ def check_block_fit(kind: TensorType, row_length: int) -> None:
 
 
 def _codec_type(form: Format) -> TensorType:
-    """The type of the rows' first part, as the codec knows it."""
+    """Return the type of the rows' first part: Q4_K for Q4_HIFI."""
     return BASE if form.type == Q4_HIFI else form.type
 
 
 def _decode_by_gguf(data: Bytes, kind: TensorType, row_length: int) -> npt.NDArray[np.float32]:
-    """Decode rows of a type that the core does not know."""
+    """Decode rows of a type that the core does not decode."""
     if not kind.decodable:
         raise UnsupportedModelError(f"{kind} is a type that q4hifi cannot decode")
-    from gguf.quants import dequantize  # its tables take time to load, and few models need them
+    from gguf.quants import dequantize  # imported here because it is slow to load and rarely needed
 
     rows = data.reshape(-1, kind.row_bytes(row_length))
-    with np.errstate(all="ignore"):  # a scale that is NaN or infinite is found in the weights
+    with np.errstate(all="ignore"):  # check_finite reports weights from scales that are NaN or infinite
         return dequantize(rows, GGMLQuantizationType(kind.id)).astype(np.float32, copy=False)
