@@ -1,12 +1,14 @@
-r"""llama-quantize's regular expressions for tensor names: C++'s ``std::regex`` in GCC's library.
+r"""Regular expressions for tensor names, in llama-quantize's dialect: C++'s ``std::regex`` of GCC's library.
 
-Only whether a pattern is found in a name matters. So groups keep nothing, and lazy repeats are greedy ones.
+Only one question matters: is a pattern found in a name? So groups capture nothing, and lazy repeats are
+treated as greedy ones.
 
-A part of a pattern takes a set of places in the name and returns the places where it can end. A set is
-an int: bit i is the place before byte i. All places advance together, so nothing is tried twice, and no
-pattern needs exponential time.
+The matcher works on sets of positions. Each part of a pattern is a function. It takes the set of positions
+where it may begin and returns the set of positions where it may end. A set is an int: bit i is the position
+before byte i. All positions advance together, so no position is tried twice and no pattern takes exponential
+time.
 
-What the programs that read such patterns understand differently is refused, with a remedy.
+Syntax that other programs with such patterns interpret differently is an error, with a remedy.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from functools import lru_cache
 from ..errors import BadOptionError
 
 MAX_REPEATS = 1000
-"""The highest number in ``{n,m}``."""
+"""The largest count in ``{n,m}``."""
 
 MAX_DEPTH = 50
-"""Parentheses inside one another."""
+"""The largest depth of nested parentheses."""
 
 MAX_STEPS = 100_000
-"""Parts of a pattern that a search may visit again in repeats and lookaheads. Real ones visit hundreds."""
+"""Steps of one search: parts of the pattern run by repeats and lookaheads. Real patterns need hundreds."""
 
 _WORD = frozenset(string.ascii_letters + string.digits + "_")
 _CLASSES: Mapping[str, frozenset[str]] = {
@@ -45,7 +47,7 @@ _CLASSES: Mapping[str, frozenset[str]] = {
     "w": _WORD,
     "xdigit": frozenset(string.hexdigits),
 }
-"""Name of a class of characters, as in ``[[:alpha:]]`` or ``\\d`` -> its members."""
+"""Name of a character class, as in ``[[:alpha:]]`` or ``\\d`` -> its characters."""
 
 _BYTES = frozenset(map(chr, range(256)))
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
@@ -53,31 +55,33 @@ _HEX_DIGITS = {"x": 2, "u": 4}
 _QUANTIFIERS = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _COUNTS = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
 _LONE_CLASS = re.compile(r"\[(\^?):(\^?)([A-Za-z]+):\]")
-_NOT_KNOWN = {
-    "<": "lookbehinds and named groups are not known; write a plain group (...)",
-    "P": "named groups are not known; write a plain group (...)",
-    ">": "atomic groups are not known; write a plain group (...)",
-    "#": "comments are not known; leave it out",
+_NOT_SUPPORTED = {
+    "<": "lookbehinds and named groups are not supported; write a plain group (...)",
+    "P": "named groups are not supported; write a plain group (...)",
+    ">": "atomic groups are not supported; write a plain group (...)",
+    "#": "comments are not supported; leave it out",
 }
-_FLAGS = "flags such as (?i) are not known; write the pattern in lower case, as tensors are named"
+"""Character after ``(?`` -> why the group is an error."""
+
+_FLAGS = "flags such as (?i) are not supported; write the pattern in lower case, as tensors are named"
 
 _Part = Callable[["_Name", int], int]
-"""(name, places before) -> places after."""
+"""(name, set of positions where the part begins) -> set of positions where it ends."""
 
 
 class Pattern:
     """A compiled pattern; see :func:`compile_pattern`."""
 
     def __init__(self, text: str, part: _Part, word: str) -> None:
-        """Use :func:`compile_pattern`; every match contains ``word``."""
+        """Private: use :func:`compile_pattern`. Every match contains the string ``word``."""
         self.text, self._part, self._word = text, part, word
 
     def search(self, name: str) -> bool:
-        """Return whether the pattern is found anywhere in a tensor's name.
+        """Return whether the pattern is found anywhere in ``name``.
 
-        Raises :class:`BadOptionError` where that would take too long.
+        Raises :class:`BadOptionError` where the search would take too long.
         """
-        if self._word not in name:  # far quicker than the search
+        if self._word not in name:  # much faster than the search
             return False
         subject = _name(name)
         subject.steps = MAX_STEPS
@@ -95,27 +99,31 @@ class _TooManySteps(Exception):
 
 
 class _Name:
-    """A tensor's name: the places of its bytes, as sets."""
+    """A tensor's name: for each byte value, the set of positions before it.
+
+    ``text`` has one character per byte. ``steps`` is the number of steps that the search has left.
+    """
 
     def __init__(self, name: str) -> None:
         self.text = name.encode("utf-8", "surrogateescape").decode("latin-1")
         self.length, self.steps = len(self.text), 0
-        self.places: dict[str, int] = {}
+        self._before: dict[str, int] = {}
         for i, c in enumerate(self.text):
-            self.places[c] = self.places.get(c, 0) | 1 << i
+            self._before[c] = self._before.get(c, 0) | 1 << i
         self._classes: dict[frozenset[str], int] = {}
-        words = self.of(_WORD)
+        words = self.before(_WORD)
         self.boundaries = words ^ words << 1
 
-    def of(self, members: frozenset[str]) -> int:
-        """The places before bytes that are among ``members``."""
-        found = self._classes.get(members)
-        if found is None:
-            found = sum(bits for c, bits in self.places.items() if c in members)
-            self._classes[members] = found
-        return found
+    def before(self, members: frozenset[str]) -> int:
+        """Return the set of positions before a byte that is one of ``members``."""
+        positions = self._classes.get(members)
+        if positions is None:
+            positions = sum(bits for c, bits in self._before.items() if c in members)
+            self._classes[members] = positions
+        return positions
 
     def spend(self, steps: int) -> None:
+        """Use up ``steps`` steps. Raises :class:`_TooManySteps` if fewer are left."""
         self.steps -= steps
         if self.steps < 0:
             raise _TooManySteps
@@ -128,92 +136,92 @@ _name = lru_cache(maxsize=4096)(_Name)
 
 
 def _word(text: str) -> _Part:
-    def run(name: _Name, places: int) -> int:
-        found, start = 0, name.text.find(text)
+    def run(name: _Name, begins: int) -> int:
+        matched, start = 0, name.text.find(text)
         while start >= 0:
-            found |= places & 1 << start
+            matched |= begins & 1 << start
             start = name.text.find(text, start + 1)
-        return found << len(text)
+        return matched << len(text)
 
     return run
 
 
 def _member(members: frozenset[str]) -> _Part:
-    return lambda name, places: (places & name.of(members)) << 1
+    return lambda name, begins: (begins & name.before(members)) << 1
 
 
 def _sequence(parts: list[_Part]) -> _Part:
-    def run(name: _Name, places: int) -> int:
+    def run(name: _Name, positions: int) -> int:
         for part in parts:
-            places = part(name, places)
-            if not places:
+            positions = part(name, positions)
+            if not positions:
                 break
-        return places
+        return positions
 
     return parts[0] if len(parts) == 1 else run
 
 
 def _either(branches: list[_Part]) -> _Part:
-    def run(name: _Name, places: int) -> int:
-        found = 0
+    def run(name: _Name, begins: int) -> int:
+        ends = 0
         for branch in branches:
-            found |= branch(name, places)
-        return found
+            ends |= branch(name, begins)
+        return ends
 
     return branches[0] if len(branches) == 1 else run
 
 
 def _repeat(part: _Part, least: int, most: int | None, size: int) -> _Part:
-    """``part``, which visits ``size`` parts, ``least`` to ``most`` times."""
+    """Repeat ``part`` ``least`` to ``most`` times; None is without limit. A repeat takes ``size`` steps."""
 
-    def run(name: _Name, places: int) -> int:
+    def run(name: _Name, positions: int) -> int:
         for _ in range(least):
-            if not places:
+            if not positions:
                 return 0
             name.spend(size)
-            places = part(name, places)
-        found = new = places
+            positions = part(name, positions)
+        ends = new = positions
         more = 0
         while new and (most is None or more < most - least):
             name.spend(size)
-            new = part(name, new) & ~found
-            found |= new
+            new = part(name, new) & ~ends
+            ends |= new
             more += 1
-        return found
+        return ends
 
     return run
 
 
 def _look(part: _Part, wanted: bool, size: int) -> _Part:
-    """Keep the places from where ``part`` matches, or does not."""
+    """Keep the positions at which ``part`` matches if ``wanted``, or those at which it does not."""
 
-    def run(name: _Name, places: int) -> int:
+    def run(name: _Name, begins: int) -> int:
         kept = 0
-        while places:
-            place = places & -places
-            places ^= place
+        while begins:
+            position = begins & -begins  # the lowest bit
+            begins ^= position
             name.spend(size)
-            if (part(name, place) != 0) == wanted:
-                kept |= place
+            if (part(name, position) != 0) == wanted:
+                kept |= position
         return kept
 
     return run
 
 
-def _begin(name: _Name, places: int) -> int:
-    return places & 1
+def _begin(name: _Name, positions: int) -> int:
+    return positions & 1
 
 
-def _end(name: _Name, places: int) -> int:
-    return places & 1 << name.length
+def _end(name: _Name, positions: int) -> int:
+    return positions & 1 << name.length
 
 
-def _boundary(name: _Name, places: int) -> int:
-    return places & name.boundaries
+def _boundary(name: _Name, positions: int) -> int:
+    return positions & name.boundaries
 
 
-def _no_boundary(name: _Name, places: int) -> int:
-    return places & ~name.boundaries
+def _no_boundary(name: _Name, positions: int) -> int:
+    return positions & ~name.boundaries
 
 
 _ASSERTIONS: Mapping[str, _Part] = {"^": _begin, "$": _end, r"\b": _boundary, r"\B": _no_boundary}
@@ -226,7 +234,8 @@ _ASSERTIONS: Mapping[str, _Part] = {"^": _begin, "$": _end, r"\b": _boundary, r"
 def compile_pattern(pattern: str) -> Pattern:
     """Compile a regular expression of llama-quantize's dialect.
 
-    Raises :class:`BadOptionError` for what is none, and for what other programs read differently.
+    Raises :class:`BadOptionError` for a syntax error, and for syntax that other programs interpret
+    differently.
     """
     reader = _Reader(pattern)
     part = reader.whole()
@@ -234,9 +243,10 @@ def compile_pattern(pattern: str) -> Pattern:
 
 
 class _Reader:
-    """Reads a pattern from left to right; ``at`` is the next character, ``size`` the parts read so far.
+    """A recursive descent parser: it reads a pattern from left to right and builds its parts.
 
-    ``words`` are strings that every match contains.
+    ``at`` is the index of the next character, ``size`` the number of parts read so far, ``depth`` the number
+    of open parentheses. ``words`` are strings that every match contains.
     """
 
     def __init__(self, text: str) -> None:
@@ -246,7 +256,7 @@ class _Reader:
     def whole(self) -> _Part:
         part = self.alternatives()
         if self.at < len(self.text):
-            raise self.bad("nothing opens this parenthesis; write \\) for the character")
+            raise self.error("nothing opens this parenthesis; write \\) for the character")
         return part
 
     def alternatives(self) -> _Part:
@@ -275,8 +285,8 @@ class _Reader:
         return _word(text)
 
     def term(self) -> str | _Part:
-        """One or more bytes, or another part."""
-        before = self.size
+        """Read an atom with its quantifier, or an assertion; plain text is returned as a string of bytes."""
+        size_before = self.size
         self.size += 1
         for sign, part in _ASSERTIONS.items():
             if self.take(sign):
@@ -284,42 +294,45 @@ class _Reader:
         for sign, wanted in (("(?=", True), ("(?!", False)):
             if self.take(sign):
                 part = self.group()
-                return self.unrepeated(_look(part, wanted, self.size - before))
+                return self.unrepeated(_look(part, wanted, self.size - size_before))
         start = self.at
         atom = self.atom()
-        wide = not self.text[start].isascii()
+        several_bytes = not self.text[start].isascii()
         counts = self.counts()
         if counts is None:
             return atom
-        if wide:
+        if several_bytes:  # std::regex would repeat only the last byte of the character
             self.at = start
-            raise self.bad(f"only a part of {self.text[start]!r} would be repeated; write (?:...) around it")
+            raise self.error(
+                f"only a part of {self.text[start]!r} would be repeated; write (?:...) around it"
+            )
         self.take("?")  # lazy
         if self.text[self.at : self.at + 1] in {*_QUANTIFIERS, "{"}:
-            raise self.bad("two quantifiers in a row; write (?:...) around the first")
+            raise self.error("two quantifiers in a row; write (?:...) around the first")
         part = _word(atom) if isinstance(atom, str) else atom
-        return _repeat(part, *counts, self.size - before)
+        return _repeat(part, *counts, self.size - size_before)
 
     def unrepeated(self, part: _Part) -> _Part:
         if self.text[self.at : self.at + 1] in {*_QUANTIFIERS, "{"}:
-            raise self.bad("an assertion cannot be repeated; leave the quantifier out")
+            raise self.error("an assertion cannot be repeated; leave the quantifier out")
         return part
 
     def counts(self) -> tuple[int, int | None] | None:
+        """Read a quantifier: the least and the largest count (None: no limit). None if there is none."""
         sign = self.text[self.at : self.at + 1]
         if sign in _QUANTIFIERS:
             self.at += 1
             return _QUANTIFIERS[sign]
         if sign != "{":
             return None
-        found = _COUNTS.match(self.text, self.at)
-        if found is None:
-            raise self.bad("a brace begins {n}, {n,} or {n,m}; write \\{ for the character")
-        least = int(found[1][:9])
-        most = least if found[2] is None else int(found[3][:9]) if found[3] else None
+        match = _COUNTS.match(self.text, self.at)
+        if match is None:
+            raise self.error("a brace begins {n}, {n,} or {n,m}; write \\{ for the character")
+        least = int(match[1][:9])
+        most = least if match[2] is None else int(match[3][:9]) if match[3] else None
         if max(least, most or 0) > MAX_REPEATS or (most is not None and most < least):
-            raise self.bad(f"repeats are up to {MAX_REPEATS}, the smaller number first")
-        self.at = found.end()
+            raise self.error(f"counts are at most {MAX_REPEATS}, the smaller one first")
+        self.at = match.end()
         return least, most
 
     def atom(self) -> str | _Part:
@@ -327,7 +340,7 @@ class _Reader:
             if self.text.startswith("?", self.at) and not self.text.startswith("?:", self.at):
                 kind = self.text[self.at + 1 : self.at + 2]
                 self.at -= 1
-                raise self.bad(_NOT_KNOWN.get(kind, _FLAGS))
+                raise self.error(_NOT_SUPPORTED.get(kind, _FLAGS))
             self.take("?:")
             return self.group()
         if self.take("["):
@@ -336,28 +349,28 @@ class _Reader:
             return _member(_BYTES - frozenset("\n\r"))
         c = self.text[self.at]
         if c in _QUANTIFIERS or c == "{":
-            raise self.bad(f"there is nothing to repeat; write \\{c} for the character")
+            raise self.error(f"there is nothing to repeat; write \\{c} for the character")
         if c == "\\":
-            found = self.escape()
-            return found if isinstance(found, str) else _member(found)
+            escaped = self.escape()
+            return escaped if isinstance(escaped, str) else _member(escaped)
         self.at += 1
         return c.encode("utf-8", "surrogateescape").decode("latin-1")
 
     def group(self) -> _Part:
-        """What stands in parentheses, the first of which was read."""
+        """Read the rest of a group, after its opening parenthesis."""
         start = self.at
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.bad(f"more than {MAX_DEPTH} parentheses inside one another; write it with fewer")
+            raise self.error(f"more than {MAX_DEPTH} nested parentheses; write it with fewer")
         part = self.alternatives()
         self.depth -= 1
         if not self.take(")"):
             self.at = start - 1
-            raise self.bad("nothing closes this parenthesis; write \\( for the character")
+            raise self.error("nothing closes this parenthesis; write \\( for the character")
         return part
 
     def escape(self) -> str | frozenset[str]:
-        """A backslash and what it stands for: a byte, or the members of a class."""
+        """Read an escape sequence: return its byte, or the characters of its class."""
         c = self.text[self.at + 1 : self.at + 2]
         if c.lower() in ("d", "s", "w") and c:
             self.at += 2
@@ -366,38 +379,38 @@ class _Reader:
         if c in _HEX_DIGITS:
             digits = self.text[self.at + 2 : self.at + 2 + _HEX_DIGITS[c]]
             if len(digits) < _HEX_DIGITS[c] or not _CLASSES["xdigit"].issuperset(digits):
-                raise self.bad(f"{_HEX_DIGITS[c]} hexadecimal digits must follow \\{c}")
+                raise self.error(f"{_HEX_DIGITS[c]} hexadecimal digits must follow \\{c}")
             if int(digits, 16) > 127:
-                raise self.bad("it is beyond ASCII; write the character itself")
+                raise self.error("it is beyond ASCII; write the character itself")
             self.at += 2 + len(digits)
             return chr(int(digits, 16))
         if c in "123456789" and c:
-            raise self.bad("back-references are not known; write out what is to be repeated")
+            raise self.error("back-references are not supported; write the repeated text again")
         if c not in _CONTROLS and (c.isalnum() or not c or not c.isascii()):
-            raise self.bad(
+            raise self.error(
                 "it ends in a backslash; write \\\\ for the character"
                 if not c
-                else f"\\{c} is not known; write {c} for the character"
+                else f"\\{c} is not supported; write {c} for the character"
             )
         self.at += 2
         return _CONTROLS.get(c, c)
 
     def bracket(self) -> frozenset[str]:
-        """The members of a class in brackets, the first of which was read."""
+        """Read the rest of a bracket expression, after its opening bracket; return its characters."""
         start = self.at - 1
-        if found := _LONE_CLASS.match(self.text, start):
+        if match := _LONE_CLASS.match(self.text, start):
             self.at = start
-            whole = f"[{found[1] or found[2]}[:{found[3]}:]]"
-            raise self.bad(f"a class of characters needs brackets of its own; write {whole}")
+            whole = f"[{match[1] or match[2]}[:{match[3]}:]]"
+            raise self.error(f"a class of characters needs brackets of its own; write {whole}")
         negated = self.take("^")
         if self.text.startswith("]", self.at):
             self.at = start
-            raise self.bad("there is nothing in the brackets; write \\] for the character")
+            raise self.error("there is nothing in the brackets; write \\] for the character")
         members: set[str] = set()
         while not self.take("]"):
             if self.at >= len(self.text):
                 self.at = start
-                raise self.bad("nothing closes this bracket; write \\[ for the character")
+                raise self.error("nothing closes this bracket; write \\[ for the character")
             first = self.item()
             if not self.text.startswith("-", self.at) or self.text.startswith("-]", self.at):
                 members |= set(first)
@@ -407,19 +420,19 @@ class _Reader:
             last = self.item() if self.at < len(self.text) else ""
             if not (isinstance(first, str) and isinstance(last, str) and first <= last):
                 self.at = dash
-                raise self.bad("a range goes from one character up to another; write \\- for the character")
+                raise self.error("a range goes from one character up to another; write \\- for the character")
             members |= set(map(chr, range(ord(first), ord(last) + 1)))
         return _BYTES - members if negated else frozenset(members)
 
     def item(self) -> str | frozenset[str]:
-        """A character in brackets, or the members of a class."""
+        """Read one item of a bracket expression: a character, or the characters of a class."""
         for sign in (":", ".", "="):
             if self.text.startswith("[" + sign, self.at):
                 end = self.text.find(sign + "]", self.at + 2)
                 members = _CLASSES.get(self.text[self.at + 2 : end].lower()) if sign == ":" else None
                 if members is None or end < 0:
                     names = ", ".join(name for name in _CLASSES if len(name) > 1)
-                    raise self.bad(f"classes are written [:name:], of the names {names}")
+                    raise self.error(f"classes are written [:name:]; the names are {names}")
                 self.at = end + 2
                 return members
         if self.text.startswith("\\b", self.at):
@@ -429,17 +442,19 @@ class _Reader:
             return self.escape()
         c = self.text[self.at]
         if not c.isascii():
-            raise self.bad("brackets hold ASCII characters only; write (?:x|y) for others")
+            raise self.error("brackets hold ASCII characters only; write (?:x|y) for others")
         self.at += 1
         return c
 
     def take(self, sign: str) -> bool:
-        found = self.text.startswith(sign, self.at)
-        self.at += len(sign) * found
-        return found
+        """Skip ``sign`` if it is next; return whether it was."""
+        is_next = self.text.startswith(sign, self.at)
+        self.at += len(sign) * is_next
+        return is_next
 
-    def bad(self, why: str) -> BadOptionError:
+    def error(self, why: str) -> BadOptionError:
+        """Return the error for the current position."""
         return BadOptionError(
-            f"`tensor_types`: {self.text!r} is no regular expression that llama-quantize knows: at"
+            f"`tensor_types`: {self.text!r} is no regular expression that llama-quantize supports: at"
             f" {self.text[self.at :][:12]!r} (character {self.at + 1}): {why}"
         )
