@@ -74,7 +74,7 @@ def test_devstral_by_its_scale_stays_under_68_gib(layout):
 
 
 def test_minimal_needs_a_large_model():
-    with pytest.raises(BadOptionError, match=r"this one has 0\.752 B"):
+    with pytest.raises(BadOptionError, match=r"this model has 0\.752 B"):
         published_plan(QWEN, minimal=True)
 
 

@@ -56,7 +56,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_measuring_needs_weights(shapes: Path) -> None:
-    with pytest.raises(BadOptionError, match="measured coverage measures weights"):
+    with pytest.raises(BadOptionError, match="measured coverage measures the errors of weights"):
         q4hifi.plan_shapes(shapes, like="Q4_K_M")
 
 

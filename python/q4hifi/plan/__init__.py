@@ -1,1 +1,1 @@
-"""What every tensor of a model becomes: options, recipes and rules, with sizes exact to the byte."""
+"""Decides the type of every tensor in the output: options, recipes and rules. Sizes are exact to the byte."""

@@ -1,4 +1,4 @@
-"""Saying with ``--tensor-type`` that tensors keep the type that they have."""
+"""Makes the ``--tensor-type`` options with which tensors keep their types, to be suggested to a user."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from ..formats.types import Q4_HIFI, TensorType
 from .type_rules import SourceTensor
 
 LONGEST = 300
-"""Characters of a rule that a person may be asked to type."""
-
+"""Characters. No longer option text is suggested."""
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
 def keep_rules(kept: Iterable[SourceTensor], tensors: Sequence[SourceTensor]) -> str:
-    """Return the options with which ``kept``, of a model's ``tensors``, keep their types.
+    """Return ``--tensor-type`` options with which the tensors ``kept`` keep their types.
 
-    "" where there are none that a person would type.
+    ``tensors`` are all tensors of the model. Returns "" if the options would be longer than :data:`LONGEST`,
+    or if a kept tensor is Q4_HIFI.
     """
     names: dict[TensorType, list[str]] = {}
     for tensor in kept:
         names.setdefault(tensor.format.type, []).append(tensor.name)
     rules = []
-    for kind, mine in names.items():
+    for kind, kept_names in names.items():
         others = [
             t.name
             for t in tensors
             if t.format.type != kind and is_quantizable(t.name, t.shape, architecture="")
         ]
-        rules.append(f"--tensor-type '{_pattern(mine, others)}={kind.name.lower()}'")
+        rules.append(f"--tensor-type '{_pattern(kept_names, others)}={kind.name.lower()}'")
     text = " ".join(rules)
     return "" if Q4_HIFI in names or len(text) > LONGEST else text
 
 
 def _pattern(names: Sequence[str], others: Sequence[str]) -> str:
-    """A regular expression, short if possible, that is found in all ``names`` and in none of ``others``."""
+    """Return a regular expression, short if possible, that matches all ``names`` and none of ``others``."""
     parts = sorted({re.sub(r"^blk\.\d+\.|\.weight$", "", name) for name in names})
     for pattern in ("ffn_.*_exps", "|".join(map(_escaped, parts))):
         found = re.compile(pattern).search
@@ -47,5 +47,8 @@ def _pattern(names: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A pattern for a name. Rules are read in lower case, and end at "=": "." stands for such letters."""
+    """Return a regular expression for a name; unusual characters become ".", which matches any character.
+
+    Capitals must become "." because rules are lowered when they are read, and "=" because it ends a pattern.
+    """
     return "".join(c if c in _PLAIN else r"\." if c == "." else "." for c in name)

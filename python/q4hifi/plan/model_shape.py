@@ -1,4 +1,4 @@
-"""The few facts of a model, read from its metadata, that decide which type a tensor takes."""
+"""The facts about a model on which the type of a tensor depends. They are read from its metadata."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ GROUPED_70B: Mapping[str, int] = {
     "olmo": 80,
     "jais2": 68,
 }
-"""Architecture -> layer count of its 70 B model, whose attn_v never takes less than Q5_K."""
+"""Architecture -> number of layers by which llama.cpp recognises its 70 B model."""
 
 ONLY_GROUPED = frozenset({"llama", "llama-embed"})
-"""Of those, the architectures where heads must be grouped for it."""
+"""Architectures of :data:`GROUPED_70B` whose 70 B model must also use grouped-query attention."""
 
 LARGEST = 1 << 16
-"""The largest number of layers, heads or experts that is believed."""
+"""The largest plausible number of layers, heads or experts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The few facts of a model that recipes ask for.
+    """The facts about a model that recipes use.
 
-    ``architecture`` is "" and ``n_layer`` None where the file has none: a file that holds no language
-    model. ``n_expert`` is 0 for a dense model. An ``adapter`` (LoRA) changes another model. ``fault`` says
-    which of the numbers is not one, "" where all are.
+    ``architecture`` is "" and ``n_layer`` None if the metadata does not contain them: such a file is not a
+    language model. ``n_head_kv`` is the number of key-value heads. ``n_expert`` is 0 for a dense model.
+    ``adapter`` is whether the file is an adapter (LoRA) for another model. ``fault`` is a message about a
+    value that is not a valid count, or "".
     """
 
     architecture: str
@@ -42,7 +43,7 @@ class ModelShape:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> ModelShape:
-        """Read them from a GGUF file's metadata; a list (a value a layer) counts by its first entry."""
+        """Read the facts from a GGUF file's metadata. Of a list with a value per layer, the first is used."""
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str):
             architecture = ""
@@ -55,12 +56,12 @@ class ModelShape:
                 value = value[0] if len(value) else None
             if value is None or (type(value) is int and 0 <= value <= LARGEST):
                 return value
-            faults.append(f"{key} is {value!r:.60}, and must be a whole number of 0 to {LARGEST}")
+            faults.append(f"{key} is {value!r:.60}, and must be a whole number from 0 to {LARGEST}")
             return None
 
         n_layer = number("block_count", by_layer=False)
         if n_layer is None and architecture == "clip":
-            n_layer = 0  # a vision or audio tower has layers, but none of a language model's
+            n_layer = 0  # the layers of a vision or audio encoder do not count as those of a language model
         n_head = number("attention.head_count") or 0
         n_head_kv = number("attention.head_count_kv")
         return cls(
@@ -75,12 +76,12 @@ class ModelShape:
 
     @property
     def heads_a_value(self) -> int:
-        """Heads that share a key and a value; 0 where there are none."""
+        """Query heads per key-value head; 0 if the model has no key-value heads."""
         return self.n_head // self.n_head_kv if self.n_head_kv else 0
 
     @property
     def is_70b(self) -> bool:
-        """Whether llama.cpp takes the model for its 70 B size."""
+        """Whether llama.cpp treats the model as a 70 B model: its attn_v is at least Q5_K."""
         if self.n_layer != GROUPED_70B.get(self.architecture, -1):
             return False
         return self.architecture not in ONLY_GROUPED or self.n_head != self.n_head_kv

@@ -1,6 +1,7 @@
-"""Recipes: Q4_HIFI and llama.cpp's mixes, as a table of which tensors take which type.
+"""Recipes as a table: the type of each tensor role in Q4_HIFI and in llama.cpp's mixes, such as Q4_K_M.
 
-:mod:`q4hifi.plan.type_rules` applies them to the tensors of a model.
+:mod:`q4hifi.plan.type_rules` applies a recipe to the tensors of a model. The mixes are those of llama.cpp's
+function ``llama_tensor_get_type``.
 """
 
 from __future__ import annotations
@@ -40,22 +41,38 @@ def _first_sixteenth(i: int, n: int) -> bool:
 
 
 def _more_bits(i: int, n: int) -> bool:
-    """The first and the last eighth, and every third between."""
+    """The first and the last eighth, and every third in between (llama.cpp's ``use_more_bits``)."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 Bumps = tuple[tuple[Callable[[int, int], bool], TensorType], ...]
-"""(which of ``n`` tensors, by number ``i``; the type they take instead); the first that fits counts."""
+"""Exceptions to a recipe's default type: (applies, type).
+
+``applies(i, n)`` is whether tensor ``i`` (from 0) of the ``n`` tensors of a role takes ``type``. The first
+exception that applies decides.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A named mix. ``default`` is every matrix's type where no rule says otherwise; None copies.
+    """A named mix of tensor types.
 
-    ``file_type`` is ``general.file_type``; None where the layout (Q4_HIFI) or the source (COPY)
-    decides it. ``attn_v_grouped`` is for models where at least four heads share a value;
-    ``ffn_down_imatrix`` and ``ffn_down_plain`` count with an imatrix and without. ``requires_imatrix`` is
-    for the matrices that take the default.
+    ``file_type``
+        ``general.file_type`` of the output; None if the layout (Q4_HIFI) or the source (COPY) decides it.
+    ``default``
+        The type of all matrices to which no other field applies; None copies every tensor.
+    ``attn_v``, ``ffn_down``, ``attn_output``
+        Exceptions for matrices of these roles.
+    ``attn_v_grouped``
+        The type of attn_v in models with at least four query heads per key-value head.
+    ``ffn_down_imatrix``, ``ffn_down_plain``
+        Further exceptions for ffn_down, with an importance matrix and without one.
+    ``ffn_down_falcon``, ``attn_output_falcon``
+        Replace the other fields of the role in the architecture falcon.
+    ``attn_output_of_8_experts``
+        Replaces ``attn_output`` in models with eight experts.
+    ``requires_imatrix``
+        Whether matrices that take ``default`` need an importance matrix.
     """
 
     name: str
@@ -73,7 +90,7 @@ class Recipe:
     requires_imatrix: bool = False
 
     def chooses_by_layer(self, has_imatrix: bool) -> bool:
-        """Whether the type of a matrix depends on how many layers there are and in which it lies."""
+        """Return whether a matrix's type depends on its layer and on the number of layers in the model."""
         by_imatrix = self.ffn_down_imatrix if has_imatrix else self.ffn_down_plain
         bumps = (*self.attn_v, *self.ffn_down, *by_imatrix)
         return self.default == Q4_HIFI or any(applies is not _all for applies, _ in bumps)
@@ -180,9 +197,9 @@ _BY_FILE_TYPE = {str(int(r.file_type)): r for r in _RECIPES if r.file_type is no
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe called ``name``: any case, an alias, or a ``general.file_type`` as text.
+    """Return the recipe called ``name``: in any case, an alias, or a ``general.file_type`` as digits.
 
-    Raises :class:`BadOptionError`, with the choices, if there is none.
+    Raises :class:`BadOptionError`, which lists the recipes, if there is none.
     """
     found = _find(name)
     if found is None:
@@ -194,7 +211,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def is_recipe(name: str) -> bool:
-    """Whether :func:`find_recipe` finds a recipe of that name."""
+    """Return whether :func:`find_recipe` finds a recipe called ``name``."""
     return _find(name) is not None
 
 
@@ -204,34 +221,36 @@ def _find(name: str) -> Recipe | None:
 
 
 def type_hint(name: str) -> str:
-    """Return a hint, for an error message, on a name that is not a recipe's; empty if there is none."""
-    written = {_letters(recipe): recipe for recipe in RECIPES}
-    other = {_letters(kind): kind for kind in _UNWRITTEN.values()}
-    other |= {_letters(kind.removesuffix("_MOE")): kind for kind in _UNWRITTEN.values()}
-    key = _letters(_UNWRITTEN.get(name.strip(), name))
-    if key in other:
-        return f"llama-quantize has {other[key]}, but q4hifi cannot write it."
+    """Return a hint for the error message about ``name``, which is not the name of a recipe; "" for none."""
+    supported = {_letters(recipe): recipe for recipe in RECIPES}
+    unsupported = {_letters(kind): kind for kind in _UNSUPPORTED.values()}
+    unsupported |= {_letters(kind.removesuffix("_MOE")): kind for kind in _UNSUPPORTED.values()}
+    key = _letters(_UNSUPPORTED.get(name.strip(), name))
+    if key in unsupported:
+        return f"llama-quantize has {unsupported[key]}, but q4hifi cannot write it."
     if key.isdecimal():
         return ""
 
-    def likeness(word: str) -> tuple[float, int]:
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(word, key, strict=False))
-        return SequenceMatcher(None, word, key).ratio(), len(list(same))
+    def similarity(word: str) -> tuple[float, int]:
+        same_start = takewhile(lambda pair: pair[0] == pair[1], zip(word, key, strict=False))
+        return SequenceMatcher(None, word, key).ratio(), len(list(same_start))
 
-    best = max(map(likeness, written))
-    similar = [recipe for word, recipe in written.items() if likeness(word) == best]
+    best = max(map(similarity, supported))
+    similar = [recipe for word, recipe in supported.items() if similarity(word) == best]
     return f"did you mean {' or '.join(similar)}?" if best[0] >= _SIMILAR else ""
 
 
 def _letters(name: str) -> str:
-    """The letters and digits of a name alone, upper case."""
+    """Return only the letters and digits of a name, in upper case."""
     return "".join(c for c in name.upper() if c.isalnum())
 
 
 _SIMILAR = 0.6
-_UNWRITTEN = {
+"""The least ratio of :class:`SequenceMatcher` between a mistyped name and a suggestion."""
+
+_UNSUPPORTED = {
     str(int(kind)): kind.name.removeprefix("MOSTLY_")
     for kind in LlamaFileType
     if kind != LlamaFileType.GUESSED and str(int(kind)) not in _BY_FILE_TYPE
 }
-"""llama-quantize's types without a recipe here: ``general.file_type`` as text -> name."""
+"""llama-quantize's types without a recipe in q4hifi: ``general.file_type`` as digits -> name."""

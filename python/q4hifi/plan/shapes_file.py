@@ -1,11 +1,12 @@
-"""Plans of models of which only the shapes are known: :func:`plan_shapes`.
+"""Plans a model from its shapes alone, without its file: :func:`plan_shapes`.
 
-A model too large to download can be planned from a JSON object::
+A model that is too large to download can be described by a JSON file with one object::
 
     {"architecture": "llama", "block_count": 88, "head_count": 96, "head_count_kv": 8,
      "tensors": {"token_embd.weight": [12288, 131072], "blk.0.attn_q.weight": [12288, 12288]}}
 
-``tensors`` has GGUF's names and shapes, row length first; they count as F16, vectors as F32.
+``tensors`` maps GGUF's names to shapes, row length first. Their type is taken to be F16, and F32 for vectors.
+"expert_count" is optional.
 """
 
 from __future__ import annotations
@@ -22,30 +23,33 @@ from .options import Options
 from .plan import Plan, make_plan
 
 SUFFIX = ".json"
-"""Of files of shapes."""
+"""The suffix by which the commands recognise a file of shapes."""
 
 
 def plan_shapes(
     src: str | os.PathLike[str], type: str = "Q4_HIFI", *, has_imatrix: bool = False, **options: Any
 ) -> Plan:
-    """Plan what a model of the shapes in the JSON file ``src`` would become.
+    """Plan the quantization of a model whose shapes are in the JSON file ``src``.
 
-    ``options`` are fields of :class:`q4hifi.plan.options.Options`; measured coverage needs weights. The plan
-    has no ``file_bytes``, as the header is not known; ``tensor_bytes`` is exact. Raises
-    :class:`BadFileError` where the file holds something else.
+    ``type`` is a recipe, ``has_imatrix`` whether an importance matrix would be used, and ``options`` are
+    fields of :class:`q4hifi.plan.options.Options`. The plan's ``tensor_bytes`` is exact; ``file_bytes`` is
+    missing, because the header is unknown.
+
+    Raises :class:`BadFileError` where the file cannot be read or does not contain shapes, and
+    :class:`BadOptionError` for invalid options and for measured coverage, which needs weights.
     """
 
-    def parse(found: Any) -> tuple[ModelShape, list[StoredTensor]]:
+    def parse(value: Any) -> tuple[ModelShape, list[StoredTensor]]:
         model = ModelShape(
-            str(found["architecture"]),
-            int(found["block_count"]),
-            int(found["head_count"]),
-            int(found["head_count_kv"]),
-            int(found.get("expert_count", 0)),
+            str(value["architecture"]),
+            int(value["block_count"]),
+            int(value["head_count"]),
+            int(value["head_count_kv"]),
+            int(value.get("expert_count", 0)),
         )
         tensors = [
             StoredTensor(str(name), shape := tuple(map(int, sizes)), F16 if len(shape) > 1 else F32)
-            for name, sizes in found["tensors"].items()
+            for name, sizes in value["tensors"].items()
         ]
         if not all(t.shape and all(size > 0 for size in t.shape) for t in tensors):
             raise ValueError("an empty shape")
@@ -63,7 +67,7 @@ def plan_shapes(
     choices = Options(type=type, **options)
     if choices.is_measured(has_imatrix):
         raise BadOptionError(
-            f"{src}: measured coverage measures weights, and shapes have none;"
-            " plan the model, or with coverage scale"
+            f"{src}: measured coverage measures the errors of weights, and this file has only shapes;"
+            " plan the model itself, or use `coverage='scale'`"
         )
     return make_plan(tensors, model, choices, has_imatrix=has_imatrix)

@@ -1,4 +1,4 @@
-"""Parameter count -> how much Q4_HIFI spends: outliers a block, and which layers it covers."""
+"""How Q4_HIFI depends on the size of a model: outliers per block, covered layers, and size of the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ BILLION = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What Q4_HIFI spends on a model.
+    """How the recipe Q4_HIFI treats models of one size.
 
-    ``outliers`` is per block of 256 weights; a coverage is the share of the layers, from the
-    first on, whose tensors of that role become Q4_HIFI.
+    ``outliers`` is the number of outliers per block of 256 weights. A coverage is a share of the layers, from
+    0 to 1: in that share, beginning with the first layer, the tensors of the role become Q4_HIFI.
     """
 
     outliers: int
@@ -30,7 +30,7 @@ SCALES: tuple[tuple[float, Scale], ...] = (
     (70 * BILLION, Scale(12, 0.25)),
     (inf, Scale(16, 0.0)),
 )
-"""The most parameters (inclusive) that a scale is for, and the scale."""
+"""(largest number of parameters, inclusive; scale). The first row that a model fits into applies."""
 
 OVERHEADS: tuple[tuple[float, float], ...] = (
     (3 * BILLION, 0.06),
@@ -38,28 +38,31 @@ OVERHEADS: tuple[tuple[float, float], ...] = (
     (70 * BILLION, 0.03),
     (inf, 0.015),
 )
-"""The most parameters (inclusive), and how much larger than Q4_K_S's a file of measured coverage may be."""
+"""(largest number of parameters, inclusive; overhead): with measured coverage a file may exceed the size that
+the recipe Q4_K_S gives by this share. The first row that a model fits into applies."""
 
 MINIMAL = Scale(16, 0.0, 0.25)
+"""The scale of the option ``minimal``."""
+
 MINIMAL_ABOVE = 100 * BILLION
-"""``minimal`` is for models of more parameters than this."""
+"""The option ``minimal`` needs a model with more parameters than this."""
 
 
 def overhead_for(n_params: int) -> float:
-    """Return the share by which measured coverage may exceed the size of Q4_K_S."""
+    """Return the share by which a file of measured coverage may exceed the size that Q4_K_S gives."""
     return next(overhead for limit, overhead in OVERHEADS if n_params <= limit)
 
 
 def scale_for(n_params: int, *, minimal: bool = False) -> Scale:
-    """Return the scale for a model whose tensors hold ``n_params`` elements in all.
+    """Return the scale for a model with ``n_params`` weights in total, or :data:`MINIMAL` if ``minimal``.
 
-    Raises :class:`BadOptionError` where ``minimal`` is asked for a model that is not above 100 B.
+    Raises :class:`BadOptionError` for ``minimal`` and a model that is not larger than 100 B.
     """
     if not minimal:
         return next(scale for limit, scale in SCALES if n_params <= limit)
     if n_params <= MINIMAL_ABOVE:
         raise BadOptionError(
-            f"`minimal` is for models above {MINIMAL_ABOVE // BILLION} B parameters, and this one has "
+            f"`minimal` is for models above {MINIMAL_ABOVE // BILLION} B parameters, but this model has "
             f"{n_params / BILLION:.3g} B; leave it out"
         )
     return MINIMAL

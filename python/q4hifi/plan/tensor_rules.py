@@ -1,4 +1,4 @@
-"""What the user's options say of tensors' types, and which of them say nothing of a model."""
+"""Applies the user's options for tensor types, such as ``--tensor-type``, and finds those without effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EARLIER = "that an earlier --tensor-type decides"
 
 @dataclass(frozen=True, slots=True)
 class IdleRule:
-    """An ``option`` of the user that changes nothing, as it was given (``text``), and the reason."""
+    """An option without effect: its name (``option``), its value as the user wrote it, and the reason."""
 
     option: str
     text: str
@@ -32,7 +32,7 @@ class IdleRule:
 
 
 class NamedTensor(Protocol):
-    """What rules read of a tensor; ``shape`` has the row length first."""
+    """The properties of a tensor that the rules use."""
 
     @property
     def name(self) -> str:
@@ -40,26 +40,26 @@ class NamedTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions, row length first."""
+        """The tensor's dimensions, row length first."""
 
 
 class TensorRules:
-    """The options that name types of tensors, for a model of an architecture."""
+    """The user's options for tensor types, for models of one architecture."""
 
     def __init__(self, options: Options, architecture: str) -> None:
-        """Compile the patterns of ``options``."""
+        """Compile the patterns. Raises :class:`BadOptionError` for an invalid pattern or type."""
         self._options, self._architecture = options, architecture
         self._rules = _rules(tuple((pattern, kind) for pattern, kind in options.tensor_types))
 
     def type_of(self, name: str) -> TensorType | None:
-        """Return the type that the user named for a tensor, if any."""
+        """Return the type that the user's options give to a tensor, or None."""
         if (by_role := self._by_role(name)) is not None:
             return tensor_type(by_role[1], codec=False)
         rule = self._rules.first(name)
         return None if rule is None else self._rules.types[rule]
 
     def is_quantizable(self, tensor: NamedTensor) -> bool:
-        """Return whether a quantizing recipe changes this tensor's type at all."""
+        """Return whether recipes quantize this tensor; otherwise it keeps its type."""
         return is_quantizable(
             tensor.name,
             tensor.shape,
@@ -68,43 +68,43 @@ class TensorRules:
         )
 
     def idle(self, tensors: Iterable[NamedTensor]) -> tuple[IdleRule, ...]:
-        """Return the ``--tensor-type`` rules that decide the type of no tensor, in their order."""
-        reasons: dict[int, set[str]] = {i: set() for i in range(len(self._rules.types))}
-        others: list[tuple[str, str]] = []
+        """Return the ``--tensor-type`` rules that decide the type of no tensor, in the user's order."""
+        idle: dict[int, set[str]] = {i: set() for i in range(len(self._rules.types))}
+        decided: list[tuple[str, str]] = []  # name, and the decision that takes precedence over later rules
         for tensor in tensors:
             if not self.is_quantizable(tensor):
-                others.append((tensor.name, KEPT))
+                decided.append((tensor.name, KEPT))
             elif (by_role := self._by_role(tensor.name)) is not None:
-                others.append((tensor.name, f"that {by_role[0]} decides"))
+                decided.append((tensor.name, f"that {by_role[0]} decides"))
             elif (rule := self._rules.first(tensor.name)) is not None:
-                reasons.pop(rule, None)
-                others.append((tensor.name, EARLIER))
-        for i, found in reasons.items():
-            found |= {why for name, why in others if self._rules.matches(i, name)}
+                idle.pop(rule, None)
+                decided.append((tensor.name, EARLIER))
+        for i, reasons in idle.items():
+            reasons |= {why for name, why in decided if self._rules.matches(i, name)}
         return tuple(
             IdleRule(
                 TENSOR_TYPE,
                 "=".join(self._options.tensor_types[i]),
-                f"matches only tensors {' or '.join(sorted(found))}" if found else NO_TENSOR,
+                f"matches only tensors {' or '.join(sorted(reasons))}" if reasons else NO_TENSOR,
             )
-            for i, found in reasons.items()
+            for i, reasons in idle.items()
         )
 
     def _by_role(self, name: str) -> tuple[str, str] | None:
-        """The option that decides a tensor's type by its role, and the type."""
+        """Return the option that decides a tensor's type by its role, and that type, or None."""
         role, options = role_of(name), self._options
         if role == "output" and options.output_tensor_type is not None:
             return "--output-tensor-type", options.output_tensor_type
         if role != "token_embd" or options.token_embedding_type is None:
             return None
-        # the option covers per_layer_token_embd too, unless a pattern names that
+        # the option also applies to per_layer_token_embd, unless a pattern matches that name
         if name.startswith("per_layer_") and self._rules.first(name) is not None:
             return None
         return "--token-embedding-type", options.token_embedding_type
 
 
 class _Rules:
-    """Compiled (pattern, type) pairs; what they decide is remembered, as plans are made several times."""
+    """Compiled (pattern, type) pairs. They cache their decisions, because one command makes several plans."""
 
     def __init__(self, pairs: TensorTypes) -> None:
         self._patterns = [compile_pattern(pattern) for pattern, _ in pairs]
@@ -112,7 +112,7 @@ class _Rules:
         self._first: dict[str, int | None] = {}
 
     def first(self, name: str) -> int | None:
-        """The number of the first rule that a name matches."""
+        """Return the index of the first rule whose pattern is found in ``name``, or None."""
         if name not in self._first:
             rules = range(len(self._patterns))
             self._first[name] = next((i for i in rules if self.matches(i, name)), None)

@@ -1,4 +1,4 @@
-"""Writing a plan's types as ``--tensor-type-file`` reads them, here and in llama-quantize."""
+"""Writes the types of a plan to a file for the option ``--tensor-type-file`` of q4hifi and llama-quantize."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def write_tensor_types(
     overwrite: bool = False,
     sources: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
-    """Write a line ``^NAME$=TYPE`` for each tensor that ``plan`` encodes.
+    """Write a line ``^NAME$=TYPE`` for each tensor that ``plan`` quantizes.
 
-    llama-quantize with this file, the same imatrix and the plan's file type as its TYPE makes the same
-    file, if no tensor is Q4_HIFI. ``sources`` are files that ``path`` must not be. Raises
-    :class:`BadOptionError` for a destination that cannot be used.
+    If no tensor is Q4_HIFI, llama-quantize writes the same file as q4hifi when it gets this file, the same
+    importance matrix and the plan's file type as its TYPE.
+
+    ``path`` must not be one of the files ``sources``. Raises :class:`BadOptionError` for a destination that
+    cannot be used, and :class:`Q4HifiError` where the disk fails.
     """
     lines = [
         f"^{_escaped(t.name)}$={t.type.name.lower()}\n"
@@ -34,7 +36,10 @@ def write_tensor_types(
 
 
 def _escaped(name: str) -> str:
-    """A pattern that matches this name; capitals, which are lowered in patterns, as codes."""
+    """Return a regular expression for exactly this name.
+
+    Capitals become codes, because patterns are lowered when they are read.
+    """
     return re.sub(r"[^a-z0-9_\-\x80-\U0010ffff]", _escape, name)
 
 

@@ -1,7 +1,8 @@
-"""(role, layer, model) x recipe -> type: which type every tensor takes. Pure; reads no weights.
+"""Chooses the type of every tensor by recipe, role, layer and model, without reading weights.
 
-llama-quantize decides tensor by tensor, in the order in which it writes them: its rules for attn_v
-and ffn_down count the tensors of that role that came before, so :func:`choose_types` does too.
+The rules are those of llama-quantize. It decides tensor by tensor, in the order in which it writes them, and
+its rules for attn_v and ffn_down count the tensors of the role that came before. :func:`choose_types` does
+the same.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ FALLBACK: Mapping[TensorType, TensorType] = {
     Q6_K: Q8_0,
     IQ4_XS: IQ4_NL,
 }
-"""What a row takes that the 256 of a type does not divide; where 32 does not either, it is F16."""
+"""Type -> its replacement in rows that do not consist of whole blocks; F16 if that does not fit either."""
 
 EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
-"""Layers that llama.cpp counts beyond ``block_count``."""
+"""Architecture -> layers that llama.cpp counts in addition to ``block_count``."""
 
 AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
-"""Architecture -> parts of the names of matrices that take Q8_0 in every mix."""
+"""Architecture -> parts of names; a matrix whose name contains one of them takes Q8_0 in every mix."""
 
 
 class SourceTensor(Protocol):
-    """What a recipe reads of a tensor; ``shape`` has the row length first."""
+    """The properties of a tensor that the recipes use."""
 
     @property
     def name(self) -> str:
@@ -53,18 +54,19 @@ class SourceTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions, row length first."""
+        """The tensor's dimensions, row length first."""
 
     @property
     def format(self) -> Format:
-        """How its rows are stored."""
+        """How the tensor's rows are stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A tensor's type; ``outliers`` is 0 except for Q4_HIFI.
+    """The type chosen for a tensor; ``outliers`` (per block) is 0 except for Q4_HIFI.
 
-    ``fallback_from`` is the type that was wanted, but ruled out by the row length, or Q4_HIFI by the name.
+    ``fallback_from`` is the type that the recipe or the user wanted, where the tensor cannot have it: its row
+    length is not a multiple of the block size, or its name is too long for Q4_HIFI. It is None elsewhere.
     """
 
     type: TensorType
@@ -75,11 +77,11 @@ class Choice:
 def choose_types(
     tensors: Iterable[SourceTensor], model: ModelShape, options: Options, *, has_imatrix: bool = False
 ) -> list[Choice]:
-    """Choose every tensor's type, in the order given, which is the order of processing.
+    """Choose the type of every tensor. ``tensors`` must be in the order in which they will be written.
 
-    Raises :class:`UnsupportedModelError` where the recipe chooses by layers and the model does not say how
-    many it has, and where ``options.no_fallback`` meets a tensor that cannot take its type;
-    :class:`BadOptionError` where a tensor would have to take a type that cannot be encoded.
+    Raises :class:`UnsupportedModelError` where the recipe depends on the number of layers and the metadata
+    lack it, and with ``options.no_fallback`` where a tensor cannot have its type. Raises
+    :class:`BadOptionError` where a tensor would need a type that cannot be encoded.
     """
     tensors = list(tensors)
     chooser = _Chooser(tensors, model, options, has_imatrix)
@@ -92,19 +94,19 @@ def choose_types(
 def open_tensors(
     tensors: Iterable[SourceTensor], model: ModelShape, options: Options
 ) -> dict[str, SourceTensor]:
-    """Return the tensors whose type neither the user nor a rule for all mixes decides, by name."""
+    """Return, by name, the tensors whose type neither an option nor a rule for all mixes decides."""
     tensors = list(tensors)
     chooser = _Chooser(tensors, model, options, False)
     return {t.name: t for t in tensors if chooser.is_open(t)}
 
 
 def name_rules_out_hifi(name: str, layout: str) -> bool:
-    """Whether a tensor of that name cannot be Q4_HIFI: the names of its companions would be too long."""
+    """Return whether a tensor of this name cannot be Q4_HIFI: its companions' names would be too long."""
     return not Format(Q4_HIFI, MAX_OUTLIERS, layout).can_name(name)
 
 
 class _Chooser:
-    """One pass over a model: the rules, and the counters that they advance."""
+    """Chooses types in one pass over a model. It counts the tensors of some roles on the way."""
 
     def __init__(
         self, tensors: Sequence[SourceTensor], model: ModelShape, options: Options, has_imatrix: bool
@@ -156,7 +158,7 @@ class _Chooser:
         return any(part in name for part in AT_LEAST_Q8_0.get(self.model.architecture, ()))
 
     def _mixed(self, name: str, role: str, default: TensorType) -> TensorType:
-        """The type that the recipe's mix gives."""
+        """Return the type that the recipe's mix gives to a tensor."""
         model = self.model
         if not default.quantized or self.options.pure:
             return default
@@ -189,7 +191,7 @@ class _Chooser:
         return Q4_HIFI if covered else Q4_K
 
     def _covers(self, coverage: float, layer: int | None) -> bool:
-        # the hair keeps 0.29 of 100 layers at 29 although the product is 28.999...
+        # the small addend corrects rounding errors: 0.29 of 100 layers is 29, but the product is 28.999...
         limit = floor(self.n_layer * coverage + 1e-9)
         return coverage >= 1 or (layer is not None and layer < limit)
 
@@ -209,7 +211,7 @@ class _Chooser:
 
     def _ffn_down(self, name: str, default: TensorType) -> TensorType:
         i = self._count("ffn_down")
-        if self.model.n_expert > 1:  # several tensors a layer, so the count says nothing
+        if self.model.n_expert > 1:  # a layer may have several tensors, so the count is not the layer
             layer = layer_of(name)
             i = i if layer is None else layer
         by_imatrix = self.recipe.ffn_down_imatrix if self.has_imatrix else self.recipe.ffn_down_plain
@@ -219,23 +221,23 @@ class _Chooser:
         return _bump(bumps, i, self.n_ffn_down, default)
 
     def _count(self, role: str) -> int:
-        """How many tensors of a role the mix has seen before this one."""
+        """Return the number of earlier tensors of this role, and count this one."""
         self.seen[role] += 1
         return self.seen[role] - 1
 
 
 def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None:
-    """Raise :class:`UnsupportedModelError` where the recipe's mix asks for what the model does not say."""
+    """Raise :class:`UnsupportedModelError` where the recipe's mix needs a fact that the metadata lack."""
     recipe = options.recipe
     if recipe.default is None or not recipe.default.quantized or options.pure:
         return
     by_layer = recipe.chooses_by_layer(has_imatrix)
     if model.adapter and by_layer:
         raise UnsupportedModelError(
-            "this is an adapter, whose matrices no recipe changes; use COPY, or make it anew in another type"
+            "this is an adapter, whose matrices no recipe changes; use COPY, or make it again in another type"
         )
     if model.fault and not model.adapter:
-        raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not ask for it")
+        raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not need it")
     if model.n_layer is None and by_layer:
         missing = f"{model.architecture}.block_count is missing"
         if not model.architecture:
@@ -244,11 +246,11 @@ def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None
 
 
 def _require_type(tensor: SourceTensor, wanted: TensorType) -> None:
-    """Raise :class:`BadOptionError` where a tensor does not have a type that cannot be encoded."""
+    """Raise :class:`BadOptionError` unless the tensor has the type ``wanted``, which cannot be encoded."""
     if tensor.format.type != wanted:
         raise BadOptionError(
             f"tensor {tensor.name} is {tensor.format.type} and was to become {wanted}, which q4hifi cannot"
-            f" encode: only tensors that are {wanted} already can be kept so; name another type for it"
+            f" encode: only tensors that are {wanted} already can keep it; name another type for this tensor"
         )
 
 
@@ -257,7 +259,7 @@ def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
 
 
 def _fit(wanted: TensorType, row_length: int) -> TensorType:
-    """The type that a row of that length can take, nearest to the one wanted."""
+    """Return ``wanted`` if rows of this length can have it, else its fallback, else F16."""
     for kind in (wanted, FALLBACK.get(wanted, wanted)):
         if row_length % kind.block_size == 0:
             return kind
@@ -279,7 +281,7 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
 
 
 def _misfit(row_length: int, wanted: TensorType) -> str:
-    """Why rows of that length were not given the type that was wanted."""
+    """Return why a tensor with rows of this length cannot have the type ``wanted``."""
     if row_length % wanted.block_size:
-        return f"rows of {row_length}, {wanted} wants a multiple of {wanted.block_size}"
+        return f"rows of {row_length}, {wanted} needs a multiple of {wanted.block_size}"
     return f"the names of {wanted}'s companions would have more than {MAX_NAME_BYTES} bytes"
