@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +23,7 @@ from ..formats.layout import (
     SPLIT,
     VERSION,
     Format,
+    ShapedTensor,
 )
 from ..formats.types import MAX_OUTLIERS, Q4_HIFI, TensorType
 from ..gguf_io.reader import GgufFile, TensorInfo
@@ -35,14 +35,12 @@ CHUNK_WEIGHTS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ModelTensor:
+class ModelTensor(ShapedTensor):
     """A tensor of a model; ``shape`` has the row length first.
 
     ``parts`` are the tensors of the file that store it: a Q4_HIFI tensor of the split layout has three.
     """
 
-    name: str
-    shape: tuple[int, ...]
     format: Format
     parts: tuple[TensorInfo, ...]
 
@@ -57,24 +55,9 @@ class ModelTensor:
         return self.format.outliers
 
     @property
-    def row_length(self) -> int:
-        """Weights per row; 1 for a single value, whose shape is ()."""
-        return self.shape[0] if self.shape else 1
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows: the product of all dimensions but the first."""
-        return prod(self.shape[1:])
-
-    @property
     def rows_per_matrix(self) -> int:
         """Number of rows of each matrix in a stack of matrices (experts): the second dimension."""
         return self.shape[1] if len(self.shape) > 1 else 1
-
-    @property
-    def n_elements(self) -> int:
-        """Number of weights."""
-        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:

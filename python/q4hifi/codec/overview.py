@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import Any
 
 from ..errors import Q4HifiError
 from ..formats.gguf_constants import GGUFValueType, LlamaFileType
-from ..formats.layout import FILE_TYPE, FORK
+from ..formats.layout import FILE_TYPE, FORK, ShapedTensor
 from ..formats.tensor_names import role_of
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.survey import Survey, survey
@@ -17,23 +17,16 @@ from .model_file import ModelFile
 
 
 @dataclass(frozen=True, slots=True)
-class ListedTensor:
+class ListedTensor(ShapedTensor):
     """A tensor of a file; ``shape`` has the row length first, ``outliers`` is per block.
 
     ``nbytes`` is None if its type is unknown. ``problem`` says why its data cannot be read, or is "".
     """
 
-    name: str
-    shape: tuple[int, ...]
     type: str
     outliers: int
     nbytes: int | None
     problem: str = ""
-
-    @property
-    def n_elements(self) -> int:
-        """Number of weights."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

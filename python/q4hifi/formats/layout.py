@@ -53,15 +53,14 @@ def padded(size: int, alignment: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor as a file's header lists it; ``shape`` has the row length first.
+class ShapedTensor:
+    """A tensor's name and shape; ``shape`` has the row length first.
 
     The shape of a single value is (). A tensor with a 0 in its shape has no elements.
     """
 
     name: str
     shape: tuple[int, ...]
-    type: TensorType
 
     @property
     def row_length(self) -> int:
@@ -77,6 +76,13 @@ class StoredTensor:
     def n_elements(self) -> int:
         """Number of weights."""
         return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor(ShapedTensor):
+    """One tensor as a file's header lists it; ``shape`` has the row length first."""
+
+    type: TensorType
 
     @property
     def row_bytes(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Q4HifiError
-from ..formats.layout import StoredTensor
+from ..formats.layout import ShapedTensor, StoredTensor
 from .header import (
     FILE_TYPE_KEY,
     Entry,
@@ -26,14 +26,12 @@ NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class SurveyedTensor:
+class SurveyedTensor(ShapedTensor):
     """A tensor as the header lists it; ``shape`` has the row length first.
 
     ``nbytes`` is None if its type is unknown. ``problem`` says why its data cannot be read, or is "".
     """
 
-    name: str
-    shape: tuple[int, ...]
     type_name: str
     nbytes: int | None
     problem: str = ""
