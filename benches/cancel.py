@@ -20,7 +20,7 @@ from q4hifi.allocation.candidates import candidates
 from q4hifi.codec.model_file import RowRange
 from q4hifi.codec.rows import decode, encode
 from q4hifi.formats.layout import SPLIT
-from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT, mate_of
+from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT, first_with_same_input
 from q4hifi.imatrix.file import Importance
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
@@ -32,7 +32,7 @@ def products(importance: Importance, name: str, n: int) -> npt.NDArray[np.float6
     assert columns is not None
     roots = np.sqrt(columns[0].astype(np.float64))
     upper = np.zeros((n, n))
-    upper[np.triu_indices(n, 1)] = importance.correlations(mate_of(name)) / 127
+    upper[np.triu_indices(n, 1)] = importance.correlations(first_with_same_input(name)) / 127
     return (upper + upper.T + np.eye(n)) * np.outer(roots, roots)
 
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from q4hifi.formats.tensor_names import is_quantizable, layer_of, mate_of, processing_order, role_of
+from q4hifi.formats.tensor_names import (
+    first_with_same_input,
+    is_quantizable,
+    layer_of,
+    processing_order,
+    role_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +76,13 @@ def test_is_quantizable(name, shape, expected):
 
 
 def test_one_matrix_stands_for_all_of_the_same_inputs():
-    assert mate_of("blk.3.attn_v.weight") == mate_of("blk.3.attn_q.weight") == "blk.3.attn_q.weight"
-    assert mate_of("blk.0.ffn_up.weight") == "blk.0.ffn_gate.weight"
-    assert mate_of("blk.0.ffn_down.weight") == "blk.0.ffn_down.weight"
+    assert (
+        first_with_same_input("blk.3.attn_v.weight")
+        == first_with_same_input("blk.3.attn_q.weight")
+        == "blk.3.attn_q.weight"
+    )
+    assert first_with_same_input("blk.0.ffn_up.weight") == "blk.0.ffn_gate.weight"
+    assert first_with_same_input("blk.0.ffn_down.weight") == "blk.0.ffn_down.weight"
 
 
 def test_is_quantizable_by_architecture_and_option():

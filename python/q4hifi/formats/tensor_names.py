@@ -83,8 +83,12 @@ def role_of(name: str) -> str:
     return next(role for role, pattern in _ROLE_PATTERNS if pattern.search(name))
 
 
-def mate_of(name: str) -> str:
-    """Return the name of the matrix that stands for all with its inputs, its own if there is no other."""
+def first_with_same_input(name: str) -> str:
+    """Return the name of the first matrix of the layer that has the same input as the matrix ``name``.
+
+    Sums over inputs are stored once for all these matrices, under this name. It is ``name`` itself where no
+    other matrix has the same input.
+    """
     role = role_of(name)
     return name.replace(role, SAME_INPUT.get(role, role))
 

@@ -41,7 +41,7 @@ from ..codec.input_correlations import Correlations, Inputs, known_inputs, pair_
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
 from ..files.positioned_file import os_errors
 from ..formats.gguf_constants import GGUFValueType
-from ..formats.tensor_names import mate_of
+from ..formats.tensor_names import first_with_same_input
 from ..gguf_io.metadata import decode_text
 from ..gguf_io.reader import GgufFile
 
@@ -221,7 +221,9 @@ class Importance:
 
     def correlated_name(self, name: str) -> str | None:
         """Return the name that a matrix' correlations are under: its own or a mate's; None without any."""
-        return next((known for known in (name, mate_of(name)) if known in self._correlations), None)
+        return next(
+            (known for known in (name, first_with_same_input(name)) if known in self._correlations), None
+        )
 
     def is_correlated(self, name: str) -> bool:
         """Return whether the file has correlations of the matrix' inputs."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .. import _core
 from ..codec.core_errors import core_errors
 from ..errors import BadOptionError
-from ..formats.tensor_names import EMBEDDINGS, is_tied, mate_of
+from ..formats.tensor_names import EMBEDDINGS, first_with_same_input, is_tied
 
 
 class InputSums:
@@ -48,7 +48,7 @@ class InputSums:
         """
         found = {}
         for name, place in self._places.items():
-            if mate_of(name) in self._places and mate_of(name) != name:
+            if first_with_same_input(name) in self._places and first_with_same_input(name) != name:
                 continue
             if (products := self.core.products(*place)) is not None:
                 found[name] = products
