@@ -59,9 +59,9 @@ def known_inputs(
     ``importance`` is float32 [row_length], ``correlations`` int8 [pairs] or :data:`NONE`. ``tokens`` is the
     number of tokens over which the correlations were measured: the fewer, the closer to 0 they are moved.
 
-    H is factorized, which takes row_length³ / 6 operations for rows of up to 2048 weights, and grows linearly
-    beyond that. Raises :class:`BadFileError` where lengths do not fit or an importance is negative or not
-    finite.
+    H is factorized, group by group. For rows of up to 2048 weights that takes row_length³ / 6 operations; for
+    longer rows the operations grow linearly. Raises :class:`BadFileError` where lengths do not fit, or an
+    importance is negative or not finite.
     """
     with core_errors(BadFileError):
         return _core.Inputs(np.ascontiguousarray(importance), correlations, tokens, threads)
