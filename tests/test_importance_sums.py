@@ -159,7 +159,7 @@ def test_correlations_of_other_columns_are_refused(tmp_path: Path) -> None:
     name = f"{DENSE}.in_corr".encode()
     shape = data.index(name) + len(name) + 4
     (tmp_path / "imatrix.gguf").write_bytes(data[:shape] + b"\5" + data[shape + 1 :])
-    with pytest.raises(BadFileError, match=r"in_corr has 5 correlations, which are not those of as many"):
+    with pytest.raises(BadFileError, match=r"in_corr has 5 correlations, which does not fit the number of columns"):
         load_importance(tmp_path / "imatrix.gguf")
 
 
