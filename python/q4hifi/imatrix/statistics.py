@@ -74,7 +74,7 @@ class TensorStatistics:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the statistics as plain JSON types."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
