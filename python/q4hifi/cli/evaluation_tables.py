@@ -31,7 +31,7 @@ COMPARISON_WIDTH = 100
 """Width of a terminal, in columns, in which a comparison fits in one table."""
 
 _COMPARISON_HEADS = (
-    *("size", "bits/\nweight", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
+    *("size", "BPW", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
     *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
 )
 
@@ -134,7 +134,10 @@ def comparison_table(result: Comparison, width: int = COMPARISON_WIDTH) -> Rende
             table.add_row(Text(printable(name)), *row[part])
         tables.append([table])
     text = f"{result.n_chunks} chunks of {result.n_ctx} tokens of {printable(result.dataset)}"
-    legend = "± is the standard error; KLD: KL divergence from the first model, the reference, in nats"
+    legend = (
+        "below each value its standard error; BPW: bits per weight;"
+        " KLD: KL divergence from the first model, the reference, in nats"
+    )
     return paragraphs(*tables, [Text(f"{text}; {legend}", style="italic")])
 
 
