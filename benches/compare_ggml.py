@@ -13,16 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from turns import medians
 
 import q4hifi
 from q4hifi import _core
@@ -34,8 +31,6 @@ import oracle
 Floats = npt.NDArray[np.float32]
 DEFAULT = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 HIFI_OUTLIERS = (8, 16)
-TURN = 0.2
-"""Least seconds of a turn, so that the system can spread the threads over the cores."""
 
 
 def inputs(rows: int, row_length: int) -> tuple[Floats, Floats]:
@@ -43,24 +38,6 @@ def inputs(rows: int, row_length: int) -> tuple[Floats, Floats]:
     rng = np.random.default_rng(1)
     x = rng.standard_t(8, (rows, row_length)) * 0.02
     return x.astype(np.float32), np.exp(3 * rng.standard_normal(row_length)).astype(np.float32)
-
-
-def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each call. The calls take turns of at least :data:`TURN` seconds."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(ceil(TURN / (time.perf_counter() - started)))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, repeat, seconds in zip(calls, repeats, times, strict=True):
-            started = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            seconds.append((time.perf_counter() - started) / repeat)
-    return [statistics.median(seconds) for seconds in times]
 
 
 def ggml_threaded(pool: ThreadPoolExecutor, threads: int, kind: int, x: Floats, w: Floats | None) -> None:

@@ -14,17 +14,14 @@ import argparse
 import ctypes
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from turns import medians
 
 import q4hifi
 from q4hifi.formats.types import TYPES
@@ -36,8 +33,6 @@ Floats = npt.NDArray[np.float32]
 DEFAULT = ["Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"]
 COLUMNS = (1, 16, 256)
 HIFI_OUTLIERS = (8, 16)
-TURN = 0.2
-"""Least seconds of a turn, so that the system can spread the threads over the cores."""
 
 F32 = 0
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -139,24 +134,6 @@ class GgmlProduct:
             self.lib.ggml_backend_buffer_free(buffer)
         for context in self.contexts:
             self.lib.ggml_free(context)
-
-
-def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each call. The calls take turns of at least :data:`TURN` seconds."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(ceil(TURN / (time.perf_counter() - started)))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, repeat, seconds in zip(calls, repeats, times, strict=True):
-            started = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            seconds.append((time.perf_counter() - started) / repeat)
-    return [statistics.median(seconds) for seconds in times]
 
 
 def main() -> None:

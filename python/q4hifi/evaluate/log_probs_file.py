@@ -140,8 +140,8 @@ class LogProbsWriter:
         return codes.astype(np.uint16, copy=False)
 
     def publish(self) -> None:
-        """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
-        self._new.check()  # before the file loses what it can be resumed by
+        """Give the complete file its final name. Raises :class:`Q4HifiError` if that fails."""
+        self._new.check()  # while the file can still be resumed
         with os_errors(self._new.path, "be completed"):
             self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
             self._new.file.truncate(self._nll_offset(0))
