@@ -1,12 +1,12 @@
-"""Time q4hifi.cuda on a GPU: gigabytes a second, and the share of what a copy reaches in the same run.
+"""Measure the speed of q4hifi.cuda on a GPU, in gigabytes per second and relative to a copy in memory.
 
-python benches/bench_cuda.py [--rounds N] [--model NAME ...] [--json]
+    python benches/bench_cuda.py [--rounds N] [--model NAME ...] [--json]
 
-For each shape of matrix that a model has, each type is multiplied by one column, by 8 and by 512, by 512 also
-through dequantizing and cuBLAS, and dequantized to float16. Copies of the matrix that together exceed the
-cache are taken in turn, so that weights come from memory. Bytes are those that must be read and written.
-Every product is compared with that of the decoded weights before it is timed. Times are the least of several
-rounds, each a CUDA graph of many launches.
+For each shape of a model's matrices and each type, these are timed: products with 1, 8 and 512 columns; the
+product with 512 columns by dequantizing and cuBLAS; dequantizing to float16. Bytes are those that must be
+read and written. Several copies of the matrix, together larger than the cache, are used in turns, so that
+the weights come from memory. Before it is timed, every product is compared with that of the dequantized
+weights. A time is the minimum over several rounds; each round is a CUDA graph of many launches.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ MODELS = {  # n_out, n_in
 TYPES = (("Q4_K", 0), ("Q5_K", 0), ("Q6_K", 0), ("Q4_HIFI", 8), ("Q4_HIFI", 16))
 COLUMNS = (1, 8, 512)
 COLD = 512 << 20
-"""Bytes of weights that are read before any is read again: ten times an H100's second cache."""
+"""Bytes of weights that are read before the same weights are read again: ten times an H100's L2 cache."""
 ROUND_BYTES = 4 << 30
-"""Bytes that a round reads and writes, about: some milliseconds."""
+"""About the bytes that a round reads and writes, which takes some milliseconds."""
 
 
 def seconds(launch: Callable[[int], Any], launches: int, rounds: int) -> float:
-    """Seconds a launch: the least of ``rounds`` graphs of ``launches`` launches, called with their number."""
+    """Return the seconds of one launch: the minimum over ``rounds`` graphs of ``launches`` launches.
+
+    ``launch`` is called with the index of the launch.
+    """
     cupy = device.cupy()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        launch(0)  # compiled, and its memory in the pool, before the capture
+        launch(0)  # compiles the kernel and fills the memory pool before the capture
         stream.begin_capture()
         for i in range(launches):
             launch(i)
@@ -59,7 +62,7 @@ def seconds(launch: Callable[[int], Any], launches: int, rounds: int) -> float:
 
 
 def rows_of(kind: str, outliers: int, shape: tuple[int, int]) -> QuantizedTensor:
-    """A matrix of that shape: 512 quantized rows, over and over."""
+    """Return a quantized matrix of that shape: the same 512 rows, repeated."""
     weights = np.random.default_rng(1).standard_t(4, (512, shape[1])).astype(np.float32) * 0.02
     few = q4hifi.quantize(weights, kind, outliers=outliers)
     times = -(-shape[0] // 512)
@@ -68,7 +71,7 @@ def rows_of(kind: str, outliers: int, shape: tuple[int, int]) -> QuantizedTensor
 
 
 def check(name: str, tensor: CudaTensor, columns: int) -> None:
-    """Compare a product with that of the decoded weights, which the GPU's tests compare with the codec's."""
+    """Compare a product with that of the dequantized weights, which the GPU tests check."""
     cupy = device.cupy()
     x = cupy.random.standard_normal((columns, tensor.shape[1]), np.float32).astype(np.float16)
     weights = tensor.dequantize(np.float32)[:4096]
@@ -76,11 +79,11 @@ def check(name: str, tensor: CudaTensor, columns: int) -> None:
     expected = x.astype(np.float32) @ weights.T
     error = float(cupy.linalg.norm(got - expected) / cupy.linalg.norm(expected))
     if not error < 0.02:
-        sys.exit(f"{name} {tensor.shape}, {columns} columns: an error of {error:.3g}")
+        sys.exit(f"{name} {tensor.shape}, {columns} columns: relative error {error:.3g}")
 
 
 def copy_bandwidth(rounds: int) -> float:
-    """Bytes a second, read and written, of copies within the GPU's memory."""
+    """Return the bytes per second that copies within the GPU's memory read and write."""
     cupy = device.cupy()
     source, target = (cupy.empty((1 << 30,), np.uint8) for _ in range(2))
     copy = seconds(lambda _: cupy.copyto(target, source), 4, rounds)
@@ -88,7 +91,7 @@ def copy_bandwidth(rounds: int) -> float:
 
 
 def measure(kind: str, outliers: int, shape: tuple[int, int], rounds: int) -> dict[str, tuple[float, int]]:
-    """What was done -> seconds and bytes."""
+    """Time all operations with one matrix: name of the operation -> seconds and bytes."""
     cupy = device.cupy()
     name = f"{kind}-{outliers}" if outliers else kind
     host = rows_of(kind, outliers, shape)

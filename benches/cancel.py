@@ -1,11 +1,12 @@
-"""What cancelling leaves of errors as they are felt, by matrix and type.
+"""Measure by how much error feedback (GPTQ, LDLQ) reduces the error of a matrix' outputs.
 
-python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
+    python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
 
-Encodes the first rows of matrices, refined, without and with the correlations of their inputs (``src/refine/
-cancel.rs``), and prints what is left of eᵀ H e: H being that of the importance matrix which the encoder has,
-and that of another text, ``--other``. Last, the mean of the latter over all, which ``CANCELED`` in
-``python/q4hifi/allocation/allocate.py`` stands for.
+Encodes the first rows of matrices twice, refined without and with error feedback. Prints the ratio of the
+output errors eᵀ H e, by matrix and type, where e is the error of a row and H = E[x xᵀ] the Hessian. H is
+taken from the importance matrix that the encoder used (line "same"), and from that of another text
+(``--other``, line "other"). The last line is the mean ratio on the other text. The constant for error
+feedback in ``python/q4hifi/allocation/allocate.py`` is this mean.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
 
 
 def products(importance: Importance, name: str, n: int) -> npt.NDArray[np.float64]:
-    """H, [n, n], of a matrix whose columns are one group."""
+    """Return H, float64 [n, n], of a matrix whose columns form a single group."""
     columns = importance.weights(name, n, 1)
     assert columns is not None
     roots = np.sqrt(columns[0].astype(np.float64))
@@ -43,8 +44,8 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--imatrix", required=True)
-    parser.add_argument("--other", required=True, help="an importance matrix of another text")
-    parser.add_argument("--layers", default="1", help="by number, separated by commas")
+    parser.add_argument("--other", required=True, help="importance matrix of another text")
+    parser.add_argument("--layers", default="1", help="layer indices, separated by commas")
     parser.add_argument("--rows", type=int, default=64)
     args = parser.parse_args()
     own, other = (q4hifi.load_importance(file).refining() for file in (args.imatrix, args.other))
@@ -71,9 +72,9 @@ def main() -> None:
                 left.append([after / before for before, after in zip(*cost, strict=True)])
             for text, shares in zip(("same", "other"), zip(*left, strict=True), strict=True):
                 print(f"{name:<26} {text:>8}", *(f"{share:>8.3f}" for share in shares), flush=True)
-                assert text != "same" or max(shares) < 1, f"{name}: errors do not cancel"
+                assert text != "same" or max(shares) < 1, f"{name}: error feedback does not help"
             elsewhere += [share for _, share in left]
-    print(f"left on the other text: {np.mean(elsewhere):.2f}, {min(elsewhere):.2f} to {max(elsewhere):.2f}")
+    print(f"on the other text: mean {np.mean(elsewhere):.2f}, {min(elsewhere):.2f} to {max(elsewhere):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What q4hifi and the llama.cpp in the wheel ``xllamacpp`` find when they evaluate the same files.
+"""Compare the logits and perplexities of q4hifi and of llama.cpp on the same model files and text.
 
     python benches/compare_evaluation.py MODEL-f16.gguf TEXT [-c 512] [--chunks 8] [--types TYPE...]
 
-The model as it is (COPY) and as each type are read by both engines by llama-perplexity's protocol. For each
-file: the perplexity that each finds, and how far answers lie apart: the Kullback-Leibler divergence
-(mean, median), the largest difference of a logit as a share of the logits' range, and how often both
-find the same token best.
+llama.cpp is the one in the wheel ``xllamacpp``. Both engines read the model as it is (COPY) and quantized to
+each type, in chunks as llama-perplexity does. For each file, the perplexities are printed, and how much the
+logits differ: the Kullback-Leibler divergence (mean, median), the largest difference of a logit relative to
+the range of the logits ("far"), and how often both have the same most probable token ("same").
 
-For quantized weights both engines round activations to eight bits, each in its order. What is right is
-therefore a third: the file's weights decoded to ``--exact``, whose activations q4hifi does not round.
-Each engine is measured against it, and llama.cpp against itself, the first chunk token by token, which
-takes other kernels. Of Q4_HIFI, llama.cpp runs the decoded weights. Asterisks mark what is over a limit.
+For quantized weights, both engines round activations to eight bits, but not in the same order. The exact
+reference is therefore the file's weights decoded to ``--exact``, for which q4hifi does not round activations.
+Each engine is compared with it. llama.cpp is also compared with itself: the first chunk is read token by
+token, which uses other kernels. llama.cpp cannot load Q4_HIFI and runs its decoded weights. An asterisk marks
+a value over its limit.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from q4hifi.evaluate.chunks import Chunks
 from q4hifi.evaluate.logits import Divergence, divergence
 
 COPY = "COPY"
-"""The model as it is."""
+"""Name for the model as it is."""
 
 TYPES = [COPY, "Q8_0", "Q6_K", "Q4_K_M", "Q4_HIFI"]
 
 PPL_LIMIT = {True: 0.05, False: 0.3}
-"""Percent by which perplexities may differ, of files that are not quantized and that are."""
+"""Largest difference of perplexities, in percent. True is for files that are not quantized."""
 
 FAR_LIMIT, KLD_LIMIT = 1e-3, 2e-3
-"""How far files that are not quantized may lie apart, and those that are."""
+"""Largest "far" of a file that is not quantized, and largest mean KLD of any file."""
 
 FURTHER = 1.1
-"""Times llama.cpp's distance from what is exact that ours may be."""
+"""Our KLD from the exact reference may be at most this many times llama.cpp's."""
 
 
 class Gap:
-    """How far answers lie from a reference, over chunks."""
+    """Collects how much predictions differ from a reference, over several chunks."""
 
     def __init__(self) -> None:
         self.parts: list[Divergence] = []
@@ -67,7 +68,7 @@ class Gap:
 
 
 def reader_of(model: q4hifi.Model) -> Read:
-    """Our engine, called as llama.cpp is."""
+    """Return a function that reads tokens with q4hifi, with the arguments of llama.cpp's reader."""
 
     def read(tokens: np.ndarray, first: int) -> Floats:
         logits = model.sequence().evaluate(tokens, range(first, len(tokens)))
@@ -78,7 +79,7 @@ def reader_of(model: q4hifi.Model) -> Read:
 
 
 def files(source: Path, types: list[str], exact: str, folder: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Name, file and the file of its decoded weights, one after another; both are deleted after use."""
+    """Yield name, file and file of decoded weights for each type. The files are deleted after use."""
     for name in types:
         made, decoded = folder / f"{name}.gguf", folder / f"{name}-{exact}.gguf"
         if name != COPY:
@@ -140,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("-c", "--ctx-size", type=int, default=512, help="tokens of a chunk, at most 2048")
+    parser.add_argument("-c", "--ctx-size", type=int, default=512, help="tokens per chunk, at most 2048")
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--types", nargs="*", default=TYPES, help="COPY is the model as it is")
     parser.add_argument("--exact", choices=("F32", "F16"), default="F32")

@@ -1,10 +1,11 @@
-"""Quantize the same rows with q4hifi and with ggml, in turn, in one process: medians and ratios.
+"""Compare the quantization speed of q4hifi and ggml on the same rows.
 
-python benches/compare_ggml.py [--rounds N] [--rows N] [--row-length N] [--json] [TYPE ...]
+    python benches/compare_ggml.py [--rounds N] [--rows N] [--row-length N] [--json] [TYPE ...]
 
-ggml is the one inside the PyPI wheel `xllamacpp`, called through ctypes as the tests do. Both get the
-same float32 rows; each round times one call of each. The outputs are compared to the last byte. Q4_HIFI
-is compared with our own Q4_K. `Q4HIFI_ISA=avx2` (or scalar) forces an instruction set.
+ggml is the one in the PyPI wheel ``xllamacpp``, called through ctypes. Both get the same float32 rows and
+take turns in one process. Printed are the medians over the rounds and their ratio. The outputs must be the
+same byte for byte. Q4_HIFI is compared with q4hifi's own Q4_K. ``Q4HIFI_ISA=avx2`` (or scalar) selects an
+instruction set.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from turns import medians
 
 import q4hifi
 from q4hifi import _core
@@ -33,37 +31,17 @@ import oracle
 Floats = npt.NDArray[np.float32]
 DEFAULT = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 HIFI_OUTLIERS = (8, 16)
-TURN = 0.2
-"""Long enough for a system to spread threads over its cores."""
 
 
 def inputs(rows: int, row_length: int) -> tuple[Floats, Floats]:
-    """Rows as trained matrices have them, and importances over a few orders of magnitude."""
+    """Return rows like those of trained matrices, and importances over a few orders of magnitude."""
     rng = np.random.default_rng(1)
     x = rng.standard_t(8, (rows, row_length)) * 0.02
     return x.astype(np.float32), np.exp(3 * rng.standard_normal(row_length)).astype(np.float32)
 
 
-def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Median seconds of each call, the calls taking turns of at least :data:`TURN` seconds."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(ceil(TURN / (time.perf_counter() - started)))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, repeat, seconds in zip(calls, repeats, times, strict=True):
-            started = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            seconds.append((time.perf_counter() - started) / repeat)
-    return [statistics.median(seconds) for seconds in times]
-
-
 def ggml_threaded(pool: ThreadPoolExecutor, threads: int, kind: int, x: Floats, w: Floats | None) -> None:
-    """ggml's quantizer on as many threads, each with its share of the rows."""
+    """Run ggml's quantizer on several threads, each with its share of the rows."""
     for _ in pool.map(lambda part: oracle.ggml_quantize(kind, part, w), np.array_split(x, threads)):
         pass
 
@@ -87,7 +65,7 @@ def main() -> None:
     results = []
     if not args.json:
         isa = q4hifi.cpu_features().active
-        print(f"kernels: {isa}; million weights a second, one thread and {every}")
+        print(f"kernels: {isa}; million weights per second with 1 thread, then with {every}")
         heads = "".join(f"{head:>9}" for head in ("q4hifi", "ggml", "ratio") * 2)
         print(f"{'type':<10} {'importance':<10} {heads}")
     with ThreadPoolExecutor(every) as pool:

@@ -1,11 +1,11 @@
-"""Multiply matrices by activations with q4hifi and with ggml, in turn, in one process: ratios.
+"""Compare the speed of matrix products of q4hifi and ggml.
 
-python benches/compare_ggml_matmul.py [--rounds N] [--threads N] [--shape ROWSxLENGTH] [--json] [TYPE ...]
+    python benches/compare_ggml_matmul.py [--rounds N] [--threads N] [--shape ROWSxLENGTH] [--json] [TYPE ...]
 
-ggml is the one inside the PyPI wheel `xllamacpp`: its `mul_mat` on its CPU backend, with the weights in
-the file's layout and in the interleaved one that llama.cpp brings them into when it loads a model; the
-faster of the two counts. Both get the same blocks and the same float32 activations, and both products are
-compared with that of the decoded weights. Q4_HIFI is compared with our own Q4_K.
+ggml is the one in the PyPI wheel ``xllamacpp``: ``mul_mat`` of its CPU backend. It runs with the weights in
+the file's layout, and in the interleaved layouts into which llama.cpp converts them when it loads a model;
+the fastest counts. Both get the same blocks and float32 activations, and take turns in one process. Both
+products are compared with that of the decoded weights. Q4_HIFI is compared with q4hifi's own Q4_K.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import argparse
 import ctypes
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from turns import medians
 
 import q4hifi
 from q4hifi.formats.types import TYPES
@@ -36,8 +33,6 @@ Floats = npt.NDArray[np.float32]
 DEFAULT = ["Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"]
 COLUMNS = (1, 16, 256)
 HIFI_OUTLIERS = (8, 16)
-TURN = 0.2
-"""Long enough for a system to spread threads over its cores."""
 
 F32 = 0
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -69,7 +64,7 @@ class _InitParams(ctypes.Structure):
 
 
 def ggml() -> ctypes.CDLL:
-    """The wheel's library, with the functions of a graph typed."""
+    """Return the wheel's library, with the argument types of the graph functions set."""
     lib = oracle.library()
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
@@ -79,7 +74,7 @@ def ggml() -> ctypes.CDLL:
 
 
 def buffer_types(lib: ctypes.CDLL) -> dict[str, int]:
-    """The CPU backend's kinds of memory for weights: the plain one, and those that repack."""
+    """Return the CPU backend's buffer types for weights by name: the plain one, and those that interleave."""
     registry = lib.ggml_backend_cpu_reg()
     found = [lib.ggml_backend_cpu_buffer_type()]
     address = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
@@ -94,7 +89,7 @@ def buffer_types(lib: ctypes.CDLL) -> dict[str, int]:
 
 
 class GgmlProduct:
-    """A graph that multiplies one matrix, kept in memory of one kind."""
+    """A graph that multiplies one matrix, whose weights are in a buffer of one type."""
 
     def __init__(
         self, lib: ctypes.CDLL, buffer_type: int, tensor: q4hifi.QuantizedTensor, x: Floats, threads: int
@@ -117,7 +112,7 @@ class GgmlProduct:
         self.supported = lib.ggml_backend_dev_supports_op(device, self.product)
         self.backend = lib.ggml_backend_cpu_init()
         lib.ggml_backend_cpu_set_n_threads(self.backend, threads)
-        if not self.supported:  # memory of this kind does not take the type
+        if not self.supported:  # the buffer type cannot store the tensor type
             return
         lib.ggml_backend_tensor_set(w, tensor.data.ctypes.data, 0, tensor.data.nbytes)
         lib.ggml_backend_tensor_set(activations, x.ctypes.data, 0, x.nbytes)
@@ -127,36 +122,18 @@ class GgmlProduct:
         assert self.lib.ggml_backend_graph_compute(self.backend, self.graph) == 0
 
     def result(self) -> Floats:
-        """The product, [columns, rows]."""
+        """Compute and return the product, float32 [columns, rows]."""
         self()
         self.lib.ggml_backend_tensor_get(self.product, self.out.ctypes.data, 0, self.out.nbytes)
         return self.out
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.lib.ggml_backend_free(self.backend)
         for buffer in self.buffers:
             self.lib.ggml_backend_buffer_free(buffer)
         for context in self.contexts:
             self.lib.ggml_free(context)
-
-
-def medians(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Median seconds of each call, the calls taking turns of at least :data:`TURN` seconds."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(ceil(TURN / (time.perf_counter() - started)))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, repeat, seconds in zip(calls, repeats, times, strict=True):
-            started = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            seconds.append((time.perf_counter() - started) / repeat)
-    return [statistics.median(seconds) for seconds in times]
 
 
 def main() -> None:
@@ -179,7 +156,7 @@ def main() -> None:
     activations = rng.standard_normal((max(COLUMNS), n_in)).astype(np.float32)
     results = []
 
-    def tell(name: str, columns: int, ours: float, theirs: float, what: str) -> None:
+    def report(name: str, columns: int, ours: float, theirs: float, what: str) -> None:
         billions = n_out * n_in * columns / 1e9
         row = {"type": name, "columns": columns, "q4hifi": billions / ours, "other": billions / theirs}
         results.append({**row, "what": what})
@@ -189,7 +166,7 @@ def main() -> None:
 
     if not args.json:
         isa = q4hifi.cpu_features().active
-        print(f"kernels: {isa}; {args.shape}, {args.threads} threads; billion multiply-adds a second")
+        print(f"kernels: {isa}; {args.shape}, {args.threads} threads; billion multiply-adds per second")
         print(f"{'type':<11}{'columns':>7} {'q4hifi':>9}{'other':>9}{'ratio':>9}  other is")
     for name in args.types:
         tensor = q4hifi.quantize(w, TYPES[name.upper()])
@@ -207,7 +184,7 @@ def main() -> None:
                 args.rounds, lambda t=tensor, x=x: t.matmul(x, threads=args.threads), *products.values()
             )
             best = min(range(len(theirs)), key=theirs.__getitem__)
-            tell(name, columns, ours, theirs[best], f"ggml, {list(products)[best]}")
+            report(name, columns, ours, theirs[best], f"ggml, {list(products)[best]}")
             for product in every.values():
                 product.close()
     q4_k = q4hifi.quantize(w, "Q4_K")
@@ -220,7 +197,7 @@ def main() -> None:
                 lambda t=tensor, x=x: t.matmul(x, threads=args.threads),
                 lambda x=x: q4_k.matmul(x, threads=args.threads),
             )
-            tell(f"Q4_HIFI-{outliers}", columns, a, b, "our own Q4_K")
+            report(f"Q4_HIFI-{outliers}", columns, a, b, "our own Q4_K")
     if args.json:
         isa = q4hifi.cpu_features().active
         print(json.dumps({"isa": isa, "threads": args.threads, "results": results}, indent=2))

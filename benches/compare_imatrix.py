@@ -1,11 +1,11 @@
-"""Importance matrices of q4hifi and of llama-imatrix, and what models quantized with either are worth.
+"""Compare importance matrices of q4hifi and of llama-imatrix, and the models quantized with them.
 
     python benches/compare_imatrix.py LLAMA_IMATRIX MODEL-f16.gguf CALIBRATION TEXT [--chunks 4]
 
-Both read the same chunks of CALIBRATION. Prints how far the values of a tensor (its mean squares, a column
-each) lie apart: the sum over all tensors, the worst tensor's sum and the worst single column, as shares of
-llama-imatrix's. Then the model is quantized with either, and the divergences of both from MODEL on TEXT
-are taken.
+Both programs read the same chunks of CALIBRATION. Prints the relative differences of the mean squares: of
+the sum over all tensors, of the sum of the worst tensor, and of the worst single column. Then the model is
+quantized with each importance matrix, and the KL divergences of the two models from MODEL on TEXT are
+printed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from q4hifi.imatrix.sums import ImportanceSums
 
 
 def matrices(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """Make both."""
+    """Make both importance matrices."""
     theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
     size, chunks, threads = options.ctx_size, options.chunks, options.threads
     words = [options.llama_imatrix, "-m", options.model, "-f", options.calibration, "-o", theirs]
     words += ["-c", size, "--chunks", chunks, "-t", threads, "--no-ppl"]
     subprocess.run([str(word) for word in words], check=True, capture_output=True)
-    # as llama.cpp reads a file: without its last line's end
+    # llama.cpp removes the last line end of a file
     text = options.calibration.read_text().removesuffix("\n")
     sums = q4hifi.collect_importance(
         options.model, text, n_ctx=size, n_chunks=chunks, score=False, threads=threads

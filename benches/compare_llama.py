@@ -1,16 +1,16 @@
-"""Run models with q4hifi and with llama.cpp, in turn, in one process: ratios of their speeds.
+"""Compare the speed of q4hifi and llama.cpp when they run the same models.
 
     python benches/compare_llama.py MODEL.gguf [OTHER.gguf ...] [-p 512] [-n 32] [-r 5] [-t THREADS] [--json]
 
-A round is, for every file and with one engine after the other, a prompt of ``-p`` random tokens and then
-``-n`` tokens one by one. All stay loaded all the time. The ratio is tokens a second of q4hifi over those of
-llama.cpp: the median of the rounds and, in brackets, the smallest and the largest. A file that llama.cpp
-does not take, such as Q4_HIFI's, is run by q4hifi alone; the last column compares every file with
-q4hifi's own run of the first, so that a Q4_K_S file and a Q4_HIFI one can be laid side by side.
+In each round, both engines read a prompt of ``-p`` random tokens and then ``-n`` tokens one by one, for
+every file in turn. All models stay loaded. The ratio is q4hifi's tokens per second divided by llama.cpp's:
+the median over the rounds, with the smallest and the largest in brackets. Files that llama.cpp cannot load,
+such as Q4_HIFI, are run by q4hifi alone. The last column compares every file with the first file, both run
+by q4hifi, so that for example a Q4_HIFI file can be compared with a Q4_K_S file.
 
-llama.cpp is the one inside the PyPI wheel `xllamacpp`; LLAMA_LIBRARY names another build's libllama.so, best
-one made for this CPU. At last, each in a process of its own: the seconds that q4hifi takes to load the file,
-and its resident memory after the prompt as a share of the file and the keys and values.
+llama.cpp is the one in the PyPI wheel ``xllamacpp``. LLAMA_LIBRARY names the libllama.so of another build,
+preferably one made for this CPU. At the end, each file is loaded in a new process. Printed are the seconds to
+load it, and the resident memory after the prompt relative to the size of the file and the key-value cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle
 
 Run = Callable[[list[list[int]]], float]
-"""Pieces of a text, one evaluated after another -> seconds."""
+"""Evaluates pieces of a text one after another, and returns the seconds."""
 
 
 def ours(path: Path, threads: int, n_ctx: int) -> Run:
@@ -103,7 +103,7 @@ print(json.dumps({"load_seconds": seconds, "resident": resident, "cache": cache}
 
 
 def footprint(path: Path, n: int, threads: int) -> dict[str, float]:
-    """Seconds to load, resident bytes after a prompt of ``n`` tokens, and their share (Linux)."""
+    """Return the seconds to load, and the memory after a prompt of ``n`` tokens: bytes and share (Linux)."""
     command = [sys.executable, "-c", FOOTPRINT, str(path), str(n), str(threads)]
     found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return found | {"resident_share": found["resident"] / (path.stat().st_size + found["cache"])}

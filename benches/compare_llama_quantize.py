@@ -1,10 +1,10 @@
-"""Quantize a model with q4hifi and with llama-quantize, side by side: are the files equal, who is faster?
+"""Compare the files and the speed of q4hifi and llama-quantize.
 
-python benches/compare_llama_quantize.py LLAMA_QUANTIZE MODEL [--imatrix FILE] [--threads N] [TYPE ...]
+    python benches/compare_llama_quantize.py LLAMA_QUANTIZE MODEL [--imatrix FILE] [--threads N] [TYPE ...]
 
-Each type is written by both, one after the other, into a temporary folder beside the model. Prints
-whether the whole files are identical, the seconds and the peak resident memory of each process, and
-the ratio of the times. Exit status 1 if any file differs.
+Both write each type, one after the other, into a temporary folder beside the model. Prints whether the files
+are identical, the seconds and the peak resident memory of each process, and the ratio of the times. The exit
+status is 1 if any file differs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TYPES = [
 
 
 def run(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak resident MiB of a command; its output is shown only if it fails."""
+    """Run a command, and return its seconds and peak resident MiB. Its output is shown only if it fails."""
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

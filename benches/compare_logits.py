@@ -1,13 +1,16 @@
-"""Logits of q4hifi and of the llama.cpp in the wheel ``xllamacpp``, on the same files and text.
+"""Compare the logits of q4hifi and of llama.cpp on the same models and text.
 
     python benches/compare_logits.py TEXT MODEL.gguf... [--exact MODEL-f32.gguf] [-n 256]
 
-For every model: the largest difference as a share of the logits' range, the mean Kullback-Leibler
-divergence from llama.cpp's distributions to ours, that at the first token apart, and how often both find
-the same token best. Both engines round activations to eight bits for quantized weights; what that costs
-is seen against ``--exact``, the same weights decoded to F16 or F32 (``q4hifi dequantize``), and by
-llama.cpp against itself, a batch against token by token. In many models the first token's activations
-are a thousand times the others', and rounding them leaves little of what it says.
+llama.cpp is the one in the wheel ``xllamacpp``. For every model it prints: the largest difference relative
+to the range of the logits ("far"), the mean Kullback-Leibler divergence from llama.cpp's distributions
+without the first token, the divergence at the first token, and how often both have the same most probable
+token ("same").
+
+For quantized weights, both engines round activations to eight bits. How much that changes can be seen in
+two ways: by ``--exact``, the same weights decoded to F16 or F32 (``q4hifi dequantize``), and by comparing
+llama.cpp with itself, a batch with token by token. In many models the activations of the first token are a
+thousand times larger than the others, so that rounding changes its predictions a lot.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from llama_oracle import Floats, distance, divergences, llama_logits
 
 
 def tokens_of(model: Path, text: str, n: int) -> list[int]:
-    """The first ``n`` tokens of the text, by llama.cpp's tokenizer."""
+    """Return the first ``n`` tokens of the text by llama.cpp's tokenizer."""
     with oracle.loaded(model) as handle:
         vocabulary = oracle.library().llama_model_get_vocab(handle)
         return oracle.tokens_of(vocabulary, text[: 16 * n])[:n]
@@ -44,8 +47,8 @@ def main() -> None:
     )
     parser.add_argument("text", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--exact", type=Path, help="the weights of the (only) model, decoded")
-    parser.add_argument("-n", type=int, default=256, help="tokens, at most 2048")
+    parser.add_argument("--exact", type=Path, help="the decoded weights; for a single model")
+    parser.add_argument("-n", type=int, default=256, help="number of tokens, at most 2048")
     parser.add_argument("-t", "--threads", type=int, default=2)
     options = parser.parse_args()
     text = options.text.read_text()

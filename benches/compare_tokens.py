@@ -1,10 +1,11 @@
-"""Time of q4hifi's tokenizer and of the llama.cpp in the wheel ``xllamacpp``, in turn, on the same texts.
+"""Compare the speed of the tokenizers of q4hifi and llama.cpp on the same texts.
 
     python benches/compare_tokens.py TEXT MODEL.gguf... [--megabytes 10]
 
-The text is repeated up to that size. The texts after it have words without end. A small
-SentencePiece vocabulary of the tests comes after the models. Times are of the processor, in seconds; the
-ratio is ours to llama.cpp's. The tokens must be the same.
+llama.cpp is the one in the wheel ``xllamacpp``. TEXT is repeated up to the given size. The other texts of
+that size are single words, which are hard for a tokenizer. After the models, a small SentencePiece
+vocabulary of the tests is used. Times are processor seconds. The ratio is q4hifi's time divided by
+llama.cpp's. The tokens must be the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vocabularies import write_vocabulary
 
 
 def texts(text: bytes, n: int) -> Iterator[tuple[str, bytes]]:
-    """Names and texts of ``n`` bytes."""
+    """Yield names and texts of ``n`` bytes."""
     chosen = random.Random(1)
     yield "the text", (text * (n // len(text) + 1))[:n]
     yield "one letter", b"a" * n
@@ -56,7 +57,7 @@ def main() -> None:
         for model in (*options.models, small):
             print(f"{model.name}\n  {'':24} {'q4hifi':>8} {'llama.cpp':>9} {'ratio':>6} {'tokens':>10}")
             with both(model) as (ours, theirs):
-                ours.encode("so that both are ready")
+                ours.encode("the first call prepares tables")
                 for name, data in texts(options.text.read_bytes(), int(options.megabytes * 1e6)):
                     our_time, tokens = timed(ours.encode_array, data)
                     their_time, expected = timed(theirs.encode, data)

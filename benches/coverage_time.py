@@ -1,10 +1,11 @@
-"""What measured coverage takes beside the recipe of the same size: planning, and the whole.
+"""Measure how much longer mixed-precision allocation ("measured coverage") takes than a fixed recipe.
 
-python benches/coverage_time.py MODEL-f16.gguf --imatrix FILE [--rounds N] [RECIPE ...]
+    python benches/coverage_time.py MODEL-f16.gguf --imatrix FILE [--rounds N] [RECIPE ...]
 
-Each round runs the commands that quantize the model by the recipe, plan measured coverage at its size, and
-quantize by that, in turn, into a temporary folder beside it. Prints the least seconds of the rounds, with
-the start of the command, and the ratio of the last to the first.
+Each round runs three commands: quantize the model by the recipe; plan an allocation of the same size;
+quantize by such an allocation. Files are written to a temporary folder beside the model. Prints the minimum
+seconds over the rounds, including the start of the command, and the ratio of the third command to the
+first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 
 def seconds(*arguments: str | Path) -> float:
-    """Time a q4hifi command."""
+    """Run a q4hifi command, and return its seconds."""
     start = time.monotonic()
     command = [sys.executable, "-m", "q4hifi", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -26,7 +27,7 @@ def seconds(*arguments: str | Path) -> float:
 
 
 def one_round(model: Path, imatrix: str, recipe: str, folder: Path) -> list[float]:
-    """Seconds of the recipe, of a plan of its size, and of planning and quantizing by it."""
+    """Return the seconds of the three commands: recipe, plan, quantize by allocation."""
     fixed, measured = folder / "fixed.gguf", folder / "measured.gguf"
     given = ["--imatrix", imatrix]
     like = [*given, "--like", recipe]

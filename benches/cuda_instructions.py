@@ -1,10 +1,10 @@
-"""Count the instructions in the loop of each matrix-vector kernel, and the share of the time that they take.
+"""Count the instructions in the loop of each matrix-vector kernel, and estimate their share of the time.
 
-python benches/cuda_instructions.py [--arch sm_90] [--columns 1]
+    python benches/cuda_instructions.py [--arch sm_90] [--columns 1]
 
-Needs no GPU, but NVRTC (`pip install nvidia-cuda-nvrtc-cu12`) and nvdisasm, of the CUDA toolkit or
-`pip install nvidia-cuda-nvdisasm`. The time is what an H100 needs to read a warp's bytes of one turn:
-3.35 TB/s over 132 SMs at 1.75 GHz, which issue four instructions a cycle each.
+Needs no GPU. It needs NVRTC (``pip install nvidia-cuda-nvrtc-cu12``) and nvdisasm, from the CUDA toolkit or
+``pip install nvidia-cuda-nvdisasm``. The time is that of reading the bytes of one turn of the loop from an
+H100's memory. It has 3.35 TB/s for 132 SMs at 1.75 GHz, and each SM issues four instructions per cycle.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cuda_emulation import nvrtc
 from q4hifi.cuda import kernels
 
 BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210, "Q4_HIFI<1>": 168, "Q4_HIFI<2>": 192}
-"""Of a block; with eight outliers a round."""
+"""Bytes per block. Q4_HIFI<n> has 8 n outliers."""
 BLOCKS = 4 * kernels.constant("MATVEC_ROWS")
-"""That a warp reads in a turn of the loop."""
-ISSUED_A_BYTE = 4 * 132 * 1.75e9 / 3.35e12
+"""Blocks that a warp reads in one turn of the loop."""
+ISSUED_PER_BYTE = 4 * 132 * 1.75e9 / 3.35e12
 
 
 def nvdisasm() -> str:
-    """The path of the program."""
+    """Return the path of the program nvdisasm."""
     found = shutil.which("nvdisasm")
     try:
         found = found or next(
@@ -42,7 +42,10 @@ def nvdisasm() -> str:
 
 
 def loop(assembly: str) -> int:
-    """Instructions in the first loop of more than a hundred: from a label to a jump back to it."""
+    """Return the number of instructions in the first loop with more than a hundred.
+
+    A loop begins at a label and ends with a jump back to it.
+    """
     count, labels = 0, {}
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
@@ -73,7 +76,7 @@ def main() -> None:
     for kind, block_bytes in BYTES.items():
         instructions = loop(sections[names[f"matvec<{kind}, {options.columns}>"]])
         nbytes = BLOCKS * block_bytes
-        print(f"{kind:>10} {nbytes:6} {instructions:12} {instructions / (nbytes * ISSUED_A_BYTE):11.0%}")
+        print(f"{kind:>10} {nbytes:6} {instructions:12} {instructions / (nbytes * ISSUED_PER_BYTE):11.0%}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Hashes of the files that every recipe writes, to compare two versions of the code.
+"""Print hashes of the files that every recipe writes, to compare two versions of the code.
 
     python benches/file_hashes.py MODEL-f16.gguf [--imatrix FILE] > before.txt   # then with the other version
 
-One line a file: its SHA-256, and the options that made it. Needs no compiler and no network.
+Each line has the SHA-256 of a file and the options that made it. Needs no compiler and no network.
 """
 
 from __future__ import annotations

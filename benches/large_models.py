@@ -1,9 +1,10 @@
-"""What the recipes would make of models too large to try: sizes, and the decoding speed to be expected.
+"""Compute file sizes and expected decoding speeds of models that are too large to run here.
 
     python benches/large_models.py [--write FOLDER]
 
-Nothing is measured: sizes follow from the shapes, exactly, and one user's decoding speed from the bytes of
-weights that a token reads, which is what bounds it. FOLDER takes the shapes as `q4hifi plan` reads them.
+Nothing is measured. Sizes follow exactly from the tensor shapes. The decoding speed of a single user is
+limited by the bytes of weights that a token reads, and is estimated from them. The shapes are written to
+FOLDER, in the format that ``q4hifi plan`` reads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense model, by what its makers publish."""
+    """The shape of a dense model, as its makers publish it."""
 
     architecture: str
     layers: int
@@ -35,7 +36,7 @@ class Shape:
     head_size: int = 128
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plan_shapes reads it."""
+        """Return the shape in the format that :func:`q4hifi.plan_shapes` reads."""
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         layer = {
             "attn_norm": [self.width],
@@ -104,7 +105,7 @@ def main() -> None:
                 try:
                     plan = q4hifi.plan_shapes(file, has_imatrix=True, **choices)
                 except q4hifi.BadOptionError:
-                    continue  # minimal is for the largest
+                    continue  # minimal is only for the largest models
                 if (key := (plan.recipe, plan.layout, plan.tensor_bytes)) in seen:
                     continue
                 seen.add(key)

@@ -1,10 +1,10 @@
-"""How good models of every recipe are for their size, as docs/quality.md says: a table, JSON and a plot.
+"""Measure the quality of all recipes for their size: the tables of docs/quality.md, JSON and a plot.
 
     python benches/quality.py MODEL-f16.gguf --imatrix imatrix.gguf -f TEXT [--calibrate TEXT] [-o FOLDER]
 
-quantizes MODEL by fixed recipes and by measured coverage at their sizes, and compares all of them with it
-on TEXT. Each part of Q4_HIFI and of the measured coverage is left out once as well. The quantized models
-are removed again unless --keep is given.
+Quantizes MODEL by fixed recipes, and by mixed-precision allocation ("measured coverage") at their sizes.
+Compares all of them with MODEL on TEXT. In further rows, each part of Q4_HIFI and of the allocation is left
+out once (ablation). The quantized models are deleted unless --keep is given.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ from q4hifi.formats.types import TYPES
 from q4hifi.imatrix.sums import ImportanceSums
 
 SIZES = ("Q4_K_S", "Q4_K_M", "Q5_K_S")
-"""Recipes at whose size measured coverage is tried."""
+"""Recipes whose sizes are the budgets of the allocations."""
 
 ABLATED = "Q4_K_M"
-"""The size at which its parts are left out."""
+"""The recipe whose size is the budget of the ablations."""
 
 PLOTTED = ("recipes", "measured", "calibrated")
-"""Parts of the table that the plot shows; of stock types only, a point lies next to that of all types."""
+"""Parts of the table that the plot shows. Rows of stock types are left out: they nearly coincide."""
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model to make: its name, quantize_file's options, and the row that it is to be held against.
+    """A model to make: its name, the options of quantize_file, and the row that it is compared with.
 
-    ``unknown`` is what of the imatrix it may not know, by the name of the field.
+    ``part`` is the part of the table. ``afterwards`` changes the file after quantization. ``unknown`` is the
+    field of :class:`ImportanceSums` that is removed from the importance matrix.
     """
 
     name: str
@@ -76,15 +77,16 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
     yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
     at = {"like": ABLATED}
-    yield Row(f"measured, at {ABLATED}, by the stream alone", ABLATED, at, "fisher", unknown="fisher")
-    name = f"measured, at {ABLATED}, errors do not cancel"
+    name = f"measured, at {ABLATED}, without Fisher information"
+    yield Row(name, ABLATED, at, "fisher", unknown="fisher")
+    name = f"measured, at {ABLATED}, without error feedback"
     yield Row(name, ABLATED, at, "correlations", unknown="products")
-    name = f"measured, at {ABLATED}, the output's inputs unknown"
+    name = f"measured, at {ABLATED}, without importance of the output"
     yield Row(name, ABLATED, at, "correlations", unknown="refining")
 
 
 def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:
-    """Yield rows of measured coverage at the sizes of recipes, with all types and with stock ones."""
+    """Yield rows of allocations at the sizes of recipes, with all types and with stock types only."""
     for size in SIZES:
         for what, stock in ((part, False), (f"{part}, stock", True)):
             yield Row(f"{what}, at {size}", size, {**options, "like": size, "stock": stock}, part)
@@ -93,22 +95,22 @@ def at_sizes(part: str, options: dict[str, Any]) -> Iterator[Row]:
 # ---- Q4_HIFI with parts of its encoder left out --------------------------------------------------
 
 Floats = npt.NDArray[np.float32]
-Places = Callable[[Floats, Floats, Floats], Floats]
-"""(weights, their plain Q4_K values, importances), all [blocks, 256] -> what to keep the largest of."""
+Score = Callable[[Floats, Floats, Floats], Floats]
+"""(weights, plain Q4_K values, importances) -> scores, all [blocks, 256]. The highest become outliers."""
 
 
 def largest(source: Path, path: Path, imatrix: str) -> None:
-    """Make the outliers the largest weights x importance, over a base that was fitted to all weights."""
+    """Make outliers of the largest |weight| x importance. The base is plain Q4_K, fitted to all weights."""
     rewrite_outliers(source, path, imatrix, lambda x, base, w: np.abs(x) * w)
 
 
 def most_wrong(source: Path, path: Path, imatrix: str) -> None:
-    """Make the outliers those with the largest error in the base that was fitted to all weights."""
+    """Make outliers of the weights with the largest error in plain Q4_K, fitted to all weights."""
     rewrite_outliers(source, path, imatrix, lambda x, base, w: w * (x - base) ** 2)
 
 
-def rewrite_outliers(source: Path, path: Path, imatrix: str, score: Places) -> None:
-    """Replace base and outliers of each Q4_HIFI tensor of the model ``path`` in place."""
+def rewrite_outliers(source: Path, path: Path, imatrix: str, score: Score) -> None:
+    """Replace base and outliers of each Q4_HIFI tensor in the file ``path``."""
     importance = q4hifi.load_importance(imatrix)
     base_format = Format(TYPES["Q4_K"])
     with q4hifi.open(source) as original, q4hifi.open(path) as model, path.open("r+b") as file:
@@ -145,7 +147,7 @@ def main() -> None:
         text = read_text(options.calibrate)
         q4hifi.calibrate(
             options.model, text, calibrated, imatrix=options.imatrix, n_chunks=options.calibrate_chunks,
-            threads=options.threads, progress=told("calibrating"),
+            threads=options.threads, progress=progress_on("calibrating"),
         )  # fmt: skip
     table = [row for row in rows(calibrated) if not options.parts or row.part in options.parts]
     text = read_text(options.file)
@@ -164,14 +166,14 @@ def main() -> None:
                 path = (folder if options.keep else Path(scratch)) / f"{row.name}.gguf"
                 reports[row.name] = q4hifi.quantize_file(
                     options.model, path, imatrix=known[row.unknown],
-                    threads=options.threads, overwrite=True, progress=told(row.name), **row.options,
+                    threads=options.threads, overwrite=True, progress=progress_on(row.name), **row.options,
                 )  # fmt: skip
                 if row.afterwards is not None:
                     row.afterwards(Path(options.model), path, options.imatrix)
                 paths.append(path)
             comparison = q4hifi.compare(
                 options.model, paths, text, n_ctx=options.ctx_size, n_chunks=options.chunks,
-                threads=options.threads, dataset=options.file, progress=told("comparing"),
+                threads=options.threads, dataset=options.file, progress=progress_on("comparing"),
             )  # fmt: skip
             found |= {row.name: model for row, model in zip(batch, comparison.models, strict=True)}
             for path in () if options.keep else paths:
@@ -212,7 +214,7 @@ def markdown(
         f"{comparison.reference.perplexity.ppl.value:.3f}."
     )
     yield ""
-    yield "| model | MiB | bits/w | mean KLD | KLD of that of | PPL ratio | same top, % |"
+    yield "| model | MiB | bits/weight | mean KLD | KLD relative to | PPL ratio | same top, % |"
     yield "|---|---|---|---|---|---|---|"
     part = table[0].part
     for row in table:
@@ -233,7 +235,10 @@ def markdown(
 
 
 def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
-    """Mean divergence over that of the model to hold it against; what is common to both is no error."""
+    """Return the mean KLD divided by that of the row it is compared with.
+
+    Variation over the text that both share does not add to the error.
+    """
     mine, other = (found[name].quality for name in (row.name, row.against))
     assert mine is not None and other is not None
     a, b = mine.tokens.kld, other.tokens.kld
@@ -241,8 +246,8 @@ def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
     return Estimate(ratio, mean(a - ratio * b).error / float(b.mean()))
 
 
-def told(what: str) -> Callable[[int, int, str], None]:
-    """Progress on standard error, one line that is written over."""
+def progress_on(what: str) -> Callable[[int, int, str], None]:
+    """Return a progress function that overwrites one line on standard error."""
 
     def progress(done: int, total: int, name: str) -> None:
         if sys.stderr.isatty():
@@ -255,15 +260,21 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--imatrix", required=True)
-    parser.add_argument("-f", "--file", required=True, help="a text that the imatrix was not made from")
-    parser.add_argument("--calibrate", metavar="TEXT", help="measure the tensors' sensitivities on TEXT")
+    parser.add_argument("-f", "--file", required=True, help="text that the imatrix was not made from")
+    parser.add_argument(
+        "--calibrate", metavar="TEXT", help="measure the sensitivities of the matrices on TEXT"
+    )
     parser.add_argument("--calibrate-chunks", type=int, default=4)
-    parser.add_argument("--parts", nargs="*", metavar="PART", help="only these parts, recipes among them")
+    parser.add_argument(
+        "--parts", nargs="*", metavar="PART", help="only these parts of the table; they must include recipes"
+    )
     parser.add_argument("-o", "--output", default="quality", help="folder for the results")
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int)
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("--at-once", type=int, default=4, help="models in memory beside the reference")
+    parser.add_argument(
+        "--at-once", type=int, default=4, help="models in memory at a time, besides the reference"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the quantized models in the folder")
     return parser.parse_args()
 

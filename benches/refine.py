@@ -1,10 +1,10 @@
-"""What refinement gains: errors of blocks as the plain encoder leaves them and refined, by type and role.
+"""Measure how much refinement (--refine) reduces the quantization error, by type and tensor role.
 
-python benches/refine.py MODEL-f16.gguf [--imatrix FILE] [--rows N] [TYPE ...]
+    python benches/refine.py MODEL-f16.gguf [--imatrix FILE] [--rows N] [TYPE ...]
 
-TYPE is IQ4_XS, Q4_K, Q5_K, Q6_K or Q4_HIFI:N. Errors are squared, weighted by importance and relative to the
-weights; of every matrix that llama-quantize would quantize N rows are taken, evenly spread. Times are of
-one thread.
+TYPE is IQ4_XS, Q4_K, Q5_K, Q6_K or Q4_HIFI:N with N outliers per block. Errors are squared errors divided by
+squared weights, both weighted by importance. N rows of every matrix that llama-quantize would quantize are
+used, evenly spread. Times are of one thread.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _format(text: str) -> Format:
-    """The format that ``TYPE`` or ``TYPE:N`` names."""
+    """Return the format that ``TYPE`` or ``TYPE:N`` names."""
     name, _, outliers = text.partition(":")
     return Format(tensor_type(name), int(outliers or 0))
 

@@ -304,7 +304,7 @@ def test_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (outcome.status, outcome.err) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in outcome.out.splitlines() if line}
     assert rows["ffn_down"][0] == "8" and rows["57"] == ["matrices:", "wrote", "found.json"]
-    assert "all at ~4 bits: KLD 0.0" in outcome.out and "1 chunk of 32 tokens" in outcome.out
+    assert "all matrices at about 4 bits: KLD 0.0" in outcome.out and "1 chunk of 32 tokens" in outcome.out
     found = json.loads(run(*arguments, "-o", "found.json", "--json").out)
     least, most = (float(cell) for cell in rows["ffn_down"][-2:])
     values = [found["matrices"][f"blk.{i}.ffn_down.weight"]["sensitivity"]["value"] for i in range(8)]

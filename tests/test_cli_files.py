@@ -143,7 +143,7 @@ def test_standard_input_is_an_input(given: Path, tmp_path: Path) -> None:
 def test_two_outputs_cannot_be_one_file(given: Path, tmp_path: Path, run: Run) -> None:
     dst = tmp_path / "out.gguf"
     found = run("quantize", given / "model.gguf", dst, "--write-tensor-types", tmp_path / "." / "out.gguf")
-    assert found.status == 2 and "is given for --write-tensor-types and for DST" in found.err
+    assert found.status == 2 and "is given for both --write-tensor-types and DST" in found.err
     assert not dst.exists()
 
 

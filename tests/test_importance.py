@@ -220,7 +220,7 @@ GGUF_REFUSALS: Mapping[str, tuple[Callable[[Path], object], type[Q4HifiError], s
     "datasets are text": (
         lambda p: write_gguf(p, keys={**KEYS, "imatrix.datasets": "wiki.txt"}),
         BadFileError,
-        "imatrix.datasets is missing or is no list of strings",
+        "imatrix.datasets is missing or is not a list of strings",
     ),
     "no chunk count": (
         lambda p: write_gguf(p, keys={k: v for k, v in KEYS.items() if k != "imatrix.chunk_count"}),
@@ -251,17 +251,17 @@ GGUF_REFUSALS: Mapping[str, tuple[Callable[[Path], object], type[Q4HifiError], s
     "sums of another type": (
         lambda p: write_gguf(p, {"a": (DENSE.astype(np.float16), EXPERT_COUNTS[:1])}),
         BadFileError,
-        "tensor a.in_sum2 is F16",
+        "tensor a.in_sum2 has the type F16",
     ),
     "counts of another type": (
         lambda p: write_gguf(p, {"a": (DENSE, EXPERT_COUNTS[:1].astype(np.int32))}),
         BadFileError,
-        "tensor a.counts is I32",
+        "tensor a.counts has the type I32",
     ),
     "counts that do not divide": (
         lambda p: write_gguf(p, {"a": (DENSE, np.ones((3, 1), np.float32))}),
         BadFileError,
-        "a has 32 sums for 3 counts",
+        "a has 32 sums and 3 counts",
     ),
     "sum NaN": (
         lambda p: write_gguf(p, {"a": (changed(DENSE, 9, np.nan), EXPERT_COUNTS[:1])}),
@@ -286,7 +286,7 @@ GGUF_REFUSALS: Mapping[str, tuple[Callable[[Path], object], type[Q4HifiError], s
     "count absurd": (
         lambda p: write_gguf(p, {"a": (EXPERTS, changed(EXPERT_COUNTS, 0, 1e30))}),
         BadFileError,
-        "a.counts counts 1e",
+        "a.counts has a count of 1e",
     ),
     "truncated": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:-64]), BadFileError, None),
     "cut in its header": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:20]), BadFileError, None),
@@ -307,7 +307,7 @@ def test_gguf_refusals(tmp_path: Path, case: str) -> None:
 
 ONE = np.ones(1, np.float32)
 BINARY_REFUSALS: Mapping[str, tuple[bytes, type[Q4HifiError], str]] = {
-    "empty": (b"", BadFileError, "number of entries takes 4 bytes at offset 0, where 0 are left"),
+    "empty": (b"", BadFileError, "number of entries takes 4 bytes at offset 0, but only 0 are left"),
     "no entries": (struct.pack("<i", 0), BadFileError, "claims 0 entries"),
     "negative entries": (struct.pack("<i", -1) + bytes(64), BadFileError, "claims -1 entries"),
     "a text": (b"importance matrix, in words", BadFileError, "not an importance matrix of llama.cpp"),
@@ -318,13 +318,13 @@ BINARY_REFUSALS: Mapping[str, tuple[bytes, type[Q4HifiError], str]] = {
         "name of entry 0 takes 2147483647",
     ),
     "name negative": (struct.pack("<ii", 1, -4) + bytes(64), BadFileError, "name of entry 0 takes -4 bytes"),
-    "name twice": (struct.pack("<i", 2) + 2 * entry(b"a", 1, ONE), BadFileError, "second one of a"),
-    "negative calls": (one_entry(ONE, -3), BadFileError, "calls of a is -3"),
+    "name twice": (struct.pack("<i", 2) + 2 * entry(b"a", 1, ONE), BadFileError, "second entry of a"),
+    "negative calls": (one_entry(ONE, -3), BadFileError, "a has -3 calls"),
     "no values": (struct.pack("<i", 1) + entry(b"a", 1, ONE, 0), BadFileError, "a has 0 values"),
     "values beyond the end": (
         struct.pack("<i", 1) + entry(b"a", 1, ONE, 2**30),
         BadFileError,
-        "values of a takes 4294967296 bytes at offset 17, where 4 are left",
+        "values of a takes 4294967296 bytes at offset 17, but only 4 are left",
     ),
     "infinite": (
         one_entry(np.array([1, np.inf], np.float32)),
@@ -467,7 +467,7 @@ def test_what_depends_on_a_tensor_that_is_left_out_is_kept_if_it_is_sound(tmp_pa
         assert part.is_correlated(name)
     inputs, expected = part.inputs(value, 4), whole.inputs(value, 4)
     assert inputs is not None and expected is not None and type(inputs) is type(expected)
-    with pytest.raises(BadFileError, match=f"{query} has 6 correlations, and 5 columns have 10"):
+    with pytest.raises(BadFileError, match=f"{query} has 6 correlations, but 5 columns have 10"):
         load(columns, DENSE[:5]).inputs(value, 5)
 
     extra[f"{query}.fisher"] = changed(columns, 0, np.nan)

@@ -106,7 +106,7 @@ MISFITTING: Mapping[str, tuple[Shapes, Shapes, Known, str]] = {
     "single entries": (model(), model(), only("blk.3.attn"), "its 4 entries name 4 of the 56 matrices"),
     "names that are strange": (
         *(model(), model(SPLIT_UP), str),
-        r"72 of its 88 entries, such as blk\.0\.ffn_up\.0\.weight, are of no tensor",
+        r"72 of its 88 entries, such as blk\.0\.ffn_up\.0\.weight, name no tensor",
     ),
     "embeddings only": ({"token_embd.weight": (WIDTH, 9)}, model(), str, "56 of its 56 entries"),
     "more layers": (model(), model(n_layer=9), str, r"go up to blk\.8, past the last layer"),

@@ -1,9 +1,14 @@
-"""The ``q4hifi`` command: options and printing only, a file for each kind of command.
+"""The ``q4hifi`` command: options and printing only.
 
-Exit status: 0; 1 where the work failed; 2 where an argument or option does not fit; as in shells, 128 + N
-after signal N: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where nobody reads the output.
+Exit status:
 
-What this file and ``signals.py`` import is loaded before Ctrl-C ends the command quietly, so it is little.
+- 0 after success
+- 1 if the work failed
+- 2 if an argument or option is wrong
+- 128 + N after signal N, as in shells: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if the
+  program that reads the output has ended
+
+This file and ``signals.py`` import very little. Until they are loaded, Ctrl-C prints a traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and end the process; ``arguments`` default to those of the process."""
+    """Run the command and end the process. ``arguments`` are by default those of the process."""
     signals.leave_at_once()
     from .ending import run
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, the console, progress, JSON."""
+"""Parts that several commands share: options, console output, progress bar, JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def usable_threads(_: click.Context, __: click.Parameter | None, threads: int | None) -> int | None:
-    """Return how many of these threads are used, and say so where they are fewer; None stands for None."""
+    """Return the number of threads to use, at most one per core, and print a note if ``threads`` is larger.
+
+    None or 0 becomes None, which is one per core.
+    """
     if not threads:
         return None
     used = used_threads(threads)
@@ -38,24 +41,27 @@ threads_option = click.option(
     type=click.IntRange(0),
     metavar="N",
     callback=usable_threads,
-    help="Number of threads, at most one per core. 0: one per core. [default: 0]",
+    help="Number of threads, at most one per core. 0 means one per core. [default: 0]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 imatrix_option = options_of("Importance matrix")
 include_option = imatrix_option(
     "--include-weights", multiple=True, metavar="NAME",
-    help="Use it only for tensors with NAME in their name. Repeatable.",
+    help="Use the importance matrix only for tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
 exclude_option = imatrix_option(
     "--exclude-weights", multiple=True, metavar="NAME",
-    help="Do not use it for tensors with NAME in their name. Repeatable.",
+    help="Do not use the importance matrix for tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 
 
 @contextmanager
 def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progress]:
-    """A bar on standard error with rate and remaining time; silent where that is no terminal."""
+    """Show a progress bar with rate and remaining time on standard error, if that is a terminal.
+
+    Yields the function to call with progress. ``scale`` is the amount of work in one ``unit``.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -73,7 +79,7 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progre
 
         def on_progress(done: int, total: int, name: str) -> None:
             if done < bar.tasks[task].completed:
-                bar.reset(task)  # another stage of the work
+                bar.reset(task)  # a new stage of the work has begun
             elapsed = bar.tasks[task].elapsed or 0.0
             rate = done / elapsed / scale if elapsed else 0.0
             left = f"{human_time(elapsed * (total - done) / done)} left" if done else ""
@@ -83,19 +89,19 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progre
 
 
 def console() -> Console:
-    """Standard output; lines are broken only where a person reads them."""
+    """Return a console on standard output. It breaks long lines only on a terminal."""
     from rich.console import Console
 
     class Output(Console):
         def on_broken_pipe(self) -> None:
-            raise  # Console would end the process itself
+            raise  # ending.py handles it; Console would end the process
 
     output = Output(highlight=False)
     return output if output.is_terminal else Output(highlight=False, soft_wrap=True, width=1000)
 
 
 def print_json(value: Any) -> None:
-    """Print JSON to standard output, with null for infinities and NaN, which JSON lacks."""
+    """Print JSON to standard output. Infinities and NaN, which JSON does not have, become null."""
     click.echo(json.dumps(_json(value), indent=2, ensure_ascii=True, allow_nan=False))
 
 

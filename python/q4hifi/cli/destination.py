@@ -1,7 +1,7 @@
-"""The arguments [DST] [TYPE] [THREADS] of 'quantize', and the name of DST where it is left out.
+"""The arguments [DST] [TYPE] [THREADS] of 'quantize', and the default of DST.
 
-As in llama-quantize, the first of them may be a type. A mistyped type must not become the name of a file, so
-a DST without a TYPE ends in .gguf.
+As in llama-quantize, DST may be left out, so that the first argument is a type. A mistyped type must not
+become the name of a file. Therefore a DST without TYPE must end in .gguf.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIX = ".gguf"
 
 
 class Arguments(NamedTuple):
-    """What is given after SRC; None where it is left out."""
+    """The arguments after SRC. None means that the argument is left out."""
 
     dst: str | None
     type: str | None
@@ -29,7 +29,7 @@ class Arguments(NamedTuple):
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
-    """Tell DST, TYPE and THREADS apart; raise :class:`BadOptionError` where that cannot be."""
+    """Find out which words are DST, TYPE and THREADS. Raises :class:`BadOptionError` if they do not fit."""
     rest = list(words)
     dst = None if not rest or is_recipe(rest[0]) else rest.pop(0)
     if dst is not None and rest[:1] and _is_file(rest[0]) and _looks_like_type(dst):
@@ -46,7 +46,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
 
 
 def check_not_a_type(dst: str) -> None:
-    """Raise :class:`BadOptionError` where ``dst``, the only argument after SRC, looks like a type."""
+    """Raise :class:`BadOptionError` if ``dst``, the only argument after SRC, looks like a type."""
     if _looks_like_type(dst):
         raise BadOptionError(
             f"{dst!r} looks like a type, and DST is missing; for a file of that name, write ./{dst}{SUFFIX}"
@@ -54,7 +54,7 @@ def check_not_a_type(dst: str) -> None:
 
 
 def default_destination(src: str, options: Options) -> str:
-    """SRC's name with its type replaced: model-f16.gguf -> model-Q4_K_M.gguf."""
+    """Return SRC's name with the type in it replaced: model-f16.gguf -> model-Q4_K_M.gguf."""
     path = Path(src)
     stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.title}{SUFFIX}"))
@@ -65,10 +65,10 @@ _SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def _check_alone(dst: str) -> None:
-    """Raise :class:`BadOptionError` where ``dst``, without a type, does not end in .gguf."""
+    """Raise :class:`BadOptionError` if ``dst``, given without a type, does not end in .gguf."""
     if _is_file(dst):
         return
-    check_output("DST", dst, overwrite=True)  # it may be an input, a folder or a device
+    check_output("DST", dst, overwrite=True)  # these messages come first: an input, a folder, a device
     name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
     if hint := type_hint(dst):
         raise BadOptionError(f"{dst!r} is not a type: {hint} For a file of that name, write {name}")

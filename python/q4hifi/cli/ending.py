@@ -1,4 +1,4 @@
-"""How the command runs and ends: every exception becomes a message and an exit status here."""
+"""Running the command, and turning every exception into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 FAILED, MISUSED = 1, 2
 
 DEBUG = "Q4HIFI_DEBUG"
-"""An environment variable: where it is set, errors are shown with their tracebacks."""
+"""Environment variable. If it is set, errors are shown with their tracebacks."""
 
 
 def run(arguments: Sequence[str] | None) -> NoReturn:
     """Run the command and end the process."""
-    atexit.register(signals.ignore)  # runs last, as it is registered first
+    atexit.register(signals.ignore)  # registered first, so it runs last
     _open_closed_streams()
     if sys.stdout is sys.__stdout__:
         sys.stdout = _output()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors=errors)  # names, metadata and texts may be in any script
+            stream.reconfigure(errors=errors)  # names, metadata and texts may contain any character
     try:
         _complete()
         with main.make_context("q4hifi", list(sys.argv[1:] if arguments is None else arguments)) as context:
             main.invoke(context)
         status = 0
-    except BaseException as error:  # Ctrl-C and a panic of the core as well
+    except BaseException as error:  # includes Ctrl-C and a panic of the Rust core
         signals.leave_at_once()
         status = _report(error)
     if cause := _output_error():
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
 
 
 def _complete() -> None:
-    """Answer the shell that completes a command line, as click does."""
+    """Print the completions of a command line and exit, if the shell asks for them."""
     variable = "_Q4HIFI_COMPLETE"
     if instruction := os.environ.get(variable):
         from click.shell_completion import shell_complete
@@ -60,9 +60,9 @@ def _complete() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Where a standard stream is closed, open it, or the next file that is opened would get its number.
+    """Open standard streams that are closed. Otherwise the next opened file would get such a stream's number.
 
-    What is read is empty, what is written to standard error is lost, and to standard output an error.
+    Standard input is then empty, standard error is discarded, and writing to standard output is an error.
     """
     for number, (name, flags) in enumerate(_STREAMS):
         try:
@@ -78,7 +78,7 @@ def _open_closed_streams() -> None:
 
 
 class _Output(FileIO):
-    """Standard output, named in its errors."""
+    """Standard output. Its errors have the file name "standard output"."""
 
     def write(self, data: Buffer, /) -> int:
         try:
@@ -98,13 +98,13 @@ _STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRO
 
 
 def _report(error: BaseException) -> int:
-    """Say what went wrong; return the exit status."""
+    """Print what went wrong, and return the exit status."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED if error.code else 0
     if isinstance(error, BrokenPipeError):
-        return 128 + signal.SIGPIPE  # what reads the output has ended, as 'head' does
+        return 128 + signal.SIGPIPE  # the program that reads the output has ended, such as 'head'
     if isinstance(error, KeyboardInterrupt):
         _print("\nInterrupted.")
         return signals.INTERRUPTED
@@ -125,7 +125,7 @@ def _message(error: BaseException) -> str:
         if isinstance(error, kind):
             return message(error)
     what = f"{type(error).__name__}: {error}"
-    return f"internal error: {what}; please report it, with what is shown when {DEBUG}=1 is set"
+    return f"internal error: {what}; please report it, with the output of the command under {DEBUG}=1"
 
 
 def _memory(error: MemoryError) -> str:
@@ -154,12 +154,12 @@ _MESSAGES: Sequence[tuple[type[BaseException], Callable[..., str]]] = (
 
 
 def _print(text: str) -> None:
-    with suppress(OSError):  # standard error is closed as well
+    with suppress(OSError):  # standard error may be closed
         click.echo(text, err=True)
 
 
 def _output_error() -> OSError | None:
-    """Why standard output cannot be written, None where it can."""
+    """Return the error of writing to standard output, or None."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -168,7 +168,7 @@ def _output_error() -> OSError | None:
 
 
 def _discard_output() -> None:
-    """Let Python, which flushes standard output when it ends, not complain once more."""
+    """Redirect standard output to nowhere, or Python would report the error again when it flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

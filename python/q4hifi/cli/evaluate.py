@@ -1,6 +1,6 @@
-"""Commands that run models to see how good and how fast they are, and what matters in them.
+"""The commands that run models to measure them: perplexity, compare, imatrix, calibrate, bench.
 
-Options and labels that llama-perplexity, llama-imatrix and llama-bench have are spelled as there.
+Options and labels that llama-perplexity, llama-imatrix or llama-bench also have are spelled as there.
 """
 
 from __future__ import annotations
@@ -36,31 +36,38 @@ if TYPE_CHECKING:
     from ..evaluate.perplexity import Perplexity
     from ..files.saver import OnSave
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
-LINE = 8
-"""Running values on a line."""
+VALUES_PER_LINE = 8
+"""Results so far that are printed on one line."""
 
-file_option = click.option("-f", "--file", type=INPUT, metavar="TEXT", help="The text, a UTF-8 file.")
+file_option = click.option(
+    "-f", "--file", type=INPUT, metavar="TEXT",
+    help="Text to measure on: a UTF-8 file, or - for standard input.",
+)  # fmt: skip
 words_argument = click.argument("words", nargs=-1, metavar="")
 context_option = click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=512,
     show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 resume_option = click.option(
-    "--resume", is_flag=True, help="Continue an interrupted run. The other options must be the same."
+    "--resume", is_flag=True, help="Continue an interrupted run. All other options must be the same."
 )
 chunks_option = click.option(
     "--chunks",
     "n_chunks",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of chunks. [default: all of the text]",
+    help="Largest number of chunks. [default: the whole text]",
 )
 
 
 def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = "") -> str:
-    """The file of -f. Raises :class:`BadOptionError` where it is missing, or more is given than a model."""
+    """Return the file of -f. Raises :class:`BadOptionError` if it is missing or there are extra arguments.
+
+    ``last_model`` is the last argument of a command that takes several models. If it does not look like a
+    model, the message suggests -f for it.
+    """
     if words:
         hint = "" if file else f"; if it is the text, write -f {words[0]}"
         raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
@@ -72,8 +79,8 @@ def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str =
 
 
 @contextmanager
-def _kept(file: str | None, *, can_resume: bool = True) -> Iterator[OnSave]:
-    """Give what notes how many chunks are saved; if the work fails, say where they are."""
+def _saved_chunks(file: str | None, *, can_resume: bool = True) -> Iterator[OnSave]:
+    """Yield the function to call after each save. If the run fails, print how many chunks ``file`` has."""
     saved = 0
 
     def on_save(n_chunks: int) -> None:
@@ -84,33 +91,33 @@ def _kept(file: str | None, *, can_resume: bool = True) -> Iterator[OnSave]:
         yield on_save
     except BaseException:
         if saved:
-            hint = "; --resume goes on from there" if can_resume else ""
-            click.echo(printable(f"kept {saved} chunks in {file}{hint}"), err=True)
+            hint = "; --resume continues from there" if can_resume else ""
+            click.echo(printable(f"saved {saved} chunks in {file}{hint}"), err=True)
         raise
 
 
 @contextmanager
-def _running(
-    show: Callable[[Found], str], *, quiet: bool, on_a_line: int
-) -> Iterator[Callable[[Found], None]]:
-    """Print each result so far, several on a line."""
-    waiting: list[str] = []
+def _printed_results(
+    show: Callable[[Result], str], *, quiet: bool, per_line: int
+) -> Iterator[Callable[[Result], None]]:
+    """Yield the function to call after each chunk with the result so far, which it prints."""
+    line: list[str] = []
 
     def flush() -> None:
-        if waiting:
-            print("".join(waiting), flush=True)
-            waiting.clear()
+        if line:
+            print("".join(line), flush=True)
+            line.clear()
 
-    def on_chunk(found: Found) -> None:
+    def on_chunk(result: Result) -> None:
         if not quiet:
-            waiting.append(show(found))
-            if len(waiting) == on_a_line:
+            line.append(show(result))
+            if len(line) == per_line:
                 flush()
 
     try:
         yield on_chunk
     finally:
-        flush()  # what was found before an interruption, too
+        flush()  # also after an interruption
 
 
 @main.command()
@@ -121,11 +128,11 @@ def _running(
 @chunks_option
 @click.option(
     "--kl-divergence-base", "save_log_probs", metavar="FILE",
-    help="Base file. Without --kl-divergence the model's log-probabilities are written to it.",
+    help="Base file, to which the log-probabilities of MODEL are written. With --kl-divergence it is read.",
 )  # fmt: skip
 @click.option(
     "--kl-divergence", "compare_base", is_flag=True,
-    help="Compare MODEL with the base file. Text and -c are those of the base file.",
+    help="Compare MODEL with the base file, and print the KL divergence. The text is in the base file.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
 @resume_option
@@ -146,8 +153,9 @@ def perplexity(
 ) -> None:
     """Measure how well MODEL predicts a text, as llama-perplexity does.
 
-    A base file keeps the log-probabilities of one model. Other models can then be compared with it, here or
-    with llama-perplexity. 'q4hifi compare' needs no base file.
+    The lower the perplexity, the better. A base file keeps the log-probabilities of a model, so that other
+    models can be compared with it later, here or with llama-perplexity. 'q4hifi compare' compares models
+    without a base file.
     """
     if compare_base and not words:
         if save_log_probs is None:
@@ -168,11 +176,11 @@ def perplexity(
 
     text = read_text(file)
     with (
-        _kept(f"{save_log_probs}.partial") as on_save,
+        _saved_chunks(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
-        _running(running_perplexity, quiet=as_json, on_a_line=LINE) as on_chunk,
+        _printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as on_chunk,
     ):
-        found = measure_perplexity(
+        result = measure_perplexity(
             model,
             text,
             n_ctx=n_ctx,
@@ -187,9 +195,9 @@ def perplexity(
             on_save=on_save,
         )
     if as_json:
-        print_json(found.as_dict())
+        print_json(result.as_dict())
     else:
-        click.echo(final_perplexity(found))
+        click.echo(final_perplexity(result))
 
 
 def _print_divergence(
@@ -202,14 +210,14 @@ def _print_divergence(
         row = running_divergence(so_far)
         return f"{KLD_HEADER}\n{row}" if so_far.n_chunks == 1 else row
 
-    with progress_bar("tokens", 1) as progress, _running(show, quiet=as_json, on_a_line=1) as on_chunk:
-        found = kl_divergence(
+    with progress_bar("tokens", 1) as progress, _printed_results(show, quiet=as_json, per_line=1) as on_chunk:
+        result = kl_divergence(
             model, base, n_chunks=n_chunks, threads=threads, progress=progress, on_chunk=on_chunk
         )
     if as_json:
-        print_json(found.as_dict())
+        print_json(result.as_dict())
     else:
-        click.echo(f"\n{final_divergence(found)}")
+        click.echo(f"\n{final_divergence(result)}")
 
 
 @main.command()
@@ -219,13 +227,13 @@ def _print_divergence(
 @context_option
 @chunks_option
 @click.option(
-    "--plot", type=OUTPUT, metavar="FILE", help="Plot KL divergence against size, to a .png, .svg or .pdf."
+    "--plot", type=OUTPUT, metavar="FILE", help="Plot KL divergence against size: a .png, .svg or .pdf file."
 )
 @click.option(
     "--save",
     "output",
     metavar="FILE",
-    help="Save the measurements in FILE as they are made, for --resume.",
+    help="Save the measurements in FILE during the run. --resume continues from it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of --plot and --save if they exist.")
 @resume_option
@@ -246,8 +254,9 @@ def compare(
 ) -> None:
     """Compare quantized MODELs with their reference model REF: size, quality, speed.
 
-    REF is the model that MODELs were made from. All of them read the same text. A model that fails is left
-    out, and the exit status is 1.
+    REF is the 16-bit model that MODELs were made from. All models read the same text. Quality is the KL
+    divergence from REF: how far a MODEL's predictions are from those of REF. 0 is best. A model that fails
+    is left out, and the exit status is 1.
     """
     if resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
@@ -266,7 +275,7 @@ def compare(
     with ExitStack() as stack:
         stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
         progress = stack.enter_context(progress_bar("tokens", 1))
-        found = compare_models(
+        result = compare_models(
             reference,
             models,
             text,
@@ -278,26 +287,26 @@ def compare(
             overwrite=overwrite,
             resume=resume,
             progress=progress,
-            on_chunk=lambda found: so_far.__setitem__(slice(None), [found]),
-            on_save=stack.enter_context(_kept(output)),
+            on_chunk=lambda result: so_far.__setitem__(slice(None), [result]),
+            on_save=stack.enter_context(_saved_chunks(output)),
         )
-        so_far[:] = [found]
+        so_far[:] = [result]
     if plot is not None:
-        plot_comparison(found, plot, overwrite=overwrite)
+        plot_comparison(result, plot, overwrite=overwrite)
         if not as_json:
             click.echo(printable(f"wrote {plot}"))
-    if found.failures:
-        raise Q4HifiError("\n".join(found.failures.values()))
+    if result.failures:
+        raise Q4HifiError("\n".join(result.failures.values()))
 
 
-def _print_comparison(found: Comparison, as_json: bool) -> None:
+def _print_comparison(result: Comparison, as_json: bool) -> None:
     if as_json:
-        print_json(found.as_dict())
+        print_json(result.as_dict())
     else:
         from .evaluation_tables import comparison_table
 
         screen = console()
-        screen.print(comparison_table(found, screen.width))
+        screen.print(comparison_table(result, screen.width))
 
 
 @main.command()
@@ -307,16 +316,21 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
 @click.option("-o", "--output", metavar="OUT", help="File to write. [default: imatrix.gguf]")
 @context_option
 @chunks_option
-@click.option("--process-output", is_flag=True, help="Include the inputs of output.weight.")
+@click.option(
+    "--process-output",
+    is_flag=True,
+    help="Include output.weight. Without this, only --refine uses its importance.",
+)
 @click.option("--no-ppl", is_flag=True, help="Do not compute perplexity. Slightly faster.")
 @click.option(
     "--fisher-chunks", type=click.IntRange(min=0), metavar="N", default=FISHER_CHUNKS, show_default=True,
-    help="Chunks on which the Fisher information is measured: how much an error in each matrix harms the"
-    " model. 'quantize' chooses types by it. llama.cpp ignores it.",
+    help="Measure the Fisher information on N chunks: how much an error in each matrix harms the model."
+    " 'quantize' uses it to choose the best types within a budget. llama.cpp ignores it.",
 )  # fmt: skip
 @click.option(
     "--no-correlations", is_flag=True,
-    help="Leave out how inputs are correlated. The file is smaller, but 'quantize' cannot let errors cancel.",
+    help="Do not store how the inputs of a matrix are correlated. OUT is smaller, but 'quantize' cannot use"
+    " error feedback (GPTQ).",
 )  # fmt: skip
 @click.option(
     "--in-file",
@@ -324,21 +338,21 @@ def _print_comparison(found: Comparison, as_json: bool) -> None:
     type=INPUT,
     multiple=True,
     metavar="FILE",
-    help="Add an importance matrix that exists. Repeatable.",
+    help="Add the values of an importance matrix file. Repeatable.",
 )
 @click.option(
     "--output-format", "form", type=click.Choice(FORMS),
-    help="File format: gguf, or llama.cpp's older dat. [default: dat where OUT ends in .dat, else gguf]",
+    help="Format of OUT: gguf, or llama.cpp's older dat. [default: dat if OUT ends in .dat, else gguf]",
 )  # fmt: skip
 @click.option(
     "--include-weights", multiple=True, metavar="NAME",
-    help="Take only tensors with NAME in their name from --in-file. Repeatable.",
+    help="Take from --in-file only tensors with NAME in their name. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--exclude-weights", multiple=True, metavar="NAME",
-    help="Leave out tensors with NAME in their name. Repeatable.",
+    help="Do not take tensors with NAME in their name from --in-file. Repeatable.",
 )  # fmt: skip
-@click.option("--show-statistics", is_flag=True, help="Show statistics of each tensor.")
+@click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @resume_option
 @threads_option
@@ -364,17 +378,18 @@ def imatrix(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Make an importance matrix: on a text, measure how much each input of a matrix matters.
+    """Make an importance matrix: measure on a text which columns of the weights matter most.
 
-    'q4hifi quantize --imatrix OUT' and llama-quantize use it. Without MODEL, the files of --in-file are added
-    up, or only shown. OUT is saved every few minutes, and when the run fails or is interrupted.
+    'q4hifi quantize --imatrix OUT' and llama-quantize make better models with it. Without MODEL, the files of
+    --in-file are added up; a single one can be shown with --show-statistics. OUT is saved every few minutes,
+    and when the run fails or is interrupted.
     """
     if model is not None:
         file = _text_file(file, words)
     elif not in_files:
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
     elif resume:
-        raise BadOptionError("--resume continues the measuring of a MODEL; name it")
+        raise BadOptionError("--resume continues to measure a MODEL; name the model")
     from ..evaluate.chunks import read_text
     from ..evaluate.collect_imatrix import collect_importance
     from ..imatrix.file import load_importance
@@ -386,7 +401,7 @@ def imatrix(
     if model is not None or len(in_files) > 1:
         output = output or f"imatrix.{form}"
     if (include_weights or exclude_weights) and not in_files:
-        raise BadOptionError("--include-weights and --exclude-weights choose from --in-file; give one")
+        raise BadOptionError("--include-weights and --exclude-weights select tensors of --in-file; give one")
     if output is not None:
         check_output("--output", output, overwrite=overwrite or resume)
     parts = [
@@ -396,14 +411,14 @@ def imatrix(
     if model is not None:
         text = read_text(str(file))
         with (
-            _kept(output, can_resume=form == GGUF) as on_save,
+            _saved_chunks(output, can_resume=form == GGUF) as on_save,
             progress_bar("tokens", 1) as progress,
-            _running(running_perplexity, quiet=as_json, on_a_line=LINE) as show,
+            _printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as show,
         ):
 
-            def on_chunk(found: Perplexity) -> None:
-                ppl[:] = [found]
-                show(found)
+            def on_chunk(result: Perplexity) -> None:
+                ppl[:] = [result]
+                show(result)
 
             parts.append(
                 collect_importance(
@@ -429,7 +444,7 @@ def imatrix(
     sums = parts[0]
     for part in parts[1:]:
         sums += part
-    if output is not None and in_files:  # that of one model alone is saved already
+    if output is not None and in_files:  # without --in-file, collect_importance has saved it
         sums.save(output, form=form, overwrite=overwrite or model is not None)
     tensors = tensor_statistics(sums) if show_statistics or as_json else []
     if as_json:
@@ -457,7 +472,7 @@ def imatrix(
 @words_argument
 @file_option
 @imatrix_option(
-    "--imatrix", type=INPUT, metavar="I", help="Importance matrix that MODEL will be quantized with."
+    "--imatrix", type=INPUT, metavar="I", help="Importance matrix with which MODEL will be quantized."
 )
 @include_option
 @exclude_option
@@ -473,14 +488,15 @@ def imatrix(
 )  # fmt: skip
 @click.option(
     "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=4, show_default=True,
-    help="Number of chunks. More chunks make the result more exact, and are added to a result that exists.",
+    help="Number of chunks. The more, the more exact the result. Chunks that OUT already has are not measured"
+    " again.",
 )  # fmt: skip
 @click.option(
     "--group", type=click.IntRange(1), metavar="N", default=1, show_default=True,
-    help="Measure this many neighbouring layers together, which takes less time.",
+    help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no further chunk after this time."
+    "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
 )
 @threads_option
 @json_option
@@ -501,8 +517,8 @@ def calibrate(
 ) -> None:
     """Measure how much an error in each matrix of MODEL harms its predictions.
 
-    'q4hifi quantize --sensitivities OUT' uses it. OUT is saved after every matrix. After Ctrl-C the same
-    command continues from there.
+    'q4hifi quantize --sensitivities OUT' uses the result to choose the best types within a budget. OUT is
+    saved after every matrix. After Ctrl-C, the same command continues from there.
     """
     file = _text_file(file, words)
     output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
@@ -513,7 +529,7 @@ def calibrate(
 
     text = read_text(file)
     with progress_bar() as progress:
-        found = measure_sensitivities(
+        result = measure_sensitivities(
             model,
             text,
             output,
@@ -528,10 +544,10 @@ def calibrate(
             progress=progress,
         )
     if as_json:
-        print_json(found.as_dict())
+        print_json(result.as_dict())
     else:
-        console().print(calibration_table(found))
-        click.echo(printable(f"{len(found.sensitivities)} matrices: wrote {output}"))
+        console().print(calibration_table(result))
+        click.echo(printable(f"{len(result.sensitivities)} matrices: wrote {output}"))
 
 
 @main.command()
@@ -542,7 +558,7 @@ def calibrate(
     multiple=True,
     type=click.IntRange(0),
     metavar="N",
-    help="Tokens to read. Repeatable; 0: none. [default: 512]",
+    help="Test reading N tokens at once; 0 leaves this test out. Repeatable. [default: 512]",
 )
 @click.option(
     "-n",
@@ -550,7 +566,7 @@ def calibrate(
     multiple=True,
     type=click.IntRange(0),
     metavar="N",
-    help="Tokens to write. Repeatable; 0: none. [default: 128]",
+    help="Test writing N tokens one by one; 0 leaves this test out. Repeatable. [default: 128]",
 )
 @click.option(
     "-r",
@@ -559,7 +575,7 @@ def calibrate(
     metavar="N",
     default=5,
     show_default=True,
-    help="How often each test is run.",
+    help="Runs of each test. The result is their mean.",
 )
 @threads_option
 @json_option
@@ -573,7 +589,8 @@ def bench(
 ) -> None:
     """Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg).
 
-    The tests and their names are those of llama-bench.
+    The tests and their names are those of llama-bench: pp512 reads a prompt of 512 tokens, tg128 writes 128
+    tokens.
     """
     from ..evaluate.bench import bench as measure_speed
     from .evaluation_tables import speed_table

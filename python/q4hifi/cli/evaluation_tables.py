@@ -1,4 +1,4 @@
-"""What evaluations found, as text and tables; labels and digits are llama.cpp's where it has them."""
+"""Results of measurements as text and tables. Labels and digits are llama.cpp's where it prints the same."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..wording import human_bytes, printable
 from .tables import paragraphs
 
 NAME_WIDTH = 20
-"""Columns that the comparison gives to a model's name, on two lines."""
+"""Width of the model names in the table of a comparison. Longer names continue on the next line."""
 
 DIGITS = 5
-"""Of a value above 1 in a table, at most."""
+"""Largest number of digits of a value above 1 in a table."""
 
 COMPARISON_WIDTH = 100
-"""Columns of a terminal that the comparison needs to be one table."""
+"""Width of a terminal, in columns, in which a comparison fits in one table."""
 
 _COMPARISON_HEADS = (
-    *("size", "bits/\nw.", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
+    *("size", "BPW", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
     *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
 )
 
@@ -41,32 +41,32 @@ KLD_HEADER = (
 )
 
 
-def running_perplexity(found: Perplexity) -> str:
-    """The perplexity after the last chunk so far: ``[3]35.9935,``."""
-    return f"[{found.n_chunks}]{found.ppl.value:.4f},"
+def running_perplexity(result: Perplexity) -> str:
+    """Return the perplexity so far as llama-perplexity prints it: ``[3]35.9935,``."""
+    return f"[{result.n_chunks}]{result.ppl.value:.4f},"
 
 
-def final_perplexity(found: Perplexity) -> str:
-    """The line that llama-perplexity ends with."""
-    return f"Final estimate: PPL = {found.ppl.value:.4f} +/- {found.ppl.error:.5f}"
+def final_perplexity(result: Perplexity) -> str:
+    """Return the last line of llama-perplexity's output."""
+    return f"Final estimate: PPL = {result.ppl.value:.4f} +/- {result.ppl.error:.5f}"
 
 
-def running_divergence(found: KlDivergence) -> str:
-    """The row under :data:`KLD_HEADER` after the last chunk so far."""
-    rms, top = found.rms_delta_p.scaled(100), found.same_top.scaled(100)
+def running_divergence(result: KlDivergence) -> str:
+    """Return the figures so far, as a row under :data:`KLD_HEADER`."""
+    rms, top = result.rms_delta_p.scaled(100), result.same_top.scaled(100)
     cells = [
-        f"{found.n_chunks:4}",
-        f"{found.ppl.value:9.4f} ± {found.ppl.error:9.4f}",
-        f"{found.ln_ppl_ratio.value:10.5f} ± {found.ln_ppl_ratio.error:10.5f}",
-        f"{found.mean_kld.value:10.5f} ± {found.mean_kld.error:10.5f}",
+        f"{result.n_chunks:4}",
+        f"{result.ppl.value:9.4f} ± {result.ppl.error:9.4f}",
+        f"{result.ln_ppl_ratio.value:10.5f} ± {result.ln_ppl_ratio.error:10.5f}",
+        f"{result.mean_kld.value:10.5f} ± {result.mean_kld.error:10.5f}",
         f"{rms.value:6.3f} ± {rms.error:6.3f} %",
         f"{top.value:6.3f} ± {top.error:6.3f} %",
     ]
     return "    ".join(cells)
 
 
-def final_divergence(found: KlDivergence) -> str:
-    """The statistics that llama-perplexity --kl-divergence ends with."""
+def final_divergence(result: KlDivergence) -> str:
+    """Return the statistics that llama-perplexity --kl-divergence prints at its end."""
 
     def ppl(label: str, e: Estimate) -> str:
         return f"{label:<30}: {e.value:10.6f} ± {e.error:10.6f}"
@@ -75,48 +75,51 @@ def final_divergence(found: KlDivergence) -> str:
         e = e.scaled(100)
         return f"{label:<10}: {e.value:6.3f} ± {e.error:5.3f} %"
 
-    kld, delta = found.tokens.kld, found.tokens.delta_p
+    kld, delta = result.tokens.kld, result.tokens.delta_p
     lines = [
         "====== Perplexity statistics ======",
-        ppl("Mean PPL(Q)", found.ppl),
-        ppl("Mean PPL(base)", found.ppl_base),
-        f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * found.correlation:6.2f}%",
-        ppl("Mean ln(PPL(Q)/PPL(base))", found.ln_ppl_ratio),
-        ppl("Mean PPL(Q)/PPL(base)", found.ppl_ratio),
-        ppl("Mean PPL(Q)-PPL(base)", found.ppl_difference),
+        ppl("Mean PPL(Q)", result.ppl),
+        ppl("Mean PPL(base)", result.ppl_base),
+        f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * result.correlation:6.2f}%",
+        ppl("Mean ln(PPL(Q)/PPL(base))", result.ln_ppl_ratio),
+        ppl("Mean PPL(Q)/PPL(base)", result.ppl_ratio),
+        ppl("Mean PPL(Q)-PPL(base)", result.ppl_difference),
         "",
         "====== KL divergence statistics ======",
-        f"Mean    KLD: {found.mean_kld.value:10.6f} ± {found.mean_kld.error:10.6f}",
+        f"Mean    KLD: {result.mean_kld.value:10.6f} ± {result.mean_kld.error:10.6f}",
         f"Maximum KLD: {kld.max():10.6f}",
-        *(_kld_line(found, q) for q in (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)),
+        *(_kld_line(result, q) for q in (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)),
         f"Minimum KLD: {kld.min():10.6f}",
         "",
         "====== Token probability statistics ======",
-        f"Mean    Δp: {100 * found.mean_delta_p.value:6.3f} ± {100 * found.mean_delta_p.error:5.3f} %",
+        f"Mean    Δp: {100 * result.mean_delta_p.value:6.3f} ± {100 * result.mean_delta_p.error:5.3f} %",
         f"Maximum Δp: {100 * delta.max():6.3f}%",
-        *(_delta_line(found, q) for q in (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)),
+        *(_delta_line(result, q) for q in (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)),
         f"Minimum Δp: {100 * delta.min():6.3f}%",
-        percent("RMS Δp", found.rms_delta_p),
-        percent("Same top p", found.same_top),
+        percent("RMS Δp", result.rms_delta_p),
+        percent("Same top p", result.same_top),
     ]
     return "\n".join(lines)
 
 
-def _kld_line(found: KlDivergence, q: float) -> str:
-    return f"{_quantile_label(q)} KLD: {found.kld_quantile(q).value:10.6f}"
+def _kld_line(result: KlDivergence, q: float) -> str:
+    return f"{_quantile_label(q)} KLD: {result.kld_quantile(q).value:10.6f}"
 
 
-def _delta_line(found: KlDivergence, q: float) -> str:
-    return f"{_quantile_label(q)} Δp: {100 * found.delta_p_quantile(q).value:6.3f}%"
+def _delta_line(result: KlDivergence, q: float) -> str:
+    return f"{_quantile_label(q)} Δp: {100 * result.delta_p_quantile(q).value:6.3f}%"
 
 
 def _quantile_label(q: float) -> str:
     return "Median " if q == 0.5 else f"{100 * q:4.1f}%  "
 
 
-def comparison_table(found: Comparison, width: int = COMPARISON_WIDTH) -> RenderableType:
-    """Models below each other, a value over its uncertainty; two tables where there is less room."""
-    everything = (found.reference, *found.models)
+def comparison_table(result: Comparison, width: int = COMPARISON_WIDTH) -> RenderableType:
+    """Return the table of a comparison: one row per model, each value above its standard error.
+
+    If the terminal is narrower than :data:`COMPARISON_WIDTH`, there are two tables.
+    """
+    everything = (result.reference, *result.models)
     names = short_names([m.model for m in everything])
     rows = [list(_comparison_row(model)) for model in everything]
     half = len(_COMPARISON_HEADS) // 2
@@ -130,9 +133,12 @@ def comparison_table(found: Comparison, width: int = COMPARISON_WIDTH) -> Render
         for name, row in zip(names, rows, strict=True):
             table.add_row(Text(printable(name)), *row[part])
         tables.append([table])
-    words = f"{found.n_chunks} chunks of {found.n_ctx} tokens of {printable(found.dataset)}"
-    how = "below each value its standard error; KLD in nats; the first model is the reference"
-    return paragraphs(*tables, [Text(f"{words}; {how}", style="italic")])
+    text = f"{result.n_chunks} chunks of {result.n_ctx} tokens of {printable(result.dataset)}"
+    legend = (
+        "below each value its standard error; BPW: bits per weight;"
+        " KLD: KL divergence from the first model, the reference, in nats"
+    )
+    return paragraphs(*tables, [Text(f"{text}; {legend}", style="italic")])
 
 
 def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
@@ -154,7 +160,7 @@ def _comparison_row(model: ComparedModel) -> Iterable[RenderableType]:
 
 
 def _cell(e: Estimate | None, digits: int) -> Text:
-    """A value over its error, with so many digits after the point, and fewer where many stand before it."""
+    """Return a value above its error, with at most ``digits`` digits after the point."""
     if e is None:
         return Text()
     digits = _digits(e.value, digits)
@@ -162,12 +168,12 @@ def _cell(e: Estimate | None, digits: int) -> Text:
 
 
 def _digits(value: float, most: int) -> int:
-    """How many digits after the point a value is given: :data:`DIGITS` in all where it is above 1."""
+    """Return the number of digits after the point: ``most``, but above 1 at most :data:`DIGITS` in total."""
     return most if abs(value) < 1 else min(most, max(0, DIGITS - len(f"{abs(value):.0f}")))
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Names of models by which a reader tells them apart: without folder and ending, where they differ."""
+    """Return short, distinct names of models: without folder and ending if they differ without them."""
     names = [Path(path).name.removesuffix(".gguf") for path in paths]
     if len(set(names)) == len(names) or len(set(paths)) < len(paths):
         return names
@@ -176,7 +182,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def speed_table(speeds: Iterable[Speed]) -> str:
-    """The table that llama-bench prints, in Markdown."""
+    """Return the Markdown table that llama-bench prints."""
     columns = (
         *(("model", -30), ("size", 10), ("params", 10), ("backend", -10)),
         *(("threads", 7), ("test", 15), ("t/s", 20)),
@@ -201,7 +207,7 @@ def speed_table(speeds: Iterable[Speed]) -> str:
 
 
 def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
-    """The statistics of llama-imatrix --show-statistics: tensors, then layers."""
+    """Return the tables of llama-imatrix --show-statistics: tensors, then layers."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "%\nActive", "N", "Entropy", "E\n(norm)", "ZD", "CosSim")
     for head in ("Layer", "Tensor", *heads):
@@ -224,23 +230,28 @@ def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
     return paragraphs([table], [layers])
 
 
-def calibration_table(found: Calibrated) -> RenderableType:
-    """What errors cost, role by role: the KL divergence that the probe adds, and sensitivities."""
+def calibration_table(result: Calibrated) -> RenderableType:
+    """Return the results of ``q4hifi calibrate`` by tensor role.
+
+    Each matrix was quantized to about 4 bits by itself. KLD is the sum of the KL divergences that this
+    caused. A sensitivity is divergence per relative squared error: the mean over the role's matrices, the
+    lowest and the highest.
+    """
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for head in ("tensors", "", "KLD", "share", "sensitivity", "least", "most"):
-        table.add_column(head, justify="left" if head == "tensors" else "right", no_wrap=True)
+    for head in ("role", "matrices", "KLD", "share", "sensitivity", "lowest", "highest"):
+        table.add_column(head, justify="left" if head == "role" else "right", no_wrap=True)
     roles: dict[str, list[str]] = {}
-    for name in found.sensitivities:
+    for name in result.sensitivities:
         roles.setdefault(role_of(name), []).append(name)
-    total = sum(kld.value for kld in found.klds.values())
+    total = sum(kld.value for kld in result.klds.values())
     for role, names in roles.items():
-        kld = sum(found.klds[name].value for name in names)
-        values = [found.sensitivities[name].value for name in names]
+        kld = sum(result.klds[name].value for name in names)
+        values = [result.sensitivities[name].value for name in names]
         table.add_row(
             *(role, str(len(names)), f"{kld:.5f}", f"{100 * kld / total if total else 0:.1f}%"),
             *(f"{sum(values) / len(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"),
         )
-    n = found.n_chunks
-    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {found.n_ctx} tokens"
-    all_together = f"all at ~4 bits: KLD {total:.5f}; {read}"
-    return paragraphs([table], [all_together])
+    n = result.n_chunks
+    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {result.n_ctx} tokens"
+    summary = f"predicted for all matrices at about 4 bits: KLD {total:.5f} nats; {read}"
+    return paragraphs([table], [summary])

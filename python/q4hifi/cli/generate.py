@@ -1,4 +1,4 @@
-"""The command that lets a model write: generate, once or in a chat."""
+"""The command ``generate``: a model continues a text, or chats."""
 
 from __future__ import annotations
 
@@ -27,43 +27,47 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("model", type=INPUT)
 @click.argument("words", nargs=-1, metavar="")
-@click.option("-p", "--prompt", metavar="TEXT", help="The text to continue; with --chat, your message.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue. With --chat: your message.")
 @click.option(
     "-f", "--file", type=INPUT, metavar="FILE", help="Read the prompt from a file; - reads standard input."
 )
 @click.option(
-    "-n", "--predict", "n", type=click.IntRange(-1), default=-1,
-    help="Write at most this many tokens. [default: until the model ends the text]",
+    "-n", "--predict", "n", type=click.IntRange(-1), default=-1, metavar="N",
+    help="Write at most N tokens. -1: no limit. [default: until the model ends the text]",
 )  # fmt: skip
 @click.option(
-    "--temp", "temperature", type=float, default=0.8, show_default=True,
+    "--temp", "temperature", type=float, default=0.8, show_default=True, metavar="T",
     help="Temperature: higher is more random. 0 always takes the most likely token.",
 )  # fmt: skip
 @click.option(
-    "--top-k", type=int, default=40, show_default=True,
+    "--top-k", type=int, default=40, show_default=True, metavar="K",
     help="Choose among the K most likely tokens. 0: among all.",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=float, default=0.95, show_default=True,
-    help="Choose among the most likely tokens that together have this probability. 1: among all.",
+    "--top-p", type=float, default=0.95, show_default=True, metavar="P",
+    help="Choose among the most likely tokens that together have the probability P. 1: among all.",
 )  # fmt: skip
 @click.option(
-    "--min-p", type=float, default=0.05, show_default=True,
-    help="Leave out tokens less likely than this share of the most likely one. 0: none.",
+    "--min-p", type=float, default=0.05, show_default=True, metavar="P",
+    help="Leave out tokens with less than P times the probability of the most likely one. 0: none.",
 )  # fmt: skip
 @click.option(
-    "-s", "--seed", type=int, default=-1,
-    help="The same seed gives the same text. [default: another each time]",
+    "-s", "--seed", type=int, default=-1, metavar="N",
+    help="Seed of the random choices: the same seed gives the same text. [default: a new one each time]",
 )  # fmt: skip
 @click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(1),
-    help="Context size: tokens of prompt and answer together. [default: the model's]",
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",
+    help="Context size: tokens of prompt and answer together. [default: that of the model]",
 )  # fmt: skip
-@click.option("--chat", is_flag=True, help="Use a chat template. Without a prompt, start a conversation.")
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Chat, with the model's chat template. Without -p and -f, you type the messages.",
+)
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="With --chat: the system message.")
 @click.option(
     "--chat-template", "--chat-template-file", "template", metavar="FILE|TEXT",
-    help="With --chat: a Jinja template to use instead of the model's own.",
+    help="With --chat: use this Jinja template instead of the model's.",
 )  # fmt: skip
 @threads_option
 def generate(
@@ -85,8 +89,8 @@ def generate(
 ) -> None:
     """Let MODEL continue a text, or chat with it.
 
-    The text appears as it is written; Ctrl-C stops it. In a chat, Ctrl-C stops an answer or clears the
-    line that you type. Ctrl-D ends the chat, and so does Ctrl-C on an empty line.
+    The text is printed while the model writes it; Ctrl-C stops it. In a chat, Ctrl-C stops an answer or
+    clears the line that you are typing. Ctrl-D, or Ctrl-C on an empty line, ends the chat.
     """
     if words:
         option = "-f" if os.path.isfile(words[0]) else "-p"
@@ -136,18 +140,18 @@ def generate(
 
 
 def _converse(chat: Chat, model: Model, n: int | None) -> None:
-    """Ask and answer until the input ends."""
+    """Read messages and print answers until the input ends."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not UTF-8 are tokens, too
-    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
-    if by_hand:
+        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer accepts bytes that are not UTF-8
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
         name = model.metadata.get("general.name")
         _note(
             f"{model.path.name}{f' ({name})' if name else ''}, context of {model.n_ctx} tokens",
             "Ctrl-C stops an answer or clears your line; Ctrl-D or Ctrl-C on an empty line ends the chat.",
         )
-    editor = _line_editor() if by_hand else None
-    while (text := _ask("> " if by_hand else "", editor)) is not None:
+    editor = _line_editor() if interactive else None
+    while (text := _ask("> " if interactive else "", editor)) is not None:
         if not text.strip():
             continue
         n_forgotten = chat.n_forgotten
@@ -159,8 +163,8 @@ def _converse(chat: Chat, model: Model, n: int | None) -> None:
                     f" the oldest {chat.n_forgotten} messages are no longer read]"
                 )
             _show(pieces)
-        except BadOptionError as error:  # such as a message that is too long: another one may do
-            if not by_hand:
+        except BadOptionError as error:  # such as a message that is too long: the user can try another
+            if not interactive:
                 raise
             click.echo(f"Error: {printable(error)}", err=True)
         except KeyboardInterrupt:
@@ -170,16 +174,16 @@ def _converse(chat: Chat, model: Model, n: int | None) -> None:
 
 
 def _line_editor() -> ModuleType | None:
-    """Give the lines that a user types arrow keys and a history, where the system has readline."""
+    """Load readline, if the system has it: ``input`` then supports arrow keys and a history."""
     try:
         import readline
-    except ImportError:  # Windows, whose console does it by itself
+    except ImportError:  # on Windows the console does this itself
         return None
     return readline
 
 
 def _ask(prompt: str, editor: ModuleType | None) -> str | None:
-    """Return a line that the user types; None where there are no more."""
+    """Return the next line of input, or None at its end."""
     while True:
         try:
             return input(prompt)
@@ -196,7 +200,10 @@ def _ask(prompt: str, editor: ModuleType | None) -> str | None:
 
 
 def _show(pieces: Iterable[str], after: str = "") -> bool:
-    """Print text while it is written; return False if Ctrl-C ended it. ``after`` is what it continues."""
+    """Print text while it is written, and return False if Ctrl-C ended it.
+
+    On a terminal, ``after``, the text that is continued, is printed first.
+    """
     from .word_wrap import WordWrap
 
     wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
@@ -213,7 +220,7 @@ def _show(pieces: Iterable[str], after: str = "") -> bool:
 
 
 def _report(writer: Writer, n_ctx: int) -> None:
-    """Say on a terminal what the text took."""
+    """Print the numbers of tokens and the speeds, if standard error is a terminal."""
     if not sys.stderr.isatty():
         return
     effort = writer.effort
@@ -226,7 +233,7 @@ def _report(writer: Writer, n_ctx: int) -> None:
 
 
 def _note(*lines: str) -> None:
-    """Print what is not the model's to standard error."""
+    """Print our own remarks to standard error, so that standard output has the model's text alone."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

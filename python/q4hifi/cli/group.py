@@ -1,4 +1,4 @@
-"""The ``q4hifi`` command itself: its commands, each loaded when it is used, and its version."""
+"""The ``q4hifi`` command itself: its list of commands, each loaded when it is used, and its version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "generate": ("generate", "Let MODEL continue a text, or chat with it."),
     "imatrix": (
         "evaluate",
-        "Make an importance matrix: on a text, measure how much each input of a matrix matters.",
+        "Make an importance matrix: measure on a text which columns of the weights matter most.",
     ),
     "inspect": ("inspect", "Show what a model FILE holds: metadata, tensors, types, sizes."),
     "perplexity": ("evaluate", "Measure how well MODEL predicts a text, as llama-perplexity does."),
@@ -32,11 +32,14 @@ COMMANDS = {
     "quantize": ("quantize", "Quantize the model SRC to DST."),
     "verify": ("inspect", "Check a model FILE for damage: structure, sizes, weights that are not finite."),
 }
-"""Name -> the module with the command, and the first sentence of its help, for the list of commands."""
+"""Name -> the module with the command, and the first sentence of its help.
+
+They are here, so that the list of commands is shown without loading the modules.
+"""
 
 
 class _Group(click.Group):
-    """Knows the commands by name before their modules are loaded."""
+    """Knows the names of the commands, and loads a command's module when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -64,7 +67,7 @@ class _Group(click.Group):
 
 
 class _Command(FileCommand):
-    """Lets signals raise while it works, and calls options by their names on the command line."""
+    """A command in which signals raise exceptions, and whose messages name options as on the command line."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_options(self, ctx, formatter)
@@ -79,7 +82,7 @@ class _Command(FileCommand):
 
     @contextmanager
     def _option_names(self) -> Iterator[None]:
-        """In q4hifi's messages, replace `` `keyword=value` `` by the option of that keyword."""
+        """Replace `` `keyword=value` `` in q4hifi's errors by the option with that keyword."""
         try:
             yield
         except Q4HifiError as error:

@@ -1,4 +1,4 @@
-"""Commands that look into a model file: inspect, verify."""
+"""The commands that look into a model file: inspect, verify."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import INPUT
 from .group import main
 
 SHOWN_PROBLEMS = 20
-"""Of a damaged file; it may have one for each of many tensors."""
+"""Number of problems printed for a damaged file. It may have one for each tensor."""
 
 
 @main.command()
@@ -22,7 +22,7 @@ SHOWN_PROBLEMS = 20
 def inspect(file: str, tensors: bool, as_json: bool) -> None:
     """Show what a model FILE holds: metadata, tensors, types, sizes.
 
-    Of a damaged file, show what can be read and what is wrong.
+    For a damaged file, show what can be read and what is wrong. The exit status is then 1.
     """
     from ..codec.overview import Overview
     from .overview_tables import overview_tables
@@ -47,7 +47,7 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
 def verify(file: str, threads: int | None, as_json: bool) -> None:
     """Check a model FILE for damage: structure, sizes, weights that are not finite.
 
-    The exit status is 1 where something is wrong; what and where is printed.
+    Prints what is wrong, and in which tensor. The exit status is 1 if something is wrong.
     """
     from ..pipeline.verify import verify_file
 

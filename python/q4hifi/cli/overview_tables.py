@@ -1,4 +1,4 @@
-"""What is in a model file, as tables: the ``inspect`` command."""
+"""The tables of ``q4hifi inspect``: metadata and tensors of a model file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..wording import human_bytes, printable
 from .tables import new_table, paragraphs, unbroken
 
 SHOWN = 60
-"""Characters of a metadata value that the table shows."""
+"""Longest part of a metadata value in the table, in characters."""
 
 
 def overview_tables(overview: Overview, *, tensors: bool = False) -> RenderableType:
-    """Return the tables that the command prints, with every tensor or the totals by type."""
+    """Return the tables that the command prints: metadata, and every tensor or the totals by type."""
     return paragraphs(
         [_metadata_table(overview)] if overview.metadata else [],
         [_tensor_table(overview) if tensors else _type_table(overview)],

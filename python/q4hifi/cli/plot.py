@@ -1,4 +1,4 @@
-"""A picture of a comparison: divergence against size."""
+"""The plot of a comparison: KL divergence against file size."""
 
 from __future__ import annotations
 
@@ -14,42 +14,45 @@ from .evaluation_tables import short_names
 ENDINGS = (".png", ".svg", ".pdf")
 
 WIDE = 10
-"""Divergences further apart than by this factor are drawn on a logarithmic scale."""
+"""The scale is logarithmic if the largest divergence is more than this many times the smallest."""
 
 FAR = 20
-"""A name that stands more points above or below its point is joined to it by a line."""
+"""A label is connected to its dot by a line if it is more than this far above or below it, in points."""
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise :class:`BadOptionError` where :func:`plot_comparison` could not draw, before any work."""
+    """Check, before any work, that :func:`plot_comparison` can make the plot.
+
+    Raises :class:`BadOptionError` if the ending of ``path`` is not supported or matplotlib is not installed.
+    """
     if Path(path).suffix.lower() not in ENDINGS:
         raise BadOptionError(f"{path}: a plot's name must end in {', '.join(ENDINGS)}")
     _figure_class()
 
 
-def plot_comparison(found: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def plot_comparison(result: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Draw the mean KL divergence of each model against its size, with standard errors.
 
-    The file's ending says which format: .png, .svg or .pdf. Raises :class:`BadOptionError` where
-    matplotlib is not installed.
+    The format follows from the ending of ``path``: .png, .svg or .pdf. Raises :class:`BadOptionError` if
+    matplotlib is not installed or the file cannot be written.
     """
     check_plot(path)
     figure = _figure_class()(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    largest = max((m.facts.file_bytes for m in found.models), default=1)
+    largest = max((m.facts.file_bytes for m in result.models), default=1)
     unit, scale = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
-    names = short_names([m.model for m in (found.reference, *found.models)])[1:]
+    names = short_names([m.model for m in (result.reference, *result.models)])[1:]
     points = []
-    for model, name in zip(found.models, names, strict=True):
+    for model, name in zip(result.models, names, strict=True):
         assert model.quality is not None  # only the reference has none
         kld = model.quality.mean_kld
         points.append((model.facts.file_bytes / scale, kld.value, name))
         axes.errorbar(*points[-1][:2], yerr=kld.error, fmt="o", color="#1f5fa8", ecolor="#9bb8d6", capsize=3)
-    reference = Path(found.reference.model).name
+    reference = Path(result.reference.model).name
     axes.set_xlabel(f"file size, {unit}")
     axes.set_ylabel("mean KL divergence from the reference, nats")
     axes.set_title(
-        f"{reference}: {found.n_chunks} chunks of {found.n_ctx} tokens of {Path(found.dataset).name}",
+        f"{reference}: {result.n_chunks} chunks of {result.n_ctx} tokens of {Path(result.dataset).name}",
         fontsize=10,
     )
     values = [kld for _, kld, _ in points]
@@ -63,14 +66,14 @@ def plot_comparison(found: Comparison, path: str | os.PathLike[str], *, overwrit
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _label(figure, axes, points)
-    models = [Path(model.model) for model in (found.reference, *found.models)]
+    models = [Path(model.model) for model in (result.reference, *result.models)]
     with new_file(path, overwrite=overwrite, sources=models) as file:
         figure.savefig(file, format=Path(path).suffix.lower().removeprefix("."))
 
 
 def _label(figure: Any, axes: Any, points: list[tuple[float, float, str]]) -> None:
-    """Put each name beside its point, on the first side where it covers nothing."""
-    figure.draw_without_rendering()  # so that the layout is known
+    """Write each model's name beside its dot, at the first position where it covers nothing else."""
+    figure.draw_without_rendering()  # computes the layout
     renderer = figure.canvas.get_renderer()
     dots = axes.transData.transform([point[:2] for point in points])
     frame = axes.bbox

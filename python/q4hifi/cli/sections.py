@@ -1,4 +1,4 @@
-"""Options under headings, where a command has many."""
+"""Headings for the options in the help of a command with many options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GENERAL = "Options"
 
 
 class _Option(click.Option):
-    """An option that the help lists under the heading ``section``."""
+    """An option that the help shows under the heading ``section``."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -22,12 +22,12 @@ class _Option(click.Option):
 
 
 def options_of(section: str) -> Callable[..., Callable[[Command], Command]]:
-    """Return what makes options as :func:`click.option` does, under that heading."""
+    """Return a function like :func:`click.option` whose options appear under the heading ``section``."""
     return partial(click.option, cls=_Option, section=section)
 
 
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write the help of a command's options, those without a heading first."""
+    """Write the help of a command's options. Options without a heading come first."""
     sections: dict[str, list[tuple[str, str]]] = {GENERAL: []}
     for param in command.get_params(ctx):
         if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):

@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP end the command quietly, with the exit status 128 + number of the signal.
+"""Signal handling: Ctrl-C, SIGTERM and SIGHUP end the command without a traceback.
 
-Before and after the work there is nothing to clean up, and the process ends at once. During the work the
-signal raises an exception, so that half-written files are removed.
+The exit status is 128 + the number of the signal. Before and after the work there is nothing to clean up, and
+the process ends at once. During the work, the signal raises an exception, so that incomplete files are
+removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
 else:
-    import _signal as signal  # which signal wraps in enums, and loads re and functools for that
+    import _signal as signal  # starts faster than the module signal, which adds enums
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -26,21 +27,21 @@ _RETRY_SECONDS = 0.001
 
 
 def leave_at_once() -> None:
-    """From now on, a signal ends the process where it is."""
+    """From now on, a signal ends the process at once."""
     _handle(_leave)
 
 
 def ignore() -> None:
-    """From now on, signals do nothing: the status of the command is decided, and the process is ending."""
+    """From now on, ignore signals. The exit status is decided, and the process is about to end."""
     _handle(signal.SIG_IGN)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     try:
         for number in _ENDING:
-            if signal.getsignal(number) != signal.SIG_IGN:  # it is ignored under nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, handler)
-    except ValueError:  # not the main thread, which alone may handle signals
+    except ValueError:  # only the main thread may set handlers
         pass
 
 
@@ -53,27 +54,27 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 class Raising:
-    """A context in which SIGINT raises KeyboardInterrupt, and the other signals SystemExit.
+    """A context in which SIGINT raises KeyboardInterrupt, and the other signals raise SystemExit.
 
-    There are moments at which an exception does harm or is lost: inside an import, and inside functions that
-    Python calls on its own, such as ``__del__``. Then the signal is looked at again a little later. During an
-    import, a second signal does not wait.
+    During an import, an exception could leave a module half loaded. In functions that Python itself calls,
+    such as ``__del__``, an exception is lost. In both cases the exception is raised a little later instead. A
+    second signal during an import raises at once.
     """
 
     def __init__(self) -> None:
-        """Nothing came yet."""
+        """Begin without a pending signal."""
         self._number: int = signal.SIGINT  # of the last signal
-        self._waiting = False
+        self._waiting = False  # for a better moment to raise
 
     def __enter__(self) -> None:
-        """Begin to raise."""
+        """Let signals raise exceptions from now on."""
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         _handle(self._signal)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave at once again, now if a signal still waits."""
+        """Let signals end the process again. A pending signal ends it now."""
         waits = self._waiting
         leave_at_once()
         self._wait(0)
@@ -110,7 +111,7 @@ class Raising:
         raise SystemExit(128 + self._number)
 
     def _wait(self, seconds: float) -> None:
-        """Have :meth:`_alarm` called later; with 0 not at all."""
+        """Call :meth:`_alarm` after this time; 0 cancels a pending call."""
         if not hasattr(signal, "setitimer"):
             return
         if seconds and not self._waiting:

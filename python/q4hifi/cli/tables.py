@@ -1,4 +1,4 @@
-"""How tables and messages of all commands look."""
+"""The common look of all tables and messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..wording import printable
 
 
 def paragraphs(*groups: Iterable[RenderableType]) -> Group:
-    """Return the groups that are not empty, one below the other, with an empty line between two."""
+    """Return the groups that are not empty, below each other, with an empty line between them."""
     parts: list[RenderableType] = []
     for group in groups:
         lines = list(group)
@@ -21,26 +21,26 @@ def paragraphs(*groups: Iterable[RenderableType]) -> Group:
 
 
 def unbroken(text: str) -> Text:
-    """Return a line that only the terminal itself breaks, so that a path in it can be copied."""
+    """Return a line without line breaks of ours, so that a path in it can be copied from the terminal."""
     return Text(text, no_wrap=True, overflow="ignore")
 
 
 def warning(text: str) -> Text:
-    """Return a line in the colour of warnings."""
+    """Return a line in the colour for warnings."""
     return Text(text, style="yellow")
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first ``limit`` names, and the number of the others: "a, b, c and 4 more"."""
     names = [printable(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def new_table(first: str, *others: str, title: str | None = None) -> Table:
-    """Return an empty table, the first column to the left and the others to the right.
+    """Return an empty table. The first column is aligned left, the others right.
 
-    Where the terminal is too narrow, the first column is shortened.
+    If the terminal is too narrow, the first column is shortened.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column(first, overflow="ellipsis")

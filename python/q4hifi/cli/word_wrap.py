@@ -1,4 +1,4 @@
-"""Text that comes in pieces, broken into a terminal's lines between words."""
+"""Line breaks between words, for text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 from rich.cells import cell_len
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters but for tab and line end: a terminal would obey them."""
+"""Control characters, which a terminal would execute. Tab and line end are not among them."""
 
 _TAB = 8  # columns
 
 
 class WordWrap:
-    """Breaks lines between words; leaves control characters out.
+    """Breaks lines between words and removes control characters.
 
-    A word is held back until it is complete. One that is as long as a line is not, nor are the characters
-    of languages that are written without blanks.
+    A word is held back until it is complete. Words longer than a line, and characters of scripts without
+    spaces (two columns wide), are printed at once.
     """
 
     def __init__(self, width: Callable[[], int]) -> None:
-        """Begin at the start of a line; ``width`` returns the columns that the terminal has now."""
+        """Start at the beginning of a line. ``width`` returns the terminal's current number of columns."""
         self._width = width
         self._column = 0
         self._word = ""
 
     def feed(self, text: str) -> str:
-        """Return what can be printed now that ``text`` has come."""
+        """Add ``text``, and return the text that can be printed now."""
         out: list[str] = []
         for character in _CONTROL.sub("", text):
             if character in " \t\n":
@@ -39,7 +39,7 @@ class WordWrap:
         return "".join(out)
 
     def flush(self) -> str:
-        """Return the word that was held back, on a new line if it does not fit on this one."""
+        """Return the word that was held back, after a line break if it does not fit on this line."""
         word, self._word = self._word, ""
         width, length = self._width(), cell_len(word)
         if not 0 < self._column <= width - length:

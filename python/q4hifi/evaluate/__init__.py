@@ -1,1 +1,1 @@
-"""Measuring models on a text: perplexity, KL divergence, speed, comparisons, importance matrices."""
+"""Measurements of models: perplexity, KL divergence, speed, comparisons, importance matrices."""

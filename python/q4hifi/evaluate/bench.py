@@ -1,4 +1,4 @@
-"""How fast a model reads and writes, measured as llama-bench does: :func:`bench`."""
+"""Speed of reading and writing, measured as llama-bench measures it: :func:`bench`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from .logits import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One test of one model.
+    """The result of one speed test of one model.
 
-    ``test`` is pp512 for reading 512 tokens at once, tg128 for writing 128 one by one, as llama-bench
-    calls them. ``n_bytes`` are those of the tensors, ``backend`` is the kernels' instruction set.
-    ``seconds`` are those of each repetition.
+    ``test`` is the name that llama-bench gives the test: pp512 reads 512 tokens at once (prompt processing),
+    tg128 writes 128 tokens one by one (text generation). ``n_tokens`` is that number of tokens. ``seconds``
+    has the duration of each repetition. ``n_bytes`` is the size of the tensors, ``n_params`` the number of
+    their weights, ``backend`` the instruction set of the kernels.
     """
 
     model: str
@@ -41,12 +42,12 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> Estimate:
-        """Mean of the repetitions, and as its error their standard deviation, as llama-bench prints it."""
+        """Mean over the repetitions. Its error is their standard deviation, as in llama-bench."""
         rates = self.n_tokens / np.array(self.seconds)
         return Estimate(float(rates.mean()), float(rates.std(ddof=1)) if rates.size > 1 else 0.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types, the keys those of llama-bench where it has them."""
+        """Return the result as plain JSON types, with the keys of llama-bench's JSON where it has them."""
         rates = [self.n_tokens / s for s in self.seconds]
         speed = self.tokens_per_second
         return {
@@ -67,7 +68,7 @@ class Speed:
 
 
 def read_seconds(model: LanguageModel, n_tokens: int) -> float:
-    """Return how long a model takes to read ``n_tokens`` random tokens and answer once, in seconds."""
+    """Return the seconds that a model takes to read ``n_tokens`` tokens at once, with one prediction."""
     tokens = _random_tokens(model, n_tokens)
     sequence = model.sequence()
     started = time.perf_counter()
@@ -76,7 +77,7 @@ def read_seconds(model: LanguageModel, n_tokens: int) -> float:
 
 
 def write_seconds(model: LanguageModel, n_tokens: int) -> float:
-    """Return how long a model takes to read ``n_tokens`` one by one and answer each, in seconds."""
+    """Return the seconds that a model takes for ``n_tokens`` one by one, with a prediction after each."""
     tokens = _random_tokens(model, n_tokens)
     sequence = model.sequence()
     started = time.perf_counter()
@@ -102,21 +103,24 @@ def bench(
     repetitions: int = 5,
     progress: Progress | None = None,
 ) -> tuple[Speed, ...]:
-    """Measure how many tokens a model reads and writes a second.
+    """Measure how many tokens a model reads and writes per second.
 
-    One test for each value of ``n_prompt`` and ``n_gen`` above 0 (tokens), each warmed up, then run
-    ``repetitions`` times.
+    ``model`` is a path or an open model. ``n_prompt`` and ``n_gen`` are the tokens to read at once and to
+    write one by one; each is a number or several, and 0 leaves the test out. Every test runs once to warm up
+    and then ``repetitions`` times. ``threads`` None or 0 is one per core. ``progress`` is called with tokens.
+
+    Returns one result per test, reading first. Raises :class:`BadOptionError` if there is nothing to measure.
     """
-    kinds: list[tuple[str, Callable[[LanguageModel, int], float], int]] = []
-    kinds += [("pp", read_seconds, n) for n in _counts(n_prompt)]
-    kinds += [("tg", write_seconds, n) for n in _counts(n_gen)]
-    if not kinds or repetitions < 1:
+    tests: list[tuple[str, Callable[[LanguageModel, int], float], int]] = []
+    tests += [("pp", read_seconds, n) for n in _counts(n_prompt)]
+    tests += [("tg", write_seconds, n) for n in _counts(n_gen)]
+    if not tests or repetitions < 1:
         raise BadOptionError("nothing to measure; give a number of tokens and of repetitions above 0")
-    total = sum(n for _, _, n in kinds) * repetitions
+    total = sum(n for _, _, n in tests) * repetitions
     done, results = 0, []
-    with opened(model, n_ctx=max(n for _, _, n in kinds), threads=threads) as lm:
+    with opened(model, n_ctx=max(n for _, _, n in tests), threads=threads) as lm:
         facts = model_facts(lm)
-        for prefix, measure, n in kinds:
+        for prefix, measure, n in tests:
             measure(lm, n if prefix == "pp" else 1)
             seconds = []
             for _ in range(repetitions):
@@ -146,7 +150,11 @@ def _counts(n: int | Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a table says of a model: ``file_bytes`` of its files, ``n_bytes`` of its tensors alone."""
+    """Type and size of a model, as the tables show them.
+
+    ``file_bytes`` is the size of its files, ``n_bytes`` that of the tensors alone, ``n_params`` the number of
+    weights.
+    """
 
     description: str
     file_bytes: int
@@ -155,12 +163,12 @@ class ModelFacts:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight."""
+        """Bits of tensor data per weight."""
         return 8 * self.n_bytes / max(1, self.n_params)
 
 
 def model_facts(model: LanguageModel) -> ModelFacts:
-    """Read the facts of a model from its file."""
+    """Read type and size of a model from its file."""
     with ModelFile.open(model.path) as file:
         overview = Overview.of(file)
     metadata = model.metadata

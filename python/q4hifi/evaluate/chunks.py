@@ -1,9 +1,10 @@
-"""A text cut and scored as llama-perplexity does it, so that figures can be laid side by side.
+"""How a text is cut into chunks and scored: as in llama-perplexity, so that results can be compared.
 
-The tokens of the whole text, special ones added as at the start of a prompt, are cut into chunks of
-``n_ctx``; what is left over is dropped. Each chunk is evaluated alone, its first token replaced by
-BOS if the vocabulary asks for one. Its first half only gives context; then every token but the last
-predicts the next: ``n_ctx - 1 - n_ctx // 2`` scored tokens a chunk.
+The whole text is tokenized, with special tokens as at the start of a prompt, and cut into chunks of
+``n_ctx`` tokens. A shorter rest is dropped. The model reads each chunk by itself. BOS replaces the first
+token of a chunk if the vocabulary has ``add_bos``. The first half of a chunk only gives context. In the
+second half, the model predicts every next token, and these predictions are scored:
+``n_ctx - 1 - n_ctx // 2`` per chunk.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ from ..gguf_io.metadata import decode_text
 from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
 
-_LEAST = 2  # chunks that a text must have, as in llama-perplexity
+_MIN_CHUNKS = 2  # llama-perplexity refuses shorter texts, too
 
 PIECE_LOGITS = 1 << 25
-"""Logits that are held at a time, of each model: 128 MiB."""
+"""Limit on the logits in memory at a time, per model: 2^25 float32 are 128 MiB."""
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 text as llama.cpp's tools do: without one line end at its end, with a byte order mark.
+    """Read a UTF-8 text file as llama.cpp's tools read it. The name "-" reads standard input.
 
-    "-" is standard input.
-
-    Bytes that are not UTF-8 become surrogates. Raises :class:`BadOptionError` for a file that cannot be
-    read, is empty, or is no text in UTF-8 (:func:`q4hifi.files.text_file.check_text`).
+    One line end at the end of the text is removed. A byte order mark is kept. Bytes that are not UTF-8 become
+    surrogates. Raises :class:`BadOptionError` for a file that cannot be read, is empty, or is not UTF-8 text
+    (:func:`q4hifi.files.text_file.check_text`).
     """
     data = read_text_bytes(file).removesuffix(b"\n")
     if not data:
@@ -46,10 +46,10 @@ def read_text(file: str | os.PathLike[str]) -> str:
 
 
 class TextTokenizer(Protocol):
-    """What is needed of a model's tokenizer."""
+    """The part of a tokenizer that measurements need."""
 
     def encode_array(self, text: str, *, limit: int | None = ...) -> Tokens:
-        """Tokens of a text, the first ``limit`` at most."""
+        """Return the tokens of a text, uint32 [n], but at most the first ``limit``."""
         ...
 
     @property
@@ -59,79 +59,87 @@ class TextTokenizer(Protocol):
 
     @property
     def bos(self) -> int | None:
-        """BOS, where there is one."""
+        """The BOS token, or None."""
         ...
 
 
-class InputSums(Protocol):
-    """Sums of the squares of what a model's matrices are multiplied by."""
+class InputCollector(Protocol):
+    """Adds up squares and products of the inputs of a model's matrices while the model runs."""
 
     def take(self, other: Any) -> None:
-        """Add the sums of another collector of the same model to these, and set those to zero."""
+        """Add the sums of another collector of the same model to these, and set the other's to zero."""
         ...
 
     def all(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
-        """Tensor name -> sums of each input column, float64 [n_in], and of how many rows."""
+        """Return tensor name -> sums of squares by input column, float64 [n_in], and number of tokens."""
         ...
 
     def products(self) -> Mapping[str, tuple[npt.NDArray[np.float32], int]]:
-        """Tensor name -> sums of the products of pairs of input columns, and of how many rows."""
+        """Return tensor name -> sums of products of column pairs, float32 [pairs], and number of tokens."""
         ...
 
 
 class ModelSequence(Protocol):
-    """One text that a model is reading."""
+    """A text that a model is reading."""
 
     def evaluate(
         self, tokens: Tokens, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
     ) -> Logits | None:
-        """Read on; ``logits`` is "all" (float32 [n_tokens, n_vocab]), "last" ([n_vocab]) or "none"."""
+        """Read more tokens, uint32 [n_tokens], and return logits, float32.
+
+        ``logits`` "all" returns [n_tokens, n_vocab], "last" returns [n_vocab], "none" returns None. ``sums``
+        is a collector from :meth:`LanguageModel.input_sums`, which receives the inputs of all matrices.
+        """
         ...
 
 
 class LanguageModel(Protocol):
-    """What is needed of a model."""
+    """The part of a model that measurements need; :class:`q4hifi.Model` has it."""
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """The model's file."""
         ...
 
     @property
     def n_vocab(self) -> int:
-        """Tokens in the vocabulary."""
+        """Number of tokens in the vocabulary."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Key -> value."""
+        """The file's metadata: key -> value."""
         ...
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """Its tokenizer."""
+        """The model's tokenizer."""
         ...
 
     def sequence(self) -> ModelSequence:
-        """Begin a text."""
+        """Return a new, empty text."""
         ...
 
-    def input_sums(self) -> InputSums:
-        """Begin to collect inputs."""
+    def input_sums(self) -> InputCollector:
+        """Return a new collector of the matrices' inputs."""
         ...
 
     def fisher(self, tokens: Tokens, *, first: int, seed: int) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Fisher information of the matrices in a text, by their columns."""
+        """Return the Fisher information of the matrices on a text: tensor name -> float64 [n_in].
+
+        It is summed over the predictions after token ``first`` and all later tokens. ``seed`` is that of the
+        tokens that are drawn from the predictions (:meth:`q4hifi.Model.fisher`).
+        """
         ...
 
 
 ModelOrPath = str | os.PathLike[str] | LanguageModel
 Text = str | Sequence[int] | npt.NDArray[Any]
-"""A text, or its tokens."""
+"""A text, or its token ids."""
 
 
-class Piece(NamedTuple):
-    """Some answers within a chunk, and the tokens that came."""
+class Predictions(NamedTuple):
+    """Predictions in a part of a chunk, float32 [rows, n_vocab], and the next tokens, uint32 [rows]."""
 
     logits: Logits
     tokens: Tokens
@@ -139,9 +147,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """A text as a model of ``n_vocab`` tokens reads it.
+    """A text cut into chunks, for a model with ``n_vocab`` tokens in its vocabulary.
 
-    ``tokens`` is uint32 [n_chunks, n_ctx]; ``bos`` replaces the first of each chunk if not None.
+    ``tokens`` is uint32 [n_chunks, n_ctx]. ``bos`` replaces the first token of each chunk unless it is None.
     """
 
     tokens: Tokens
@@ -158,23 +166,25 @@ class Chunks:
         n_chunks: int | None = None,
         dataset: str = "the text",
     ) -> Chunks:
-        """Cut ``text`` into chunks of ``n_ctx`` tokens, ``n_chunks`` at most; errors call it ``dataset``.
+        """Cut ``text`` into chunks of ``n_ctx`` tokens, but at most ``n_chunks``.
 
-        Raises :class:`BadOptionError` where it has fewer than two chunks, as llama-perplexity does.
+        ``dataset`` is the text's name in errors. Raises :class:`BadOptionError` if the text has fewer than
+        two chunks (llama-perplexity refuses it, too), if it has tokens that are not in the vocabulary, or if
+        ``n_ctx`` or ``n_chunks`` is too small.
         """
         if n_ctx < MIN_CONTEXT:
             raise BadOptionError(f"a context of {n_ctx} tokens is too short; give at least {MIN_CONTEXT}")
         if n_chunks is not None and n_chunks < 1:
             raise BadOptionError(f"{n_chunks} chunks cannot be evaluated; give at least 1")
         if isinstance(text, str):
-            limit = None if n_chunks is None else n_ctx * max(n_chunks, _LEAST)
+            limit = None if n_chunks is None else n_ctx * max(n_chunks, _MIN_CHUNKS)
             tokens = model.tokenizer.encode_array(text, limit=limit)
         else:
             tokens = np.asarray(text)
-        if tokens.size < _LEAST * n_ctx:
+        if tokens.size < _MIN_CHUNKS * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
-                f"{_LEAST * n_ctx}; give a longer text or a shorter context, `n_ctx`"
+                f"{_MIN_CHUNKS * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)
@@ -187,63 +197,68 @@ class Chunks:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of a chunk."""
+        """Tokens per chunk."""
         return int(self.tokens.shape[1])
 
     @property
     def first(self) -> int:
-        """Number of the first token of a chunk whose answer is scored."""
+        """Index of the first token in a chunk after which the prediction is scored."""
         return self.n_ctx // 2
 
     @property
     def n_scored(self) -> int:
-        """Scored tokens of a chunk."""
+        """Scored tokens per chunk."""
         return self.n_ctx - 1 - self.first
 
     def input(self, chunk: int) -> Tokens:
-        """Return what the model reads: the chunk's tokens after BOS."""
+        """Return the tokens that the model reads, uint32 [n_ctx]: those of the chunk, with BOS in place."""
         tokens: Tokens = self.tokens[chunk].copy()
         if self.bos is not None:
             tokens[0] = self.bos
         return tokens
 
     def scored(self, chunk: int) -> Tokens:
-        """Return the tokens that come after the scored answers."""
+        """Return the tokens that the scored predictions are compared with, uint32 [n_scored]."""
         tokens: Tokens = self.tokens[chunk, self.first + 1 :]
         return tokens
 
-    def begin(self, model: LanguageModel, chunk: int, sums: InputSums | None = None) -> ModelSequence:
-        """Have a model read the half of a chunk that only gives context."""
+    def begin(self, model: LanguageModel, chunk: int, sums: InputCollector | None = None) -> ModelSequence:
+        """Let a model read the first half of a chunk, which only gives context."""
         sequence = model.sequence()
         sequence.evaluate(self.input(chunk)[: self.first], logits="none", sums=sums)
         return sequence
 
-    def answers(self, sequence: ModelSequence, chunk: int, sums: InputSums | None = None) -> Iterator[Piece]:
-        """Read the other half but for the last token; yield the answers in pieces that fit in memory."""
+    def predictions(
+        self, sequence: ModelSequence, chunk: int, sums: InputCollector | None = None
+    ) -> Iterator[Predictions]:
+        """Read the second half of a chunk without its last token; yield the predictions in small pieces.
+
+        The pieces are so small that their logits fit in memory (:data:`PIECE_LOGITS`).
+        """
         tokens, scored = self.input(chunk)[self.first :], self.scored(chunk)
         count = -(-self.n_scored * self.n_vocab // PIECE_LOGITS)
         for i in range(count):
             part = slice(self.n_scored * i // count, self.n_scored * (i + 1) // count)
             logits = sequence.evaluate(tokens[part], logits="all", sums=sums)
             assert logits is not None
-            yield Piece(logits, scored[part])
+            yield Predictions(logits, scored[part])
 
 
 def checked_tokens(tokens: npt.NDArray[Any], n_vocab: int, where: str) -> Tokens:
-    """Return tokens as uint32. Raises :class:`BadOptionError` for what is not in the vocabulary."""
+    """Return tokens as uint32. Raises :class:`BadOptionError` if one is not in the vocabulary."""
     if tokens.dtype.kind not in "iu" or (tokens.size and not 0 <= tokens.min() <= tokens.max() < n_vocab):
         raise BadOptionError(f"{where}: not all tokens are whole numbers from 0 to {n_vocab - 1}")
     return np.ascontiguousarray(tokens, np.uint32)
 
 
 def bos_of(model: LanguageModel) -> int | None:
-    """Return the token that a chunk begins with, None if the vocabulary asks for none."""
+    """Return the BOS token that replaces the first token of a chunk, or None if there is none."""
     return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
 @contextmanager
 def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
-    """Give a model, opened from its path if need be."""
+    """Yield an open model. ``model`` is a path, or a model that is yielded as it is."""
     if isinstance(model, (str, os.PathLike)):
         from ..runtime.model import Model
 
@@ -253,5 +268,8 @@ def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[L
 
 
 def errors_in(model: LanguageModel, chunk: int) -> ErrorsAt:
-    """Context in which q4hifi's errors get the model's file and the chunk (from 0) in front."""
+    """Return a context that puts the model's file and the chunk in front of q4hifi's errors.
+
+    ``chunk`` is an index from 0; the message counts from 1.
+    """
     return ErrorsAt(f"{model.path}: chunk {chunk + 1} of the text: ")

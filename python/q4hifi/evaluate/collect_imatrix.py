@@ -1,4 +1,8 @@
-"""Importance matrices from a model and a text, as llama-imatrix makes them: :func:`collect_importance`."""
+"""Making an importance matrix by running a model on a text: :func:`collect_importance`.
+
+The result has the values of llama-imatrix and more: the Fisher information of the matrices and the
+correlations of their inputs.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,13 @@ from ..imatrix.file import load_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
-from .chunks import Chunks, InputSums, LanguageModel, ModelOrPath, Text, errors_in, opened
+from .chunks import Chunks, InputCollector, LanguageModel, ModelOrPath, Text, errors_in, opened
 from .limits import FISHER_CHUNKS
 from .logits import Doubles, Tokens, token_nll
 from .perplexity import Perplexity
 
 FISHER_TOKENS = 256
-"""The first tokens of a chunk are taken, so many."""
+"""Tokens from the start of a chunk on which the Fisher information is measured."""
 
 
 def collect_importance(
@@ -51,44 +55,70 @@ def collect_importance(
     on_chunk: Callable[[Perplexity], None] | None = None,
     on_save: OnSave | None = None,
 ) -> ImportanceSums:
-    """Measure how much each input column of a model's matrices matters on a text.
+    """Measure on a text how much each input column of a model's matrices matters.
 
-    The text is cut as by :func:`q4hifi.perplexity`, and every token counts. ``process_output`` takes
-    the output matrix in, where it is a matrix of its own: otherwise only refined encodings go by what is
-    known of it. With ``score``, ``on_chunk`` gets the perplexity so far after each chunk; without, that
-    much work is saved. In ``fisher_chunks`` of the chunks, spread over the text, what an error in each
-    matrix does to the predictions is measured, too (:meth:`q4hifi.Model.fisher`); 0 leaves it out. With
-    ``correlations`` those of the inputs are kept, by which errors can be made to cancel. ``dataset`` is
-    the text's name, which the file records.
+    The text is cut into chunks as by :func:`q4hifi.perplexity`. All tokens of a chunk count.
 
-    ``output`` is the file to write, in the form ``form`` (:meth:`ImportanceSums.save`). It is written every
-    ``save_seconds``, at the end, and when the work fails or is interrupted, each time with all complete
-    chunks; ``on_save`` is called afterwards. ``overwrite`` lets it replace a file. ``resume`` goes on from a
-    file of the form "gguf" that was written so, or begins where there is none; the perplexity is then that of
-    the chunks measured now. Sums of a resumed run differ from those of an uninterrupted one by rounding, at
-    most half a step of 1/127 in a correlation.
+    Parameters
+    ----------
+    model
+        A path or an open model.
+    text
+        A string, or its token ids. It must fill at least two chunks.
+    n_ctx, n_chunks
+        Tokens per chunk, and the largest number of chunks; None is the whole text.
+    process_output
+        Treat the output matrix like all others. By default its values are stored apart, and only refined
+        encodings use them. It makes no difference if the output matrix is the embedding matrix.
+    score
+        Compute the perplexity, which ``on_chunk`` receives. Without it the run is a little faster.
+    fisher_chunks
+        Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
+        (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions.
+        0 leaves it out.
+    correlations
+        Store the correlations between input columns, which error feedback (GPTQ) needs.
+    threads
+        Number of threads; None or 0 is one per core.
+    dataset
+        Name of the text, which the file records.
+    output, form
+        The file to write, and its form (:meth:`ImportanceSums.save`). It is saved every ``save_seconds``, at
+        the end, and when the run fails or is interrupted. It then contains all complete chunks.
+    overwrite
+        Allow ``output`` to replace an existing file.
+    resume
+        Continue from ``output``, a file of the form "gguf" that an interrupted run left. If there is none,
+        start at the beginning. The perplexity is that of the chunks measured in this run. The sums differ
+        from those of an uninterrupted run by rounding: a correlation by at most 1/254.
+    progress
+        Called with the number of tokens done.
+    on_chunk
+        Called after each chunk with the perplexity so far, if ``score``.
+    on_save
+        Called after each save with the number of chunks in ``output``.
 
-    Raises :class:`BadOptionError` for a text that is too short, for an output that cannot be written, and
-    where the file to be resumed was made with another model, text or option; :class:`NotFiniteError` where
-    the model gives numbers that are not finite.
+    Raises :class:`BadOptionError` if the text is too short, if ``output`` cannot be written, or if it cannot
+    be resumed because its model, text or options were others. Raises :class:`NotFiniteError` if activations,
+    gradients or logits of the model are not finite.
     """
     with ExitStack() as stack:
         lm = stack.enter_context(opened(model, n_ctx=n_ctx, threads=threads))
         chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
-        work.informed = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
+        work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver = None
         if output is not None:
             sources = files_of(Path(lm.path))
             form = form_of(output, form)
             if resume and form == DAT:
                 raise BadOptionError(
-                    f"{os.fspath(output)}: `resume=True` is for the form gguf, because a file in the form dat"
-                    " does not say which model and text it was measured with; name another output"
+                    f"{os.fspath(output)}: `resume=True` needs the form gguf, because a file of the form dat"
+                    " does not record its model and text; name another output"
                 )
             work.run = _run(lm, chunks, process_output, fisher_chunks, correlations)
             if resume and check_destination(output, True, sources).exists():
-                work.kept = _resumed(output, work.run)
+                work.resumed = _resumed(output, work.run)
                 overwrite = True
 
             def save(overwrite: bool) -> None:
@@ -119,10 +149,10 @@ def collect_importance(
 
 @dataclass
 class _Work:
-    """What was measured so far: the sums of whole chunks.
+    """The sums of all complete chunks so far.
 
-    ``kept`` are the sums of the run that is resumed, ``informed`` the chunks whose Fisher information is
-    measured.
+    ``fisher_chunks`` are the indices of the chunks on which Fisher information is measured, ``run`` is the
+    fingerprint of this run, ``resumed`` has the sums of the interrupted run.
     """
 
     model: LanguageModel
@@ -132,9 +162,9 @@ class _Work:
     process_output: bool
     correlations: bool
     threads: int
-    informed: set[int] = field(default_factory=set)
+    fisher_chunks: set[int] = field(default_factory=set)
     run: str | None = None
-    kept: ImportanceSums | None = None
+    resumed: ImportanceSums | None = None
     fisher: dict[str, ColumnSums] = field(default_factory=dict)
     nll: list[Doubles] = field(default_factory=list)
     n_done: int = 0
@@ -142,82 +172,85 @@ class _Work:
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
         self.inputs = self.model.input_sums()
-        self.of_chunk = self.model.input_sums()
+        self.chunk_inputs = self.model.input_sums()
 
     @property
     def first(self) -> int:
-        """The first chunk that is still to be measured."""
-        return 0 if self.kept is None else self.kept.chunk_count
+        """Index of the first chunk that this run measures."""
+        return 0 if self.resumed is None else self.resumed.chunk_count
 
     @property
     def perplexity(self) -> Perplexity:
-        """That of the chunks measured by this run."""
+        """The perplexity of the chunks that this run measured."""
         seconds = time.perf_counter() - self.started
         nll = np.concatenate(self.nll)
         return Perplexity(str(self.model.path), self.chunks.n_ctx, self.n_done, seconds, nll)
 
     def measure(self, chunk: int) -> None:
-        """Measure a chunk; where that fails or is interrupted, nothing of it counts."""
+        """Measure a chunk. If that fails or is interrupted, the sums stay as they were."""
         model, chunks, fisher = self.model, self.chunks, self.fisher
-        if chunk in self.informed:
+        if chunk in self.fisher_chunks:
             fisher = _with_fisher(fisher, model, chunks.input(chunk)[:FISHER_TOKENS], chunk)
-        nll = self._read(chunk, self.of_chunk)
-        _check_finite(model, self.of_chunk)
-        self.inputs.take(self.of_chunk)
+        nll = self._read(chunk, self.chunk_inputs)
+        _check_finite(model, self.chunk_inputs)
+        self.inputs.take(self.chunk_inputs)
         self.fisher = fisher
         self.nll += nll
         self.n_done += 1
 
-    def _read(self, chunk: int, sums: InputSums) -> list[Doubles]:
-        """Have the model read a chunk; return what its tokens scored."""
+    def _read(self, chunk: int, sums: InputCollector) -> list[Doubles]:
+        """Let the model read a chunk, and return -log of the probability of its scored tokens."""
         chunks = self.chunks
         sequence = chunks.begin(self.model, chunk, sums)
         if not self.score:
             sequence.evaluate(chunks.input(chunk)[chunks.first :], logits="none", sums=sums)
             return []
-        nll = [token_nll(*answers, threads=self.threads) for answers in chunks.answers(sequence, chunk, sums)]
+        pieces = chunks.predictions(sequence, chunk, sums)
+        nll = [token_nll(*predictions, threads=self.threads) for predictions in pieces]
         sequence.evaluate(chunks.input(chunk)[-1:], logits="none", sums=sums)
         return nll
 
     def sums(self) -> ImportanceSums:
-        """The sums of all whole chunks, those of the resumed run included."""
-        known = {
+        """Return the sums of all complete chunks, with those of the resumed run."""
+        squares_by_name = {
             name: ColumnSums(squares.astype(np.float32).reshape(1, -1), np.array([count], np.float32))
             for name, (squares, count) in self.inputs.all().items()
         }
         products = {}
         if self.correlations:
-            products = {name: found for name, (found, _) in self.inputs.products().items()}
-        taken = {
-            name for name in known if name.startswith("blk.") or (self.process_output and name == OUTPUT)
+            products = {name: sums for name, (sums, _) in self.inputs.products().items()}
+        included = {
+            name
+            for name in squares_by_name
+            if name.startswith("blk.") or (self.process_output and name == OUTPUT)
         }
         tensors, refining = (
-            {name: found for name, found in known.items() if (name in taken) == wanted}
+            {name: sums for name, sums in squares_by_name.items() if (name in included) == wanted}
             for wanted in (True, False)
         )
-        found = ImportanceSums(
+        total = ImportanceSums(
             tensors, (self.dataset,), self.chunks.n_ctx, self.fisher, products, refining, self.run
         )
-        if self.kept is None:
-            return found
-        return replace(self.kept + found, datasets=found.datasets, run=self.run)
+        if self.resumed is None:
+            return total
+        return replace(self.resumed + total, datasets=total.datasets, run=self.run)
 
 
 def _run(
     model: LanguageModel, chunks: Chunks, process_output: bool, fisher_chunks: int, correlations: bool
 ) -> str:
-    """Fingerprint of a model, a text and options: only what was begun with the same is resumed."""
+    """Return a fingerprint of model, text and options. A run is resumed only if it is the same."""
     options = f"{chunks.n_ctx} {len(chunks)} {chunks.bos} {process_output} {fisher_chunks} {correlations}"
     return fingerprint(path_fingerprint(model.path).encode(), options.encode(), chunks.tokens.tobytes())
 
 
 def _resumed(output: str | os.PathLike[str], run: str) -> ImportanceSums:
-    """The sums that an interrupted run left. Raises :class:`BadOptionError` where it was another one."""
+    """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its fingerprint differs."""
     importance = load_importance(output)
     if importance.run != run:
         raise BadOptionError(
-            f"{output}: was not begun with this model, text and options, so it cannot be resumed;"
-            " give the same ones, or another output"
+            f"{output}: was begun with another model, text or option, so it cannot be resumed;"
+            " give the same ones, or name another output"
         )
     return ImportanceSums.of(importance)
 
@@ -225,20 +258,20 @@ def _resumed(output: str | os.PathLike[str], run: str) -> ImportanceSums:
 def _with_fisher(
     fisher: Mapping[str, ColumnSums], model: LanguageModel, tokens: Tokens, seed: int
 ) -> dict[str, ColumnSums]:
-    """Add what a text tells, whose first half only gives context."""
+    """Return ``fisher`` with the Fisher information of a text added. Its first half only gives context."""
     first = len(tokens) // 2
     count = np.array([len(tokens) - first], np.float32)
-    found = {}
+    added = {}
     for name, columns in model.fisher(tokens, first=first, seed=seed).items():
         if not np.isfinite(columns).all():
             raise NotFiniteError(
                 f"{model.path}: the gradients of {name} are not finite; 'q4hifi verify' finds damaged weights"
             )
-        found[name] = ColumnSums(columns.astype(np.float32).reshape(1, -1), count)
-    return {name: fisher[name] + sums if name in fisher else sums for name, sums in found.items()}
+        added[name] = ColumnSums(columns.astype(np.float32).reshape(1, -1), count)
+    return {name: fisher[name] + sums if name in fisher else sums for name, sums in added.items()}
 
 
-def _check_finite(model: LanguageModel, sums: InputSums) -> None:
+def _check_finite(model: LanguageModel, sums: InputCollector) -> None:
     for name, (squares, _) in sums.all().items():
         if not np.isfinite(squares).all():
             raise NotFiniteError(

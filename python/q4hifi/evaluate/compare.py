@@ -1,8 +1,8 @@
-"""Several models beside a reference, on one text: :func:`compare`.
+"""Comparing several quantized models with their reference model on one text: :func:`compare`.
 
-All models are open at once and read the text together, chunk by chunk, so that no base file is
-needed and the divergence is exact, over the whole vocabulary. Speeds are taken in turns, so that
-all models meet the same state of the machine.
+All models are open at the same time and read the text together, chunk by chunk. No base file is needed, and
+the KL divergence is exact, over the whole vocabulary. Speeds are measured in turns, so that the state of the
+machine is the same for all models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..gguf_io.split import files_of
 from ..progress import Progress
 from .bench import ModelFacts, model_facts, write_seconds
-from .chunks import Chunks, LanguageModel, ModelOrPath, Piece, Text, errors_in, opened
+from .chunks import Chunks, LanguageModel, ModelOrPath, Predictions, Text, errors_in, opened
 from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
@@ -33,18 +33,19 @@ from .perplexity import Perplexity
 
 DECODE_TOKENS = 16
 DECODE_ROUNDS = 4
-"""Tokens written in a round, and rounds, from which a speed is taken."""
+"""The writing speed is measured in DECODE_ROUNDS rounds of DECODE_TOKENS tokens."""
 
 VOCABULARY = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComparedModel:
-    """One model of a comparison.
+    """The results of one model in a comparison.
 
-    ``quality`` is None for the reference itself. ``prompt_speed`` (the half of each chunk that is
-    only read, without answers) and ``decode_speed`` are in tokens a second, with standard errors; None where
-    they were not measured, as in a comparison that was interrupted.
+    ``quality`` is the divergence from the reference; None for the reference itself. ``prompt_speed`` is the
+    speed of reading, measured on the first half of each chunk, which needs no logits. ``decode_speed`` is the
+    speed of writing one token after another. Both are in tokens per second, and None if they were not
+    measured, as in an interrupted comparison.
     """
 
     model: str
@@ -55,7 +56,7 @@ class ComparedModel:
     decode_speed: Estimate | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the result as plain JSON types."""
         return {
             "model": self.model,
             "file_bytes": self.facts.file_bytes,
@@ -70,9 +71,10 @@ class ComparedModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The outcome of :func:`compare`; ``dataset`` is what the text is called.
+    """The result of :func:`compare`.
 
-    ``failures`` says of each model that could not be compared, by its file, why.
+    ``dataset`` is the name of the text. ``models`` has the models that could be compared, ``failures`` the
+    others: the model's file -> the error message.
     """
 
     dataset: str
@@ -83,7 +85,7 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the result as plain JSON types."""
         return {
             "dataset": self.dataset,
             "n_ctx": self.n_ctx,
@@ -94,8 +96,8 @@ class Comparison:
         }
 
 
-class _Running:
-    """One of the models at work: what was measured of it so far."""
+class _ModelRun:
+    """A model in a running comparison, with its measurements so far."""
 
     def __init__(self, model: LanguageModel, figures: Figures | None = None) -> None:
         self.model = model
@@ -103,19 +105,19 @@ class _Running:
         self.decode_rates: list[float] = []
         self.error: Q4HifiError | None = None
 
-    def answers(self, chunks: Chunks, chunk: int) -> Iterator[Piece]:
-        """Yield the answers of a chunk, and note the time that the model took for them."""
+    def predictions(self, chunks: Chunks, chunk: int) -> Iterator[Predictions]:
+        """Yield the predictions in a chunk, and record how long the model takes."""
         started = time.perf_counter()
         sequence = chunks.begin(self.model, chunk)
         rate = chunks.first / (time.perf_counter() - started)
-        for piece in chunks.answers(sequence, chunk):
+        for piece in chunks.predictions(sequence, chunk):
             self.figures.seconds += time.perf_counter() - started
             yield piece
             started = time.perf_counter()
         self.figures.prompt_rates.append(rate)
 
-    def result(self, chunks: Chunks, n_chunks: int, reference: _Running | None) -> ComparedModel:
-        """Sum up the first chunks; ``reference`` is None for the reference itself."""
+    def result(self, chunks: Chunks, n_chunks: int, reference: _ModelRun | None) -> ComparedModel:
+        """Return the results of the first ``n_chunks``. ``reference`` is None for the reference itself."""
         path, size = str(self.model.path), (chunks.n_ctx, n_chunks)
         seconds, parts = self.figures.seconds, self.figures.divergences[:n_chunks]
         quality = None
@@ -152,26 +154,47 @@ def compare(
     on_chunk: Callable[[Comparison], None] | None = None,
     on_save: OnSave | None = None,
 ) -> Comparison:
-    """Compare models with a reference on one text: sizes, quality, speeds.
+    """Compare quantized models with their reference model on one text: size, quality, speed.
 
-    The text is cut as by :func:`q4hifi.perplexity`, with the reference's tokenizer. The figures are
-    those of llama-perplexity --kl-divergence, but that its base files keep 16 bits of what is within
-    16 of the largest logit, and here the divergence is of the logits themselves. ``on_chunk`` gets the
-    comparison so far after each chunk. A model that fails is left out of the rest; the others go on.
+    The text is cut into chunks as by :func:`q4hifi.perplexity`, with the reference's tokenizer. The figures
+    are those of llama-perplexity --kl-divergence. They differ slightly from its own, because its base file
+    rounds log-probabilities to 16 bits, while this function compares the logits themselves. A model that
+    fails is left out, and the others continue.
 
-    ``output`` is a file that keeps the figures of each model (:mod:`q4hifi.evaluate.comparison_file`): every
-    ``save_seconds``, at the end, and when the work fails or is interrupted; ``on_save`` is called afterwards.
-    With ``resume``, chunks that it has of a model are not measured again. ``overwrite`` lets it replace a
-    file.
+    Parameters
+    ----------
+    reference, models
+        The model that the others were made from, and these: paths or open models.
+    text
+        A string, or its token ids. It must fill at least two chunks.
+    n_ctx, n_chunks
+        Tokens per chunk, and the largest number of chunks; None is the whole text.
+    threads
+        Number of threads; None or 0 is one per core.
+    dataset
+        Name of the text in errors and results.
+    output
+        File that keeps the measurements (:mod:`q4hifi.evaluate.comparison_file`). It is saved every
+        ``save_seconds``, at the end, and when the run fails or is interrupted.
+    overwrite
+        Allow ``output`` to replace an existing file.
+    resume
+        Take the chunks that ``output`` has of a model from it, instead of measuring them again.
+    progress
+        Called with the number of tokens that all models together have read.
+    on_chunk
+        Called after each chunk with the comparison so far.
+    on_save
+        Called after each save with the number of chunks.
 
-    Raises :class:`UnsupportedModelError` for models of different vocabularies, :class:`BadOptionError` for
-    a file that cannot be written or is of another reference or text, and where the reference fails, or all
-    models do, their error.
+    Raises :class:`UnsupportedModelError` if the models have different vocabularies. Raises
+    :class:`BadOptionError` if the text is too short, or if ``output`` cannot be written or belongs to another
+    reference or text. Raises the error of the reference if that fails, or of the first model if all fail.
     """
     with ExitStack() as stack:
-        room = max(n_ctx, DECODE_TOKENS)
-        opening = [opened(model, n_ctx=room, threads=threads) for model in (reference, *models)]
-        base, *others = (_Running(stack.enter_context(model)) for model in opening)
+        context = max(n_ctx, DECODE_TOKENS)
+        opening = [opened(model, n_ctx=context, threads=threads) for model in (reference, *models)]
+        base, *others = (_ModelRun(stack.enter_context(model)) for model in opening)
         for other in others:
             _check_vocabulary(base.model, other.model)
         chunks = Chunks.of(base.model, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
@@ -194,10 +217,10 @@ def compare(
 
 @dataclass(slots=True)
 class _Comparing:
-    """A comparison at work."""
+    """A running comparison. ``done`` counts the tokens that all models together have read."""
 
-    base: _Running
-    others: Sequence[_Running]
+    base: _ModelRun
+    others: Sequence[_ModelRun]
     chunks: Chunks
     dataset: str
     threads: int
@@ -205,58 +228,58 @@ class _Comparing:
     done: float = 0.0
 
     @property
-    def alive(self) -> list[_Running]:
-        """The models that have not failed. Raises the first's error where all have."""
+    def alive(self) -> list[_ModelRun]:
+        """The models that have not failed. Raises the error of the first if all have failed."""
         alive = [other for other in self.others if other.error is None]
         if self.others and not alive and self.others[0].error is not None:
             raise self.others[0].error
         return alive
 
     def measure(self, chunk: int) -> bool:
-        """Have all models read a chunk that have not yet; return whether there was one."""
+        """Let all models read a chunk that is not measured yet. Return False if none had to."""
         chunks, base = self.chunks, self.base
         others = [other for other in self.alive if other.figures.n_chunks <= chunk]
         new = base.figures.n_chunks <= chunk
-        self._tell(chunk, 0 if new or others else len(self.others) + 1)
+        self._report(chunk, 0 if new or others else len(self.others) + 1)
         if not (new or others):
             return False
-        streams = [(other, other.answers(chunks, chunk), list[Divergence]()) for other in others]
+        streams = [(other, other.predictions(chunks, chunk), list[Divergence]()) for other in others]
         nll: list[Doubles] = []
-        for answer in base.answers(chunks, chunk):
+        for expected in base.predictions(chunks, chunk):
             with errors_in(base.model, chunk):
-                nll.append(token_nll(*answer, threads=self.threads))
-            self._tell(chunk, answer.tokens.size / chunks.n_scored)
-            for other, stream, found in streams:
+                nll.append(token_nll(*expected, threads=self.threads))
+            self._report(chunk, expected.tokens.size / chunks.n_scored)
+            for other, stream, parts in streams:
                 if other.error is not None:
                     continue
                 try:
                     with errors_in(other.model, chunk):
                         logits = next(stream).logits
-                        found.append(divergence(logits, *answer, threads=self.threads))
+                        parts.append(divergence(logits, *expected, threads=self.threads))
                 except Q4HifiError as error:
                     other.error = error
-                self._tell(chunk, answer.tokens.size / chunks.n_scored)
+                self._report(chunk, expected.tokens.size / chunks.n_scored)
         if new:
             base.figures.nll.append(np.concatenate(nll))
-        for other, stream, found in streams:
+        for other, stream, parts in streams:
             if other.error is None:
-                next(stream, None)  # it notes its speed at its end
-                joined = Divergence.joined(found)
+                next(stream, None)  # the stream records the speed when it ends
+                joined = Divergence.joined(parts)
                 other.figures.divergences.append(joined)
                 other.figures.nll.append(joined.nll)
         return True
 
     def measure_speed(self) -> None:
-        """Measure how fast the models write, in turns."""
+        """Measure the models' writing speed, in turns."""
         if self.progress is not None:
             total = (1 + len(self.others)) * self.chunks.tokens.size
             self.progress(total, total, "speed of writing")
         for _ in range(DECODE_ROUNDS):
-            for running in (self.base, *self.alive):
-                running.decode_rates.append(DECODE_TOKENS / write_seconds(running.model, DECODE_TOKENS))
+            for run in (self.base, *self.alive):
+                run.decode_rates.append(DECODE_TOKENS / write_seconds(run.model, DECODE_TOKENS))
 
     def result(self, n_chunks: int) -> Comparison:
-        """Sum up the first chunks."""
+        """Return the results of the first ``n_chunks``."""
         return Comparison(
             self.dataset,
             self.chunks.n_ctx,
@@ -266,8 +289,8 @@ class _Comparing:
             {str(o.model.path): str(o.error) for o in self.others if o.error is not None},
         )
 
-    def _tell(self, chunk: int, share: float) -> None:
-        """Note that a share of a chunk was read by one model."""
+    def _report(self, chunk: int, share: float) -> None:
+        """Report progress: one model has read this share of a chunk."""
         self.done += share * self.chunks.n_ctx
         if self.progress is not None:
             total = (1 + len(self.others)) * self.chunks.tokens.size
@@ -276,34 +299,34 @@ class _Comparing:
 
 def _saver(
     output: str | os.PathLike[str],
-    base: _Running,
-    others: Sequence[_Running],
+    base: _ModelRun,
+    others: Sequence[_ModelRun],
     chunks: Chunks,
     overwrite: bool,
     resume: bool,
     seconds: float,
     on_save: OnSave | None,
 ) -> Saver:
-    """What saves the figures, which it first reads if the work is resumed."""
-    everything = [base, *others]
-    sources = [file for running in everything for file in files_of(Path(running.model.path))]
+    """Return what saves the measurements to ``output``. To resume, the file's measurements are read first."""
+    runs = [base, *others]
+    sources = [file for run in runs for file in files_of(Path(run.model.path))]
     names = [REFERENCE, *(path_fingerprint(other.model.path) for other in others)]
-    cut = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
-    text = fingerprint(cut.encode(), chunks.tokens.tobytes())
-    found: dict[str, Figures] = {}
+    options = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
+    text = fingerprint(options.encode(), chunks.tokens.tobytes())
+    saved: dict[str, Figures] = {}
     if resume and check_destination(output, True, sources).exists():
-        found = read_comparison(output, text, chunks.n_scored)
-        for running, name in zip(everything, names, strict=True):
-            if name in found:  # one model may be compared twice
-                running.figures = found[name].copy()
+        saved = read_comparison(output, text, chunks.n_scored)
+        for run, name in zip(runs, names, strict=True):
+            if name in saved:
+                run.figures = saved[name].copy()  # the same model may be given twice
         overwrite = True
 
     def save(overwrite: bool) -> None:
-        figures = dict(zip(names, (running.figures for running in everything), strict=True))
-        # those of models that are not compared this time stay
-        write_comparison(output, text, found | figures, overwrite=overwrite, sources=sources)
+        figures = dict(zip(names, (run.figures for run in runs), strict=True))
+        # measurements of models that are not compared this time stay in the file
+        write_comparison(output, text, saved | figures, overwrite=overwrite, sources=sources)
 
-    n_bytes = len(everything) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN
+    n_bytes = len(runs) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN
     return Saver(
         output,
         save,

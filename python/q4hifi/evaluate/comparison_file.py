@@ -1,13 +1,13 @@
-"""The figures of a comparison in a file, by which it can be resumed.
+"""The file in which a comparison keeps its measurements, so that it can be resumed.
 
-A GGUF file without weights. ``q4hifi.comparison.text`` is a fingerprint of the reference model, the text and
-how it is cut. ``q4hifi.comparison.models`` has the fingerprints of the models, :data:`REFERENCE` for the
-reference, and ``q4hifi.comparison.chunks`` the number of chunks of each.
+It is a GGUF file without weights. The key ``q4hifi.comparison.text`` is a fingerprint of the reference model,
+the text and its chunks. ``q4hifi.comparison.models`` has the fingerprint of each model, or :data:`REFERENCE`.
+``q4hifi.comparison.chunks`` has the number of measured chunks of each.
 
-Model number I has the tensors ``I.nll`` (F64), and but for the reference ``I.nll_base``, ``I.kld``,
-``I.delta_p`` (F64) and ``I.same_top`` (I8), with a value for each scored token
-(:class:`q4hifi.evaluate.logits.Divergence`). ``I.rates`` (F64) has tokens a second, and at its end the
-seconds in all.
+The model with index I has these tensors (:class:`q4hifi.evaluate.logits.Divergence`), with one value per
+scored token: ``I.nll`` (F64) and, except for the reference, ``I.nll_base``, ``I.kld``, ``I.delta_p`` (F64)
+and ``I.same_top`` (I8). ``I.rates`` (F64) has the reading speed in each chunk, in tokens per second, followed
+by the seconds of all chunks together.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ..formats.types import TYPES
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.reader import GgufFile
 from ..gguf_io.writer import GgufWriter
-from .logits import Divergence, Doubles, are_figures
+from .logits import Divergence, Doubles, are_possible
 
 KEY_TEXT, KEY_MODELS, KEY_CHUNKS = (f"q4hifi.comparison.{name}" for name in ("text", "models", "chunks"))
 
 REFERENCE = "reference"
 
 BYTES_A_TOKEN = 33
-"""Four float64 and a byte."""
+"""File size per scored token: four float64 and a byte."""
 
 _TYPES = {"same_top": TYPES["I8"]}
 _F64 = TYPES["F64"]
@@ -43,10 +43,11 @@ _F64 = TYPES["F64"]
 
 @dataclass(slots=True)
 class Figures:
-    """What was measured of a model: the values of each chunk's scored tokens.
+    """The measurements of one model, chunk by chunk.
 
-    ``divergences`` is empty for the reference. ``prompt_rates`` are tokens a second, ``seconds`` what all
-    chunks took.
+    ``nll`` has -log of the probability of the scored tokens of each chunk, ``divergences`` how their
+    predictions differ from the reference's (empty for the reference itself). ``prompt_rates`` has the reading
+    speed in each chunk, in tokens per second. ``seconds`` is the time of all chunks together.
     """
 
     nll: list[Doubles] = field(default_factory=list)
@@ -56,11 +57,11 @@ class Figures:
 
     @property
     def n_chunks(self) -> int:
-        """Chunks that were measured."""
+        """Number of measured chunks."""
         return len(self.nll)
 
     def copy(self) -> Figures:
-        """Return figures to which chunks can be added without changing these."""
+        """Return a copy. Chunks that are added to it do not change the original."""
         return Figures([*self.nll], [*self.divergences], [*self.prompt_rates], self.seconds)
 
 
@@ -72,20 +73,22 @@ def write_comparison(
     overwrite: bool = False,
     sources: Sequence[Path] = (),
 ) -> None:
-    """Write the figures by the models' fingerprints, or :data:`REFERENCE`; ``text`` is that of the text.
+    """Write the measurements of all models to a file.
 
-    Raises :class:`BadOptionError` for a destination that cannot be used.
+    ``figures`` maps the models' fingerprints, or :data:`REFERENCE`, to their measurements. ``text`` is the
+    fingerprint of reference, text and chunks. ``overwrite`` allows an existing file to be replaced, but never
+    one of ``sources``. Raises :class:`BadOptionError` if ``path`` cannot be used.
     """
     pairs = Metadata().with_value(KEY_TEXT, text, GGUFValueType.STRING)
     pairs = pairs.with_value(KEY_MODELS, list(figures), GGUFValueType.STRING)
-    chunks = [of_model.n_chunks for of_model in figures.values()]
+    chunks = [measured.n_chunks for measured in figures.values()]
     pairs = pairs.with_value(KEY_CHUNKS, chunks, GGUFValueType.UINT32)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for i, of_model in enumerate(figures.values()):
-        if of_model.n_chunks:
-            arrays[f"{i}.rates"] = np.array([*of_model.prompt_rates, of_model.seconds])
-            arrays[f"{i}.nll"] = np.concatenate(of_model.nll)
-        if parts := of_model.divergences[: of_model.n_chunks]:
+    for i, measured in enumerate(figures.values()):
+        if measured.n_chunks:
+            arrays[f"{i}.rates"] = np.array([*measured.prompt_rates, measured.seconds])
+            arrays[f"{i}.nll"] = np.concatenate(measured.nll)
+        if parts := measured.divergences[: measured.n_chunks]:
             columns = Divergence.joined(parts)._asdict()
             arrays |= {f"{i}.{name}": values for name, values in columns.items()}
     stored = [
@@ -99,45 +102,47 @@ def write_comparison(
 
 
 def read_comparison(path: str | os.PathLike[str], text: str, n_scored: int) -> dict[str, Figures]:
-    """Read figures of a text, whose chunks have ``n_scored`` tokens, by the models' fingerprints, or
-    :data:`REFERENCE`.
+    """Read the measurements of a file: the model's fingerprint, or :data:`REFERENCE` -> measurements.
 
-    Raises :class:`BadFileError` for a file that is something else or damaged, and :class:`BadOptionError`
-    for one of another reference or text.
+    ``text`` is the expected fingerprint of reference, text and chunks. ``n_scored`` is the number of scored
+    tokens per chunk. Raises :class:`BadFileError` if the file is damaged or is no comparison, and
+    :class:`BadOptionError` if its reference or text was another.
     """
     with GgufFile.open(path) as file:
         models, chunks = file.metadata.get(KEY_MODELS), file.metadata.get(KEY_CHUNKS)
         if not isinstance(models, list) or not isinstance(chunks, list) or len(models) != len(chunks):
-            raise BadFileError(f"{path}: holds no comparison of models; choose another file")
+            raise BadFileError(f"{path}: is not a comparison of models; choose another file")
         if file.metadata.get(KEY_TEXT) != text:
             raise BadOptionError(
                 f"{path}: was made with another reference, text or context, so it cannot be resumed;"
                 " give the same ones, or another file"
             )
-        found = {}
+        figures = {}
         for i, (model, n_chunks) in enumerate(zip(models, chunks, strict=True)):
             if not isinstance(n_chunks, int) or n_chunks < 0:
-                raise BadFileError(f"{path}: {KEY_CHUNKS} has {n_chunks!r:.80}, which is no number of chunks")
+                raise BadFileError(f"{path}: {KEY_CHUNKS} has {n_chunks!r:.80}, which is not a chunk count")
             if n_chunks:
-                found[str(model)] = _figures(file, i, n_chunks, n_scored, model == REFERENCE)
-        return found
+                figures[str(model)] = _figures(file, i, n_chunks, n_scored, model == REFERENCE)
+        return figures
 
 
-def _figures(file: GgufFile, number: int, n_chunks: int, n_scored: int, is_reference: bool) -> Figures:
+def _figures(file: GgufFile, index: int, n_chunks: int, n_scored: int, is_reference: bool) -> Figures:
+    """Read the measurements of one model."""
+
     def values(name: str, size: int | None) -> npt.NDArray[Any]:
-        tensor, kind = file.tensors.get(f"{number}.{name}"), _TYPES.get(name, _F64)
+        tensor, kind = file.tensors.get(f"{index}.{name}"), _TYPES.get(name, _F64)
         fits = tensor is not None and (tensor.shape == (size,) if size is not None else tensor.n_elements)
         if tensor is None or tensor.type != kind or not fits:
             raise BadFileError(
-                f"{file.paths[0]}: {number}.{name} is not what it must be; the file is damaged"
+                f"{file.paths[0]}: {index}.{name} is missing or has a wrong type or size; the file is damaged"
             )
-        found = file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
-        if not are_figures(found):
-            raise BadFileError(f"{file.paths[0]}: {number}.{name} holds no figures; the file is damaged")
-        return found
+        array = file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
+        if not are_possible(array):
+            raise BadFileError(f"{file.paths[0]}: {index}.{name} has impossible values; the file is damaged")
+        return array
 
     size = n_chunks * n_scored
-    rates = values("rates", None)  # the reference is measured again for a model that is new
+    rates = values("rates", None)  # may be longer: the reference reads a chunk again for each new model
     figures = Figures(np.split(values("nll", size), n_chunks), [], rates[:-1].tolist(), float(rates[-1]))
     if not is_reference:
         columns = [np.split(values(name, size), n_chunks) for name in Divergence._fields]

@@ -1,4 +1,4 @@
-"""Values measured on a sample, each with the uncertainty that llama-perplexity prints beside it."""
+"""Values measured on a sample, with the standard errors that llama-perplexity prints."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Sample = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and its standard error, in the same unit; the error is 0 where it cannot be told."""
+    """A value and its standard error, in the same unit. The error is 0 if the sample is too small for one."""
 
     value: float
     error: float = 0.0
 
     def scaled(self, factor: float) -> Estimate:
-        """Return it in another unit."""
+        """Return the estimate in another unit: value and error times ``factor``."""
         return Estimate(self.value * factor, self.error * factor)
 
     def exp(self) -> Estimate:
-        """Return the exponential of it, the error carried over to first order; infinite beyond floats."""
+        """Return exp(value), with the error propagated to first order. Both are infinite if it overflows."""
         try:
             value = exp(self.value)
         except OverflowError:
@@ -32,7 +32,7 @@ class Estimate:
         return Estimate(value, value * self.error)
 
     def as_dict(self) -> dict[str, float]:
-        """Return it as plain JSON types."""
+        """Return the estimate as plain JSON types."""
         return {"value": self.value, "error": self.error}
 
 
@@ -44,26 +44,26 @@ def mean(x: Sample) -> Estimate:
 
 
 def covariance(x: Sample, y: Sample) -> float:
-    """Return the covariance of the means of two samples taken together."""
+    """Return the covariance of the means of two paired samples."""
     if x.size < 2:
         return 0.0
     return float((x * y).mean() - x.mean() * y.mean()) / (x.size - 1)
 
 
 def difference(x: Sample, y: Sample) -> Estimate:
-    """Return mean(x) - mean(y), two samples taken together; what they share does not count as error."""
+    """Return mean(x) - mean(y) of two paired samples. Variation that both share does not add to the error."""
     return Estimate(mean(x).value - mean(y).value, mean(x - y).error)
 
 
 def root_mean_square(x: Sample) -> Estimate:
-    """Return sqrt(mean(x²)), the error carried over to first order."""
+    """Return sqrt(mean(x²)), with the error propagated to first order."""
     square = mean(x * x)
     root = sqrt(square.value)
     return Estimate(root, 0.5 * square.error / root if root else 0.0)
 
 
 def share(hits: npt.NDArray[np.bool_]) -> Estimate:
-    """Return which share of a sample is true, from 0 to 1."""
+    """Return the share of a sample that is true, 0 to 1."""
     if hits.size == 0:
         return Estimate(0.0)
     p = float(hits.mean())
@@ -71,22 +71,23 @@ def share(hits: npt.NDArray[np.bool_]) -> Estimate:
 
 
 def quantile(x: Sample, fraction: float) -> Estimate:
-    """Return the value that ``fraction`` of the sample lies below, by linear interpolation.
+    """Return the quantile of a sample (``fraction`` 0 to 1), by linear interpolation.
 
-    Its error is half the distance between the values one standard deviation of the rank up and
-    down, which holds for every distribution.
+    The rank of a quantile has a binomial distribution, whatever the sample's distribution. The error is half
+    the distance between the values one standard deviation of the rank below and above.
     """
     ordered = np.sort(x)
-    # f32, as in llama-perplexity: the place decides the last digits
-    place = float(np.float32(fraction) * np.float32(x.size - 1))
+    # float32 as in llama-perplexity, because the rank decides the last digits
+    rank = float(np.float32(fraction) * np.float32(x.size - 1))
     spread = sqrt(x.size * fraction * (1 - fraction))
-    low, value, high = (_at(ordered, p) for p in (place - spread, place, place + spread))
+    low, value, high = (_at(ordered, r) for r in (rank - spread, rank, rank + spread))
     return Estimate(value, (high - low) / 2)
 
 
-def _at(ordered: Sample, place: float) -> float:
-    place = min(max(place, 0.0), ordered.size - 1.0)
-    below = int(place)
+def _at(ordered: Sample, rank: float) -> float:
+    """Return the value at a rank, interpolated between its neighbours; ranks outside are clamped."""
+    rank = min(max(rank, 0.0), ordered.size - 1.0)
+    below = int(rank)
     above = min(below + 1, ordered.size - 1)
-    part = place - below
+    part = rank - below
     return float((1 - part) * ordered[below] + part * ordered[above])

@@ -1,4 +1,7 @@
-"""How far a model's answers are from another's: the figures of llama-perplexity --kl-divergence."""
+"""KL divergence of a model from a base model: the figures of llama-perplexity --kl-divergence.
+
+:func:`kl_divergence` reads the base model's predictions from a file. The base model need not be loaded.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ QUANTILES = (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KlDivergence:
-    """How far a model's answers are from a base model's, over a text.
+    """How much the predictions of a model differ from those of a base model, over a text.
 
-    ``model`` and ``base`` are files; the text was cut into ``n_chunks`` chunks of ``n_ctx`` tokens,
-    which took ``seconds``. ``tokens`` has the figures of each scored token. Divergences are in nats,
-    shares and probabilities from 0 to 1.
+    ``model`` is the model's file. ``base`` is the base file, or the base model's file. The text had
+    ``n_chunks`` chunks of ``n_ctx`` tokens, and measuring took ``seconds``. ``tokens`` has the values of each
+    scored token. Divergences are in nats; shares and probabilities are 0 to 1.
     """
 
     model: str
@@ -46,17 +49,17 @@ class KlDivergence:
 
     @property
     def ln_ppl_ratio(self) -> Estimate:
-        """Natural logarithm of the model's perplexity over the base's."""
+        """Natural logarithm of :attr:`ppl_ratio`."""
         return difference(self.tokens.nll, self.tokens.nll_base)
 
     @property
     def ppl_ratio(self) -> Estimate:
-        """The model's perplexity over the base's."""
+        """Perplexity of the model divided by that of the base model."""
         return self.ln_ppl_ratio.exp()
 
     @property
     def ppl_difference(self) -> Estimate:
-        """The model's perplexity less the base's."""
+        """Perplexity of the model minus that of the base model."""
         ppl, base = self.ppl, self.ppl_base
         shared = 2 * ppl.value * base.value * covariance(self.tokens.nll, self.tokens.nll_base)
         variance = ppl.error * ppl.error + base.error * base.error - shared
@@ -64,40 +67,40 @@ class KlDivergence:
 
     @property
     def correlation(self) -> float:
-        """Correlation of the two models' log-probabilities of the tokens that came, -1 to 1."""
+        """Correlation of the log-probabilities that the two models give to the text's tokens, -1 to 1."""
         errors = mean(self.tokens.nll).error * mean(self.tokens.nll_base).error
         return covariance(self.tokens.nll, self.tokens.nll_base) / errors if errors else 1.0
 
     @property
     def mean_kld(self) -> Estimate:
-        """Mean Kullback-Leibler divergence from the base."""
+        """Mean Kullback-Leibler divergence from the base model."""
         return mean(self.tokens.kld)
 
     def kld_quantile(self, fraction: float) -> Estimate:
-        """Return the divergence that ``fraction`` of the tokens lie below; 0.5 is the median."""
+        """Return a quantile of the divergences; ``fraction`` is 0 to 1, 0.5 is the median."""
         return quantile(self.tokens.kld, fraction)
 
     @property
     def mean_delta_p(self) -> Estimate:
-        """Mean change of the probability of the token that came."""
+        """Mean of :attr:`Divergence.delta_p`, the change of the probability of the text's token."""
         return mean(self.tokens.delta_p)
 
     def delta_p_quantile(self, fraction: float) -> Estimate:
-        """Return the change that ``fraction`` of the tokens lie below."""
+        """Return a quantile of :attr:`Divergence.delta_p`; ``fraction`` is 0 to 1."""
         return quantile(self.tokens.delta_p, fraction)
 
     @property
     def rms_delta_p(self) -> Estimate:
-        """Root mean square of the change of the probability of the token that came."""
+        """Root mean square of :attr:`Divergence.delta_p`."""
         return root_mean_square(self.tokens.delta_p)
 
     @property
     def same_top(self) -> Estimate:
-        """Share of the tokens at which both models find the same one most probable."""
+        """Share of the tokens at which both models have the same most probable token."""
         return share(self.tokens.same_top)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the result as plain JSON types."""
         estimates = {
             name: getattr(self, name).as_dict()
             for name in (
@@ -130,17 +133,21 @@ def kl_divergence(
     progress: Progress | None = None,
     on_chunk: Callable[[KlDivergence], None] | None = None,
 ) -> KlDivergence:
-    """Compare a model with the base file that another one left, made by q4hifi or llama-perplexity.
+    """Compare a model with a base model, whose predictions are in a base file.
 
-    The text, its cutting and the base's answers are in the file. ``on_chunk`` gets the result so far
-    after each chunk. Raises :class:`BadFileError` for a damaged file, :class:`BadOptionError` for one
-    of another vocabulary.
+    ``model`` is a path or an open model. ``base`` is a file written by :func:`q4hifi.perplexity`
+    (``save_log_probs``) or by llama-perplexity. It contains the text, the tokens per chunk, and the base
+    model's predictions. At most ``n_chunks`` chunks are read; None is all. ``threads`` None or 0 is one per
+    core. ``progress`` is called with tokens, and ``on_chunk`` after each chunk with the result so far.
+
+    Raises :class:`BadFileError` if the base file is damaged, :class:`BadOptionError` if it has another
+    vocabulary, and :class:`NotFiniteError` if the model's logits are not finite.
     """
     started = time.perf_counter()
     file = LogProbsFile.open(base)
     n_ctx = file.tokens.shape[1]
     row = codes_per_row(file.n_vocab)
-    found: list[Divergence] = []
+    parts: list[Divergence] = []
     with opened(model, n_ctx=n_ctx, threads=threads) as lm:
         chunks = file.chunks(lm.n_vocab, bos_of(lm), n_chunks)
         for chunk in range(len(chunks)):
@@ -148,13 +155,13 @@ def kl_divergence(
                 progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
             codes = file.codes(chunk)
             with errors_in(lm, chunk):
-                at = 0
-                for logits, tokens in chunks.answers(chunks.begin(lm, chunk), chunk):
-                    here = codes[at : at + tokens.size * row]
-                    found.append(divergence_from_codes(logits, here, tokens, threads=threads or 0))
-                    at += here.size
+                start = 0
+                for logits, tokens in chunks.predictions(chunks.begin(lm, chunk), chunk):
+                    part = codes[start : start + tokens.size * row]
+                    parts.append(divergence_from_codes(logits, part, tokens, threads=threads or 0))
+                    start += part.size
             seconds = time.perf_counter() - started
-            tokens_so_far = Divergence.joined(found)
+            tokens_so_far = Divergence.joined(parts)
             result = KlDivergence(str(lm.path), str(file.path), n_ctx, chunk + 1, seconds, tokens_so_far)
             if on_chunk is not None:
                 on_chunk(result)

@@ -1,10 +1,13 @@
-"""The base files of llama-perplexity: a text's tokens and a model's log-probabilities over it.
+"""Base files of llama-perplexity: the tokens of a text and a model's log-probabilities for it.
 
-Little-endian: ``_logits_``, i32 n_ctx, i32 n_vocab, i32 n_chunks; i32 tokens [n_chunks, n_ctx], as
-they are in the text (without BOS in place of the first); then for each chunk its scored answers
-(see :mod:`q4hifi.evaluate.chunks`), each ``codes_per_row(n_vocab)`` uint16: two f32 (step and least value),
-one code a token, ``log_prob = step * code + least``, and one zero if the vocabulary is odd. What
-is more than 16 below a row's largest is stored as that.
+The format, little-endian:
+
+- ``_logits_``, i32 n_ctx, i32 n_vocab, i32 n_chunks
+- i32 tokens [n_chunks, n_ctx], as they are in the text (BOS does not replace the first of a chunk)
+- for each chunk its scored predictions (:mod:`q4hifi.evaluate.chunks`). A prediction takes
+  ``codes_per_row(n_vocab)`` uint16: two f32 (step and minimum), one code per token of the vocabulary, and one
+  zero if the vocabulary is odd. The log-probability is ``step * code + minimum``. Values more than 16 below a
+  row's maximum are stored as 16 below it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from ..files.output_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
-from .logits import Codes, Doubles, Tokens, are_figures, codes_per_row
+from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row
 
 MAGIC = b"_logits_"
 PARTIAL = b"part"
@@ -33,11 +36,12 @@ REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
 
 
 class LogProbsWriter:
-    """Writes a base file chunk by chunk; a context manager.
+    """Writes a base file chunk by chunk. It is a context manager.
 
-    Until it is complete it is called ``PATH.partial``, its header begins with :data:`PARTIAL` and the number
-    of chunks that it holds, and behind the answers stands -log of the probability of each scored token,
-    float64: so a run that was interrupted, or killed, can be resumed. ``n_done`` are the chunks it holds.
+    Until the file is complete, its name is ``PATH.partial`` and a run that was interrupted or killed can be
+    resumed from it. The header of a partial file begins with :data:`PARTIAL` and the number of complete
+    chunks. After the predictions it has -log of the probability of each scored token, float64. ``n_done`` is
+    the number of complete chunks.
     """
 
     def __init__(
@@ -49,29 +53,29 @@ class LogProbsWriter:
         resume: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Check the destination; nothing is written yet.
+        """Check the destination ``path``, without writing anything.
 
-        With ``resume`` a partial file is gone on from, if there is one. Raises :class:`BadOptionError` for a
-        destination that cannot be used.
+        ``resume`` continues from a partial file if there is one. ``overwrite`` allows an existing file to be
+        replaced, but never one of ``sources``. Raises :class:`BadOptionError` if ``path`` cannot be used.
         """
         self._new = PartialFile(
             path, begins=(PARTIAL, MAGIC), overwrite=overwrite, resume=resume, sources=sources
         )
         self._chunks = chunks
         self._codes = chunks.n_scored * codes_per_row(chunks.n_vocab)
-        self._at = 0  # codes of the next chunk that are written
+        self._written = 0  # codes of the incomplete chunk
         self.n_done = 0
 
     @property
     def partial(self) -> Path:
-        """The file until it is complete."""
+        """Path of the file until it is complete."""
         return self._new.partial
 
     def __enter__(self) -> LogProbsWriter:
-        """Take the space that the file needs, or find out how far it is.
+        """Reserve the space of the file, or read how far the partial file is.
 
-        Raises :class:`BadOptionError` where the partial file is of another text, and :class:`Q4HifiError`
-        where the disk fails.
+        Raises :class:`BadOptionError` if the partial file belongs to another text, and :class:`Q4HifiError`
+        if writing fails.
         """
         tokens = self._chunks.tokens.astype("<i4")
         size = self._nll_offset(len(self._chunks))
@@ -81,7 +85,9 @@ class LogProbsWriter:
                 if self._new.resumed:
                     self._resume(tokens.tobytes())
                 else:
-                    file.write(0, memoryview(self._head()))  # first: by it the file is recognised
+                    file.write(
+                        0, memoryview(self._head())
+                    )  # first, so that a resumed run recognises the file
                     file.write(HEAD.size, byte_view(tokens))
                     file.reserve(size)
             except BaseException:
@@ -96,77 +102,80 @@ class LogProbsWriter:
         self._new.__exit__(kind, error, trace)
 
     def write(self, codes: Codes) -> None:
-        """Add answers of the next chunk, uint16 [rows * codes_per_row]. Raises :class:`Q4HifiError`."""
+        """Append predictions of the incomplete chunk, uint16 [rows * codes_per_row].
+
+        Raises :class:`Q4HifiError` if writing fails.
+        """
         with os_errors(self._new.path, "be written"):
             data = codes.astype("<u2", copy=False)
-            self._new.file.write(self._offset(self.n_done) + 2 * self._at, byte_view(data))
-        self._at += codes.size
+            self._new.file.write(self._offset(self.n_done) + 2 * self._written, byte_view(data))
+        self._written += codes.size
 
     def end_chunk(self, nll: Doubles) -> None:
-        """Count the chunk whose answers were written; ``nll`` is float64 [n_scored].
+        """Complete the chunk whose predictions were written.
 
-        Raises :class:`Q4HifiError` where the disk fails.
+        ``nll`` is -log of the probability of its scored tokens, float64 [n_scored]. Raises
+        :class:`Q4HifiError` if writing fails.
         """
         with os_errors(self._new.path, "be written"):
             self._new.file.write(self._nll_offset(self.n_done), byte_view(nll.astype("<f8", copy=False)))
-            self.n_done, self._at = self.n_done + 1, 0
+            self.n_done, self._written = self.n_done + 1, 0
             self._new.file.write(0, memoryview(self._head()))
 
     def nll(self) -> Doubles:
-        """Read -log of the probability of each scored token of the chunks that are done, float64.
+        """Read -log of the probability of each scored token of the complete chunks, float64.
 
-        Raises :class:`Q4HifiError` if the disk fails, and :class:`BadFileError` for values that no model
-        gives.
+        Raises :class:`Q4HifiError` if reading fails, and :class:`BadFileError` for impossible values.
         """
-        found = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
+        nll = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
         with os_errors(self._new.path, "be read"):
-            self._new.file.read_into(self._nll_offset(0), byte_view(found))
-        if not are_figures(found):
+            self._new.file.read_into(self._nll_offset(0), byte_view(nll))
+        if not are_possible(nll):
             raise BadFileError(
                 f"{self.partial}: its scores are damaged, so it cannot be resumed;"
                 " begin anew with `overwrite=True`"
             )
-        return found.astype(np.float64, copy=False)
+        return nll.astype(np.float64, copy=False)
 
     def read(self, chunk: int) -> Codes:
-        """Read the answers of a chunk that is done. Raises :class:`Q4HifiError`."""
+        """Read the predictions of a complete chunk. Raises :class:`Q4HifiError` if reading fails."""
         codes = np.empty(self._codes, "<u2")
         with os_errors(self._new.path, "be read"):
             self._new.file.read_into(self._offset(chunk), byte_view(codes))
         return codes.astype(np.uint16, copy=False)
 
     def publish(self) -> None:
-        """Put the complete file in its place. Raises :class:`Q4HifiError` where that fails."""
-        self._new.check()  # before the file loses what it can be resumed by
+        """Give the complete file its final name. Raises :class:`Q4HifiError` if that fails."""
+        self._new.check()  # while the file can still be resumed
         with os_errors(self._new.path, "be completed"):
             self._new.file.write(0, memoryview(_head(MAGIC, self._chunks)))
             self._new.file.truncate(self._nll_offset(0))
             self._new.publish()
 
     def _offset(self, chunk: int) -> int:
-        """Where the answers of a chunk begin in the file."""
+        """Return the offset of a chunk's predictions in the file."""
         return HEAD.size + 4 * self._chunks.tokens.size + 2 * self._codes * chunk
 
     def _nll_offset(self, chunk: int) -> int:
-        """Where the scores of a chunk begin in the partial file."""
+        """Return the offset of a chunk's -log probabilities in the partial file."""
         return self._offset(len(self._chunks)) + 8 * self._chunks.n_scored * chunk
 
     def _head(self) -> bytes:
         return _head(PARTIAL + U32.pack(self.n_done), self._chunks)
 
     def _resume(self, tokens: bytes) -> None:
-        there = bytearray(self._offset(0))
-        size = self._new.file.read_into(0, memoryview(there))
-        magic, (n_done,) = bytes(there[:4]), U32.unpack_from(there, 4)
-        same = there[8:] == _head(MAGIC, self._chunks)[8:] + tokens
-        if size < len(there) or magic != PARTIAL or not same or n_done > len(self._chunks):
+        start = bytearray(self._offset(0))
+        size = self._new.file.read_into(0, memoryview(start))
+        magic, (n_done,) = bytes(start[:4]), U32.unpack_from(start, 4)
+        same = start[8:] == _head(MAGIC, self._chunks)[8:] + tokens
+        if size < len(start) or magic != PARTIAL or not same or n_done > len(self._chunks):
             raise BadOptionError(
-                f"{self.partial}: was not begun with this text and vocabulary, so it cannot be resumed;"
-                " give the same text and options, or begin anew with `overwrite=True`"
+                f"{self.partial}: was begun with another text or vocabulary, so it cannot be resumed;"
+                " give the same text and options, or start again with `overwrite=True`"
             )
         if self._new.file.size() < self._nll_offset(len(self._chunks)):
             raise BadOptionError(
-                f"{self.partial}: is cut off, so it cannot be resumed; begin anew with `overwrite=True`"
+                f"{self.partial}: is cut off, so it cannot be resumed; start again with `overwrite=True`"
             )
         self.n_done = n_done
 
@@ -177,7 +186,10 @@ def _head(magic: bytes, chunks: Chunks) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogProbsFile:
-    """A base file whose header and size were checked; ``tokens`` is uint32 [n_chunks, n_ctx]."""
+    """An opened base file. Its header and size have been checked.
+
+    ``tokens`` is uint32 [n_chunks, n_ctx]. ``n_vocab`` is the size of the vocabulary.
+    """
 
     path: Path
     n_vocab: int
@@ -185,7 +197,10 @@ class LogProbsFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> LogProbsFile:
-        """Read the header and the tokens. Raises :class:`BadFileError`."""
+        """Read the header and the tokens.
+
+        Raises :class:`BadFileError` if the file is damaged or is no base file.
+        """
         path = Path(path)
         if not path.is_file():  # opening a pipe would wait for its writer
             raise BadFileError(f"{path}: there is no such file")
@@ -196,8 +211,8 @@ class LogProbsFile:
             _, n_ctx, n_vocab, n_chunks = HEAD.unpack(head)
             if n_ctx < MIN_CONTEXT or n_vocab < 1 or n_chunks < 1:
                 raise BadFileError(
-                    f"{path}: its header says a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
-                    f" {n_chunks} chunks, which cannot be; {REMEDY}"
+                    f"{path}: its header has a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
+                    f" {n_chunks} chunks, which is impossible; {REMEDY}"
                 )
             rows = n_chunks * (n_ctx - 1 - n_ctx // 2)
             expected = HEAD.size + 4 * n_chunks * n_ctx + 2 * rows * codes_per_row(n_vocab)
@@ -212,23 +227,27 @@ class LogProbsFile:
             raise BadFileError(f"{path}: ends early; it has become shorter while it was read")
         tokens = tokens.reshape(n_chunks, n_ctx)
         if not 0 <= tokens.min() <= tokens.max() < n_vocab:
-            raise BadFileError(f"{path}: holds tokens beyond its vocabulary of {n_vocab}; {REMEDY}")
+            raise BadFileError(f"{path}: has tokens outside its vocabulary of {n_vocab}; {REMEDY}")
         return cls(path, n_vocab, tokens.astype(np.uint32))
 
     def chunks(self, n_vocab: int, bos: int | None, n_chunks: int | None = None) -> Chunks:
-        """Return its text, cut as it was, for a model of ``n_vocab`` tokens; the first chunks, if asked.
+        """Return the chunks of the file's text, at most ``n_chunks``, for a model to read.
 
-        Raises :class:`BadOptionError` where the file is of another vocabulary.
+        ``n_vocab`` and ``bos`` are the size of the model's vocabulary and its BOS token. Raises
+        :class:`BadOptionError` if the file's vocabulary has another size.
         """
         if n_vocab != self.n_vocab:
             raise BadOptionError(
-                f"{self.path}: was made by a model with {self.n_vocab} tokens in its vocabulary, and this one"
-                f" has {n_vocab}; compare models of one family only"
+                f"{self.path}: was made by a model with {self.n_vocab} tokens in its vocabulary, but this"
+                f" model has {n_vocab}; compare models of one family only"
             )
         return Chunks(self.tokens[:n_chunks], bos, n_vocab)
 
     def codes(self, chunk: int) -> Codes:
-        """Read the scored answers of a chunk: uint16 [n_scored * codes_per_row]."""
+        """Read the scored predictions of a chunk: uint16 [n_scored * codes_per_row].
+
+        Raises :class:`BadFileError` if they are damaged.
+        """
         n_chunks, n_ctx = self.tokens.shape
         count = (n_ctx - 1 - n_ctx // 2) * codes_per_row(self.n_vocab)
         offset = HEAD.size + 4 * n_chunks * n_ctx + 2 * count * chunk
@@ -240,5 +259,5 @@ class LogProbsFile:
             )
         heads = codes.reshape(-1, codes_per_row(self.n_vocab))[:, :4].copy().view("<f4")
         if not np.isfinite(heads).all() or (heads[:, 0] < 0).any():
-            raise BadFileError(f"{self.path}: the answers of chunk {chunk + 1} are damaged; {REMEDY}")
+            raise BadFileError(f"{self.path}: the predictions of chunk {chunk + 1} are damaged; {REMEDY}")
         return codes.astype(np.uint16, copy=False)

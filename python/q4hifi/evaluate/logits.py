@@ -1,8 +1,9 @@
-"""What a model's logits say of the tokens that came, and how two models' answers differ.
+"""Figures from logits: how probable the next tokens are, and how the predictions of two models differ.
 
-Logits are float32 [rows, n_vocab], tokens uint32 [rows]: the token that came after each row. Codes
-are log-probabilities as llama-perplexity's files hold them, uint16 [rows * codes_per_row(n_vocab)].
-Logarithms are natural. The arithmetic is the Rust core's.
+In all functions, ``logits`` is float32 [rows, n_vocab], one prediction per row, and ``tokens`` is uint32
+[rows], the token that follows in the text. Codes are log-probabilities in the format of llama-perplexity's
+base files, uint16 [rows * codes_per_row(n_vocab)] (:mod:`q4hifi.evaluate.log_probs_file`). Logarithms are
+natural. The Rust core does the arithmetic.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ LARGEST = 1e39
 
 
 class Divergence(NamedTuple):
-    """How a model's answers differ from a base model's: one value for each scored token.
+    """How the predictions of a model differ from those of a base model: one value per scored token.
 
-    ``nll`` and ``nll_base`` are -log of the probability of the token that came, ``kld`` the
-    Kullback-Leibler divergence from the base, all in nats. ``delta_p`` is the probability of the
-    token that came less that of the base (-1 to 1), ``same_top`` whether both find the same token
-    most probable.
+    ``nll`` and ``nll_base`` are -log of the probability that each model gives to the next token of the text.
+    ``kld`` is the Kullback-Leibler divergence from the base model's distribution. All three are in nats.
+    ``delta_p`` is the model's probability of the next token minus the base model's, -1 to 1. ``same_top``
+    says whether both have the same most probable token.
     """
 
     nll: Doubles
@@ -43,52 +44,64 @@ class Divergence(NamedTuple):
 
     @classmethod
     def joined(cls, parts: list[Divergence]) -> Divergence:
-        """Put parts of a text together."""
+        """Join the values of consecutive parts of a text."""
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def codes_per_row(n_vocab: int) -> int:
-    """Return how many uint16 hold the log-probabilities of a row."""
+    """Return the number of uint16 values that store the log-probabilities of a row."""
     return n_vocab + n_vocab % 2 + 4
 
 
 def token_nll(logits: Logits, tokens: Tokens, *, threads: int | None = None) -> Doubles:
-    """Return -log of the probability of each token. Raises :class:`NotFiniteError`."""
+    """Return -log of the probability of each token, float64 [rows].
+
+    Raises :class:`NotFiniteError` if the logits are not finite.
+    """
     with core_errors(BadOptionError):
         nll = _core.token_nll(logits, tokens, thread_count(threads))
     return _finite(nll)
 
 
 def encode_log_probs(logits: Logits, tokens: Tokens, *, threads: int | None = None) -> tuple[Doubles, Codes]:
-    """Return the same and all log-probabilities as codes. Raises :class:`NotFiniteError`."""
+    """Return -log of the probability of each token, float64 [rows], and all log-probabilities as codes.
+
+    Raises :class:`NotFiniteError` if the logits are not finite.
+    """
     with core_errors(BadOptionError):
         nll, codes = _core.encode_log_probs(logits, tokens, thread_count(threads))
     return _finite(nll), codes
 
 
 def divergence(logits: Logits, base: Logits, tokens: Tokens, *, threads: int | None = None) -> Divergence:
-    """Compare with a base model's logits, over the whole vocabulary. Raises :class:`NotFiniteError`."""
+    """Compare a model's logits with the base model's, ``base``, over the whole vocabulary.
+
+    Raises :class:`NotFiniteError` if logits are not finite.
+    """
     with core_errors(BadOptionError):
-        found = _core.divergence(logits, base, tokens, thread_count(threads))
-    return _checked(Divergence(*found))
+        columns = _core.divergence(logits, base, tokens, thread_count(threads))
+    return _checked(Divergence(*columns))
 
 
 def divergence_from_codes(
     logits: Logits, base: Codes, tokens: Tokens, *, threads: int | None = None
 ) -> Divergence:
-    """Compare with a base model's codes. Raises :class:`NotFiniteError`."""
+    """Compare a model's logits with the codes of a base model, ``base``.
+
+    Raises :class:`NotFiniteError` if logits are not finite.
+    """
     with core_errors(BadOptionError):
-        found = _core.divergence_from_log_probs(logits, base, tokens, thread_count(threads))
-    return _checked(Divergence(*found))
+        columns = _core.divergence_from_log_probs(logits, base, tokens, thread_count(threads))
+    return _checked(Divergence(*columns))
 
 
-def _checked(found: Divergence) -> Divergence:
-    for column in (found.nll, found.nll_base, found.kld):
+def _checked(values: Divergence) -> Divergence:
+    for column in (values.nll, values.nll_base, values.kld):
         _finite(column)
-    return found
+    return values
 
 
-def are_figures(values: npt.NDArray[Any]) -> bool:
+def are_possible(values: npt.NDArray[Any]) -> bool:
     """Whether a model can have given these values: float32 logits make none that are larger than 1e39."""
     return bool((np.abs(values) <= LARGEST).all())
 

@@ -1,4 +1,4 @@
-"""Perplexity as llama-perplexity measures it: :func:`perplexity`."""
+"""Perplexity of a model on a text, measured as llama-perplexity measures it: :func:`perplexity`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .logits import Doubles, encode_log_probs, token_nll
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Perplexity:
-    """How well a model predicts a text.
+    """The result of :func:`perplexity`: how well a model predicts a text.
 
-    ``model`` is its file; the text was cut into ``n_chunks`` chunks of ``n_ctx`` tokens, which took
-    ``seconds``. ``nll`` is -log (natural) of the probability of each scored token, float64.
+    ``model`` is the model's file. The text had ``n_chunks`` chunks of ``n_ctx`` tokens, and measuring took
+    ``seconds``. ``nll`` is -log (natural) of the probability of each scored token, float64 [n_scored].
     """
 
     model: str
@@ -38,19 +38,19 @@ class Perplexity:
 
     @property
     def ppl(self) -> Estimate:
-        """Perplexity: exp of the mean of ``nll``."""
+        """The perplexity, exp(mean(nll)), with its standard error."""
         return mean(self.nll).exp()
 
     @property
     def running(self) -> list[float]:
-        """Perplexity after each chunk."""
+        """The perplexity of the text up to the end of each chunk, one value per chunk."""
         ends = np.arange(1, self.n_chunks + 1) * (self.nll.size // self.n_chunks)
-        with np.errstate(over="ignore"):  # infinite beyond floats
+        with np.errstate(over="ignore"):  # it may be infinite
             values: list[float] = np.exp(np.cumsum(self.nll)[ends - 1] / ends).tolist()
         return values
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the result as plain JSON types."""
         return {
             "model": self.model,
             "n_ctx": self.n_ctx,
@@ -77,18 +77,38 @@ def perplexity(
     on_chunk: Callable[[Perplexity], None] | None = None,
     on_save: OnSave | None = None,
 ) -> Perplexity:
-    """Measure the perplexity of a model on a text, by llama-perplexity's protocol.
+    """Measure the perplexity of a model on a text, as llama-perplexity does.
 
-    ``model`` is a path or an open model; ``text`` a string or its tokens, which must fill two chunks
-    of ``n_ctx``; only the first ``n_chunks`` are used if given. ``dataset`` is what errors call the text.
-    ``on_chunk`` gets the result so far after each chunk.
+    The text is cut into chunks, and the predictions in the second half of each are scored.
 
-    ``save_log_probs`` writes a base file for :func:`q4hifi.kl_divergence` and llama-perplexity. Until it is
-    complete it is called ``PATH.partial``; ``resume`` goes on from that file.
-    ``on_save`` gets the number of chunks in it after each chunk. ``overwrite`` lets it replace a file.
+    Parameters
+    ----------
+    model
+        A path or an open model.
+    text
+        A string, or its token ids. It must fill at least two chunks.
+    n_ctx, n_chunks
+        Tokens per chunk, and the largest number of chunks; None is the whole text.
+    threads
+        Number of threads; None or 0 is one per core.
+    save_log_probs
+        Base file to write, for :func:`q4hifi.kl_divergence` and llama-perplexity. Until it is complete, its
+        name is ``PATH.partial``.
+    overwrite
+        Allow ``save_log_probs`` to replace an existing file.
+    resume
+        Continue from ``PATH.partial``, which an interrupted run of the same model and text left.
+    dataset
+        Name of the text in errors.
+    progress
+        Called with the number of tokens done.
+    on_chunk
+        Called after each chunk with the result so far.
+    on_save
+        Called after each chunk with the number of chunks in the base file.
 
-    Raises :class:`BadOptionError` for a text that is too short and a file that cannot be written or resumed,
-    :class:`NotFiniteError` where the model's logits are not finite.
+    Raises :class:`BadOptionError` if the text is too short, or the base file cannot be written or resumed.
+    Raises :class:`NotFiniteError` if the model's logits are not finite.
     """
     started = time.perf_counter()
     with opened(model, n_ctx=n_ctx, threads=threads) as lm, ExitStack() as stack:
@@ -99,53 +119,53 @@ def perplexity(
             writer = stack.enter_context(
                 LogProbsWriter(save_log_probs, chunks, overwrite=overwrite, resume=resume, sources=sources)
             )
-        found = [] if writer is None else _resumed(lm, chunks, writer, threads or 0)
-        for chunk in range(len(found), len(chunks)):
+        nll = [] if writer is None else _resumed(lm, chunks, writer, threads or 0)
+        for chunk in range(len(nll), len(chunks)):
             if progress is not None:
                 progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
             with errors_in(lm, chunk):
-                found.append(_scored(lm, chunks, chunk, writer, threads or 0))
+                nll.append(_scored(lm, chunks, chunk, writer, threads or 0))
             if writer is not None:
-                writer.end_chunk(found[-1])
+                writer.end_chunk(nll[-1])
                 if on_save is not None:
                     on_save(writer.n_done)
             seconds = time.perf_counter() - started
-            result = Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(found))
+            result = Perplexity(str(lm.path), n_ctx, chunk + 1, seconds, np.concatenate(nll))
             if on_chunk is not None:
                 on_chunk(result)
         if writer is not None:
             writer.publish()
         seconds = time.perf_counter() - started
-        return Perplexity(str(lm.path), n_ctx, len(chunks), seconds, np.concatenate(found))
+        return Perplexity(str(lm.path), n_ctx, len(chunks), seconds, np.concatenate(nll))
 
 
 def _scored(
     model: LanguageModel, chunks: Chunks, chunk: int, writer: LogProbsWriter | None, threads: int
 ) -> Doubles:
-    """-log of the probability of a chunk's tokens; the answers are written, too, where there is a writer."""
-    found: list[Doubles] = []
-    for answers in chunks.answers(chunks.begin(model, chunk), chunk):
+    """Return -log of the probability of a chunk's scored tokens, and give the predictions to ``writer``."""
+    parts: list[Doubles] = []
+    for predictions in chunks.predictions(chunks.begin(model, chunk), chunk):
         if writer is None:
-            found.append(token_nll(*answers, threads=threads))
+            parts.append(token_nll(*predictions, threads=threads))
         else:
-            nll, codes = encode_log_probs(*answers, threads=threads)
-            found.append(nll)
+            nll, codes = encode_log_probs(*predictions, threads=threads)
+            parts.append(nll)
             writer.write(codes)
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threads: int) -> list[Doubles]:
-    """-log of the probability of the tokens of each chunk that a partial file holds.
+    """Return -log of the probability of the scored tokens for each chunk that the partial file contains.
 
-    Raises :class:`BadOptionError` where the model answers the last of them otherwise: then the file is of
-    another model.
+    Runs the model on the last of these chunks. Raises :class:`BadOptionError` if its predictions differ from
+    the file's, because then the file was begun with another model.
     """
     for last in range(writer.n_done)[-1:]:
-        answers = chunks.answers(chunks.begin(model, last), last)
-        codes = [encode_log_probs(*some, threads=threads)[1] for some in answers]
+        predictions = chunks.predictions(chunks.begin(model, last), last)
+        codes = [encode_log_probs(*part, threads=threads)[1] for part in predictions]
         if not np.array_equal(np.concatenate(codes), writer.read(last)):
             raise BadOptionError(
-                f"{writer.partial}: was not begun with {model.path}, so it cannot be resumed; give the same"
-                " model, or begin anew with `overwrite=True`"
+                f"{writer.partial}: was begun with another model than {model.path}, so it cannot be resumed;"
+                " give the same model, or start again with `overwrite=True`"
             )
     return list(writer.nll().reshape(-1, chunks.n_scored))

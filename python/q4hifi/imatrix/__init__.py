@@ -1,1 +1,1 @@
-"""Importance matrices: their files, sums, statistics, and whether they fit a model."""
+"""Importance matrices: their files, sums and statistics, and the check against a model."""

@@ -1,27 +1,31 @@
-"""Importance matrices: how much each input column of a tensor matters, as llama.cpp measures it.
+"""Importance matrix files ("imatrix"): reading and checking them.
 
-Such a file ("imatrix") holds, for each tensor, the sum of the squared activations of every input
-column, and over how many tokens it was taken. The weights used in quantization are the means. Two
-forms exist, told apart by the file's first bytes, whatever its name:
+An importance matrix says how much each input column of a weight matrix matters. For each tensor it holds the
+sum of the squared activations of every input column, and the number of tokens that were summed. The encoder
+weighs errors by the means, sum / tokens. A file has one of two forms. Its first bytes decide which; its name
+does not matter.
 
-GGUF
-    For each tensor ``NAME``: ``NAME.in_sum2``, F32 [n_in, n_mat], and ``NAME.counts``, F32 [1,
-    n_mat], one count a matrix (expert); and the keys ``imatrix.*``. An expert that no token
-    reached has count 0; its weights are 1.
+GGUF (llama.cpp's form today)
+    For each tensor ``NAME``: ``NAME.in_sum2``, F32 [n_in, n_mat], and ``NAME.counts``, F32 [1, n_mat], with
+    one count for each matrix (expert). The keys ``imatrix.*`` describe the text. An expert that received no
+    token has the count 0, and all its weights are 1.
 
-    q4hifi's own have besides, which llama.cpp passes over: ``NAME.fisher``, F32 [n_in], and
-    ``NAME.fisher_counts``, F32 [1]: the matrix' Fisher information by columns
-    (:meth:`q4hifi.Model.fisher`), summed over so many tokens; ``NAME.in_corr``, I8 [pairs], how its
-    inputs are correlated (:mod:`q4hifi.codec.input_correlations`); and for the matrix that makes the logits,
-    which llama-imatrix leaves out, ``NAME.refine_sum2`` and ``NAME.refine_counts``, as in_sum2 and counts:
-    only refined encodings go by them, so that recipes keep their bytes.
-binary (older)
-    Little-endian: i32 entries; for each: i32 length, name, i32 calls, i32 values, f32 sums. Then,
-    or not: i32 chunks; then, or not: i32 length, name of the data set. There is one count for all
-    experts of a tensor; 0 means that the sums are the weights.
+    q4hifi adds tensors that llama.cpp ignores:
 
-The f32 arithmetic is that of llama-quantize, so that quantized bytes agree with its. Only the
-table is kept in memory: one tensor's values are read when they are asked for.
+    - ``NAME.fisher``, F32 [n_in], and ``NAME.fisher_counts``, F32 [1]: the Fisher information of the matrix,
+      one value for each column (:meth:`q4hifi.Model.fisher`), summed over that number of tokens.
+    - ``NAME.in_corr``, I8 [pairs]: the correlations between pairs of its input columns
+      (:mod:`q4hifi.codec.input_correlations`).
+    - ``NAME.refine_sum2`` and ``NAME.refine_counts``: as in_sum2 and counts, for the matrix that makes the
+      logits. llama-imatrix leaves that matrix out. Only refined encodings use these values. A recipe of
+      llama-quantize without refinement therefore still gives llama-quantize's bytes.
+binary (llama.cpp's older form, .dat)
+    Little-endian: i32 number of entries; for each entry: i32 length, name, i32 calls, i32 number of values,
+    f32 values. Two optional parts follow: i32 number of chunks; then i32 length and the name of the data set.
+    An entry has one count for all experts of a tensor. If it is 0, the values are already the weights.
+
+Means are computed in float32 as llama-quantize computes them, so that quantized bytes are the same. Only the
+table of entries is kept in memory. The values of a tensor are read when they are needed.
 """
 
 from __future__ import annotations
@@ -54,25 +58,25 @@ CORRELATIONS_SUFFIX = ".in_corr"
 KEY_RUN = "q4hifi.imatrix.run"
 
 SMALLEST_ENTRY = 16
-"""Bytes of an entry of the binary form with an empty name and one value."""
+"""Size in bytes of the smallest entry of the binary form: an empty name and one value."""
 
 MAX_ENTRIES = 2**18
-"""More than any model has tensors."""
+"""Limit on the entries of a file: no model has more tensors."""
 
 MAX_I32 = 2**31 - 1
 MAX_COUNT = 2**53
-"""The most tokens that a matrix may have seen; any real count is far below."""
+"""Limit on a token count. Real counts are far smaller."""
 
 RECORDED_BYTES = 127
-"""Of a string that llama-quantize records, only so many bytes are kept."""
+"""llama-quantize cuts the strings that it records to this length, in bytes."""
 
 TOLERATED = ("token_embd.weight", "per_layer_token_embd.weight")
-"""Tensors whose entry may have a wrong length: it is then as if they had none, as in llama-quantize."""
+"""Tensors whose entry is ignored if its length does not fit; llama-quantize does the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """Where the sums of one tensor lie, and the token count of each of its matrices."""
+    """Where the sums of one tensor are in the file, and the token count of each of its matrices (experts)."""
 
     path: Path
     offset: int
@@ -82,18 +86,18 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFilter:
-    """Which tensors use an importance matrix: those whose names contain one of ``include``, or all but
-    those whose names contain one of ``exclude``.
+    """Which tensors use an importance matrix.
 
-    As ``--include-weights`` and ``--exclude-weights`` of llama-quantize: plain substrings, and only one
-    of the two may be given (:class:`BadOptionError`).
+    With ``include``, only tensors whose names contain one of these strings. With ``exclude``, all tensors but
+    those. With neither, all. The strings are plain substrings, as for ``--include-weights`` and
+    ``--exclude-weights`` of llama-quantize. Raises :class:`BadOptionError` if both are given.
     """
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Check that not both are given."""
+        """Check that at most one of the two is given."""
         if self.include and self.exclude:
             raise BadOptionError(
                 "`include_weights` and `exclude_weights` cannot be used together; choose one"
@@ -108,13 +112,14 @@ class WeightsFilter:
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """An importance matrix file; all that is used of it was checked to its last value.
+    """An opened importance matrix file. Every value of the entries in use has been checked.
 
-    ``file`` is the path as the caller wrote it, because a quantized file records it so.
-    ``chunk_count`` is the number of text chunks measured, ``chunk_size`` their tokens; None where
-    the file does not say. ``names_in_file`` are all tensors that the file has entries of, in use or not.
-    ``run`` is the fingerprint of what :func:`q4hifi.collect_importance` measured it with, by which an
-    interrupted run is resumed; None in files of other programs and of sums.
+    ``file`` is the path as the caller wrote it, because the quantized file records it in that form.
+    ``datasets`` are the names of the texts. ``chunk_count`` is the number of text chunks that were measured,
+    ``chunk_size`` the tokens per chunk; None if the file does not have them. ``names_in_file`` are all
+    tensors with an entry in the file, in use or not. ``run`` is a fingerprint of the model, text and options
+    that :func:`q4hifi.collect_importance` ran with; an interrupted run is resumed only if it is the same.
+    It is None in files of other programs and in files that were added up from several.
     """
 
     file: str
@@ -139,7 +144,7 @@ class Importance:
         return tuple(self._entries)
 
     def __len__(self) -> int:
-        """Return how many tensors have entries that are used."""
+        """Return the number of tensors whose entries are used."""
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
@@ -148,26 +153,28 @@ class Importance:
 
     @property
     def inactive(self) -> Mapping[str, tuple[int, ...]]:
-        """Tensor name -> numbers of its experts that were never activated, where there are any.
+        """The experts that received no token: tensor name -> their indices. All their weights are 1.
 
-        Their weights are 1. The older form does not tell them, so there it is empty.
+        Empty for the older form, which has no counts of single experts.
         """
-        found = {name: np.flatnonzero(entry.counts == 0) for name, entry in self._entries.items()}
-        return {name: tuple(map(int, experts)) for name, experts in found.items() if experts.size}
+        unused = {name: np.flatnonzero(entry.counts == 0) for name, entry in self._entries.items()}
+        return {name: tuple(map(int, experts)) for name, experts in unused.items() if experts.size}
 
     def weights(self, name: str, row_length: int, n_matrices: int) -> Floats | None:
-        """Return the weights of tensor ``name``: float32 [n_matrices, row_length], none negative.
+        """Return the importance weights of tensor ``name``: float32 [n_matrices, row_length], none negative.
 
-        None where the file has no entry of that name. Raises :class:`BadFileError` where it has
-        another number of values than the tensor has columns, except for token embeddings, which
-        then go without.
+        Returns None if no entry of that name is used. Raises :class:`BadFileError` if the entry has a
+        different number of values; for token embeddings such an entry is ignored instead.
         """
         if not self.has_weights(name, row_length, n_matrices):
             return None
         return self._means(name).reshape(n_matrices, row_length)
 
     def has_weights(self, name: str, row_length: int, n_matrices: int) -> bool:
-        """Return whether :meth:`weights` gives weights, without reading them; raises what it raises."""
+        """Return whether :meth:`weights` would return weights, without reading them.
+
+        Raises the same errors.
+        """
         entry = self._entries.get(name)
         if entry is None:
             return False
@@ -178,23 +185,24 @@ class Importance:
         return True
 
     def refining(self) -> Importance:
-        """Return it with the matrices, too, that only refined encodings go by."""
+        """Return a copy that also has the weights for refined encodings (those of the output matrix)."""
         return replace(self, _entries={**self._refining, **self._entries}, _refining={})
 
     @property
     def refining_names(self) -> tuple[str, ...]:
-        """The tensors that only refined encodings go by; :meth:`filtered` leaves them all."""
+        """Tensors whose weights only refined encodings use. :meth:`filtered` keeps all of them."""
         return tuple(self._refining)
 
     @property
     def fisher_names(self) -> tuple[str, ...]:
-        """The tensors whose Fisher information the file has; :meth:`filtered` leaves them all."""
+        """Tensors whose Fisher information is in the file. :meth:`filtered` keeps all of them."""
         return tuple(self._fisher)
 
     def fisher(self, name: str, row_length: int) -> Floats | None:
-        """Return the Fisher information of a matrix, of one token and by columns: float32 [row_length].
+        """Return the mean Fisher information of a matrix for one token, by column: float32 [row_length].
 
-        None where the file does not have it. Raises :class:`BadFileError` for another number of columns.
+        Returns None if the file does not have it. Raises :class:`BadFileError` if the number of columns
+        differs.
         """
         entry = self._fisher.get(name)
         if entry is None:
@@ -207,49 +215,54 @@ class Importance:
 
     @property
     def correlated_names(self) -> tuple[str, ...]:
-        """The tensors of whose inputs the file has correlations; :meth:`filtered` leaves them all."""
+        """Tensors whose input correlations are in the file. :meth:`filtered` keeps all of them."""
         return tuple(self._correlations)
 
     def correlations(self, name: str) -> Correlations:
-        """Read the correlations of a matrix' inputs, int8 [pairs]. KeyError where there are none."""
+        """Read the input correlations of a matrix: int8 [pairs]. Raises KeyError if there are none."""
         entry = self._correlations[name]
         with os_errors(entry.path, f"read the correlations of {name}", BadFileError):
-            found = np.fromfile(entry.path, np.int8, entry.n_values, offset=entry.offset)
-        if found.size != entry.n_values:
+            values = np.fromfile(entry.path, np.int8, entry.n_values, offset=entry.offset)
+        if values.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        return found
+        return values
 
     def correlated_name(self, name: str) -> str | None:
-        """Return the name that a matrix' correlations are under: its own or a mate's; None without any."""
+        """Return the tensor name under which the input correlations of matrix ``name`` are stored.
+
+        Matrices with the same inputs, such as attn_q, attn_k and attn_v, share one entry. Returns None if
+        there is none.
+        """
         return next(
             (known for known in (name, first_with_same_input(name)) if known in self._correlations), None
         )
 
     def is_correlated(self, name: str) -> bool:
-        """Return whether the file has correlations of the matrix' inputs."""
+        """Return whether the file has the input correlations of matrix ``name``."""
         return self.correlated_name(name) is not None
 
     def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Inputs | None:
-        """Return what is known of the inputs of a matrix, the only one of its tensor.
+        """Return the importance and correlations of a matrix' inputs, in the form that the encoder takes.
 
-        None where the file knows no correlations at all; nothing but the length where it does not know this
-        matrix. Raises :class:`BadFileError` for another number of columns.
+        ``name`` is a tensor with one matrix, whose rows have ``row_length`` columns. Returns None if the file
+        has no correlations at all. If it has none for this matrix, the result holds the importance alone, or
+        an importance of 1 for every column. Raises :class:`BadFileError` if the number of columns differs.
         """
         if not self._correlations:
             return None
         weights = self.weights(name, row_length, 1)
         columns = np.ones(row_length, np.float32) if weights is None else weights[0]
-        known = None if weights is None else self.correlated_name(name)
-        if known is None:
+        stored = None if weights is None else self.correlated_name(name)
+        if stored is None:
             return known_inputs(columns, threads=threads)
-        entry = self._correlations[known]
+        entry = self._correlations[stored]
         if entry.n_values != pair_count(row_length):
             raise BadFileError(
-                f"{self.file}: {known} has {entry.n_values} correlations, and {row_length} columns have"
+                f"{self.file}: {stored} has {entry.n_values} correlations, but {row_length} columns have"
                 f" {pair_count(row_length)}; use an imatrix made from this model"
             )
         tokens = float(entry.counts[0])
-        return known_inputs(columns, self.correlations(known), tokens, threads=threads)
+        return known_inputs(columns, self.correlations(stored), tokens, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
@@ -259,22 +272,23 @@ class Importance:
 
     @property
     def has_token_counts(self) -> bool:
-        """Whether counts are of tokens, as in the GGUF form; in the older one they are of chunks."""
+        """Whether counts are numbers of tokens, as in the GGUF form. In the older form they count chunks."""
         return self.chunk_size is not None
 
     def sums(self, name: str) -> tuple[Floats, Floats]:
-        """Read and check one tensor's sums, float32 [n_counts, n_values / n_counts], and its counts.
+        """Read and check the sums and counts of one tensor.
 
-        KeyError where the file has no entry of that name.
+        Returns the sums of squares, float32 [n_counts, n_values / n_counts], and the counts, float32
+        [n_counts]. Raises KeyError if the file has no entry of that name.
         """
         return self._read(name, self._entries[name])
 
     def refining_sums(self, name: str) -> tuple[Floats, Floats]:
-        """As :meth:`sums`, of a tensor that only refined encodings go by."""
+        """As :meth:`sums`, for a tensor of :attr:`refining_names`."""
         return self._read(name, self._refining[name])
 
     def fisher_sums(self, name: str) -> tuple[Floats, Floats]:
-        """As :meth:`sums`, of the Fisher information: float32 [1, row_length], and the tokens, [1]."""
+        """As :meth:`sums`, for Fisher information: its sum, float32 [1, row_length], and token count, [1]."""
         return self._read(name, self._fisher[name])
 
     def _read(self, name: str, entry: _Entry) -> tuple[Floats, Floats]:
@@ -292,18 +306,18 @@ class Importance:
         return means
 
     def filtered(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Importance:
-        """Keep the tensors whose names contain one of ``include``, or drop those of ``exclude``.
+        """Return a copy that uses only the tensors that ``include`` or ``exclude`` selects.
 
-        As :func:`load_importance` does, of a file that is checked already.
+        The arguments are those of :class:`WeightsFilter`. The file is not checked again.
         """
         chosen = WeightsFilter(include, exclude)
         kept = {name: entry for name, entry in self._entries.items() if name in chosen}
         return replace(self, _entries=kept)
 
     def metadata(self) -> list[tuple[str, str | int, GGUFValueType]]:
-        """What a file quantized with this matrix records, in llama-quantize's order and types.
+        """Return the metadata that a file quantized with this matrix records: keys, values and types.
 
-        Nothing where no tensor is left.
+        Order and types are llama-quantize's. The list is empty if no tensor uses the matrix.
         """
         if not self._entries:
             return []
@@ -323,12 +337,12 @@ def _recorded(text: str) -> str:
 
 
 def _again(name: str) -> str:
-    """What to do about a bad entry."""
+    """Return the end of a message about a bad entry: what the user can do."""
     return f"make the imatrix again, or leave it out with `exclude_weights={name}`"
 
 
 def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) -> None:
-    """Raise, with the place of the first bad one, if a value of the tensor ``name`` is no sum of squares."""
+    """Raise an error that names the first value that is negative, infinite or NaN, if there is one."""
     for bad, error, what in (
         (~np.isfinite(values), NotFiniteError, "not finite"),
         (values < 0, BadFileError, "negative"),
@@ -341,14 +355,14 @@ def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) 
 def load_importance(
     path: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Importance:
-    """Open an importance matrix file of either form and check all that is used of it.
+    """Open an importance matrix file of either form and check every value of the entries in use.
 
-    ``include`` and ``exclude`` are those of :class:`WeightsFilter`. A bad entry of a tensor that does not
-    use the matrix is no error. What the file says besides of such a tensor's errors and inputs (Fisher
-    information, correlations) is kept, as others depend on it, unless it is bad.
+    ``include`` and ``exclude`` are those of :class:`WeightsFilter`. A bad entry of a tensor that is not
+    selected is no error. Fisher information and correlations are kept for all tensors, because other tensors
+    may depend on them; those of a tensor that is not selected are dropped if they are bad.
 
-    Raises :class:`BadFileError` where the file is damaged or is something else, and
-    :class:`NotFiniteError` where it holds NaN or infinity.
+    Raises :class:`BadFileError` if the file is damaged or is no importance matrix, and
+    :class:`NotFiniteError` if it contains NaN or infinity.
     """
     file = os.fspath(path)
     chosen = WeightsFilter(include, exclude)
@@ -358,7 +372,7 @@ def load_importance(
         is_gguf = stream.read(4) == b"GGUF"
         stream.seek(0)
         importance = _read_gguf(file, chosen) if is_gguf else _read_binary(file, stream, chosen)
-    for name in importance.names:  # now, rather than in the middle of hours of work
+    for name in importance.names:  # an error now is better than one after hours of work
         importance._means(name)
     for name in importance.refining_names:
         importance.refining_sums(name)
@@ -372,8 +386,8 @@ def load_importance(
 def _sound(
     entries: Mapping[str, _Entry], read: Callable[[str], object], chosen: WeightsFilter
 ) -> dict[str, _Entry]:
-    """The entries that ``read`` accepts; it must accept all of chosen tensors."""
-    found = {}
+    """Return the entries that ``read`` accepts. An error is raised only for a tensor in ``chosen``."""
+    sound = {}
     for name, entry in entries.items():
         try:
             read(name)
@@ -381,8 +395,8 @@ def _sound(
             if name in chosen:
                 raise
         else:
-            found[name] = entry
-    return found
+            sound[name] = entry
+    return sound
 
 
 def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
@@ -390,7 +404,7 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
         datasets = gguf.metadata.get("imatrix.datasets")
         if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
             raise BadFileError(
-                f"{file}: the key imatrix.datasets is missing or is no list of strings; "
+                f"{file}: the key imatrix.datasets is missing or is not a list of strings; "
                 "the file is not an importance matrix of llama.cpp"
             )
         chunk_count, chunk_size = (
@@ -407,31 +421,31 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
     names_in_file = tuple(dict.fromkeys((*names, *_gguf_names(gguf, REFINING_SUFFIX))))
     used, refining = (
-        {name: entry for name, entry in known.items() if name in chosen} for known in (entries, refining)
+        {name: entry for name, entry in group.items() if name in chosen} for group in (entries, refining)
     )
     run = run if isinstance(run, str) else None
-    known = (used, refining, fisher, correlated)
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *known, run)
+    groups = (used, refining, fisher, correlated)
+    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *groups, run)
 
 
 def _gguf_names(gguf: GgufFile, *suffixes: str) -> tuple[str, ...]:
-    """The tensors of the model that have a stored tensor with one of the suffixes, in the file's order."""
-    found = {t.removesuffix(suffix): None for t in gguf.tensors for suffix in suffixes if t.endswith(suffix)}
-    return tuple(found)
+    """Return the model's tensors that have a stored tensor with one of the suffixes, in the file's order."""
+    names = {t.removesuffix(suffix): None for t in gguf.tensors for suffix in suffixes if t.endswith(suffix)}
+    return tuple(names)
 
 
 def _gguf_entries(
     file: str, gguf: GgufFile, sums_suffix: str, counts_suffix: str, chosen: WeightsFilter
 ) -> dict[str, _Entry]:
-    """The entries by name, but for bad ones of tensors that are not ``chosen``."""
-    found = {}
+    """Return the entries by tensor name. Bad entries of tensors that are not ``chosen`` are left out."""
+    entries = {}
     for name in _gguf_names(gguf, sums_suffix, counts_suffix):
         try:
-            found[name] = _gguf_entry(file, gguf, name, sums_suffix, counts_suffix)
+            entries[name] = _gguf_entry(file, gguf, name, sums_suffix, counts_suffix)
         except Q4HifiError:
             if name in chosen:
                 raise
-    return found
+    return entries
 
 
 def _gguf_entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_suffix: str) -> _Entry:
@@ -442,19 +456,21 @@ def _gguf_entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_s
     for tensor in (sums, counts):
         if tensor.type.name != "F32":
             raise BadFileError(
-                f"{file}: tensor {tensor.name} is {tensor.type.name}, which must be F32; {_again(name)}"
+                f"{file}: tensor {tensor.name} has the type {tensor.type.name}, but must be F32;"
+                f" {_again(name)}"
             )
     n_values, n_counts = prod(sums.shape), prod(counts.shape)
     if n_values == 0 or n_counts == 0 or n_values % n_counts:
         raise BadFileError(
-            f"{file}: {name} has {n_values} sums for {n_counts} counts, which must divide them;"
-            f" {_again(name)}"
+            f"{file}: {name} has {n_values} sums and {n_counts} counts; the sums must be a multiple of the"
+            f" counts; {_again(name)}"
         )
     measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
     _check_values(measured, f"{file}: tensor {counts.name}", name)
     if measured.max() > MAX_COUNT:
         raise BadFileError(
-            f"{file}: tensor {counts.name} counts {measured.max():g} tokens; it is damaged; {_again(name)}"
+            f"{file}: tensor {counts.name} has a count of {measured.max():g} tokens, which is too large;"
+            f" {_again(name)}"
         )
     rounded = np.floor(measured + 0.5).astype(np.float32)  # halves up, as llama-quantize rounds
     return _Entry(gguf.paths[sums.shard], sums.offset, n_values, rounded)
@@ -467,9 +483,9 @@ def _gguf_correlations(
         tensor = gguf.tensors[name + CORRELATIONS_SUFFIX]
         entry, n_values = entries.get(name), prod(tensor.shape)
         if tensor.type.name != "I8":
-            problem = f"is {tensor.type.name}, which must be I8"
+            problem = f"has the type {tensor.type.name}, but must be I8"
         elif entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
-            problem = f"has {n_values} correlations, which are not those of as many columns as its sums"
+            problem = f"has {n_values} correlations, which does not fit the number of columns of its sums"
         else:
             yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
             continue
@@ -490,14 +506,14 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importan
     for i in range(n_entries):
         name = read.text(f"the name of entry {i}")
         if name in names:
-            raise BadFileError(f"{file}: entry {i} is a second one of {name}; make the imatrix again")
+            raise BadFileError(f"{file}: entry {i} is a second entry of {name}; make the imatrix again")
         names[name] = None
         calls, n_values = read.i32(f"the calls of {name}"), read.i32(f"the length of {name}")
         offset = read.skip(4 * n_values, f"the values of {name}")
         if name not in chosen:
             continue
         if calls < 0:
-            raise BadFileError(f"{file}: calls of {name} is {calls}, below zero; {_again(name)}")
+            raise BadFileError(f"{file}: {name} has {calls} calls, below zero; {_again(name)}")
         if n_values < 1:
             raise BadFileError(f"{file}: {name} has {n_values} values; {_again(name)}")
         entries[name] = _Entry(Path(file), offset, n_values, np.full(1, calls or 1, np.float32))
@@ -513,12 +529,12 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importan
 
 def _checked_count(value: object, where: str) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_I32:
-        raise BadFileError(f"{where} is {value}, which must be a whole number up to {MAX_I32}")
+        raise BadFileError(f"{where} is {value}, but must be a whole number from 0 to {MAX_I32}")
     return int(value)
 
 
 class _Reader:
-    """Fields of the binary form, none of which may reach beyond the end of the file."""
+    """Reads the fields of the binary form. A field that reaches beyond the end of the file is an error."""
 
     def __init__(self, file: str, stream: BinaryIO) -> None:
         self._file, self._stream = file, stream
@@ -526,13 +542,13 @@ class _Reader:
 
     @property
     def left(self) -> int:
-        """Bytes that are not read yet."""
+        """Bytes that have not been read yet."""
         return self._size - self._stream.tell()
 
     def _need(self, n: int, what: str) -> None:
         if not 0 <= n <= self.left:
             raise BadFileError(
-                f"{self._file}: {what} takes {n} bytes at offset {self._stream.tell()}, where {self.left} "
+                f"{self._file}: {what} takes {n} bytes at offset {self._stream.tell()}, but only {self.left} "
                 "are left; the file is damaged or not an importance matrix of llama.cpp"
             )
 
@@ -541,15 +557,15 @@ class _Reader:
         return self._stream.read(n)
 
     def skip(self, n: int, what: str) -> int:
-        """Step over ``n`` bytes; return the offset of the first."""
+        """Skip ``n`` bytes and return the offset of the first."""
         self._need(n, what)
         return self._stream.seek(n, os.SEEK_CUR) - n
 
     def i32(self, what: str) -> int:
-        """One number."""
+        """Read one 32-bit integer."""
         value: int = struct.unpack("<i", self._take(4, what))[0]
         return value
 
     def text(self, what: str) -> str:
-        """A string after its length."""
+        """Read a string, which follows its length."""
         return decode_text(self._take(self.i32(f"the length of {what}"), what))

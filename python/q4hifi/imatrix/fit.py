@@ -1,4 +1,4 @@
-"""Whether an importance matrix was made from a given model: names, layers and lengths of its entries."""
+"""Checks that an importance matrix was made from a given model, by the names and lengths of its entries."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..formats.tensor_names import is_quantizable, layer_of, role_of
 from .file import Importance
 
 UNSEEN = frozenset({"token_embd", "output", "lm_head"})
-"""Roles of matrices that llama-imatrix leaves out."""
+"""Roles of the matrices that llama-imatrix leaves out."""
 
 NEXTN = ".nextn."
-"""In names of the layers that predict further tokens, which llama-imatrix does not run."""
+"""Part of the names in layers for multi-token prediction. llama-imatrix does not run these layers."""
 
 LEAST_SHARE = 0.25
-"""Of the matrices in the layers, those that an imatrix of the model has entries of."""
+"""An imatrix of the model has entries for at least this share of the matrices in the layers."""
 
 
 class ShapedTensor(Protocol):
-    """What is read of a model's tensor; ``shape`` has the row length first."""
+    """The part of a model's tensor that the check needs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions, row length first."""
+        """The dimensions, row length first."""
 
 
 def check_fit(
@@ -37,15 +37,20 @@ def check_fit(
     model: str,
     allow_missing: bool = False,
 ) -> None:
-    """Check that an importance matrix is of the model whose ``tensors`` are given by name.
+    """Check that an importance matrix was made from the model with these ``tensors``, given by name.
 
-    It counts as another's where it names less than :data:`LEAST_SHARE` of the matrices in the layers, where
-    the model lacks more than half of the tensors that it names, or where it ends at another layer. Single
-    matrices may lack an entry: llama-imatrix has none of embeddings, of layers that predict further tokens
-    and of experts that no token reached, and programs fuse and split matrices. The lengths of the entries
-    that are used must agree, even with ``allow_missing``.
+    It counts as another model's if one of these holds:
 
-    Raises :class:`BadFileError`; ``model`` is the model's name in its message.
+    - it has entries for less than :data:`LEAST_SHARE` of the matrices in the layers;
+    - more than half of its entries name no tensor of the model;
+    - its last layer is not the model's last layer.
+
+    Single matrices may lack an entry. llama-imatrix writes none for embeddings, for layers of multi-token
+    prediction and for experts that received no token. Some programs fuse or split matrices.
+
+    ``allow_missing`` skips these checks. The lengths of the entries in use must fit in any case.
+
+    Raises :class:`BadFileError`. ``model`` is the model's name in the message.
     """
     matrices = {name: t.shape for name, t in tensors.items() if is_quantizable(name, t.shape, architecture)}
     for name, shape in matrices.items():
@@ -61,40 +66,43 @@ def check_fit(
 def _of_another_model(
     known: Collection[str], matrices: Mapping[str, tuple[int, ...]], tensors: Collection[str]
 ) -> str | None:
-    """Why entries of these names are not of the model; it ends where the model's name follows."""
+    """Return why entries of these names belong to another model, or None if they fit.
+
+    The text ends where the model's name follows.
+    """
     ours, theirs = _layers(tensors), _layers(known)
     unrun = {n for layers in ours.values() for names in layers.values() for n in _unless_run(names)}
     inside = [name for name in matrices if role_of(name) not in UNSEEN and name not in unrun]
     covered = sum(name in known for name in inside)
     if covered < LEAST_SHARE * len(inside):
         return f"its {len(known)} entries name {covered} of the {len(inside)} matrices in the layers of"
-    strange = [name for name in known if name not in tensors]
-    if 2 * len(strange) > len(known):
-        return f"{len(strange)} of its {len(known)} entries, such as {min(strange)}, are of no tensor of"
+    unknown = [name for name in known if name not in tensors]
+    if 2 * len(unknown) > len(known):
+        return f"{len(unknown)} of its {len(known)} entries, such as {min(unknown)}, name no tensor of"
     wide = _layers(name for name in inside if len(matrices[name]) < 3)
     for prefix, layers in ours.items():
-        numbers = theirs.get(prefix, {})
-        if numbers and max(numbers) > max(layers):
-            return f"its entries go up to {prefix}blk.{max(numbers)}, past the last layer of"
-        run = sorted(number for number, names in layers.items() if not _unless_run(names))
-        first = run[: len(numbers)]
+        named = theirs.get(prefix, {})
+        if named and max(named) > max(layers):
+            return f"its entries go up to {prefix}blk.{max(named)}, past the last layer of"
+        run = sorted(layer for layer, names in layers.items() if not _unless_run(names))
+        first = run[: len(named)]
         dense = [wide[prefix][i] for i in first if prefix in wide and i in wide[prefix]]
         complete = len(dense) == len(first) and all(name in known for names in dense for name in names)
-        if numbers and complete and sorted(numbers) == first and first != run:
-            return f"its entries end at {prefix}blk.{max(numbers)}, before the last layer of"
+        if named and complete and sorted(named) == first and first != run:
+            return f"its entries end at {prefix}blk.{max(named)}, before the last layer of"
     return None
 
 
 def _unless_run(names: list[str]) -> list[str]:
-    """The names of a layer's tensors if llama-imatrix does not run it, else none."""
+    """Return the names of a layer's tensors if llama-imatrix does not run the layer, else an empty list."""
     return names if any(NEXTN in name for name in names) else []
 
 
 def _layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
-    """What stands before "blk." in a name -> number of a layer -> its names."""
-    found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    """Group names by layer: the part before "blk." -> layer index -> the names."""
+    layers: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
-        number = layer_of(name)
-        if number is not None:
-            found[name.partition("blk.")[0]][number].append(name)
-    return found
+        layer = layer_of(name)
+        if layer is not None:
+            layers[name.partition("blk.")[0]][layer].append(name)
+    return layers

@@ -1,7 +1,10 @@
-"""The forms of importance matrix files, in a module that loads quickly: the command's options name them."""
+"""Names of the forms of importance matrix files.
+
+A module of its own, because the command needs these names for its help and must start quickly.
+"""
 
 from __future__ import annotations
 
 GGUF, DAT = "gguf", "dat"
 FORMS = (GGUF, DAT)
-"""The one that llama.cpp writes today, and its older one."""
+"""llama.cpp's form today (GGUF) and its older binary form."""

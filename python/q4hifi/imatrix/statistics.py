@@ -1,4 +1,4 @@
-"""What an importance matrix says of a model's matrices: the figures of llama-imatrix --show-statistics."""
+"""Statistics of an importance matrix: the figures that llama-imatrix --show-statistics prints."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from ..formats.tensor_names import layer_of
 from .sums import ColumnSums, ImportanceSums
 
 ACTIVE = 1e-5
-"""A column whose mean square is not above this counts as inactive."""
+"""A column counts as active if its mean square is above this."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorStatistics:
     """Statistics of the mean squares of one tensor's input columns.
 
-    ``total`` is their sum, ``deviation`` their standard deviation, ``active`` the share (0 to 1)
-    that is not as good as zero, ``entropy`` that of their shares of the total in bits, ``outlying``
-    the share more than a standard deviation above the mean, ``similarity`` the cosine to the same
-    tensor of the layer before (0 where there is none).
+    ``part`` is the tensor's name without layer and ``.weight``; ``layer`` is None outside the layers. Columns
+    of experts that received no token are left out. Of the remaining mean squares, ``total`` is the sum,
+    ``mean``, ``minimum``, ``maximum`` and ``deviation`` (standard) are the usual figures. ``active`` is the
+    share of columns above :data:`ACTIVE`, 0 to 1. ``entropy`` is the entropy, in bits, of the columns'
+    shares of the total. ``outlying`` is the share of columns more than one standard deviation above the mean,
+    0 to 1. ``similarity`` is the cosine similarity with the same tensor of the layer before, 0 if there is
+    none.
     """
 
     name: str
@@ -42,12 +45,15 @@ class TensorStatistics:
 
     @property
     def relative_entropy(self) -> float:
-        """Entropy over that of equal columns, 0 to 1."""
+        """The entropy divided by its largest possible value, that of equal columns: 0 to 1."""
         return self.entropy / float(np.log2(self.n_columns)) if self.n_columns > 1 else 0.0
 
     @classmethod
     def of(cls, name: str, sums: ColumnSums, before: ColumnSums | None) -> TensorStatistics:
-        """Compute them; ``before`` is the same tensor of the layer before. Some column must be counted."""
+        """Compute the statistics of tensor ``name``. ``before`` is the same tensor of the layer before.
+
+        At least one of the counts must be above 0.
+        """
         x = sums.means[sums.counts > 0].reshape(-1).astype(np.float64)
         total, mean, deviation = float(x.sum()), float(x.mean()), float(x.std())
         shares = x[x > 0] / total if total > 0 else x[:0]
@@ -68,13 +74,13 @@ class TensorStatistics:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the statistics as plain JSON types."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
-    """Means over the tensors of one layer, weighted by their columns."""
+    """Means over the tensors of one layer, weighted by their numbers of columns."""
 
     layer: int
     total: float
@@ -83,34 +89,34 @@ class LayerStatistics:
 
 
 def tensor_statistics(sums: ImportanceSums) -> list[TensorStatistics]:
-    """Return the statistics of all tensors that saw an input: by part, the largest total first."""
-    found = [
+    """Return the statistics of all tensors with a count above 0, ordered by part, largest total first."""
+    statistics = [
         TensorStatistics.of(name, s, sums.tensors.get(_name_before(name)))
         for name, s in sums.tensors.items()
         if s.counts.any()
     ]
-    return sorted(found, key=lambda t: (t.part, -t.total))
+    return sorted(statistics, key=lambda t: (t.part, -t.total))
 
 
 def layer_statistics(tensors: Iterable[TensorStatistics]) -> list[LayerStatistics]:
-    """Return the means of each layer, in order."""
+    """Return the means of each layer, in the order of the layers."""
     layers: dict[int, list[TensorStatistics]] = {}
     for tensor in tensors:
         if tensor.layer is not None:
             layers.setdefault(tensor.layer, []).append(tensor)
-    found = []
+    statistics = []
     for layer, members in sorted(layers.items()):
         weights = [t.n_columns for t in members]
         means = (
             float(np.average([getattr(t, name) for t in members], weights=weights))
             for name in ("total", "outlying", "similarity")
         )
-        found.append(LayerStatistics(layer, *means))
-    return found
+        statistics.append(LayerStatistics(layer, *means))
+    return statistics
 
 
 def _name_before(name: str) -> str:
-    return re.sub(r"blk\.(\d+)\.", lambda found: f"blk.{int(found[1]) - 1}.", name, count=1)
+    return re.sub(r"blk\.(\d+)\.", lambda match: f"blk.{int(match[1]) - 1}.", name, count=1)
 
 
 def _cosine(a: ColumnSums, b: ColumnSums) -> float:

@@ -1,6 +1,6 @@
-"""Importance matrices as they are made: sums that can be added up, and written as llama.cpp does.
+"""Importance matrices as sums, which can be added up and written as llama.cpp writes them.
 
-:mod:`q4hifi.imatrix.file` reads such files for quantization and describes both forms.
+:mod:`q4hifi.imatrix.file` reads the files for quantization, and describes their two forms.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ I32 = struct.Struct("<i")
 
 
 def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
-    """Return the form to write ``path`` in: ``form``, or the one that the name ends in, or GGUF.
+    """Return the form in which ``path`` is written, "gguf" or "dat".
 
-    Raises :class:`BadOptionError` where ``form`` is unknown, and where the name says another.
+    ``form`` None takes the form that the name ends in, or "gguf". Raises :class:`BadOptionError` if ``form``
+    is unknown or the name ends in the other form.
     """
     if form not in (None, *FORMS):
         raise BadOptionError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -54,24 +55,24 @@ def form_of(path: str | os.PathLike[str], form: str | None = None) -> str:
         return form or GGUF
     if form not in (None, named):
         raise BadOptionError(
-            f"{os.fspath(path)}: the name says {named}, and `form` is {form};"
+            f"{os.fspath(path)}: the name ends in .{named}, but `form` is {form};"
             f" name it {Path(path).with_suffix('.' + form)}, or leave `form` out"
         )
     return named
 
 
 class ColumnSums(NamedTuple):
-    """Of one tensor: sums of the squares of each input column, and of how many rows.
+    """Sums of squares of the input columns of one tensor, and the number of tokens that were summed.
 
-    ``squares`` is float32 [n_counts, n_values / n_counts]; ``counts`` is float32 [n_counts], one for
-    each matrix (expert), or one for all.
+    ``squares`` is float32 [n_counts, n_values / n_counts]. ``counts`` is float32 [n_counts]: one count for
+    each matrix (expert), or one for all of them.
     """
 
     squares: Floats
     counts: Floats
 
     def __add__(self, other: object) -> ColumnSums:
-        """Add what another text gave, of as many values; one count for all is one for each."""
+        """Add the sums of another text. A single count for all experts is added to the count of each."""
         if not isinstance(other, ColumnSums):
             return NotImplemented
         counts: Floats = self.counts + other.counts
@@ -80,7 +81,7 @@ class ColumnSums(NamedTuple):
 
     @property
     def means(self) -> Floats:
-        """Sums over counts, in the shape of ``squares``; 0 where nothing was counted."""
+        """Mean squares: sums divided by counts, in the shape of ``squares``; 0 where the count is 0."""
         counts = self.counts[:, np.newaxis]
         means: Floats = np.divide(self.squares, counts, out=np.zeros_like(self.squares), where=counts > 0)
         return means
@@ -88,14 +89,27 @@ class ColumnSums(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImportanceSums:
-    """The inputs of a model's matrices over a text, as sums: tensor name -> :class:`ColumnSums`.
+    """An importance matrix as sums over the inputs of a model's matrices. Two of them can be added.
 
-    ``datasets`` are the names of the texts, ``chunk_size`` the tokens of their chunks. ``fisher`` has the
-    matrices' Fisher information (:meth:`q4hifi.Model.fisher`), summed over so many tokens, in the place of
-    squares, or nothing. ``products`` has the sums of products of pairs of columns, float32 [pairs]
-    (:mod:`q4hifi.codec.input_correlations`); matrices of the same inputs have them once. ``refining`` has
-    matrices that only refined encodings go by: that which makes the logits, where it is not among
-    ``tensors``. ``run`` is the fingerprint of what they were measured with (:attr:`q4hifi.Importance.run`).
+    All mappings have tensor names as keys.
+
+    ``tensors``
+        Sums of squares of the input columns.
+    ``datasets``
+        Names of the texts.
+    ``chunk_size``
+        Tokens per chunk.
+    ``fisher``
+        Fisher information of the matrices (:meth:`q4hifi.Model.fisher`): its sums are in ``squares``, its
+        token counts in ``counts``. Empty if it was not measured.
+    ``products``
+        Sums of the products of pairs of input columns, float32 [pairs]
+        (:mod:`q4hifi.codec.input_correlations`). Matrices with the same inputs have one entry together.
+    ``refining``
+        Sums of squares that only refined encodings use: those of the matrix that makes the logits, unless it
+        is in ``tensors``.
+    ``run``
+        Fingerprint of the model, text and options (:class:`q4hifi.Importance`), or None.
     """
 
     tensors: Mapping[str, ColumnSums]
@@ -108,15 +122,18 @@ class ImportanceSums:
 
     @property
     def chunk_count(self) -> int:
-        """Chunks that the matrices saw."""
+        """Number of chunks of text that were measured."""
         most = max((float(sums.counts.max()) for sums in self.tensors.values()), default=0.0)
         return int(most) // self.chunk_size
 
     @classmethod
     def of(cls, importance: Importance, chunk_size: int = 512) -> ImportanceSums:
-        """Take an importance matrix file as sums; ``chunk_size`` is for files that do not say theirs.
+        """Read the sums of an importance matrix file.
 
-        The older form keeps means, times chunks: its counts are taken as whole chunks.
+        ``chunk_size`` is used if the file does not record its tokens per chunk. The older form stores means
+        multiplied by a number of chunks. Each of these chunks counts as ``chunk_size`` tokens.
+
+        Raises :class:`NotFiniteError` if a sum is too large for float32.
         """
         size = importance.chunk_size or chunk_size
         scale = np.float32(1 if importance.has_token_counts else size)
@@ -129,16 +146,20 @@ class ImportanceSums:
         tensors = {name: _finite(f"{importance.file}: {name}", sums) for name, sums in scaled.items()}
         fisher = {name: ColumnSums(*importance.fisher_sums(name)) for name in importance.fisher_names}
         refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
-        known = {**refining, **tensors}
+        every = {**refining, **tensors}
         products = {
-            name: products_of(importance.correlations(name), known[name].squares[0])
+            name: products_of(importance.correlations(name), every[name].squares[0])
             for name in importance.correlated_names
-            if name in known
+            if name in every
         }
         return cls(tensors, importance.datasets, size, fisher, products, refining, importance.run)
 
     def __add__(self, other: object) -> ImportanceSums:
-        """Add the sums of another text. Raises :class:`BadOptionError` where they are of another model."""
+        """Add the sums of another text.
+
+        Raises :class:`BadOptionError` if they belong to another model, :class:`NotFiniteError` if a sum is
+        too large for float32.
+        """
         if not isinstance(other, ImportanceSums):
             return NotImplemented
         return ImportanceSums(
@@ -162,15 +183,19 @@ class ImportanceSums:
         overwrite: bool = False,
         sources: Sequence[Path] = (),
     ) -> None:
-        """Write the file, in the form "gguf" or "dat" (the older one), as llama-imatrix writes it.
+        """Write the importance matrix to a file, as llama-imatrix writes it.
 
-        None takes the form that the name of ``path`` ends in (:func:`form_of`). What llama.cpp ignores,
-        Fisher information and so on, is in the GGUF form only. ``sources`` are files that ``path`` must
-        not be. Raises :class:`BadOptionError` for a form that the name contradicts.
+        ``form`` is "gguf" or "dat" (llama.cpp's older form). None takes the form that the name of ``path``
+        ends in, or "gguf". Fisher information, correlations and the sums for refinement are in the form
+        "gguf" only. ``path`` must not be one of ``sources``. ``overwrite`` allows an existing file to be
+        replaced.
+
+        Raises :class:`BadOptionError` if there is nothing to write, if the name ends in the other form, or if
+        the file must not be written.
         """
         form = form_of(path, form)
         if not self.tensors:
-            raise BadOptionError(f"{path}: there is nothing to write; no matrix saw an input")
+            raise BadOptionError(f"{path}: there is nothing to write: no matrix received an input")
         if form == DAT:
             with new_file(path, overwrite=overwrite, sources=sources) as file:
                 file.writelines(self._dat())
@@ -184,7 +209,7 @@ class ImportanceSums:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file in the first form."""
+        """Size in bytes of the file in the form "gguf"."""
         stored = [_stored(name, values) for name, values in self._gguf_tensors()]
         return sum(file_sizes(self._metadata(), stored))
 
@@ -196,24 +221,24 @@ class ImportanceSums:
         return pairs if self.run is None else pairs.with_value(KEY_RUN, self.run, GGUFValueType.STRING)
 
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
-        for of_tensors, suffix, counts_suffix in (
+        for sums_by_name, suffix, counts_suffix in (
             (self.tensors, SUMS_SUFFIX, COUNTS_SUFFIX),
             (self.refining, REFINING_SUFFIX, REFINING_COUNTS_SUFFIX),
             (self.fisher, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX),
         ):
-            for name, sums in sorted(of_tensors.items()):
+            for name, sums in sorted(sums_by_name.items()):
                 yield name + suffix, sums.squares
                 yield name + counts_suffix, sums.counts.reshape(-1, 1)
-        known = {**self.refining, **self.tensors}
-        for name in sorted(self.products.keys() & known.keys()):
-            found = correlations_of(self.products[name], known[name].squares[0])
-            yield name + CORRELATIONS_SUFFIX, found.reshape(1, -1)
+        every = {**self.refining, **self.tensors}
+        for name in sorted(self.products.keys() & every.keys()):
+            correlations = correlations_of(self.products[name], every[name].squares[0])
+            yield name + CORRELATIONS_SUFFIX, correlations.reshape(1, -1)
 
     def _dat(self) -> Iterator[bytes]:
-        """The older form: means times chunks; a matrix without counts gets 1."""
-        known = {name: sums for name, sums in sorted(self.tensors.items()) if sums.counts.any()}
-        yield I32.pack(len(known))
-        for name, sums in known.items():
+        """Yield the parts of the older form: means multiplied by chunks; an expert without tokens gets 1."""
+        counted = {name: sums for name, sums in sorted(self.tensors.items()) if sums.counts.any()}
+        yield I32.pack(len(counted))
+        for name, sums in counted.items():
             chunks = -(-int(sums.counts.max()) // self.chunk_size)
             counts = sums.counts[:, np.newaxis]
             means = np.where(counts > 0, sums.means, np.float32(1))
@@ -225,18 +250,18 @@ class ImportanceSums:
 
 
 def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> dict[str, ColumnSums]:
-    """Both, added up where they are of the same matrix."""
-    found = dict(mine)
+    """Return the entries of both, added up where both have the same tensor."""
+    total = dict(mine)
     for name, sums in other.items():
-        known = found.get(name)
-        if known is not None and known.squares.size != sums.squares.size:
+        before = total.get(name)
+        if before is not None and before.squares.size != sums.squares.size:
             raise BadOptionError(
-                f"{name} has {known.squares.size} values in one importance matrix and"
-                f" {sums.squares.size} in another; add up those of one model only"
+                f"{name} has {before.squares.size} values in one importance matrix and"
+                f" {sums.squares.size} in another; add up importance matrices of one model only"
             )
         with np.errstate(over="ignore"):
-            found[name] = sums if known is None else _finite(name, known + sums)
-    return found
+            total[name] = sums if before is None else _finite(name, before + sums)
+    return total
 
 
 def _finite(where: str, sums: ColumnSums) -> ColumnSums:
@@ -250,6 +275,6 @@ def _stored(name: str, values: Floats | Correlations) -> StoredTensor:
 
 
 def _ggml_shape(values: Floats | Correlations) -> tuple[int, ...]:
-    """The shape as ggml writes it: the row length first, trailing ones dropped."""
+    """Return the shape in ggml's order: row length first, trailing dimensions of 1 dropped."""
     rows, columns = values.shape
     return (columns, rows) if rows > 1 else (columns,)
