@@ -76,10 +76,10 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
     yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
     at = {"like": ABLATED}
-    yield Row(f"measured, at {ABLATED}, by the stream alone", ABLATED, at, "fisher", unknown="fisher")
-    name = f"measured, at {ABLATED}, errors do not cancel"
+    yield Row(f"measured, at {ABLATED}, no Fisher information", ABLATED, at, "fisher", unknown="fisher")
+    name = f"measured, at {ABLATED}, no error feedback"
     yield Row(name, ABLATED, at, "correlations", unknown="products")
-    name = f"measured, at {ABLATED}, the output's inputs unknown"
+    name = f"measured, at {ABLATED}, output without importance"
     yield Row(name, ABLATED, at, "correlations", unknown="refining")
 
 
@@ -212,7 +212,7 @@ def markdown(
         f"{comparison.reference.perplexity.ppl.value:.3f}."
     )
     yield ""
-    yield "| model | MiB | bits/w | mean KLD | KLD of that of | PPL ratio | same top, % |"
+    yield "| model | MiB | bits/w | mean KLD | KLD ratio | PPL ratio | same top, % |"
     yield "|---|---|---|---|---|---|---|"
     part = table[0].part
     for row in table:
@@ -226,7 +226,7 @@ def markdown(
         yield (
             f"| {row.name} | {model.facts.file_bytes / MIB:.2f} | {model.facts.bits_per_weight:.3f} "
             f"| {quality.mean_kld.value:.5f} ± {quality.mean_kld.error:.5f} "
-            f"| {ratio.value:.3f} ± {ratio.error:.3f} {row.against} "
+            f"| {ratio.value:.3f} ± {ratio.error:.3f} to {row.against} "
             f"| {quality.ppl_ratio.value:.4f} ± {quality.ppl_ratio.error:.4f} "
             f"| {100 * quality.same_top.value:.2f} |"
         )
@@ -236,7 +236,11 @@ def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
     """Mean divergence over that of the model to hold it against; what is common to both is no error."""
     mine, other = (found[name].quality for name in (row.name, row.against))
     assert mine is not None and other is not None
-    a, b = mine.tokens.kld, other.tokens.kld
+    return ratio_of_means(mine.tokens.kld, other.tokens.kld)
+
+
+def ratio_of_means(a: Floats, b: Floats) -> Estimate:
+    """Mean of ``a`` over that of ``b``, values at the same tokens; what is common to both is no error."""
     ratio = float(a.mean() / b.mean())
     return Estimate(ratio, mean(a - ratio * b).error / float(b.mean()))
 
