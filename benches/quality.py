@@ -77,11 +77,10 @@ def rows(calibrated: str | None) -> Iterator[Row]:
     yield Row(f"measured, stock, at {ABLATED}, not refined", ABLATED, {**at, "stock": True}, "refinement")
     yield Row(f"measured, at {ABLATED}, not refined", ABLATED, at, "refinement")
     at = {"like": ABLATED}
-    name = f"measured, at {ABLATED}, without Fisher information"
-    yield Row(name, ABLATED, at, "fisher", unknown="fisher")
-    name = f"measured, at {ABLATED}, without error feedback"
+    yield Row(f"measured, at {ABLATED}, no Fisher information", ABLATED, at, "fisher", unknown="fisher")
+    name = f"measured, at {ABLATED}, no error feedback"
     yield Row(name, ABLATED, at, "correlations", unknown="products")
-    name = f"measured, at {ABLATED}, without importance of the output"
+    name = f"measured, at {ABLATED}, output without importance"
     yield Row(name, ABLATED, at, "correlations", unknown="refining")
 
 
@@ -214,7 +213,7 @@ def markdown(
         f"{comparison.reference.perplexity.ppl.value:.3f}."
     )
     yield ""
-    yield "| model | MiB | bits/weight | mean KLD | KLD relative to | PPL ratio | same top, % |"
+    yield "| model | MiB | bits/w | mean KLD | KLD ratio | PPL ratio | same top, % |"
     yield "|---|---|---|---|---|---|---|"
     part = table[0].part
     for row in table:
@@ -228,7 +227,7 @@ def markdown(
         yield (
             f"| {row.name} | {model.facts.file_bytes / MIB:.2f} | {model.facts.bits_per_weight:.3f} "
             f"| {quality.mean_kld.value:.5f} ± {quality.mean_kld.error:.5f} "
-            f"| {ratio.value:.3f} ± {ratio.error:.3f} {row.against} "
+            f"| {ratio.value:.3f} ± {ratio.error:.3f} to {row.against} "
             f"| {quality.ppl_ratio.value:.4f} ± {quality.ppl_ratio.error:.4f} "
             f"| {100 * quality.same_top.value:.2f} |"
         )
@@ -241,7 +240,11 @@ def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
     """
     mine, other = (found[name].quality for name in (row.name, row.against))
     assert mine is not None and other is not None
-    a, b = mine.tokens.kld, other.tokens.kld
+    return ratio_of_means(mine.tokens.kld, other.tokens.kld)
+
+
+def ratio_of_means(a: Floats, b: Floats) -> Estimate:
+    """Mean of ``a`` over that of ``b``, values at the same tokens; what is common to both is no error."""
     ratio = float(a.mean() / b.mean())
     return Estimate(ratio, mean(a - ratio * b).error / float(b.mean()))
 

@@ -19,6 +19,8 @@ from synthetic import EXAMPLE
 ROOT = EXAMPLE.parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted(ROOT.glob("*.md"))
+SOURCES = ("benches", "python", "src", "tests")
 TEXT = (ROOT / "tests" / "golden" / "text.txt").read_text()
 
 
@@ -132,11 +134,14 @@ def test_the_readme_links_to_nothing_that_an_index_page_lacks() -> None:
     assert [link for link in links if not link.startswith("https://")] == []
 
 
-@pytest.mark.parametrize("document", [README, *DOCS], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*PAGES, *DOCS], ids=lambda path: path.name)
 def test_files_that_a_document_names_are_there(document: Path) -> None:
     text = document.read_text()
     named = set(re.findall(r"`((?:docs|benches|tests|src|python|examples)/[\w./-]+|[A-Z]+\.md)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    sources = {f"/{path.relative_to(ROOT)}" for folder in SOURCES for path in (ROOT / folder).rglob("*.*")}
+    short = set(re.findall(r"`([\w/]+\.(?:cu|cuh|py))`", text))
+    assert [name for name in sorted(short) if not any(path.endswith(f"/{name}") for path in sources)] == []
     linked = {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
     assert [link for link in sorted(linked) if not (document.parent / link).exists()] == []
 

@@ -45,7 +45,8 @@ _Tensor = tuple[str, int | None, int, int, int, list[_Bytes]]
 """(role, layer, type id, row length, outliers per block, parts): a matrix or vector of a model.
 
 ``layer`` is None outside of the layers. ``parts`` are one array of rows, or for Q4_HIFI three (base, outlier
-index, outlier residual), with the type id of Q4_K. The arrays must be read-only. They are kept and not copied."""
+index, outlier residual), with the type id of Q4_K. The arrays must be read-only. They are kept and not
+copied."""
 
 __all__ = [
     "BadBlock",

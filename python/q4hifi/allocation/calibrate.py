@@ -126,8 +126,11 @@ def calibrate(
     progress
         Called with the work done, the work in all (weights multiplied by), and the matrix.
 
-    Raises :class:`BadOptionError` for a text that is too short and a file of another model, text or
-    setting, and what loading and running a model raises.
+    Raises
+    ------
+    BadOptionError
+        The text is too short, or ``file`` is of another model, text or setting. Loading and running the
+        model raise their own errors.
     """
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(

@@ -141,6 +141,16 @@ def quantize(
 
     Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit, and :class:`NotFiniteError`
     for NaN, infinity and weights that are too large for the type.
+
+    Examples
+    --------
+    >>> import numpy as np, q4hifi
+    >>> weights = np.random.default_rng(0).standard_normal((2, 512), np.float32)
+    >>> q = q4hifi.quantize(weights, "Q4_K")
+    >>> q.data.shape, q.bits_per_weight  # bytes of each row: two blocks of 144
+    ((2, 288), 4.5)
+    >>> bool(np.abs(q.dequantize() - weights).max() < 0.25)
+    True
     """
     kind = tensor_type(type)
     source, flat = _source_of(array)
@@ -183,6 +193,13 @@ def dequantize(
     Raises :class:`BadOptionError` where the number of bytes does not fit type and shape,
     :class:`BadFileError` for invalid Q4_HIFI blocks, and :class:`UnsupportedModelError` for a type that
     cannot be decoded.
+
+    Examples
+    --------
+    >>> import numpy as np, q4hifi
+    >>> block = np.float16(0.5).tobytes() + bytes(range(32))  # Q8_0: a scale and 32 quants of 8 bits
+    >>> q4hifi.dequantize(block, "Q8_0", (1, 32))[0, :4]
+    array([0. , 0.5, 1. , 1.5], dtype=float32)
     """
     kind = tensor_type(type, codec=False)
     flat = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data

@@ -106,6 +106,15 @@ class Format:
 
     ``outliers`` is the number of outliers per block of 256 weights, and ``layout`` is "split" or "fork". Both
     matter only for Q4_HIFI; other types keep the defaults.
+
+    Examples
+    --------
+    >>> import numpy as np, q4hifi
+    >>> form = q4hifi.quantize(np.ones((2, 512), np.float32), "Q4_HIFI", outliers=8).format
+    >>> form.type.name, form.outliers, form.layout
+    ('Q4_HIFI', 8, 'split')
+    >>> form.part_row_bytes(512)  # of Q4_K blocks, outlier indices and residuals
+    (288, 16, 32)
     """
 
     type: TensorType
