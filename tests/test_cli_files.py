@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -147,12 +149,48 @@ def test_two_outputs_cannot_be_one_file(given: Path, tmp_path: Path, run: Run) -
     assert not dst.exists()
 
 
+SPLIT = ("--split-max-size", "1M", "--overwrite")
+
+
 def test_types_are_not_written_over_a_shard(tmp_path: Path, run: Run) -> None:
-    words = ("quantize", EXAMPLE, tmp_path / "q.gguf", "Q4_K_M", "--split-max-size", "1M", "--overwrite")
     shard = tmp_path / "q-00001-of-00004.gguf"
-    found = run(*words, "--write-tensor-types", shard)
-    assert found.status == 2 and "itself; choose another destination" in found.err
-    assert shard.read_bytes().startswith(b"GGUF")
+    found = run("quantize", EXAMPLE, tmp_path / "q.gguf", "Q4_K_M", *SPLIT, "--write-tensor-types", shard)
+    assert found.status == 2 and "is given for --write-tensor-types" in found.err
+    assert not list(tmp_path.iterdir())  # before any work
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_shards_replace_no_rules(link: Callable[..., None] | None, tmp_path: Path, run: Run) -> None:
+    """The names of shards are only known after planning."""
+    rules, shard = tmp_path / "rules.txt", tmp_path / "q-00002-of-00004.gguf"
+    rules.write_text("attn_v=q8_0\n")
+    if link is None:
+        rules = rules.rename(shard)
+    else:
+        link(rules, shard)
+    words = ("quantize", EXAMPLE, tmp_path / "q.gguf", "Q4_K_M", *SPLIT, "--tensor-type-file", rules)
+    found = run(*words)
+    assert found.status == 2 and "itself, given for --tensor-type-file; choose another" in found.err
+    assert rules.read_text() == "attn_v=q8_0\n" and len(list(tmp_path.iterdir())) == (
+        1 if link is None else 2
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["quantize {}", "quantize {e} {}", "plan {e} --imatrix {}", "imatrix {e} -f {}", "export {e} {}"],
+)
+def test_an_empty_file_name_is_refused(line: str, run: Run) -> None:
+    """As a variable of the shell that is not set gives it."""
+    words = ["" if word == "{}" else word.format(e=EXAMPLE) for word in line.split()]
+    found = run(*words)
+    assert found.status == 2 and re.search("file name is empty|after SRC is empty", found.err)
+
+
+@pytest.mark.parametrize("src", [".", "/", "none/model.gguf", os.devnull])
+def test_a_source_that_is_no_file_is_told_before_a_name_derived_from_it(src: str, run: Run) -> None:
+    found = run("quantize", src)
+    assert found.status == 1 and found.err.startswith(f"Error: {src}: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

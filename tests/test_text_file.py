@@ -18,6 +18,7 @@ TEXTS = {
     "German": "Über die Größe der Wörter\n",
     "Russian": "Привет, мир! Это текст.\n" * 20,
     "Chinese": "你好，世界。这是一个文本。\n" * 20,
+    "Chinese without lines": "中文字符测试，你好。" * 300,
     "Japanese": "これはテキストです。\n改行もある。\n" * 10,
     "Thai": "สวัสดีชาวโลก นี่คือข้อความ\n" * 20,
     "Emoji": "Hi 😀 there\n" * 20,

@@ -8,10 +8,17 @@ Exit status:
 - 128 + N after signal N, as in shells: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if the
   program that reads the output has ended
 
-This file and ``signals.py`` import very little. Until they are loaded, Ctrl-C prints a traceback.
+This file and ``signals.py`` import very little. Before them, Python's own start prints a traceback at Ctrl-C.
 """
 
 from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # starts faster than the module signal
+import os
+import sys
+
+if os.path.basename(sys.argv[0]) in ("q4hifi", "q4hifi.exe", "-m"):  # not where other programs import this
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 from . import signals
 

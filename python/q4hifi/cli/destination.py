@@ -30,6 +30,8 @@ class Arguments(NamedTuple):
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
     """Find out which words are DST, TYPE and THREADS. Raises :class:`BadOptionError` if they do not fit."""
+    if "" in words:
+        raise BadOptionError("an argument after SRC is empty; leave it out, or name DST, TYPE or THREADS")
     rest = list(words)
     dst = None if not rest or is_recipe(rest[0]) else rest.pop(0)
     if dst is not None and rest[:1] and _is_file(rest[0]) and _looks_like_type(dst):
@@ -54,8 +56,14 @@ def check_not_a_type(dst: str) -> None:
 
 
 def default_destination(src: str, options: Options) -> str:
-    """Return SRC's name with the type in it replaced: model-f16.gguf -> model-Q4_K_M.gguf."""
+    """Return SRC's name with the type in it replaced: model-f16.gguf -> model-Q4_K_M.gguf.
+
+    Raises :class:`BadFileError` if SRC is not a file: that is then the fault, not a name derived from it.
+    """
+    from ..gguf_io.reader import open_file
+
     path = Path(src)
+    open_file(path).close()
     stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.title}{SUFFIX}"))
 

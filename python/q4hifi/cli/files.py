@@ -10,16 +10,22 @@ import click
 from ..errors import BadOptionError
 
 
-class InputFile(click.types.StringParamType):
+class _FileName(click.types.StringParamType):
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name, which a variable of the shell that is not set gives."""
+        if value == "":
+            self.fail("the file name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class InputFile(_FileName):
     """The type of an argument or option that names a file to read."""
 
-    name = "file"
 
-
-class OutputFile(click.types.StringParamType):
+class OutputFile(_FileName):
     """The type of an argument or option that names a file to write."""
-
-    name = "file"
 
 
 INPUT, OUTPUT = InputFile(), OutputFile()
@@ -31,10 +37,14 @@ class FileCommand(click.Command):
     """A command that checks all arguments and options of type :data:`OUTPUT` before it runs."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the outputs, then run the command."""
-        for name, value in _named(ctx, OutputFile):
+        """Check the outputs, then run the command, whose further outputs replace no input either."""
+        from ..files.output_file import reserved
+
+        outputs = _named(ctx, OutputFile)
+        for name, value in outputs:
             check_output(name, value)
-        return super().invoke(ctx)
+        with reserved(_inputs(ctx), [(name, Path(value)) for name, value in outputs]):
+            return super().invoke(ctx)
 
 
 def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path:
@@ -46,14 +56,11 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path
     Raises :class:`Q4HifiError` if the file must not or cannot be written.
     """
     from ..files.output_file import check_writable
-    from ..gguf_io.split import files_of
 
     ctx = click.get_current_context()
     if overwrite is None:
         overwrite = bool(ctx.params.get("overwrite"))
-    inputs = ["/dev/stdin" if value == "-" else value for _, value in _named(ctx, InputFile)]
-    sources = [file for value in inputs for file in files_of(Path(value))]
-    target = check_writable(path, overwrite, sources)
+    target = check_writable(path, overwrite, [file for _, file in _inputs(ctx)])
     outputs: dict[Path, str] = ctx.meta.setdefault(_CHECKED, {})
     other = outputs.setdefault(target, name)
     if other != name:
@@ -61,6 +68,14 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path
             f"{path} is given for both {other} and {name}; choose another file for one of them"
         )
     return target
+
+
+def _inputs(ctx: click.Context) -> list[tuple[str, Path]]:
+    """Return all files that the command reads, with the argument or option that names them."""
+    from ..gguf_io.split import files_of
+
+    named = ((name, "/dev/stdin" if value == "-" else value) for name, value in _named(ctx, InputFile))
+    return [(name, file) for name, value in named for file in files_of(Path(value))]
 
 
 def _named(ctx: click.Context, kind: type[click.types.StringParamType]) -> list[tuple[str, str]]:

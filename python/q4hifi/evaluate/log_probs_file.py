@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import BadFileError, BadOptionError
 from ..files.output_file import PartialFile
-from ..files.positioned_file import byte_view, os_errors
+from ..files.positioned_file import byte_view, check_regular_file, os_errors
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row
@@ -202,8 +202,7 @@ class LogProbsFile:
         Raises :class:`BadFileError` if the file is damaged or is no base file.
         """
         path = Path(path)
-        if not path.is_file():  # opening a pipe would wait for its writer
-            raise BadFileError(f"{path}: there is no such file")
+        check_regular_file(path)
         with os_errors(path, "be read", BadFileError), path.open("rb") as file:
             head = file.read(HEAD.size)
             if len(head) < HEAD.size or not head.startswith(MAGIC):

@@ -2,7 +2,8 @@
 
 Every command and function that writes a file uses :class:`NewFile`. Its rules are:
 
-- A destination must not be one of the files that the caller reads (:func:`check_destination`).
+- A destination must not be one of the files that the caller reads (:func:`check_destination`,
+  :func:`reserved`).
 - If a destination is a symbolic link, the target of the link is replaced and the link stays.
 - A destination must be a regular file, not a device, a pipe or a folder.
 - Data is first written to a temporary file. On Linux this is a file without a name (``O_TMPFILE``), so that a
@@ -22,6 +23,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -40,6 +42,33 @@ _NAME_BYTES = 200
 
 _ATTEMPTS = 8
 """Attempts to create a temporary file that no other run removes."""
+
+
+_Reserved = tuple[Sequence[tuple[str, Path]], Sequence[tuple[str, Path]]]
+_reserved: ContextVar[_Reserved] = ContextVar("_reserved", default=((), ()))
+
+
+@contextmanager
+def reserved(inputs: Sequence[tuple[str, Path]], outputs: Sequence[tuple[str, Path]]) -> Iterator[None]:
+    """In the ``with`` block, let no output replace one of the files ``inputs``.
+
+    Files are given with what they are called in messages. ``outputs`` are the destinations that the caller
+    has named; a derived name, such as that of a shard, must be none of them (:func:`check_derived`).
+    """
+    token = _reserved.set((inputs, outputs))
+    try:
+        yield
+    finally:
+        _reserved.reset(token)
+
+
+def check_derived(path: Path) -> None:
+    """Raise :class:`BadOptionError` if ``path``, a derived name, is an output that the caller has named."""
+    for name, other in _reserved.get()[1]:
+        if os.path.realpath(path) == os.path.realpath(other):
+            raise BadOptionError(
+                f"{path} is the name of a shard, and is given for {name}; choose another file for {name}"
+            )
 
 
 def check_destination(
@@ -62,6 +91,11 @@ def check_destination(
             for source in sources:
                 if os.path.exists(source) and os.path.samefile(target, source):
                     raise BadOptionError(f"{path} is the source {source} itself; choose another destination")
+            for name, source in _reserved.get()[0]:
+                if os.path.exists(source) and os.path.samefile(target, source):
+                    raise BadOptionError(
+                        f"{path} is the source {source} itself, given for {name}; choose another destination"
+                    )
             if not target.is_file():
                 raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
             if not overwrite:

@@ -6,12 +6,16 @@ import codecs
 import os
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from ..errors import BadOptionError
 
 SAMPLE = 1 << 16
 """Bytes at the start of a text that decide about its encoding."""
+
+LONG = 256
+"""A text without a byte order mark that is shorter, in bytes, is only recognised by its zero bytes."""
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # first, because it begins with the mark of UTF-16
@@ -46,7 +50,7 @@ def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_text(data: bytes, source: str) -> None:
-    """Check that ``data`` is plausibly a UTF-8 text; single invalid bytes are accepted.
+    """Check that ``data`` is plausibly a UTF-8 text; other bytes are accepted, as llama.cpp accepts them.
 
     ``source`` names the file in messages. Raises :class:`BadOptionError` for UTF-16, UTF-32, and the binary
     formats of :data:`_BINARY`.
@@ -64,9 +68,13 @@ def check_text(data: bytes, source: str) -> None:
 def _wide_encoding(data: bytes) -> str | None:
     """Return which variant of UTF-16 or UTF-32 the data is in, or None for anything else."""
     marked = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
-    if marked is not None or b"\0" not in data:  # both encodings write a space or line end with a zero byte
+    if marked is not None:
         return marked
-    if _legible(data.decode("utf-8", "replace")) > 0.9:
+    text = data.decode("utf-8", "replace")
+    # Most texts in both encodings have zero bytes. Chinese may do without, but every second byte is of
+    # another kind.
+    is_split = len(data) >= LONG and text.count("\ufffd") > 0.1 * len(text) and _parity(data) > 0.5
+    if not is_split and (b"\0" not in data or _legible(text) > 0.9):
         return None
     ascii_shares: dict[str, float] = {}
     for encoding in _WIDE:
@@ -78,6 +86,13 @@ def _wide_encoding(data: bytes) -> str | None:
             ascii_shares[encoding] = sum(map(str.isascii, text)) / len(text)
     # text in the wrong byte order can be legible, but then its ASCII characters are rare
     return max(ascii_shares, key=ascii_shares.__getitem__, default=None)
+
+
+def _parity(data: bytes) -> float:
+    """Return how much the bytes at even and at odd positions differ: 0 if their counts are equal, 1 if
+    disjoint."""
+    even, odd = Counter(data[::2]), Counter(data[1::2])
+    return (even - odd).total() / max(1, even.total())
 
 
 def _legible(text: str) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BadOptionError, Q4HifiError, UnsupportedModelError
-from ..files.output_file import NewFile
+from ..files.output_file import NewFile, check_derived
 from ..files.positioned_file import Buffer, byte_view, os_errors
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.layout import MAX_NAME_BYTES, StoredTensor
@@ -122,6 +122,9 @@ class GgufWriter:
         self._cleanup = ExitStack()
         self.paths: tuple[Path, ...] = output_paths(Path(dst), len(self._plans))
         self.sizes: tuple[int, ...] = tuple(plan.size for plan in self._plans)
+        if len(self.paths) > 1:
+            for path in self.paths:
+                check_derived(path)
         self._files = [NewFile(path, overwrite=overwrite, sources=sources) for path in self.paths]
         with os_errors(self.paths[0], "be the destination"):
             folder = self._files[0].target.parent

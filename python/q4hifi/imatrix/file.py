@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from ..codec.input_correlations import Correlations, Inputs, known_inputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
-from ..files.positioned_file import os_errors
+from ..files.positioned_file import check_regular_file, os_errors
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.tensor_names import first_with_same_input
 from ..gguf_io.metadata import decode_text
@@ -366,8 +366,7 @@ def load_importance(
     """
     file = os.fspath(path)
     chosen = WeightsFilter(include, exclude)
-    if not os.path.isfile(file):  # opening a pipe would wait for its writer
-        raise BadFileError(f"{file}: there is no such file")
+    check_regular_file(file)
     with os_errors(Path(file), "read the importance matrix", BadFileError), open(file, "rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
         stream.seek(0)
