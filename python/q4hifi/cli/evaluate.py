@@ -261,7 +261,7 @@ def compare(
     if resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
     if output is not None:
-        check_output("--save", output, overwrite=overwrite or resume)
+        check_output("--save", output, overwrite=overwrite or resume, resumable=True)
     file = _text_file(file, last_model=models[-1])
     from ..evaluate.chunks import read_text
     from ..evaluate.compare import compare as compare_models
@@ -403,7 +403,7 @@ def imatrix(
     if (include_weights or exclude_weights) and not in_files:
         raise BadOptionError("--include-weights and --exclude-weights select tensors of --in-file; give one")
     if output is not None:
-        check_output("--output", output, overwrite=overwrite or resume)
+        check_output("--output", output, overwrite=overwrite or resume, resumable=True)
     parts = [
         ImportanceSums.of(load_importance(name, include_weights, exclude_weights), n_ctx) for name in in_files
     ]

@@ -30,6 +30,9 @@ DIGITS = 5
 COMPARISON_WIDTH = 100
 """Width of a terminal, in columns, in which a comparison fits in one table."""
 
+COLUMN_WIDTH = 8
+"""Width of a value in the table of a comparison, with the space before it, at most."""
+
 _COMPARISON_HEADS = (
     *("size", "BPW", "PPL", "PPL\nratio", "mean\nKLD", "median\nKLD", "99.9 %\nKLD"),
     *("same\ntop %", "RMS\nΔp %", "read\nt/s", "write\nt/s"),
@@ -117,17 +120,20 @@ def _quantile_label(q: float) -> str:
 def comparison_table(result: Comparison, width: int = COMPARISON_WIDTH) -> RenderableType:
     """Return the table of a comparison: one row per model, each value above its standard error.
 
-    If the terminal is narrower than :data:`COMPARISON_WIDTH`, there are two tables.
+    In a terminal narrower than :data:`COMPARISON_WIDTH`, there are several tables. In a wider one, names get
+    the rest of the width.
     """
     everything = (result.reference, *result.models)
     names = short_names([m.model for m in everything])
     rows = [list(_comparison_row(model)) for model in everything]
-    half = len(_COMPARISON_HEADS) // 2
-    parts = [slice(None)] if width >= COMPARISON_WIDTH else [slice(half), slice(half, None)]
+    count = len(_COMPARISON_HEADS)
+    at_once = count if width >= COMPARISON_WIDTH else max(1, min(6, (width - NAME_WIDTH) // COLUMN_WIDTH))
+    parts = [slice(first, first + at_once) for first in range(0, count, at_once)]
+    name_width = NAME_WIDTH + max(0, min(width - COMPARISON_WIDTH, max(map(len, names)) - NAME_WIDTH))
     tables: list[list[RenderableType]] = []
     for part in parts:
         table = Table(box=None, pad_edge=False, collapse_padding=True)
-        table.add_column("model", width=NAME_WIDTH, overflow="fold")
+        table.add_column("model", width=name_width, overflow="fold")
         for head in _COMPARISON_HEADS[part]:
             table.add_column(head, justify="right", no_wrap=True)
         for name, row in zip(names, rows, strict=True):

@@ -47,20 +47,26 @@ class FileCommand(click.Command):
             return super().invoke(ctx)
 
 
-def check_output(name: str, path: str, *, overwrite: bool | None = None) -> Path:
+def check_output(name: str, path: str, *, overwrite: bool | None = None, resumable: bool = False) -> Path:
     """Check that the running command may write the file ``path``, and return the path with links resolved.
 
     The file must not be an input or another output of the command, and it must be possible to create it
     (:func:`~q4hifi.files.output_file.check_writable`). ``name`` is the argument or option in messages.
     ``overwrite`` allows an existing file to be replaced; None takes the command's option ``--overwrite``.
+    ``resumable`` says that the command can continue an existing file.
     Raises :class:`Q4HifiError` if the file must not or cannot be written.
     """
-    from ..files.output_file import check_writable
+    from ..files.output_file import DestinationExistsError, check_writable
 
     ctx = click.get_current_context()
     if overwrite is None:
         overwrite = bool(ctx.params.get("overwrite"))
-    target = check_writable(path, overwrite, [file for _, file in _inputs(ctx)])
+    try:
+        target = check_writable(path, overwrite, [file for _, file in _inputs(ctx)])
+    except DestinationExistsError as error:
+        if not resumable:
+            raise
+        raise BadOptionError(f"{error}, or continue an interrupted run with --resume") from error
     outputs: dict[Path, str] = ctx.meta.setdefault(_CHECKED, {})
     other = outputs.setdefault(target, name)
     if other != name:

@@ -13,6 +13,9 @@ from .evaluation_tables import short_names
 
 ENDINGS = (".png", ".svg", ".pdf")
 
+LEAST_SPAN = 0.1
+"""The horizontal axis spans at least this share of the largest file: files of one size appear as such."""
+
 WIDE = 10
 """The scale is logarithmic if the largest divergence is more than this many times the smallest."""
 
@@ -57,6 +60,9 @@ def plot_comparison(result: Comparison, path: str | os.PathLike[str], *, overwri
     )
     values = [kld for _, kld, _ in points]
     axes.margins(x=0.15, y=0.15)
+    left, right = axes.get_xlim()
+    if missing := max(0.0, LEAST_SPAN * right - (right - left)):
+        axes.set_xlim(left - missing / 2, right + missing / 2)
     if max(values) > WIDE * min(values) > 0:
         axes.set_yscale("log", subs=(2, 5))
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

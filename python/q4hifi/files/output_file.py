@@ -99,7 +99,7 @@ def check_destination(
             if not target.is_file():
                 raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
             if not overwrite:
-                raise _exists(path)
+                raise DestinationExistsError(path)
     return target
 
 
@@ -124,10 +124,15 @@ def _not_streamed(path: str | os.PathLike[str]) -> BadOptionError:
     )
 
 
-def _exists(path: str | os.PathLike[str]) -> BadOptionError:
-    return BadOptionError(
-        f"{path}: exists already; choose another destination, or allow to replace it with `overwrite=True`"
-    )
+class DestinationExistsError(BadOptionError):
+    """A destination exists already, and the caller has not allowed to replace it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Make the message."""
+        super().__init__(
+            f"{path}: exists already; choose another destination,"
+            " or allow to replace it with `overwrite=True`"
+        )
 
 
 class NewFile:
@@ -195,7 +200,7 @@ class NewFile:
         new = self._move_if_free()
         if not new:
             if not self._overwrite:
-                raise _exists(self.path)
+                raise DestinationExistsError(self.path)
             os.replace(self._link(), self.target)
             self._part = None
         self._sync_folder()
