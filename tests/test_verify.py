@@ -72,7 +72,7 @@ DAMAGES: list[tuple[str, str, str, int, bytes, str, str]] = [
     ),
     ("a base's scale NaN", "split", DOWN, 5 * 144, F16_NAN, DOWN, "row 2, column 2.. is NaN or infinite"),
     ("a base's min infinite", "split", VALUE, 9 * 144 + 2, F16_INFINITY, VALUE, "row 9, column"),
-    ("a count of 33", "fork", DOWN, 240, b"\x21", DOWN, "33 outliers, more than the 32"),
+    ("a count of 33", "fork", DOWN, 240, b"\x21", DOWN, "33 outliers, but at most 32"),
     ("a later count of 33", "fork", DOWN, 244 + 240, b"\x21", DOWN, "block 1: more than 32 outliers"),
     ("places out of order", "fork", DOWN, 11 * 244 + 144, b"\xff", DOWN, r"block 11: .*increasing"),
     ("a value NaN", "fork", VALUE, 2 * 244 + 176, F16_NAN, VALUE, "row 2, column"),

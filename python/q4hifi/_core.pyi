@@ -131,8 +131,7 @@ def quantize(
     ``importance`` [row_length], not negative, weights the squared error of each column. The bytes equal those
     of ggml, unless ``refine`` is true: then blocks of IQ4_XS, Q4_K, Q5_K and Q6_K are searched further for a
     smaller error. With ``refine`` and ``inputs``, rows of all quantized types are encoded with error feedback
-    (GPTQ, QuIP's LDLQ); ``inputs`` must be of the same row length. Without ``refine``, ``inputs`` are
-    ignored.
+    (GPTQ, QuIP's LDLQ). ``inputs`` need ``refine``, and must have the same row length.
 
     Raises :class:`NotFinite`. Weights too large for the target give an error that is not finite.
     """

@@ -45,15 +45,17 @@ _ATTEMPTS = 8
 
 
 _Reserved = tuple[Sequence[tuple[str, Path]], Sequence[tuple[str, Path]]]
+"""(inputs, outputs): files that :func:`reserved` protects, each a pair (name in messages, path)."""
+
 _reserved: ContextVar[_Reserved] = ContextVar("_reserved", default=((), ()))
 
 
 @contextmanager
 def reserved(inputs: Sequence[tuple[str, Path]], outputs: Sequence[tuple[str, Path]]) -> Iterator[None]:
-    """In the ``with`` block, let no output replace one of the files ``inputs``.
+    """Protect files inside the ``with`` block: :func:`check_destination` refuses all ``inputs``.
 
-    Files are given with what they are called in messages. ``outputs`` are the destinations that the caller
-    has named; a derived name, such as that of a shard, must be none of them (:func:`check_derived`).
+    ``outputs`` are the destinations that the user named; :func:`check_derived` refuses them for shards. Each
+    file is a pair (name in messages, such as the option; path).
     """
     token = _reserved.set((inputs, outputs))
     try:
@@ -63,7 +65,7 @@ def reserved(inputs: Sequence[tuple[str, Path]], outputs: Sequence[tuple[str, Pa
 
 
 def check_derived(path: Path) -> None:
-    """Raise :class:`BadOptionError` if ``path``, a derived name, is an output that the caller has named."""
+    """Raise :class:`BadOptionError` if ``path``, a shard's path, is another output that the user named."""
     for name, other in _reserved.get()[1]:
         if os.path.realpath(path) == os.path.realpath(other):
             raise BadOptionError(
@@ -76,8 +78,9 @@ def check_destination(
 ) -> Path:
     """Check that a file may be written to ``path``; return the path with all symbolic links followed.
 
-    Raises :class:`BadOptionError` where the destination is one of ``sources`` (under any name), exists and is
-    not a regular file, is in a folder that does not exist, or exists and ``overwrite`` is false.
+    Raises :class:`BadOptionError` where the destination is one of ``sources`` or of the files that
+    :func:`reserved` protects (under any name), exists and is not a regular file, is in a folder that does not
+    exist, or exists and ``overwrite`` is false.
     """
     if os.fspath(path) == "-":
         raise _not_streamed(path)

@@ -15,7 +15,7 @@ SAMPLE = 1 << 16
 """Bytes at the start of a text that decide about its encoding."""
 
 LONG = 256
-"""A text without a byte order mark that is shorter, in bytes, is only recognised by its zero bytes."""
+"""Bytes. A shorter UTF-16 text without a byte order mark is recognised only by its zero bytes."""
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # first, because it begins with the mark of UTF-16
@@ -71,8 +71,8 @@ def _wide_encoding(data: bytes) -> str | None:
     if marked is not None:
         return marked
     text = data.decode("utf-8", "replace")
-    # Most texts in both encodings have zero bytes. Chinese may do without, but every second byte is of
-    # another kind.
+    # Most UTF-16 and UTF-32 texts have zero bytes. A Chinese UTF-16 text may have none, but the first and the
+    # second bytes of its characters have different values.
     is_split = len(data) >= LONG and text.count("\ufffd") > 0.1 * len(text) and _parity(data) > 0.5
     if not is_split and (b"\0" not in data or _legible(text) > 0.9):
         return None
@@ -89,8 +89,7 @@ def _wide_encoding(data: bytes) -> str | None:
 
 
 def _parity(data: bytes) -> float:
-    """Return how much the bytes at even and at odd positions differ: 0 if their counts are equal, 1 if
-    disjoint."""
+    """Return how much byte values at even and odd positions differ: 0 (not at all) to 1 (disjoint)."""
     even, odd = Counter(data[::2]), Counter(data[1::2])
     return (even - odd).total() / max(1, even.total())
 

@@ -204,9 +204,9 @@ class _Cursor:
 def read_header(file: PositionedFile, on_fault: OnFault = raise_fault) -> Header:
     """Read and check the header of ``file``; :func:`tensors_of` checks the tensors' types and offsets.
 
-    ``on_fault`` is called with each fault. By default it raises the fault. If it returns, the header contains
-    what could be read. Raises :class:`BadFileError` for a malformed header and for a file that is not GGUF,
-    and :class:`UnsupportedModelError` for other versions of GGUF; ``on_fault`` does not receive the last two.
+    ``on_fault`` is called with each fault. By default it raises the fault, a :class:`BadFileError`. If it
+    returns, the header contains what could be read. Two faults are always raised: a file that is not GGUF
+    (:class:`BadFileError`), and another version of GGUF (:class:`UnsupportedModelError`).
     """
     cursor = _Cursor(file, on_fault)
     _check_magic(cursor)
