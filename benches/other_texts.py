@@ -1,10 +1,10 @@
-"""What measured allocation gains on texts of several kinds, as docs/quality.md says: a table.
+"""Measure what mixed-precision allocation gains on texts of several kinds: a table of docs/quality.md.
 
     python benches/other_texts.py MODEL-f16.gguf --imatrix imatrix.gguf [--chunks 5] TEXT...
 
-Makes the recipes of quality.py's sizes and measured allocations at these sizes, and compares all of them with
-MODEL on each text. A value is the mean KL divergence of the allocation over that of the recipe, on the same
-tokens: first of all texts together, with its standard error, then of each.
+Quantizes MODEL by the recipes of quality.py, and by measured allocations of the same sizes. Compares all of
+them with MODEL on each text. A value is the mean KL divergence of the allocation divided by that of the
+recipe, on the same tokens: first for all texts together, with its standard error, then for each text.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from quality import SIZES, Floats, Row, at_sizes, ratio_of_means, told
+from quality import SIZES, Row, at_sizes, progress_on, ratio_of_means
 
 import q4hifi
 from q4hifi.evaluate.chunks import read_text
+from q4hifi.evaluate.logits import Doubles
 
 
 def main() -> None:
     """Print the table."""
     options = arguments()
     rows = [Row(size, size, {"type": size}) for size in SIZES] + list(at_sizes("measured", {}))
-    kld: dict[str, list[Floats]] = {row.name: [] for row in rows}
+    kld: dict[str, list[Doubles]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / f"{row.name}.gguf" for row in rows]
         for row, path in zip(rows, paths, strict=True):
             q4hifi.quantize_file(
                 options.model, path, imatrix=options.imatrix, threads=options.threads,
-                progress=told(row.name), **row.options,
+                progress=progress_on(row.name), **row.options,
             )  # fmt: skip
         for file in options.texts:
             found = q4hifi.compare(
                 options.model, paths, read_text(file), n_ctx=options.ctx_size, n_chunks=options.chunks,
-                threads=options.threads, dataset=file, progress=told(file),
+                threads=options.threads, dataset=file, progress=progress_on(file),
             )  # fmt: skip
             for row, model in zip(rows, found.models, strict=True):
                 assert model.quality is not None, model.facts
@@ -56,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="texts that the imatrix was not made from")
     parser.add_argument("--imatrix", required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
-    parser.add_argument("--chunks", type=int, default=5, help="of each text, at most")
+    parser.add_argument("--chunks", type=int, default=5, help="largest number of chunks of each text")
     parser.add_argument("-t", "--threads", type=int)
     return parser.parse_args()
 

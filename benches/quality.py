@@ -27,6 +27,7 @@ from q4hifi.codec.model_file import RowRange
 from q4hifi.codec.rows import encode
 from q4hifi.evaluate.chunks import read_text
 from q4hifi.evaluate.estimates import Estimate, mean
+from q4hifi.evaluate.logits import Doubles
 from q4hifi.formats.layout import Format
 from q4hifi.formats.types import TYPES
 from q4hifi.imatrix.sums import ImportanceSums
@@ -234,17 +235,17 @@ def markdown(
 
 
 def against(found: dict[str, q4hifi.ComparedModel], row: Row) -> Estimate:
-    """Return the mean KLD divided by that of the row it is compared with.
-
-    Variation over the text that both share does not add to the error.
-    """
+    """Return the mean KLD divided by that of the row it is compared with."""
     mine, other = (found[name].quality for name in (row.name, row.against))
     assert mine is not None and other is not None
     return ratio_of_means(mine.tokens.kld, other.tokens.kld)
 
 
-def ratio_of_means(a: Floats, b: Floats) -> Estimate:
-    """Mean of ``a`` over that of ``b``, values at the same tokens; what is common to both is no error."""
+def ratio_of_means(a: Doubles, b: Doubles) -> Estimate:
+    """Return mean(a) / mean(b) of values at the same tokens.
+
+    Variation over the tokens that both share does not add to the error.
+    """
     ratio = float(a.mean() / b.mean())
     return Estimate(ratio, mean(a - ratio * b).error / float(b.mean()))
 

@@ -244,7 +244,7 @@ def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp
         base_file(models["llama"], base, resume=True)
     partial.write_bytes(before)
     patch(partial, len(before) - 8 * (N_CTX - 1 - N_CTX // 2) * 6, struct.pack("<d", 1e200))
-    with pytest.raises(BadFileError, match=r"base\.kld\.partial: its scores are damaged"):
+    with pytest.raises(BadFileError, match=r"base\.kld\.partial: its values are damaged"):
         base_file(models["llama"], base, resume=True)
     partial.write_bytes(before[:-8])
     with pytest.raises(BadOptionError, match=r"base\.kld\.partial: is cut off"):

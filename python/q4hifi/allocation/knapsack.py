@@ -31,7 +31,7 @@ Candidate = tuple[int, float]
 """Cost (not negative) and loss (not negative, finite)."""
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class _Problem:
         return chosen, dropped
 
 
-def _hull(cost: Ints, loss: Floats) -> list[int]:
+def _hull(cost: Ints, loss: Doubles) -> list[int]:
     """Candidates on the lower convex hull, from the cheapest to the one with the least loss."""
     hull: list[int] = []
     for c in np.lexsort((loss, cost)).tolist():
@@ -172,7 +172,7 @@ def _hull(cost: Ints, loss: Floats) -> list[int]:
     return hull
 
 
-def _undominated(cost: Ints, loss: Floats) -> Ints:
+def _undominated(cost: Ints, loss: Doubles) -> Ints:
     """Numbers of the states that no other has at most the cost and at most the loss of."""
     order = np.lexsort((loss, cost))
     best = np.minimum.accumulate(loss[order])

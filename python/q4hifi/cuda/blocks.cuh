@@ -1,40 +1,41 @@
-// The types: how a block's bytes become numbers and weights. Layouts are ggml's, but for Q6_K.
+// The tensor types: how a block's bytes become quants and weights. Layouts are ggml's, except for Q6_K.
 //
-// A type has two ways to be read:
+// Each type can be read in two ways:
 //
-//   dequantize   eight consecutive weights; a row of lanes reads and writes consecutive bytes
-//   load, unpack a *share*, 32 weights of a block of 256, for dot products: sixteen bytes of low bits in one
-//                load, the numbers as signed bytes, four a word, as dp4a takes them. Apart from each other,
-//                so that the loads of several rows are under way before the first is used.
+//   dequantize   gives eight consecutive weights. Neighbouring lanes read and write neighbouring bytes.
+//   load, unpack give a *share*, 32 of a block's 256 weights, for dot products. `load` reads the low bits of
+//                the quants, sixteen bytes, at once. `unpack` makes signed bytes of them, four per word, as
+//                the instruction dp4a takes them. They are two functions, so that the loads of several rows
+//                are in flight before the first is needed.
 //
-// Nothing here depends on how multiplications and additions are fused: scale · q has at most 24 bits.
+// The results do not depend on fused multiply-add: scale · q has at most 24 bits, so it is exact.
 #pragma once
 
 #include "words.cuh"
 
-constexpr int K = 256;      // weights in a block of a K-quant
-constexpr int SHARES = 8;   // shares in such a block
+constexpr int K = 256;      // weights per block of a K-quant
+constexpr int SHARES = 8;   // shares per block
 
-// The blocks of a whole tensor, row after row. `data` is a multiple of 16; so are `index` and `residual`.
+// The blocks of a whole tensor, row after row. The addresses are multiples of 16.
 struct Tensor {
     const u8 *data;
     u64 blocks;
-    const u8 *index;     // Q4_HIFI, split layout: `outliers` places a block,
-    const u16 *residual; // and as many f16 to add to the weights there
+    const u8 *index;     // Q4_HIFI in the split layout: positions of the outliers, `outliers` per block
+    const u16 *residual; // the f16 to add to the weights at these positions
     int outliers;
 };
 
-// Two groups of sixteen consecutive weights, w = scale · q - min. A min belongs to the 32 weights of its
-// sub-block, and is 0 in the other share that has part in it.
+// Two groups of sixteen consecutive weights, w = scale · q - min. A sub-block of 32 weights is spread over
+// two shares. One of them has its min, for all 32 weights; the other has 0.
 struct Share {
     int q[2][4];
     float scale[2];
     float min[2];
 };
 
-__device__ inline float times(float scale, u32 number) { return scale * float(number); }
+__device__ inline float times(float scale, u32 quant) { return scale * float(quant); }
 
-// Q8_0: w = d · q. 34 bytes for 32 weights: f16 d, 32 signed numbers.
+// Q8_0: w = d · q. 34 bytes for 32 weights: f16 d, then 32 signed quants of eight bits.
 struct Q8_0 {
     static constexpr int WEIGHTS = 32;
     static constexpr bool OUTLIERS = false;
@@ -50,16 +51,18 @@ struct Q8_0 {
     }
 };
 
-// Q4_K and Q5_K: eight sub-blocks of 32 weights, w = d · scale · q - dmin · min, q of four or five bits.
-// f16 d, f16 dmin, twelve bytes of scales and minima of six bits, [Q5_K: 32 bytes of fifth bits,] 128 bytes
-// of nibbles: byte 32 j + i has number i of sub-blocks 2 j (low) and 2 j + 1 (high), and bit j of byte i of
-// the fifth bits belongs to number i of sub-block j. A block's 16 first bytes are its header.
+// Q4_K and Q5_K: eight sub-blocks of 32 weights, w = d · scale · q - dmin · min, with q of four or five bits.
+//
+// A block has a header of 16 bytes: f16 d, f16 dmin, twelve bytes with scales and mins of six bits. In Q5_K
+// 32 bytes with the fifth bits of the quants follow. Then come 128 bytes with the low four bits: byte 32 j
+// + i has quant i of sub-block 2 j in its low half, and quant i of sub-block 2 j + 1 in its high half. Bit
+// j of byte i of the fifth bits belongs to quant i of sub-block j.
 template <int BITS, int STRIDE, int ALIGN> struct WithMin {
     static constexpr int WEIGHTS = K;
     static constexpr bool OUTLIERS = false;
     static constexpr int HIGH = 16, LOW = BITS == 5 ? 48 : 16;
 
-    // Share 2 j + h: bytes 16 h to 16 h + 15 of the nibbles of sub-blocks 2 j and 2 j + 1.
+    // Share 2 j + h has bytes 16 h to 16 h + 15 of the low bits of sub-blocks 2 j and 2 j + 1.
     struct Raw {
         uint4 header, low, high;
     };
@@ -73,7 +76,10 @@ template <int BITS, int STRIDE, int ALIGN> struct WithMin {
         return raw;
     }
 
-    __device__ static int place(int share, int group) { return share / 2 * 64 + group * 32 + share % 2 * 16; }
+    // The position in a block of the first weight of a share's group.
+    __device__ static int position(int share, int group) {
+        return share / 2 * 64 + group * 32 + share % 2 * 16;
+    }
 
     __device__ static Share unpack(const Raw &raw, int share) {
         Share s;
@@ -116,19 +122,21 @@ template <int BITS, int STRIDE, int ALIGN> struct WithMin {
         }
     }
 
-    // Weight `place` of a block.
-    __device__ static float value(const u8 *block, int place) {
-        const int sub = place / 32, shift = sub % 4 * 8;
+    // The weight at `position` in a block.
+    __device__ static float value(const u8 *block, int position) {
+        static_assert(BITS == 4);
+        const int sub = position / 32, shift = sub % 4 * 8;
         const uint4 header = load_16<ALIGN>(block);
         const float scale = times(low_half(header.x), packed_scales(header, sub / 2) >> shift & 0xff);
         const float min = times(high_half(header.x), packed_mins(header, sub / 2) >> shift & 0xff);
-        static_assert(BITS == 4);
-        return times(scale, __ldg(block + LOW + place / 64 * 32 + place % 32) >> sub % 2 * 4 & 0x0f) - min;
+        const u8 quants = __ldg(block + LOW + position / 64 * 32 + position % 32);
+        return times(scale, quants >> sub % 2 * 4 & 0x0f) - min;
     }
 
 private:
-    // The scales, and the minima, of sub-blocks 0 to 3, or 4 to 7 from pair 2 on, one a byte. The latter
-    // have their low four bits in the last word, and their top two above the former's six.
+    // The scales (or mins) of four sub-blocks, one per byte: 0 to 3 for pairs 0 and 1, 4 to 7 for pairs 2
+    // and 3. Those of 4 to 7 have their low four bits in the last word of the header. Their two high bits
+    // are above the six bits of sub-blocks 0 to 3.
     __device__ static u32 packed_scales(const uint4 &header, int pair) {
         return pair < 2 ? header.y & 0x3f3f3f3f : (header.w & 0x0f0f0f0f) | (header.y >> 2 & 0x30303030);
     }
@@ -140,15 +148,17 @@ private:
 using Q4_K = WithMin<4, 144, 16>;
 using Q5_K = WithMin<5, 176, 16>;
 
-// Q6_K: sixteen sub-blocks of 16 weights, w = d · scale · (q - 32), q of six bits. A block's 210 bytes would
-// leave nothing aligned, so `upload` lays the parts of all blocks one after another: 128 bytes of low four
-// bits a block, 64 of high two, 16 signed scales, f16 d. For each half of a block, byte i of 64 low ones has
-// numbers i and i + 64, and byte i of 32 high ones has i, i + 32, i + 64 and i + 96.
+// Q6_K: sixteen sub-blocks of 16 weights, w = d · scale · (q - 32), with q of six bits.
+//
+// Blocks of 210 bytes would not be aligned. Therefore `upload` separates their parts, and stores each part
+// of all blocks together: 128 bytes of low four bits per block, then 64 bytes of high two bits per block,
+// then 16 signed scales per block, then f16 d. In each half of a block, byte i of its 64 low bytes has
+// quants i and i + 64, and byte i of its 32 high bytes has quants i, i + 32, i + 64 and i + 96.
 struct Q6_K {
     static constexpr int WEIGHTS = K;
     static constexpr bool OUTLIERS = false;
 
-    // Share 4 n + c: bytes 16 c to 16 c + 15 of the low bits of half n.
+    // Share 4 n + c has bytes 16 c to 16 c + 15 of the low bits of half n.
     struct Raw {
         uint4 low, high;
         s8 scale[2];
@@ -167,14 +177,16 @@ struct Q6_K {
     }
 
     __device__ static Raw load(const Tensor &t, u64 block, int share) {
-        const u8 *scale = scales(t, block) + place(share, 0) / 16;
+        const u8 *scale = scales(t, block) + position(share, 0) / 16;
         return {load_16<16>(low(t, block) + 16 * share),
                 load_16<16>(high(t, block) + share / 4 * 32 + share % 2 * 16),
                 {s8(__ldg(scale)), s8(__ldg(scale + 4))},
                 d(t, block)};
     }
 
-    __device__ static int place(int share, int group) { return share / 4 * 128 + group * 64 + share % 4 * 16; }
+    __device__ static int position(int share, int group) {
+        return share / 4 * 128 + group * 64 + share % 4 * 16;
+    }
 
     __device__ static Share unpack(const Raw &raw, int share) {
         Share s;
@@ -206,6 +218,7 @@ struct Q6_K {
     }
 
 private:
-    // q - 32 in each byte, as signed bytes: q + 96 carries nowhere, and 128 is its sign bit.
+    // q - 32 as a signed byte, in each of four bytes. Adding 96 carries into no other byte; flipping the
+    // sign bit subtracts 128.
     __device__ static u32 centred(u32 low, u32 high) { return ((low | high << 4) + 0x60606060) ^ 0x80808080; }
 };

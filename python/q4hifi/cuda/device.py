@@ -1,4 +1,4 @@
-"""CuPy, from which memory, streams and the compiler come: the only module that imports it."""
+"""Memory, streams and kernel launches through CuPy. Only this module imports CuPy."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from . import kernels
 from .kernels import Launch
 
 Array = Any
-"""A CuPy array. CuPy is optional, so its types cannot be named."""
+"""A CuPy array. CuPy is optional, so type checkers do not know its types."""
 
 MIN_CAPABILITY = 75
-"""The first with the tensor cores' instruction; dp4a is older."""
+"""Compute capability times 10. Turing (7.5) is the first with the tensor core instruction that is used."""
 
 CUDA_DEVICES = (2, 13)
-"""DLPack's device types for a GPU's memory and for managed memory."""
+"""DLPack's device types for GPU memory and for managed memory."""
 
 
 @cache
 def cupy() -> Any:
-    """Return the module. Raises :class:`UnavailableError` where it or a GPU is missing, and says what."""
+    """Import and return CuPy. Raises :class:`UnavailableError` if CuPy, a driver or a GPU is missing."""
     try:
         import cupy
     except ImportError as cause:
         raise UnavailableError(
-            "q4hifi.cuda needs CuPy: pip install cupy-cuda12x, or cupy-cuda13x, by the CUDA version that"
+            "q4hifi.cuda needs CuPy: pip install cupy-cuda12x or cupy-cuda13x, to match the CUDA version that"
             f" nvidia-smi prints ({cause})"
         ) from cause
     try:
@@ -40,7 +40,7 @@ def cupy() -> Any:
 
 
 def check_capability() -> None:
-    """Raise :class:`UnavailableError` where the current GPU is older than the kernels' instructions."""
+    """Raise :class:`UnavailableError` if the current GPU is too old for the kernels."""
     found = int(cupy().cuda.Device().compute_capability)
     if found < MIN_CAPABILITY:
         raise UnavailableError(
@@ -50,22 +50,23 @@ def check_capability() -> None:
 
 
 def launch(plan: Launch, *arguments: object) -> None:
-    """Put a kernel onto CuPy's current stream. Numbers are numpy scalars of the kernel's types."""
+    """Launch a kernel on CuPy's current stream. Scalar arguments are numpy scalars of the kernel's types."""
     if plan.grid:
         _function(plan.kernel)((plan.grid,), plan.block, arguments)
 
 
 @cache
 def _function(kernel: str) -> Any:
-    """The kernel, compiled for the current device when it is first launched; CuPy keeps it on disk."""
+    """Return a kernel. CuPy compiles it for the current GPU at its first launch, and caches it on disk."""
     module = cupy().RawModule(code=kernels.source(), options=("-std=c++17",), name_expressions=(kernel,))
     return module.get_function(kernel)
 
 
 def borrow(x: Any, device: int) -> Array:
-    """View an array on GPU ``device`` as CuPy's, without a copy; the current stream waits for it.
+    """Return an array on GPU ``device`` as a CuPy array, without a copy. The current stream waits for it.
 
-    Raises :class:`BadOptionError` where it is no array or lies elsewhere.
+    ``x`` is of any library with DLPack or ``__cuda_array_interface__``. Raises :class:`BadOptionError` if
+    it is not an array or is on another device.
     """
     xp = cupy()
     if isinstance(x, xp.ndarray):
@@ -74,29 +75,29 @@ def borrow(x: Any, device: int) -> Array:
         kind, _ = x.__dlpack_device__()
         if kind not in CUDA_DEVICES:
             raise BadOptionError(
-                "activations lie in the CPU's memory; bring them to the GPU: cupy.asarray(x), x.cuda()"
+                "the activations are in CPU memory; copy them to the GPU: cupy.asarray(x), x.cuda()"
             )
         try:
             view = xp.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError, ValueError) as cause:
-            raise BadOptionError(f"activations cannot be shared: {cause}") from cause
+            raise BadOptionError(f"the activations cannot be shared: {cause}") from cause
     elif hasattr(x, "__cuda_array_interface__"):
         view = xp.asarray(x)
     else:
         raise BadOptionError(
-            f"activations of type {type(x).__name__}; pass an array on the GPU that has DLPack or"
+            f"the activations have the type {type(x).__name__}; pass an array on the GPU that has DLPack or"
             " __cuda_array_interface__"
         )
     if view.device.id != device:
-        raise BadOptionError(f"activations lie on GPU {view.device.id}, the weights on GPU {device}")
+        raise BadOptionError(f"the activations are on GPU {view.device.id}, the weights on GPU {device}")
     return view
 
 
 def hand_back(out: Array, like: Any) -> Any:
-    """Return a CuPy array as an array of the library that ``like`` is from, if that can take it.
+    """Convert a CuPy array, without a copy, to an array of the library of ``like``, if it has DLPack.
 
-    The library's current stream waits for the current one, so what it does next with ``like`` or with the
-    result comes after the kernels.
+    The current stream of that library waits for CuPy's current stream. So whatever the library does next with
+    ``like`` or the result happens after the kernels.
     """
     if isinstance(like, cupy().ndarray):
         return out

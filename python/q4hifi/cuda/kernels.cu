@@ -1,4 +1,4 @@
-// The kernels. Their names and launches: kernels.py. Every thread's work is in the .cuh files.
+// The kernels. kernels.py has their names and launches; the .cuh files have the work of a single thread.
 
 #include "activations.cuh"
 #include "dot.cuh"
@@ -7,20 +7,21 @@
 
 // ---- dequantize ----------------------------------------------------------------------------------------
 //
-// A thread writes eight consecutive weights, 16 bytes of f16; a warp writes a block of a K-quant, and reads
-// it in words of eight bytes. There is nothing to compute that would take longer than the writing.
+// A thread writes eight consecutive weights, which are 16 bytes of f16. A warp writes one block of a
+// K-quant, and reads it in words of eight bytes. Writing to memory takes longer than the arithmetic.
 
 constexpr int DEQUANTIZE_THREADS = 256;
 
-// Brings the outliers of a warp's block into its weights. Places differ, so no two lanes meet.
-template <class Type> __device__ void place_outliers(const Tensor &t, u64 block, float (&w)[8]) {
+// Puts the outliers of a warp's block into its weights. The positions differ, so two lanes never write the
+// same weight.
+template <class Type> __device__ void apply_outliers(const Tensor &t, u64 block, float (&w)[8]) {
     __shared__ float tiles[DEQUANTIZE_THREADS / WARP][K];
     const int lane = threadIdx.x % WARP;
     float *tile = tiles[threadIdx.x / WARP];
     store_8(tile + 8 * lane, w);
     __syncwarp();
     if (lane < Type::count(t, block)) {
-        float &weight = tile[Type::outlier_place(t, block, lane)];
+        float &weight = tile[Type::outlier_position(t, block, lane)];
         weight = Type::weight(t, block, lane, weight);
     }
     __syncwarp();
@@ -35,12 +36,12 @@ __global__ void __launch_bounds__(DEQUANTIZE_THREADS)
     const Tensor t{data, blocks, index, residual, outliers};
     const u64 group = u64(blockIdx.x) * DEQUANTIZE_THREADS + threadIdx.x;
     if (group >= blocks * (Type::WEIGHTS / 8)) {
-        return; // a whole warp, where a warp has a block
+        return; // for K-quants, whole warps end here, so __syncwarp below is safe
     }
     float w[8];
     Type::dequantize(t, group, w);
     if constexpr (Type::OUTLIERS) {
-        place_outliers<Type>(t, group / WARP, w);
+        apply_outliers<Type>(t, group / WARP, w);
     }
     store_8(out + 8 * group, w);
 }
@@ -51,33 +52,34 @@ constexpr int QUANTIZE_THREADS = 256;
 
 template <class In>
 __global__ void __launch_bounds__(QUANTIZE_THREADS)
-    quantize_q8_1(const In *x, u64 blocks, s8 *numbers, float2 *factors) {
+    quantize_q8_1(const In *x, u64 blocks, s8 *quants, float2 *scales) {
     const u64 block = u64(blockIdx.x) * (QUANTIZE_THREADS / WARP) + threadIdx.x / WARP;
     if (block < blocks) {
-        quantize_q8_1_block(x + block * Q8, numbers + block * Q8, factors + block, threadIdx.x % WARP);
+        quantize_q8_1_block(x + block * Q8, quants + block * Q8, scales + block, threadIdx.x % WARP);
     }
 }
 
 // ---- matrix times one to eight columns -----------------------------------------------------------------
 //
-// Decoding reads every weight once, so memory sets the time, as long as enough of it is under way: bandwidth
-// times latency. An H100 has 3.35 TB/s over 132 SMs and answers after some 0.8 µs under load: 20 KiB an SM.
-// A warp has four blocks of each of two rows under way (Q4_K: 1152 bytes, every lane two loads of 16 bytes
-// and their headers), and with at most 64 registers a thread, for one column, an SM holds 32 warps: 36 KiB.
+// Generating a token reads every weight once, so memory bandwidth decides the time, if enough loads are in
+// flight: bandwidth times latency. An H100 has 3.35 TB/s for 132 SMs and a latency of about 0.8 µs under
+// load, so it needs 20 KiB in flight per SM. A warp loads four blocks of each of two rows at once (Q4_K:
+// 1152 bytes; every lane makes two loads of 16 bytes, and those of the headers). With one column, a thread
+// uses at most 64 registers, so that an SM holds 32 warps, with 36 KiB in flight.
 //
-// blockDim is (32, warps that share a row, groups of rows); grid.x covers the rows. Activations come from the
-// L1 cache; two rows share each load of them.
+// blockDim is (32, warps that share a row, groups of rows). grid.x covers the rows. Activations come from
+// the L1 cache, and each load of them is used for two rows.
 
 constexpr int MATVEC_WARPS = 4;
-constexpr int MATVEC_ROWS = 2; // rows of a warp
+constexpr int MATVEC_ROWS = 2; // rows per warp
 
 template <class Type, int COLUMNS>
 __global__ void __launch_bounds__(MATVEC_WARPS *WARP, COLUMNS == 1 ? 8 : COLUMNS <= 4 ? 5 : 4)
     matvec(const u8 *data, u64 blocks, const u8 *index, const u16 *residual, int outliers, int rows,
-           int row_blocks, const s8 *numbers, const float2 *factors, float *out) {
+           int row_blocks, const s8 *quants, const float2 *scales, float *out) {
     constexpr int BLOCKS = WARP / SHARES; // blocks of a row that a warp reads at once
     const Tensor t{data, blocks, index, residual, outliers};
-    const Activations activations{numbers, factors};
+    const Activations activations{quants, scales};
     const int lane = threadIdx.x, share = lane % SHARES;
     const int first_row = (blockIdx.x * blockDim.z + threadIdx.z) * MATVEC_ROWS;
 
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(MATVEC_WARPS *WARP, COLUMNS == 1 ? 8 : COLUMNS
         typename Type::Raw raw[MATVEC_ROWS];
 #pragma unroll
         for (int r = 0; r < MATVEC_ROWS; ++r) {
-            const int row = min(first_row + r, rows - 1); // past the end: the last row once more
+            const int row = min(first_row + r, rows - 1); // past the end, the last row is read again
             raw[r] = Type::load(t, u64(row) * row_blocks + b, share);
         }
         Share shares[MATVEC_ROWS];
@@ -97,10 +99,10 @@ __global__ void __launch_bounds__(MATVEC_WARPS *WARP, COLUMNS == 1 ? 8 : COLUMNS
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
             const Activations block = of_block(activations, u64(c) * row_blocks + b);
-            const Partner partner = load_partner<Type>(block, share);
+            const ActivationShare x = load_activations<Type>(block, share);
 #pragma unroll
             for (int r = 0; r < MATVEC_ROWS; ++r) {
-                sums[r][c] += dot(shares[r], partner);
+                sums[r][c] += dot(shares[r], x);
                 if constexpr (Type::OUTLIERS) {
                     sums[r][c] += correction(raw[r].outlier, block);
                 }
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(MATVEC_WARPS *WARP, COLUMNS == 1 ? 8 : COLUMNS
         }
     }
 
-    // lanes by shuffles, then the warps that share a row through shared memory
+    // add up the lanes with shuffles, then the warps that share a row through shared memory
     __shared__ float partial[MATVEC_WARPS][MATVEC_ROWS * COLUMNS];
     const int warp = threadIdx.z * blockDim.y + threadIdx.y;
 #pragma unroll
@@ -131,24 +133,25 @@ __global__ void __launch_bounds__(MATVEC_WARPS *WARP, COLUMNS == 1 ? 8 : COLUMNS
 
 // ---- matrix times many columns -------------------------------------------------------------------------
 //
-// Tiles of weights are dequantized to f16 in shared memory, once for 128 columns, and multiplied by tensor
-// cores with sums in f32. Nothing is written to memory but the product. A block makes a tile of 128 rows by
-// 128 columns, each of its eight warps 32 rows by 64 columns of it.
+// Tiles of weights are dequantized to f16 in shared memory, once for 128 columns. Tensor cores multiply
+// them, with sums in f32. Only the product is written to memory. A thread block computes a tile of 128 rows
+// by 128 columns of the product; each of its eight warps computes 32 rows by 64 columns of the tile.
 
 constexpr int MATMUL_THREADS = 256;
 constexpr int MATMUL_ROWS = 128;
 constexpr int MATMUL_COLUMNS = 128;
 
-// Rows from `first` on, at `depth`; places past a row's end are 0, rows past the last are the last.
+// Loads rows from `first` on, and of each row the weights from `depth` on. Weights past a row's end are 0;
+// rows past the last repeat the last.
 template <class Type, int ROWS>
 __device__ void load_weights(Tile<ROWS> &tile, const Tensor &t, int first, int rows, int length, int depth) {
     for (int i = threadIdx.x; i < ROWS * (DEPTH / 8); i += MATMUL_THREADS) {
-        const int row = min(first + i / (DEPTH / 8), rows - 1), place = i % (DEPTH / 8) * 8;
+        const int row = min(first + i / (DEPTH / 8), rows - 1), offset = i % (DEPTH / 8) * 8;
         float w[8] = {};
-        if (depth + place < length) {
-            Type::dequantize(t, (u64(row) * length + depth + place) / 8, w);
+        if (depth + offset < length) {
+            Type::dequantize(t, (u64(row) * length + depth + offset) / 8, w);
         }
-        store_8(reinterpret_cast<Half *>(&tile.at(i / (DEPTH / 8), place)), w);
+        store_8(reinterpret_cast<Half *>(&tile.at(i / (DEPTH / 8), offset)), w);
     }
     if constexpr (Type::OUTLIERS) {
         __syncthreads();
@@ -156,25 +159,26 @@ __device__ void load_weights(Tile<ROWS> &tile, const Tensor &t, int first, int r
         for (int i = threadIdx.x; i < ROWS * MOST; i += MATMUL_THREADS) {
             const int row = min(first + i / MOST, rows - 1), k = i % MOST;
             const u64 block = (u64(row) * length + depth) / K;
-            const int place = k < Type::count(t, block) ? Type::outlier_place(t, block, k) - depth % K : -1;
-            if (place >= 0 && place < DEPTH) {
-                u16 &half = tile.at(i / MOST, place);
+            const bool exists = k < Type::count(t, block);
+            const int offset = exists ? Type::outlier_position(t, block, k) - depth % K : -1;
+            if (offset >= 0 && offset < DEPTH) {
+                u16 &half = tile.at(i / MOST, offset);
                 half = u16(floats_to_halves(Type::weight(t, block, k, half_to_float(half)), 0.0f));
             }
         }
     }
 }
 
-// The same of activations [columns, length].
+// Loads activations [columns, length] in the same way.
 template <int ROWS>
 __device__ void load_columns(Tile<ROWS> &tile, const Half *x, int first, int columns, int length, int depth) {
     for (int i = threadIdx.x; i < ROWS * (DEPTH / 8); i += MATMUL_THREADS) {
-        const int column = min(first + i / (DEPTH / 8), columns - 1), place = i % (DEPTH / 8) * 8;
+        const int column = min(first + i / (DEPTH / 8), columns - 1), offset = i % (DEPTH / 8) * 8;
         uint4 halves = {};
-        if (depth + place < length) {
-            halves = load_16<16>(reinterpret_cast<const u8 *>(x + u64(column) * length + depth + place));
+        if (depth + offset < length) {
+            halves = load_16<16>(reinterpret_cast<const u8 *>(x + u64(column) * length + depth + offset));
         }
-        *reinterpret_cast<uint4 *>(&tile.at(i / (DEPTH / 8), place)) = halves;
+        *reinterpret_cast<uint4 *>(&tile.at(i / (DEPTH / 8), offset)) = halves;
     }
 }
 
@@ -182,7 +186,7 @@ template <class Type>
 __global__ void __launch_bounds__(MATMUL_THREADS, 2)
     matmul(const u8 *data, u64 blocks, const u8 *index, const u16 *residual, int outliers, int rows, int length,
            const Half *x, int columns, float *out) {
-    constexpr int ROWS = 2, COLUMNS = 8; // tiles of a warp, 16 rows by 8 columns each
+    constexpr int ROWS = 2, COLUMNS = 8; // a warp has 2 x 8 small tiles of 16 rows by 8 columns each
     __shared__ Tile<MATMUL_ROWS> weights;
     __shared__ Tile<MATMUL_COLUMNS> activations;
     const Tensor t{data, blocks, index, residual, outliers};
@@ -190,7 +194,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS, 2)
     const int first_row = int(blockIdx.x) / column_tiles * MATMUL_ROWS;
     const int first_column = int(blockIdx.x) % column_tiles * MATMUL_COLUMNS;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int row = warp % 4 * ROWS * 16, column = warp / 4 * COLUMNS * 8; // of the warp, in the tile
+    const int row = warp % 4 * ROWS * 16, column = warp / 4 * COLUMNS * 8; // where the warp's part begins
 
     float sums[ROWS][COLUMNS][4] = {};
     for (int depth = 0; depth < length; depth += DEPTH) {
@@ -198,17 +202,17 @@ __global__ void __launch_bounds__(MATMUL_THREADS, 2)
         load_weights<Type>(weights, t, first_row, rows, length, depth);
         load_columns(activations, x, first_column, columns, length, depth);
         __syncthreads();
-        for (int place = 0; place < DEPTH; place += 16) {
+        for (int offset = 0; offset < DEPTH; offset += 16) {
             u32 a[ROWS][4];
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                weights.left(a[r], row + 16 * r, place, lane);
+                weights.left(a[r], row + 16 * r, offset, lane);
             }
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
-                if (first_column + column + 8 * c < columns) { // the same for the whole warp
+                if (first_column + column + 8 * c < columns) { // true or false for the whole warp
                     u32 b[2];
-                    activations.right(b, column + 8 * c, place, lane);
+                    activations.right(b, column + 8 * c, offset, lane);
 #pragma unroll
                     for (int r = 0; r < ROWS; ++r) {
                         multiply_16x8x16(sums[r][c], a[r], b);

@@ -1,4 +1,4 @@
-"""The kernels by name, how many threads they take, and their source: all that needs no GPU."""
+"""Names, launch sizes and source of the kernels. Nothing in this module needs a GPU."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ TYPES = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_HIFI")
 """Names of the tensor types that have kernels."""
 
 DOT = ("Q4_K", "Q5_K", "Q6_K", "Q4_HIFI")
-"""Those that are multiplied as they are; the others are dequantized for it."""
+"""Types with a dot product of quantized weights. The others are dequantized before a product."""
 
 COLUMNS = range(1, 9)
-"""Columns of activations that a matrix is multiplied by as it is."""
+"""Numbers of columns of activations for which the dot product of quantized weights is used."""
 
 BLOCK, WEIGHTS, Q8, SHARES = 256, 8, 32, 8
-"""Weights in a block, weights that a thread writes, activations in a block of Q8_1, lanes a block."""
+"""Weights per block, weights that a thread writes, activations per block of Q8_1, lanes per block."""
 
 ENOUGH_WARPS = 8448
-"""Twice what the 132 SMs of an H100 hold at 32 warps each."""
+"""Number of warps that fills a GPU: twice what the 132 SMs of an H100 hold at 32 warps each."""
 
 ENOUGH_TURNS = 3
-"""Turns of the loop that make up for a warp's beginning and end."""
+"""Turns of its loop after which a warp's start and end no longer matter for the time."""
 
 FLOATS = {"float32": "float", "float16": "Half"}
-"""Names of the arrays' dtypes -> the kernels' types."""
+"""Name of an array's dtype -> type in the kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel, as a C++ expression, and its launch; ``grid`` is one-dimensional."""
+    """A kernel, as a C++ expression, with the sizes of its launch. ``grid`` is one-dimensional."""
 
     kernel: str
     grid: int
@@ -55,24 +55,24 @@ def device_type(form: Format) -> str:
 
 
 def dequantize(form: Format, weights: int, dtype: str) -> Launch:
-    """Launch that writes so many weights as ``dtype``."""
+    """Return the launch that dequantizes a number of ``weights`` to ``dtype``."""
     threads = constant("DEQUANTIZE_THREADS")
     kernel = f"dequantize<{device_type(form)}, {FLOATS[dtype]}>"
     return Launch(kernel, -(-weights // WEIGHTS // threads), (threads, 1, 1))
 
 
 def quantize_q8_1(activations: int, dtype: str) -> Launch:
-    """Launch that quantizes so many activations, a multiple of 32, of ``dtype``."""
+    """Return the launch that quantizes a number of ``activations``, a multiple of 32, of ``dtype``."""
     threads = constant("QUANTIZE_THREADS")
     return Launch(f"quantize_q8_1<{FLOATS[dtype]}>", -(-activations // threads), (threads, 1, 1))
 
 
 def matvec(form: Format, rows: int, row_length: int, columns: int) -> Launch:
-    """Launch that multiplies rows by 1 to 8 columns.
+    """Return the launch that multiplies ``rows`` of ``row_length`` by 1 to 8 columns of activations.
 
-    A block has four warps, of which 1, 2 or 4 share a row. The more do, the more evenly the end of the
-    work is spread over the GPU; so they are as many as have enough turns each, or any, where there are not
-    enough warps for the whole GPU.
+    A thread block has four warps, of which 1, 2 or 4 share a row. The more warps share a row, the more evenly
+    the work ends on the whole GPU. But each warp should have enough turns of its loop. If there are too few
+    warps for the GPU, as many as possible share a row.
     """
     warps, warp_rows = constant("MATVEC_WARPS"), constant("MATVEC_ROWS")
     groups = -(-rows // warp_rows)
@@ -89,13 +89,13 @@ def matvec(form: Format, rows: int, row_length: int, columns: int) -> Launch:
 
 
 def matmul(form: Format, rows: int, columns: int) -> Launch:
-    """Launch that multiplies rows by any number of columns, on tensor cores."""
+    """Return the launch that multiplies ``rows`` by any number of columns with tensor cores."""
     tiles = -(-rows // constant("MATMUL_ROWS")) * -(-columns // constant("MATMUL_COLUMNS"))
     return Launch(f"matmul<{device_type(form)}>", tiles, (constant("MATMUL_THREADS"), 1, 1))
 
 
 def every_kernel() -> tuple[str, ...]:
-    """All kernels that the functions above can name."""
+    """Return the names of all kernels that the functions above can return."""
     rounds = [f"Q4_HIFI<{-(-n // SHARES)}>" for n in range(SHARES, MAX_OUTLIERS + 1, SHARES)]
     dots = ["Q4_K", "Q5_K", "Q6_K", *rounds, "Q4_HIFI_FORK"]
     return (
@@ -108,7 +108,7 @@ def every_kernel() -> tuple[str, ...]:
 
 @cache
 def source() -> str:
-    """Return the source in one piece: what NVRTC, and the cache of what it made, can be given."""
+    """Return the source of all kernels as one text with the includes inserted, as NVRTC takes it."""
     seen = {MAIN}
 
     def lines(name: str) -> Iterator[str]:
@@ -127,7 +127,7 @@ def source() -> str:
 
 @cache
 def constant(name: str) -> int:
-    """Return the value that the source gives to a constant."""
+    """Return the value of a constant in the source. Raises KeyError if there is none."""
     found = re.search(rf"constexpr int {name} = (\d+);", source())
     if found is None:
         raise KeyError(name)

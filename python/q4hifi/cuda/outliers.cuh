@@ -1,18 +1,20 @@
-// Q4_HIFI: Q4_K blocks, and a few weights of each kept in f16.
+// Q4_HIFI: Q4_K blocks with a few weights ("outliers") of each block in f16.
 //
-// A type with outliers says how many a block has, where, and what the weight there is; and, for dot products,
-// holds in its Raw the outliers that one share answers for: the share's number, and every eighth from there.
-// They are loaded together with the share's numbers, so they cost no wait of their own.
+// A type with outliers has functions for a block's number of outliers, their positions, and the weights
+// there. For dot products, the outliers of a block are divided among its shares: share s takes outliers s,
+// s + 8, s + 16 and so on, and keeps them in its Raw. They are loaded together with the share's quants, so
+// that there is no second wait for memory.
 #pragma once
 
 #include "blocks.cuh"
 
 struct Outlier {
-    int place;
+    int position;
     float residual; // 0 where there is none
 };
 
-// The split layout: places and residuals lie beside the blocks. ROUNDS = outliers a block / 8, rounded up.
+// The split layout: positions and residuals are in tensors of their own. ROUNDS is the number of outliers per
+// block divided by 8, rounded up.
 template <int ROUNDS_> struct Q4_HIFI : Q4_K {
     static constexpr bool OUTLIERS = true;
     static constexpr int ROUNDS = ROUNDS_;
@@ -24,11 +26,11 @@ template <int ROUNDS_> struct Q4_HIFI : Q4_K {
 
     __device__ static int count(const Tensor &t, u64) { return t.outliers; }
 
-    __device__ static int outlier_place(const Tensor &t, u64 block, int k) {
+    __device__ static int outlier_position(const Tensor &t, u64 block, int k) {
         return __ldg(t.index + block * t.outliers + k);
     }
 
-    // The weight of outlier k, whose base is given.
+    // The weight of outlier k; `base` is the Q4_K weight at its position.
     __device__ static float weight(const Tensor &t, u64 block, int k, float base) {
         return base + half_to_float(__ldg(t.residual + block * t.outliers + k));
     }
@@ -38,7 +40,7 @@ template <int ROUNDS_> struct Q4_HIFI : Q4_K {
         for (int i = 0; i < ROUNDS; ++i) {
             const int k = share + i * SHARES;
             if (k < t.outliers) {
-                raw.outlier[i] = {outlier_place(t, block, k), weight(t, block, k, 0.0f)};
+                raw.outlier[i] = {outlier_position(t, block, k), weight(t, block, k, 0.0f)};
             }
         }
         return raw;
@@ -47,8 +49,8 @@ template <int ROUNDS_> struct Q4_HIFI : Q4_K {
     __device__ static Share unpack(const Raw &raw, int share) { return Q4_K::unpack(raw.base, share); }
 };
 
-// The fork layout: blocks of 244 bytes, which are the 144 of Q4_K, then 32 places, 32 weights in f16, their
-// count and three zeros. A weight replaces the base's.
+// The fork layout: blocks of 244 bytes. These are the 144 bytes of Q4_K, 32 positions, 32 weights in f16, the
+// number of outliers, and three zeros. The f16 weights replace those of Q4_K.
 struct Q4_HIFI_FORK : WithMin<4, 244, 4> {
     using Base = WithMin<4, 244, 4>;
     static constexpr bool OUTLIERS = true;
@@ -65,7 +67,7 @@ struct Q4_HIFI_FORK : WithMin<4, 244, 4> {
         return min(int(__ldg(bytes(t, block) + COUNT)), 32);
     }
 
-    __device__ static int outlier_place(const Tensor &t, u64 block, int k) {
+    __device__ static int outlier_position(const Tensor &t, u64 block, int k) {
         return __ldg(bytes(t, block) + INDEX + k);
     }
 
@@ -78,8 +80,9 @@ struct Q4_HIFI_FORK : WithMin<4, 244, 4> {
         for (int i = 0; i < ROUNDS; ++i) {
             const int k = share + i * SHARES;
             if (k < count(t, block)) {
-                const int place = outlier_place(t, block, k);
-                raw.outlier[i] = {place, weight(t, block, k, 0.0f) - Base::value(bytes(t, block), place)};
+                const int position = outlier_position(t, block, k);
+                const float base = Base::value(bytes(t, block), position);
+                raw.outlier[i] = {position, weight(t, block, k, 0.0f) - base};
             }
         }
         return raw;

@@ -1,7 +1,7 @@
-// Words and halves: what every other file here is made of.
+// Integer types, f16 conversions, loads and stores, which all other files here use.
 //
-// No header of CUDA's is included, so NVRTC needs nothing but this folder. The conversions of f16 are PTX; a
-// host compiler gets them, and all else that CUDA has built in, from tests/cuda_emulation/emulation.hpp.
+// No CUDA header is included, so that NVRTC needs only this folder. The f16 conversions are PTX. A host
+// compiler gets them, and everything else that is built into CUDA, from tests/cuda_emulation/emulation.hpp.
 #pragma once
 
 using u8 = unsigned char;
@@ -13,7 +13,7 @@ using u64 = unsigned long long;
 constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffff;
 
-// An f16 as its bits.
+// The bits of an f16.
 struct Half {
     u16 bits;
 };
@@ -25,7 +25,7 @@ __device__ inline float half_to_float(u16 bits) {
     return value;
 }
 
-// Two floats to nearest, ties to even, `first` in the low half.
+// Rounds two floats to f16, to nearest with ties to even. `first` is in the low half of the result.
 __device__ inline u32 floats_to_halves(float first, float second) {
 #if __CUDA_ARCH__ >= 800
     u32 halves;
@@ -43,7 +43,7 @@ __device__ inline u32 floats_to_halves(float first, float second) {
 __device__ inline float low_half(u32 halves) { return half_to_float(u16(halves)); }
 __device__ inline float high_half(u32 halves) { return half_to_float(u16(halves >> 16)); }
 
-// 4, 8 and 16 bytes through the read-only cache, from an address that is a multiple of ALIGN.
+// Load 4, 8 or 16 bytes through the read-only cache. The address is a multiple of ALIGN.
 template <int ALIGN> __device__ inline u32 load_4(const u8 *p) {
     if constexpr (ALIGN >= 4) {
         return __ldg(reinterpret_cast<const u32 *>(p));
@@ -70,7 +70,7 @@ template <int ALIGN> __device__ inline uint4 load_16(const u8 *p) {
     }
 }
 
-// Eight consecutive weights, to an address that is a multiple of 16.
+// Store eight consecutive weights. The address is a multiple of 16.
 __device__ inline void store_8(float *out, const float (&w)[8]) {
     reinterpret_cast<float4 *>(out)[0] = make_float4(w[0], w[1], w[2], w[3]);
     reinterpret_cast<float4 *>(out)[1] = make_float4(w[4], w[5], w[6], w[7]);
@@ -81,7 +81,7 @@ __device__ inline void store_8(Half *out, const float (&w)[8]) {
                                                  floats_to_halves(w[4], w[5]), floats_to_halves(w[6], w[7]));
 }
 
-// The sum over the lanes of a warp, in every lane.
+// Returns the sum over the lanes of a warp, in every lane.
 __device__ inline float warp_sum(float value) {
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
         value += __shfl_xor_sync(ALL_LANES, value, lanes);

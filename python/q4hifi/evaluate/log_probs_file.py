@@ -125,15 +125,15 @@ class LogProbsWriter:
     def nll(self) -> Doubles:
         """Read -log of the probability of each scored token of the complete chunks, float64.
 
-        Raises :class:`Q4HifiError` if reading fails, and :class:`BadFileError` for impossible values.
+        Raises :class:`Q4HifiError` if reading fails, and :class:`BadFileError` if values are impossible.
         """
         nll = np.zeros(self.n_done * self._chunks.n_scored, "<f8")
         with os_errors(self._new.path, "be read"):
             self._new.file.read_into(self._nll_offset(0), byte_view(nll))
         if not are_possible(nll):
             raise BadFileError(
-                f"{self.partial}: its scores are damaged, so it cannot be resumed;"
-                " begin anew with `overwrite=True`"
+                f"{self.partial}: its values are damaged, so it cannot be resumed;"
+                " start again with `overwrite=True`"
             )
         return nll.astype(np.float64, copy=False)
 

@@ -23,8 +23,8 @@ Tokens = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.uint16]
 Doubles = npt.NDArray[np.float64]
 
-
 LARGEST = 1e39
+"""Limit on the values of a sound file. Logits are float32, so no figure that is made of them is larger."""
 
 
 class Divergence(NamedTuple):
@@ -102,7 +102,7 @@ def _checked(values: Divergence) -> Divergence:
 
 
 def are_possible(values: npt.NDArray[Any]) -> bool:
-    """Whether a model can have given these values: float32 logits make none that are larger than 1e39."""
+    """Return whether all values are finite and at most :data:`LARGEST`, as figures from logits are."""
     return bool((np.abs(values) <= LARGEST).all())
 
 

@@ -27,7 +27,7 @@ from .sampler import Sampler
 from .tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
-Tokens = npt.ArrayLike
+TokensLike = npt.ArrayLike
 """Token ids: a list, or a one-dimensional array of integers."""
 
 Wanted = Literal["last", "all", "none"] | range
@@ -99,7 +99,7 @@ class Model:
         """Return an empty sequence."""
         return Sequence(self, self._core.sequence())
 
-    def logits(self, tokens: Tokens) -> Floats:
+    def logits(self, tokens: TokensLike) -> Floats:
         """Return the logits after each token of a text, float32 [n_tokens, n_vocab]."""
         logits = self.sequence().evaluate(tokens, "all")
         assert logits is not None
@@ -117,7 +117,7 @@ class Model:
 
     def generate_tokens(
         self,
-        tokens: Tokens,
+        tokens: TokensLike,
         *,
         n: int | None = None,
         temperature: float = 0.8,
@@ -196,7 +196,7 @@ class Model:
         role, layer = self._places(name)[0]
         return self.n_layer if role == "output" else layer
 
-    def trace(self, tokens: Tokens) -> Trace:
+    def trace(self, tokens: TokensLike) -> Trace:
         """Evaluate a text of at most 512 tokens, and keep the residual stream before and after each layer.
 
         The result holds n_layer + 1 vectors per token, float32 [n_embd]; it is the input of :meth:`resume`.
@@ -217,7 +217,9 @@ class Model:
         with ErrorsAt(f"{self.path}: "), core_errors(BadOptionError), self._weights.intact():
             return self._core.resume(trace.core, layer)
 
-    def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
+    def fisher(
+        self, tokens: TokensLike, *, first: int = 0, seed: int = 0
+    ) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of every matrix by columns, on a text of at most 512 tokens.
 
         The result maps the name of each matrix to a float64 array [row length]. A column's value is
@@ -280,7 +282,7 @@ class Sequence:
             )
 
     def evaluate(
-        self, tokens: Tokens, logits: Wanted = "last", *, sums: InputSums | None = None
+        self, tokens: TokensLike, logits: Wanted = "last", *, sums: InputSums | None = None
     ) -> Floats | None:
         """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
 
@@ -316,7 +318,7 @@ def _damaged(message: str, *_: object) -> NotFiniteError:
     return NotFiniteError(f"{message}; its weights may be damaged")
 
 
-def _token_array(tokens: Tokens, n_vocab: int) -> npt.NDArray[np.uint32]:
+def _token_array(tokens: TokensLike, n_vocab: int) -> npt.NDArray[np.uint32]:
     array = np.asarray(tokens)
     if array.ndim != 1 or not array.size:
         raise BadOptionError(f"tokens must be a list of ids, at least one; this has the shape {array.shape}")
