@@ -31,7 +31,8 @@ def template_of(metadata: Mapping[str, Any]) -> str:
     if not isinstance(template, str) or not template.strip():
         raise UnsupportedModelError(
             f"the model has no chat template ({Keys.Tokenizer.CHAT_TEMPLATE}), so it is probably a base"
-            f" model, not trained for chats; let it continue a plain text, or {ANOTHER_TEMPLATE}"
+            " model, not trained for chats; let it continue a plain text, or give a template with"
+            " `template=...`"
         )
     return template
 
