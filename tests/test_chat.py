@@ -77,7 +77,7 @@ def test_instructions_between_marks() -> None:
 
 
 def test_a_template_can_refuse() -> None:
-    with pytest.raises(BadOptionError, match="refuses these messages: roles must alternate between user and"):
+    with pytest.raises(BadOptionError, match="rejects these messages: roles must alternate between user and"):
         render(INST, CHAT[1:2] * 2)
 
 
@@ -198,7 +198,7 @@ def test_greedy_templates_are_stopped(template: str) -> None:
     [
         ("{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}", "RecursionError"),
         ("{{ (10 ** 10000) | string }}", "ValueError: Exceeds the limit"),
-        ("{{ raise_exception('x' * 1000000) }}", "refuses these messages: x{500}$"),
+        ("{{ raise_exception('x' * 1000000) }}", "rejects these messages: x{500}$"),
         ("{{ '\ud800' }}{{ 1 / 0 }}", "ZeroDivisionError"),
     ],
 )
@@ -218,7 +218,7 @@ def test_only_what_json_holds_is_sent() -> None:
     for _ in range(100_000):
         deep = [deep]
     for tools in ([{1, 2}], [b"bytes"], [object()], deep):
-        with pytest.raises(BadOptionError, match="only what JSON can hold"):
+        with pytest.raises(BadOptionError, match="only values that JSON can represent"):
             render("{{ tools }}", CHAT, tools=tools)
     assert render("{{ tools }}{{ messages[0].content }}", [{"content": "\udcff\ufdd0"}]) == "None\udcff\ufdd0"
 
@@ -264,7 +264,7 @@ def test_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     template_process._stop()
     for executable in ("/no/such/python", "/bin/true"):
         monkeypatch.setattr(sys, "executable", executable)
-        with pytest.raises(UnavailableError, match="process for chat templates"):
+        with pytest.raises(UnavailableError, match="process that renders chat templates"):
             render("{{ 1 }}", CHAT)
 
 
@@ -352,7 +352,7 @@ def test_a_template_that_loses_words_is_an_error(template: str) -> None:
 
 
 def test_a_template_that_refuses_everything_says_why() -> None:
-    with pytest.raises(BadOptionError, match="refuses these messages: never"):
+    with pytest.raises(BadOptionError, match="rejects these messages: never"):
         render_words("{{ raise_exception('never') }}", TURNS)
     with pytest.raises(UnsupportedModelError, match="ZeroDivisionError"):
         render_words("{{ 1 / 0 }}", TURNS)

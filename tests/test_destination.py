@@ -11,6 +11,7 @@ import pytest
 
 import q4hifi
 from command import Run
+from q4hifi.cli import group
 from q4hifi.gguf_io.reader import GgufFile
 from q4hifi.plan.options import Options
 from q4hifi.plan.recipes import RECIPES, find_recipe, type_hint
@@ -222,13 +223,27 @@ def test_exporting_a_model_that_loads_anyway(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("qantize", " Did you mean 'quantize'?"), ("perplxity", " Did you mean 'perp"), ("x", "")],
+    [
+        ("qantize", " Did you mean 'quantize'?"),
+        ("perplxity", " Did you mean 'perp"),
+        ("chat", " Did you mean 'generate --chat'?"),
+        ("info", " Did you mean 'inspect'?"),
+        ("x", ""),
+    ],
 )
 def test_a_mistyped_command_is_recognised(typed: str, meant: str, run: Run) -> None:
     outcome = run(typed, "model.gguf")
     assert (outcome.status, outcome.out) == (2, "")
     assert f"Error: No such command '{typed}'.{meant}" in outcome.err
     assert "Did you mean" in outcome.err or not meant
+
+
+@pytest.mark.parametrize(("name", "meant"), group.OTHER_NAMES.items())
+def test_other_names_of_commands_lead_to_commands(name: str, meant: str, run: Run) -> None:
+    assert f"Did you mean '{meant}'?" in run(name).err
+    command, *options = meant.split()
+    text = run(command, "--help").out
+    assert text and all(option in text for option in options)
 
 
 # ---- texts that are given without -f -------------------------------------------------------------

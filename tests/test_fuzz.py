@@ -1,4 +1,4 @@
-"""Some hundred damaged files of every kind; ``python -m fuzzing`` reads millions of them."""
+"""Reads some hundred damaged files of every kind; ``python -m fuzzing`` reads millions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ OTHERS = 300
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_read_or_rejected(name: str, tmp_path: Path) -> None:
     tally = fuzz(KINDS[name], tmp_path, seed=1, runs=RUNS.get(name, OTHERS))
     assert not [f"block {f.block}, input {f.number}: {f.error!r}" for f in tally.faults]

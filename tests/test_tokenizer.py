@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import Sequence, Split
 import q4hifi
 from q4hifi.errors import BadFileError, BadOptionError, UnsupportedModelError
 from q4hifi.runtime import subwords
-from q4hifi.runtime.merge_windows import Merged, Place, merged_in_windows
+from q4hifi.runtime.merge_windows import CutRange, Merged, merged_in_windows
 from q4hifi.runtime.pre_tokenizers import PRE_TOKENIZERS
 from q4hifi.runtime.tokenizer import SHIELD, Tokenizer
 from synthetic import EXAMPLE, Pair
@@ -347,11 +347,11 @@ def test_windows_give_the_tokens_of_the_whole(text: str, pairs: list[str], size:
         starts = [0, *accumulate(map(len, parts))][: len(parts)]
         return [int(part.translate(digits)) for part in parts], starts
 
-    def place(start: int, end: int) -> Place:
-        return Place(1, end - start - margin)
+    def cut_range(start: int, end: int) -> CutRange:
+        return CutRange(1, end - start - margin)
 
     digits = str.maketrans("abc", "123")
-    windows = merged_in_windows(len(text), size, merge, place)
+    windows = merged_in_windows(len(text), size, merge, cut_range)
     assert [token for window in windows for token in window] == merge(0, len(text))[0]
 
 
@@ -567,7 +567,9 @@ def test_what_is_not_supported() -> None:
         Tokenizer.from_metadata(metadata(["a"], model="bert"))
     with pytest.raises(UnsupportedModelError, match=r"tokenizer\.ggml\.model is missing"):
         Tokenizer.from_metadata({})
-    with pytest.raises(UnsupportedModelError, match=r"pre is 'klingon', .*these are: .*llama-bpe, .*qwen2"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"pre is 'klingon'; only these are supported: .*llama-bpe, .*qwen2"
+    ):
         Tokenizer.from_metadata(metadata(["a"], model="gpt2", pre="klingon", merges=["a a"]))
 
 
@@ -575,13 +577,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"tokens": None}, "tokens is missing"),
     "empty": ({"tokens": []}, "tokens has 0 elements"),
     "no list": ({"tokens": "abc"}, "tokens is 'abc', not an array"),
-    "numbers": ({"tokens": [1, 2]}, "tokens has elements such as 1"),
+    "numbers": ({"tokens": [1, 2]}, "tokens has elements of the wrong type, such as 1"),
     "twice": ({"tokens": ["a", "b", "a"]}, "tokens 0 and 2 are both 'a'"),
     "types": ({"token_type": [1]}, "token_type has 1 elements; at least 2 are needed"),
     "scores": ({"scores": [0.5]}, "scores has 1 elements"),
-    "score": ({"scores": ["x", "y"]}, "scores has elements such as 'x'"),
+    "score": ({"scores": ["x", "y"]}, "scores has elements of the wrong type, such as 'x'"),
     "merges": ({"model": "gpt2"}, "merges is missing"),
-    "byte": ({"token_type": [6, 1]}, "token 0 is 'a', which is no byte"),
+    "byte": ({"token_type": [6, 1]}, "token 0 has the type BYTE, but its text is 'a'"),
 }
 
 
@@ -604,8 +606,8 @@ def test_wrong_arguments() -> None:
         metadata(["<unk>", "<s>", "</s>", "▁", "<0xFF>"], add_space_prefix=False)
     )
     for token in (5, -1):
-        with pytest.raises(BadOptionError, match=f"no token {token}: the vocabulary has 5"):
+        with pytest.raises(BadOptionError, match=f"token {token} is not in the vocabulary, which has 5"):
             tokenizer.decode([token])
-    with pytest.raises(BadOptionError, match="no Unicode at character 1"):
+    with pytest.raises(BadOptionError, match="not valid Unicode at character 1"):
         tokenizer.encode("a\ud800")
     assert tokenizer.encode(" \udcff") == tokenizer.encode(b" \xff")

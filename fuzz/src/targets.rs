@@ -1,9 +1,8 @@
-//! Functions that are given arbitrary bytes: a panic in one of them, or an access out of bounds, is a fault.
+//! The fuzz targets: functions that take arbitrary bytes. A panic or an access out of bounds is a bug.
 //!
-//! The fuzz targets call them with inputs of libFuzzer, `tests/fuzz.rs` with random ones. They use the
-//! public functions of q4hifi only. An input begins with a few bytes that say what is done; the rest are
-//! blocks, numbers or both. Buffers are exactly as long as they must be, so that a sanitizer sees every
-//! access beyond them.
+//! libFuzzer calls them with its inputs, and `tests/fuzz.rs` with random ones. They use only public
+//! functions of q4hifi. The first bytes of an input choose the options; the rest are blocks, floats or
+//! both. Buffers are exactly as long as necessary, so that a sanitizer detects every access beyond them.
 
 use q4hifi::block::{QK_K, TensorType};
 use q4hifi::hifi::rows::{Outliers, OutliersMut};
@@ -14,7 +13,7 @@ use q4hifi::matmul::Matrix;
 use q4hifi::refine::Inputs;
 use q4hifi::rows::{self, Source};
 
-/// A function that eats arbitrary bytes.
+/// A function that takes arbitrary bytes, and panics if it finds a bug.
 pub type Target = fn(&[u8]);
 
 /// Every target with its name.
@@ -26,13 +25,13 @@ pub const TARGETS: [(&str, Target); 5] = [
     ("log_probs", log_probs),
 ];
 
-/// Weights that f16 scales can always represent; larger ones may overflow them, which callers check.
+/// The largest weight. Larger ones may overflow f16 scales, and callers check for that.
 const LARGEST: f32 = 60_000.0;
 
-/// Larger ones may overflow the sums that scales come from, which callers check likewise.
+/// The largest importance. Larger ones may overflow the sums for the scales, and callers check for that.
 const LARGEST_IMPORTANCE: f32 = 1e20;
 
-/// Decodes blocks of any type, and checks that every instruction set finds the same weights.
+/// Decodes blocks of any type, and checks that every instruction set computes the same weights.
 pub fn decode(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.kind();
@@ -54,8 +53,8 @@ pub fn decode(data: &[u8]) {
     assert_eq!(rows::check_finite(source).is_ok(), is_finite);
 }
 
-/// Encodes arbitrary numbers with arbitrary importances, and checks that every instruction set writes the
-/// same blocks, which decode to finite numbers.
+/// Encodes arbitrary weights with arbitrary importances. Checks that every instruction set writes the same
+/// blocks, and that these decode to finite weights.
 pub fn encode(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.kind();
@@ -110,24 +109,24 @@ pub fn encode(data: &[u8]) {
     assert!(is_finite(&expected) || !are_moderate(&x, importance), "{kind:?}");
 }
 
-/// Whether scales can represent the weights, and sums of their squares times importances are finite.
+/// Whether scales can represent the weights, and the sums of importance times squared weight are finite.
 fn are_moderate(x: &[f32], importance: Option<&[f32]>) -> bool {
     x.iter().all(|x| x.abs() <= LARGEST)
         && importance.is_none_or(|w| w.iter().all(|w| *w <= LARGEST_IMPORTANCE))
 }
 
-/// Encodes and decodes Q4_HIFI, from arbitrary numbers and from arbitrary bytes.
+/// Encodes arbitrary weights as Q4_HIFI, or decodes arbitrary bytes as its split layout or the fork's.
 pub fn outliers(data: &[u8]) {
     let mut input = Input(data);
     let (options, count) = (input.u8(), usize::from(input.u8()) % (MAX_OUTLIERS + 2));
     match options & 3 {
-        0 => outliers_of_numbers(input, count, options & 4 > 0, options & 8 > 0),
+        0 => outliers_of_weights(input, count, options & 4 > 0, options & 8 > 0),
         1 => outliers_of_split(input, count),
         _ => outliers_of_fork(input, count),
     }
 }
 
-fn outliers_of_numbers(mut input: Input<'_>, count: usize, is_weighted: bool, refine: bool) {
+fn outliers_of_weights(mut input: Input<'_>, count: usize, is_weighted: bool, refine: bool) {
     let x = input.floats(QK_K);
     let importance = is_weighted.then(|| input.floats(QK_K));
     let importance = importance.as_deref();
@@ -145,7 +144,7 @@ fn outliers_of_numbers(mut input: Input<'_>, count: usize, is_weighted: bool, re
     assert_eq!(found.is_ok(), is_legal, "{found:?}");
     let Some(sums) = found.ok().filter(|_| is_legal) else { return };
     if !sums.error.is_finite() {
-        // Callers refuse such blocks; not even the places need be in order.
+        // Callers reject such blocks, so their indices may even be unsorted.
         assert!(!are_moderate(&x, importance), "{index:?} {residual:?}");
         return;
     }
@@ -156,7 +155,7 @@ fn outliers_of_numbers(mut input: Input<'_>, count: usize, is_weighted: bool, re
         assert_eq!(block.index(), index);
         assert!(block.residual().iter().flat_map(|r| r.to_le_bytes()).eq(residual.iter().copied()));
     }
-    let weights = check_split(&base, count, &index, &residual).expect("places that increase");
+    let weights = check_split(&base, count, &index, &residual).expect("increasing indices");
     assert!(weights.iter().all(|w| w.is_finite()), "{weights:?}");
 }
 
@@ -170,7 +169,7 @@ fn outliers_of_split(mut input: Input<'_>, count: usize) {
     assert_eq!(check_split(&base, count, &index, &residual).is_some(), is_legal);
 }
 
-/// Decodes blocks of the split layout, and brings them to the fork's and back; None if they are refused.
+/// Decodes blocks of the split layout, and converts them to the fork's and back. None if they are rejected.
 fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Option<Vec<f32>> {
     let source = Source::new(TensorType::Q4K, base, QK_K).expect("whole blocks");
     let outliers = Outliers { outliers: count, index, residual };
@@ -179,10 +178,10 @@ fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Opti
     let mut blocks = vec![0u8; source.rows() * fork::row_bytes(QK_K).expect("a block")];
     if fork::from_split(source, outliers, &mut blocks).is_ok() {
         let mut from_fork = vec![0f32; weights.len()];
-        fork::dequantize(&blocks, QK_K, &mut from_fork).expect("what was written is legal");
+        fork::dequantize(&blocks, QK_K, &mut from_fork).expect("legal blocks");
         let (mut base, mut index, mut residual) = split_buffers(source.rows(), count);
         let parts = OutliersMut { outliers: count, index: &mut index, residual: &mut residual };
-        fork::to_split(&blocks, QK_K, &mut base, parts).expect("as many outliers");
+        fork::to_split(&blocks, QK_K, &mut base, parts).expect("the same number of outliers");
         assert_eq!(index, outliers.index);
     }
     Some(weights)
@@ -201,8 +200,8 @@ fn outliers_of_fork(input: Input<'_>, count: usize) {
     }
 }
 
-/// Multiplies matrices of arbitrary blocks by arbitrary numbers, and checks that every instruction set finds
-/// the same products.
+/// Multiplies matrices of arbitrary blocks by arbitrary inputs, and checks that every instruction set
+/// computes the same products.
 pub fn multiply(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.kind();
@@ -237,7 +236,7 @@ pub fn multiply(data: &[u8]) {
         if x.iter().all(|x| x.is_finite()) {
             assert!(same(&found, &expected), "{kind:?} on {isa:?}");
         } else {
-            // infinity times no weight may be either infinite or NaN
+            // With infinite inputs, one instruction set may give an infinity and another NaN.
             let is_finite =
                 |products: &[f32]| products.iter().map(|x| x.is_finite()).collect::<Vec<_>>();
             assert_eq!(is_finite(&found), is_finite(&expected), "{kind:?} on {isa:?}");
@@ -245,7 +244,7 @@ pub fn multiply(data: &[u8]) {
     }
 }
 
-/// Codes log-probabilities of arbitrary logits, and compares logits with arbitrary codes.
+/// Encodes log-probabilities of arbitrary logits as codes, and compares logits with arbitrary codes.
 pub fn log_probs(data: &[u8]) {
     let mut input = Input(data);
     let (n_vocab, n_rows) = (usize::from(input.u8() & 63), usize::from(input.u8() & 3));
@@ -253,7 +252,7 @@ pub fn log_probs(data: &[u8]) {
     let x = input.floats(n_vocab * n_rows);
     let base = input.floats(n_vocab * n_rows);
     let Ok(logits) = Logits::new(&x, n_vocab) else { return };
-    let base = Logits::new(&base, n_vocab).expect("as many");
+    let base = Logits::new(&base, n_vocab).expect("the same number of logits");
     let mut codes = vec![0u16; n_rows * logits::log_prob_codes(n_vocab)];
     let is_legal = logits.rows() == n_rows && tokens.iter().all(|&t| (t as usize) < n_vocab);
     assert_eq!(logits::encode_log_probs(logits, &tokens, &mut codes).is_ok(), is_legal);
@@ -268,7 +267,7 @@ pub fn log_probs(data: &[u8]) {
     }
 }
 
-/// What is left of an input.
+/// The rest of an input.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -287,13 +286,13 @@ impl Input<'_> {
         f32::from_bits(u32::from_le_bytes(std::array::from_fn(|_| self.u8())))
     }
 
-    /// `n` bytes from here on, the rest of the input again and again where it is too short.
+    /// The next `n` bytes, which stay in the input. If it is too short, it repeats.
     fn cycle(&self, n: usize) -> impl Iterator<Item = u8> {
         let rest = if self.0.is_empty() { &[0] } else { self.0 };
         rest.iter().copied().cycle().take(n)
     }
 
-    /// Fills `out`, and goes on after these bytes.
+    /// Fills `out` with the next bytes, and removes them from the input.
     fn fill(&mut self, out: &mut [u8]) {
         let n = out.len();
         for (out, byte) in out.iter_mut().zip(self.cycle(n)) {
@@ -302,7 +301,7 @@ impl Input<'_> {
         self.0 = self.0.get(n..).unwrap_or_default();
     }
 
-    /// `n` numbers, of a form that the next byte says: any f32, or small numbers times a power of two.
+    /// The next `n` floats. A byte before them chooses any f32, or small integers times a power of two.
     fn floats(&mut self, n: usize) -> Vec<f32> {
         let form = self.u8();
         if form & 1 == 0 {
@@ -314,10 +313,9 @@ impl Input<'_> {
         let scale = f32::from(form >> 1).mul_add(2.0, -127.0).exp2(); // from denormal to huge
         let mut bytes = vec![0u8; n];
         self.fill(&mut bytes);
-        let is_negative = self.u8() & 1;
-        let number =
-            |byte: u8| if is_negative > 0 { f32::from(byte as i8) } else { f32::from(byte) };
-        bytes.into_iter().map(|byte| number(byte) * scale).collect()
+        let is_signed = self.u8() & 1 > 0;
+        let integer = |byte: u8| if is_signed { f32::from(byte as i8) } else { f32::from(byte) };
+        bytes.into_iter().map(|byte| integer(byte) * scale).collect()
     }
 }
 
@@ -331,7 +329,7 @@ fn decoded(isa: Isa, kind: TensorType, blocks: &[u8]) -> Vec<f32> {
     out
 }
 
-/// Whether the numbers are the same, to the sign of a zero; NaN is as good as any other.
+/// Whether all floats have the same bits. Any NaN equals any other.
 fn same(a: &[f32], b: &[f32]) -> bool {
     let is_same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
     a.len() == b.len() && a.iter().zip(b).all(is_same)
@@ -341,7 +339,7 @@ fn is_increasing(index: &[u8]) -> bool {
     index.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// Buffers for `n_blocks` blocks of the split layout: base, places and residuals.
+/// Buffers for `n_blocks` blocks of the split layout: Q4_K blocks, indices and residuals of the outliers.
 fn split_buffers(n_blocks: usize, count: usize) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let base = n_blocks * TensorType::Q4K.block_bytes();
     (vec![0; base], vec![0; n_blocks * count], vec![0; 2 * n_blocks * count])

@@ -2,7 +2,7 @@
  *
  * Preloaded into a process (LD_PRELOAD). `faults_arm(n, error)` counts such calls from then on: the nth and all
  * after it fail with `error`, or the nth kills the process if `error` is 0. Standard streams do not count.
- * Without arming nothing changes; `faults_count()` says how many calls there were. */
+ * Before `faults_arm` no call fails. `faults_count()` returns the number of calls since then. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -29,7 +29,7 @@ long faults_count(void)
     return count;
 }
 
-/* Whether the call is to fail; errno is set then. */
+/* Returns whether the call must fail, and sets errno in this case. */
 static int fails(void)
 {
     long number = ++count;

@@ -1,14 +1,17 @@
-"""Runs q4hifi commands with faults, each in a fork of this process, which only has loaded what they need.
+"""Runs q4hifi commands in which system calls fail, each in a fork of this process.
 
-Reads a line of JSON for each run from standard input::
+This process only loads the modules that the commands need, so that each command starts fast. Every line of
+standard input is a run, in JSON::
 
     {"arguments": [...], "at": N, "error": E, "named": B}
 
-``faults.c`` says what N and E mean; B makes temporary files have names. Answers with a line::
+N and E are the arguments of ``faults_arm`` in ``faults.c``. If B is true, temporary files have names. The
+answer is a line of standard output::
 
     {"status": S, "calls": C, "err": TEXT}
 
-The status is negative for a signal.
+S is the exit status, or minus the signal that ended the command. C is the number of system calls that change
+files. TEXT is what the command wrote to standard error.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ LOADED = (evaluate, quantize, *(getattr(q4hifi, name) for name in q4hifi.__all__
 
 
 def child(run: dict[str, Any], err: int) -> None:
-    """Run the command and end the process with its status."""
+    """Run a command and end this process with its exit status.
+
+    ``err`` is a file for standard error; the number of calls is written to its offset 2^20.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(err, 2)
     sys.stdin, sys.stdout = open(os.devnull), os.fdopen(1, "w")  # noqa: SIM115
@@ -48,7 +54,7 @@ def child(run: dict[str, Any], err: int) -> None:
 
 
 def serve() -> None:
-    """Answer every line of standard input."""
+    """Run every line of standard input in a fork, and print its answer."""
     for line in sys.stdin:
         with tempfile.TemporaryFile() as err:
             process = os.fork()

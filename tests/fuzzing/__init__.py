@@ -1,4 +1,5 @@
-"""Sound files of every kind that q4hifi reads, damaged at random, and what must not happen to their reader.
+"""Fuzzing q4hifi's readers: valid files of every kind, damaged at random, must be read or rejected cleanly.
 
-``PYTHONPATH=python:tests python -m fuzzing --help`` says how it is run for longer than in the tests.
+The tests do this for seconds. ``PYTHONPATH=python:tests python -m fuzzing --help`` explains how to do it for
+longer.
 """

@@ -1,4 +1,4 @@
-"""Damaged files given to the real command, each in a process of its own with little memory and time."""
+"""Running the ``q4hifi`` command on damaged files, in processes with limits on memory and time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .kinds import Kind
 from .run import BLOCK, inputs
 
 ADDRESS_SPACE = 6_000_000 * 1024
-"""Bytes: ``ulimit -v 6000000``."""
+"""Bytes that a command may map, as after ``ulimit -v 6000000``."""
 
 SECONDS = 60.0
+"""Time limit of a command."""
 
 FORBIDDEN = (
     "Traceback",
@@ -31,14 +32,15 @@ FORBIDDEN = (
     "memory allocation of",
     "not enough memory",
 )
-"""What the command must not print."""
+"""Texts that the command must not print."""
 
 STATUSES = (0, 1, 2)
+"""Exit statuses that are not faults."""
 
 
 @dataclass
 class Ended:
-    """How a command ended; ``fault`` says what was wrong with that, None if nothing."""
+    """A command that has ended. ``status`` is None after a timeout; ``data`` is the damaged file."""
 
     arguments: list[str]
     status: int | None
@@ -48,7 +50,7 @@ class Ended:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong."""
+        """The fault of the command; None if there was none."""
         if self.status is None:
             return f"it took more than {SECONDS} s"
         if self.status not in STATUSES:
@@ -57,20 +59,23 @@ class Ended:
 
 
 def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[Ended]:
-    """Give ``n`` damaged files to the kind's commands in turn; first a sound one, which all must accept."""
-    sound = {
-        "model": (folder / "sound.gguf", seeds.models()[0].data),
-        "imatrix": (folder / "sound-imatrix.gguf", seeds.imatrices()[0].data),
-        "text": (folder / "sound.txt", seeds.TEXT.encode()),
+    """Run the kind's commands in turn on ``n`` damaged files, and yield how each ended.
+
+    First, every command must accept an undamaged file.
+    """
+    valid = {
+        "model": (folder / "valid.gguf", seeds.models()[0].data),
+        "imatrix": (folder / "valid-imatrix.gguf", seeds.imatrices()[0].data),
+        "text": (folder / "valid.txt", seeds.TEXT.encode()),
     }
-    for path, data in sound.values():
+    for path, data in valid.values():
         path.write_bytes(data)
     damaged = kind.path_in(folder)
-    names = {name: str(path) for name, (path, _) in sound.items()}
+    names = {name: str(path) for name, (path, _) in valid.items()}
     names |= {"f": str(damaged), "stem": str(damaged.with_suffix("")), "out": str(folder / "out.gguf")}
 
-    def given(command: str, data: bytes) -> Ended:
-        for file in (damaged, damaged.with_suffix("")):  # also what a command has made of a partial file
+    def run(command: str, data: bytes) -> Ended:
+        for file in (damaged, damaged.with_suffix("")):  # also the file that a command completed
             file.unlink(missing_ok=True)
         if data:
             damaged.write_bytes(data)
@@ -78,23 +83,23 @@ def run_commands(kind: Kind, folder: Path, *, seed: int, n: int) -> Iterator[End
 
     originals = kind.seeds()
     if kind.made_by:
-        made = given(kind.made_by, b"")
+        made = run(kind.made_by, b"")
         assert made.status == 0, made
         originals = [kind.adapt(damaged.read_bytes())]
     for command in kind.commands:
-        ended = given(command, originals[0].data)
+        ended = run(command, originals[0].data)
         assert ended.status == 0, ended
     for block in count():
         for i, data in enumerate(inputs(kind, seed, block, originals)):
             number = block * BLOCK + i
             if number == n:
                 return
-            yield given(kind.commands[number % len(kind.commands)], data)
+            yield run(kind.commands[number % len(kind.commands)], data)
 
 
 def _run(arguments: list[str], folder: Path, data: bytes) -> Ended:
     start, status = time.perf_counter(), None
-    package = str(Path(q4hifi.__file__).parents[1])  # this one, whatever is installed
+    package = str(Path(q4hifi.__file__).parents[1])  # of this package, whichever is installed
     environment = {**os.environ, "PYTHONPATH": package, "PYTHONWARNINGS": "default"}
     with (folder / "output").open("w+b") as output:
         process = subprocess.Popen(

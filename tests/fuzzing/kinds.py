@@ -1,4 +1,4 @@
-"""The table of what is fuzzed: sound files, how they are damaged, and what reads them."""
+"""The table of the kinds of files that are fuzzed: valid files, how to damage them, and what reads them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from q4hifi.runtime.tokenizer import Tokenizer
 from . import seeds
 from .mutate import Mutate, Seed, damage, damage_json, damage_text
 
-Eat = Callable[[bytes, Path], None]
+Read = Callable[[bytes, Path], None]
 
 
-def _written(read: Callable[[Path], object]) -> Eat:
-    """Reads the input from a file."""
+def _from_file(read: Callable[[Path], object]) -> Read:
+    """Return a function that writes its input to a file and calls ``read`` on this file."""
 
-    def eat(data: bytes, path: Path) -> None:
+    def read_file(data: bytes, path: Path) -> None:
         path.write_bytes(data)
         read(path)
 
-    return eat
+    return read_file
 
 
 def _header(path: Path) -> None:
@@ -148,12 +148,12 @@ def _template(data: bytes, _: Path) -> None:
 
 @cache
 def _tokenizers(folder: Path) -> list[Tokenizer]:
-    path, found = folder / "vocabulary.gguf", []
+    path, tokenizers = folder / "vocabulary.gguf", []
     for seed in seeds.models()[:2]:
         path.write_bytes(seed.data)
         with GgufFile.open(path) as file:
-            found.append(Tokenizer.from_metadata(file.metadata))
-    return found
+            tokenizers.append(Tokenizer.from_metadata(file.metadata))
+    return tokenizers
 
 
 def _text(path: Path) -> None:
@@ -161,27 +161,29 @@ def _text(path: Path) -> None:
     for tokenizer in _tokenizers(path.parent):
         tokens = tokenizer.encode(text, add_special=False)
         tokenizer.encode(text, parse_special=True)
-        found = tokenizer.decode_bytes(tokens)
+        decoded = tokenizer.decode_bytes(tokens)
         try:
             expected = text.encode()
         except UnicodeEncodeError:
             continue
-        assert found == expected, "the text is not what its tokens stand for"
+        assert decoded == expected, "decoding the tokens gives another text"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files of one kind.
+    """A kind of file.
 
-    ``eat`` reads an input, given as bytes and as the path of a file that it may write. ``commands`` are
-    arguments of the command, ``{f}`` standing for the damaged file, ``{model}``, ``{text}`` and ``{imatrix}``
-    for sound ones, ``{out}`` for a new file. ``suffix`` is that of the file's name. ``made_by`` is a command
-    that writes a sound ``{f}`` where the seeds are of another model and text; ``adapt`` makes it a seed.
-    ``beside`` is the suffix of a file beside the damaged one that is always the second seed.
+    ``seeds``: returns the valid files. ``read``: reads an input; it gets the bytes, and the path of a file
+    that it may write. ``commands``: arguments of ``q4hifi``. In them ``{f}`` is the damaged file,
+    ``{model}``, ``{text}`` and ``{imatrix}`` are valid files, ``{out}`` is a new file, and ``{stem}`` is
+    ``{f}`` without its last suffix. ``mutate``: damages a seed. ``suffix``: of the file's name. ``made_by``:
+    a command that writes a valid ``{f}``, for kinds whose file must belong to ``{model}`` and ``{text}``;
+    ``adapt`` makes a seed from its bytes. ``beside``: suffix of a second file beside the damaged one, which
+    always has the content of the second seed.
     """
 
     seeds: Callable[[], Sequence[Seed]]
-    eat: Eat
+    read: Read
     commands: Sequence[str]
     mutate: Mutate = damage
     suffix: str = ".gguf"
@@ -190,14 +192,14 @@ class Kind:
     beside: str = ""
 
     def path_in(self, folder: Path) -> Path:
-        """Return where the damaged file goes; the one beside it is there already."""
+        """Return the path for the damaged file, after writing the file beside it."""
         if self.beside:
             (folder / f"damaged{self.beside}").write_bytes(self.seeds()[1].data)
         return folder / f"damaged{self.suffix}"
 
 
 def _partial_of(base: bytes) -> Seed:
-    """The partial file with the first chunk of a base file."""
+    """Return a partial file with the first chunk of a base file."""
     magic = b"part" + struct.pack("<I", 1)
     return Seed.of(magic + base[8:] + bytes(8 * 2 * (seeds.N_CTX - 1 - seeds.N_CTX // 2)), 120)
 
@@ -207,25 +209,25 @@ EVALUATE = "-f {text} -c 8 --chunks 2"
 PLAN = "plan {f} Q4_K_M"
 
 KINDS: Mapping[str, Kind] = {
-    "header": Kind(seeds.headers, _written(_header), ("inspect {f}", "verify {f}", PLAN)),
+    "header": Kind(seeds.headers, _from_file(_header), ("inspect {f}", "verify {f}", PLAN)),
     "shards": Kind(
         seeds.shards,
-        _written(_metadata),
+        _from_file(_metadata),
         ("inspect {f}", "verify {f}", PLAN),
         suffix="-00001-of-00002.gguf",
         beside="-00002-of-00002.gguf",
     ),
     "metadata": Kind(
-        seeds.headers, _written(_metadata), ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")
+        seeds.headers, _from_file(_metadata), ("inspect {f} --json", "inspect {f} --tensors", "plan {f}")
     ),
     "blocks": Kind(
         seeds.blocks,
-        _written(_verify),
+        _from_file(_verify),
         ("verify {f}", "dequantize {f} {out} --overwrite"),
     ),
     "outliers": Kind(
         lambda: seeds.headers()[2:3],
-        _written(_verify),
+        _from_file(_verify),
         (
             "verify {f}",
             "export {f} {out} --as q8_0 --overwrite",
@@ -233,10 +235,10 @@ KINDS: Mapping[str, Kind] = {
             "dequantize {f} {out} --overwrite",
         ),
     ),
-    "plan": Kind(seeds.models, _written(_plan), (PLAN, "plan {f} Q4_HIFI --json", "plan {f} COPY")),
+    "plan": Kind(seeds.models, _from_file(_plan), (PLAN, "plan {f} Q4_HIFI --json", "plan {f} COPY")),
     "quantize": Kind(
         seeds.models,
-        _written(_quantize),
+        _from_file(_quantize),
         (
             "quantize {f} {out} Q4_K_M --overwrite",
             "quantize {f} {out} Q8_0 --overwrite",
@@ -245,7 +247,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "run": Kind(
         seeds.models,
-        _written(_run),
+        _from_file(_run),
         (
             f"perplexity {{f}} {EVALUATE}",
             "generate {f} -p the -n 5 --temp 0",
@@ -255,23 +257,23 @@ KINDS: Mapping[str, Kind] = {
             "bench {f} -p 8 -n 4 -r 1",
         ),
     ),
-    "tokenizer": Kind(seeds.models, _written(_tokenizer), ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
+    "tokenizer": Kind(seeds.models, _from_file(_tokenizer), ("inspect {f}", f"perplexity {{f}} {EVALUATE}")),
     "imatrix": Kind(
         seeds.imatrices,
-        _written(_imatrix),
+        _from_file(_imatrix),
         (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} --show-statistics", "inspect {f}"),
         made_by=f"imatrix {{model}} {EVALUATE} -o {{f}}",
     ),
     "old imatrix": Kind(
         seeds.old_imatrices,
-        _written(_imatrix),
+        _from_file(_imatrix),
         (QUANTIZE + " --imatrix {f}", "imatrix --in-file {f} -o {out} --overwrite"),
         suffix=".dat",
         made_by=f"imatrix {{model}} {EVALUATE} -o {{f}}",
     ),
     "base file": Kind(
         seeds.base_files,
-        _written(_base_file),
+        _from_file(_base_file),
         ("perplexity {model} --kl-divergence --kl-divergence-base {f}",),
         suffix=".kld",
         made_by=f"perplexity {{model}} {EVALUATE} --kl-divergence-base {{f}}",
@@ -286,13 +288,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "comparison": Kind(
         seeds.comparisons,
-        _written(_comparison),
+        _from_file(_comparison),
         (f"compare {{model}} {{model}} {EVALUATE} --save {{f}} --resume",),
         made_by=f"compare {{model}} {{model}} {EVALUATE} --save {{f}}",
     ),
     "calibration": Kind(
         seeds.calibrations,
-        _written(_calibration),
+        _from_file(_calibration),
         (f"calibrate {{model}} {EVALUATE} -o {{f}}",),
         damage_json,
         ".json",
@@ -300,18 +302,18 @@ KINDS: Mapping[str, Kind] = {
     ),
     "sensitivities": Kind(
         seeds.calibrations,
-        _written(load_sensitivities),
+        _from_file(load_sensitivities),
         ("quantize {model} {out} --overwrite --like Q4_K_M --sensitivities {f}",),
         damage_json,
         ".json",
         made_by=f"calibrate {{model}} {EVALUATE} -o {{f}}",
     ),
     "shapes": Kind(
-        seeds.shapes, _written(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"
+        seeds.shapes, _from_file(_shapes), (PLAN, "plan {f} Q4_HIFI --tensors"), damage_json, ".json"
     ),
     "rules": Kind(
-        seeds.rules,
-        _written(_rules),
+        seeds.tensor_type_rules,
+        _from_file(_rules),
         ("plan {model} Q4_K_M --tensor-type-file {f}", QUANTIZE + " --tensor-type-file {f}"),
         damage_text,
         ".txt",
@@ -325,7 +327,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "text": Kind(
         seeds.texts,
-        _written(_text),
+        _from_file(_text),
         (
             "perplexity {model} -f {f} -c 8 --chunks 2",
             "imatrix {model} -f {f} -c 8 --chunks 2 -o {out} --overwrite",
@@ -335,4 +337,4 @@ KINDS: Mapping[str, Kind] = {
         ".txt",
     ),
 }
-"""Kind of file -> how it is fuzzed."""
+"""Name -> kind of file."""

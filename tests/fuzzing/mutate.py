@@ -1,4 +1,4 @@
-"""Damage to files: the same for the same state of a generator."""
+"""Damaging files at random, reproducibly: the random generator determines the damage."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Mutate = Callable[["Seed", Sequence["Seed"], random.Random], bytes]
 
 
 class Seed(NamedTuple):
-    """A sound file. Most damage falls on its first ``hot`` bytes, where the structure is."""
+    """A valid file. Most damage hits its first ``hot`` bytes, which contain the structure."""
 
     data: bytes
     hot: int
 
     @classmethod
     def of(cls, data: bytes, hot: int | None = None) -> Seed:
-        """``hot`` None is all of it."""
+        """Return a seed; ``hot`` None means the whole file."""
         return cls(data, min(len(data), len(data) if hot is None else hot))
 
 
-NUMBERS = [0, 1, 2, 3, 8, 31, 32, 33, 64, 255, 256, 257, 65535, 65536]
-NUMBERS += [2**k + d for k in (24, 31, 32, 40, 53, 62, 63, 64) for d in (-1, 0, 1)]
-"""Lengths, counts and numbers that readers go wrong with."""
+INTEGERS = [0, 1, 2, 3, 8, 31, 32, 33, 64, 255, 256, 257, 65535, 65536]
+INTEGERS += [2**k + d for k in (24, 31, 32, 40, 53, 62, 63, 64) for d in (-1, 0, 1)]
+"""Integers at the limits of types and sizes, where readers often have bugs."""
 
 FLOATS = [struct.pack("<f", x) for x in (0.0, -0.0, -1.0, 1e-45, 3.4e38, float("inf"), -float("inf"))]
 FLOATS += [bytes.fromhex("0000c07f"), bytes.fromhex("ffffffff"), bytes.fromhex("007c")]
@@ -35,33 +35,33 @@ FLOATS += [bytes.fromhex("0000c07f"), bytes.fromhex("ffffffff"), bytes.fromhex("
 
 @lru_cache(64)
 def fields(data: bytes) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Places and sizes of what is probably a length, a count or a type: small numbers of 8 and 4 bytes.
+    """Return the offsets and sizes of probable lengths, counts and types: small integers of 8 or 4 bytes.
 
-    Places that have the same number are together. A vocabulary has thousands of lengths, and other numbers
-    that stand in one place only should be as likely to be changed.
+    They are grouped by value, and :func:`damage` chooses a group first. So the thousands of lengths in a
+    vocabulary do not make it unlikely that a value is changed which occurs only once.
     """
-    found: dict[int, list[tuple[int, int]]] = {}
+    by_value: dict[int, list[tuple[int, int]]] = {}
     for size in (8, 4):
         for at in range(len(data) - size + 1):
-            number = int.from_bytes(data[at : at + size], "little")
-            if 0 < number <= max(64, len(data)):
-                found.setdefault(number, []).append((at, size))
-    return tuple(map(tuple, found.values()))
+            value = int.from_bytes(data[at : at + size], "little")
+            if 0 < value <= max(64, len(data)):
+                by_value.setdefault(value, []).append((at, size))
+    return tuple(map(tuple, by_value.values()))
 
 
 def damage(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
-    """Change one to four places of a binary file. No call that is slow: there are millions of these."""
+    """Damage a binary file one to four times. This runs millions of times, so it avoids slow calls."""
     data = bytearray(seed.data)
-    places = fields(seed.data[: seed.hot])
+    groups = fields(seed.data[: seed.hot])
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         hot = min(len(data), seed.hot) if rng.random() < 0.9 else len(data)
         at = int(rng.random() * hot)
         kind = int(rng.random() * 12)
-        if kind < 4 and places:
-            equal = places[int(rng.random() * len(places))]
-            at, size = equal[int(rng.random() * len(equal))]
-            number = rng.choice((rng.choice(NUMBERS), len(data), len(data) - at, rng.getrandbits(8), -1))
-            data[at : at + size] = (number % (1 << (8 * size))).to_bytes(size, "little")
+        if kind < 4 and groups:
+            group = groups[int(rng.random() * len(groups))]
+            at, size = group[int(rng.random() * len(group))]
+            value = rng.choice((rng.choice(INTEGERS), len(data), len(data) - at, rng.getrandbits(8), -1))
+            data[at : at + size] = (value % (1 << (8 * size))).to_bytes(size, "little")
         elif kind < 6:
             if at < len(data):
                 data[at] ^= 1 << rng.getrandbits(3)
@@ -103,17 +103,17 @@ VALUES: list[Any] = [
     {},
 ]
 VALUES += [[0, 0], [[1, 2]], {"a": {}}, float("nan"), float("inf"), "0.5", [[[[[]]]]]]
-"""What a value of a JSON file is replaced by."""
+"""Replacements for values of a JSON file."""
 
 
 def damage_json(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
-    """Replace, remove, add or repeat values of a JSON file; or change its bytes."""
+    """Replace, remove, add or repeat values of a JSON file, or damage it as a text."""
     if rng.random() < 0.3:
         return damage_text(seed, seeds, rng)
-    found = json.loads(seed.data)
+    root = json.loads(seed.data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         nodes: list[tuple[Any, Any]] = []
-        _nodes(found, nodes)
+        _nodes(root, nodes)
         if not nodes:
             break
         parent, key = rng.choice(nodes)
@@ -128,17 +128,18 @@ def damage_json(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
             parent[rng.choice(("", "version", "é\0", "x" * 300))] = deepcopy(parent[key])
         else:
             parent.extend(deepcopy(parent) * 3)
-    return json.dumps(found).encode()
+    return json.dumps(root).encode()
 
 
-def _nodes(value: Any, found: list[tuple[Any, Any]], depth: int = 0) -> None:
+def _nodes(value: Any, nodes: list[tuple[Any, Any]], depth: int = 0) -> None:
+    """Append every list or dict in ``value`` to ``nodes``, with each of its indices or keys."""
     if depth > 20:
         return
     for key in (
         list(value) if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
     ):
-        found.append((value, key))
-        _nodes(value[key], found, depth + 1)
+        nodes.append((value, key))
+        _nodes(value[key], nodes, depth + 1)
 
 
 PIECES = [
@@ -178,11 +179,11 @@ PIECES += [
     "{% include 'x' %}",
     "\U0010ffff",
 ]
-"""What texts may contain that their readers do not expect."""
+"""Pieces of text that readers may not expect."""
 
 
 def damage_text(seed: Seed, seeds: Sequence[Seed], rng: random.Random) -> bytes:
-    """Change a text in some places: lines, pieces and bytes."""
+    """Insert, remove, repeat or change parts of a text, or change its encoding."""
     data = bytearray(seed.data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, kind = rng.randrange(len(data) + 1), rng.randrange(7)

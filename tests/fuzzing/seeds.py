@@ -1,4 +1,4 @@
-"""Small sound files of every kind, made of nothing but the formats' definitions and q4hifi's writers."""
+"""Small valid files of every kind, built from the definitions of the formats and with q4hifi's writers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ TEXT = "The quick brown fox jumps over the lazy dog, 12345 times; déjà vu! 中
 
 
 def gguf_file(pairs: Pairs, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> Seed:
-    """Return a file of these pairs, and tensors: name -> type, shape with the row length first, data."""
+    """Return a GGUF file.
+
+    ``pairs``: key, value and type of each metadata entry. ``tensors``: name -> type, shape with the row
+    length first, data.
+    """
     metadata = Metadata()
     for key, value, kind in pairs:
         metadata = metadata.with_value(key, value, kind)
@@ -42,14 +46,14 @@ def gguf_file(pairs: Pairs, tensors: Mapping[str, tuple[str, tuple[int, ...], by
     return Seed.of(header + data, len(header))
 
 
-def numbers(n: int, dtype: str = "<f2") -> bytes:
-    """``n`` small numbers."""
+def small_floats(n: int, dtype: str = "<f2") -> bytes:
+    """Return the bytes of ``n`` floats between -0.1 and 0.1."""
     return (np.sin(np.arange(n) * 0.7) * 0.1).astype(dtype).tobytes()
 
 
 @cache
 def headers() -> list[Seed]:
-    """Small files that have everything that a header can have."""
+    """Return small files whose headers contain every type of value and of array."""
     named: Pairs = [("general.architecture", "llama", T.STRING), ("llama.block_count", 1, T.UINT32)]
     scalars: Pairs = [
         ("a", 7, T.UINT8), ("b", -7, T.INT8), ("c", 700, T.UINT16), ("d", -700, T.INT16), ("e", 7, T.UINT32),
@@ -71,16 +75,16 @@ def headers() -> list[Seed]:
         ("q4_hifi.outliers", 2, T.UINT32),
         ("q4_hifi.ffn_down_coverage", 0.5, T.FLOAT32),
     ]
-    f32 = {"w": ("F32", (8,), numbers(8, "<f4")), "v": ("F16", (4, 2, 1, 1), numbers(8))}
+    f32 = {"w": ("F32", (8,), small_floats(8, "<f4")), "v": ("F16", (4, 2, 1, 1), small_floats(8))}
     base = bytes(144)
     split = {
         "blk.0.ffn_down.weight": ("Q4_K", (256, 1), base),
         "blk.0.ffn_down.weight.outlier_index": ("I8", (2, 1), bytes((1, 9))),
-        "blk.0.ffn_down.weight.outlier_residual": ("F16", (2, 1), numbers(2)),
+        "blk.0.ffn_down.weight.outlier_residual": ("F16", (2, 1), small_floats(2)),
     }
     return [
         gguf_file([*named, *scalars], f32),
-        gguf_file([*named, *arrays], {"x": ("Q8_0", (32, 1), numbers(17))}),
+        gguf_file([*named, *arrays], {"x": ("Q8_0", (32, 1), small_floats(17))}),
         gguf_file(hifi, split),
         gguf_file([], {}),
     ]
@@ -88,8 +92,8 @@ def headers() -> list[Seed]:
 
 @cache
 def shards() -> list[Seed]:
-    """The two files of a model."""
-    found = []
+    """Return the two shards of a model."""
+    files = []
     for number in range(2):
         pairs: Pairs = [
             ("general.architecture", "llama", T.STRING),
@@ -98,13 +102,12 @@ def shards() -> list[Seed]:
             ("split.count", 2, T.UINT16),
             ("split.tensors.count", 2, T.INT32),
         ]
-        found.append(gguf_file(pairs, {f"blk.0.{number}.weight": ("F16", (4, 2), numbers(8))}))
-    return found
+        files.append(gguf_file(pairs, {f"blk.0.{number}.weight": ("F16", (4, 2), small_floats(8))}))
+    return files
 
 
 def vocabulary(model: str) -> Pairs:
-    """Return a byte-level vocabulary ("gpt2") or one of SentencePiece ("llama")."""
-
+    """Return the metadata of a byte-level vocabulary ("gpt2") or a SentencePiece one ("llama")."""
     words = ["th", "e", "he", "the", "o", "x"]
     if model == "gpt2":
         texts = [
@@ -154,7 +157,7 @@ PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn
 
 @cache
 def models() -> list[Seed]:
-    """Models that can be run, one of each kind of vocabulary and of every architecture's odd metadata."""
+    """Return models that can be run: several architectures, and both types of vocabulary."""
     return [_model("llama", "gpt2"), _model("qwen3", "llama"), _model("gemma3", "gpt2")]
 
 
@@ -177,7 +180,7 @@ def _model(architecture: str, model: str) -> Seed:
         ("tokenizer.chat_template", TEMPLATE, T.STRING),
         *words,
     ]
-    tensors = {"token_embd.weight": ("F16", (N_EMBD, n_vocab), numbers(N_EMBD * n_vocab))}
+    tensors = {"token_embd.weight": ("F16", (N_EMBD, n_vocab), small_floats(N_EMBD * n_vocab))}
     norms = ["attn_norm", "ffn_norm"]
     if architecture != "llama":
         norms += ["attn_q_norm", "attn_k_norm"]
@@ -188,14 +191,14 @@ def _model(architecture: str, model: str) -> Seed:
         tensors[f"blk.0.{norm}.weight"] = ("F32", (n,), np.ones(n, "<f4").tobytes())
     for part in PARTS:
         n = 16 if part in ("attn_k", "attn_v") else N_EMBD
-        tensors[f"blk.0.{part}.weight"] = ("F16", (N_EMBD, n), numbers(N_EMBD * n))
+        tensors[f"blk.0.{part}.weight"] = ("F16", (N_EMBD, n), small_floats(N_EMBD * n))
     tensors["output_norm.weight"] = ("F32", (N_EMBD,), np.ones(N_EMBD, "<f4").tobytes())
     return gguf_file(pairs, tensors)
 
 
 @cache
 def blocks() -> list[Seed]:
-    """Models with a tensor of every type that can be decoded, their bytes as good as random."""
+    """Return models that together have a tensor of every type that can be decoded, with arbitrary bytes."""
     kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"]
     kinds += ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
     seeds = []
@@ -203,7 +206,7 @@ def blocks() -> list[Seed]:
         tensors = {}
         for kind in kinds[start : start + 5]:
             n = StoredTensor("", (256,), TYPES[kind]).nbytes
-            tensors[f"blk.0.{kind}.weight"] = (kind, (256, 1), (numbers(n) * 2)[:n])
+            tensors[f"blk.0.{kind}.weight"] = (kind, (256, 1), (small_floats(n) * 2)[:n])
         pairs: Pairs = [("general.architecture", "llama", T.STRING), ("llama.block_count", 1, T.UINT32)]
         seed = gguf_file(pairs, tensors)
         seeds.append(Seed.of(seed.data))
@@ -215,14 +218,14 @@ IMATRIX_NAMES = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
 
 @cache
 def imatrices() -> list[Seed]:
-    """Importance matrices in GGUF: llama.cpp's, and q4hifi's with all that it has besides."""
+    """Return importance matrices in GGUF: of llama.cpp, of q4hifi with its own tensors, and of experts."""
     pairs: Pairs = [
         ("general.type", "imatrix", T.STRING),
         ("imatrix.datasets", ["text.txt"], T.STRING),
         ("imatrix.chunk_count", 3, T.UINT32),
         ("imatrix.chunk_size", 512, T.UINT32),
     ]
-    sums = np.abs(np.frombuffer(numbers(N_EMBD, "<f4"), "<f4")).tobytes()
+    sums = np.abs(np.frombuffer(small_floats(N_EMBD, "<f4"), "<f4")).tobytes()
     count = struct.pack("<f", 7.0)
     plain = {}
     for name in IMATRIX_NAMES:
@@ -245,7 +248,7 @@ def imatrices() -> list[Seed]:
 
 @cache
 def old_imatrices() -> list[Seed]:
-    """Importance matrices in the older, binary form, with and without what may follow the entries."""
+    """Return importance matrices in the older binary format, without and with its optional end."""
     data = struct.pack("<i", len(IMATRIX_NAMES))
     for name in map(str.encode, IMATRIX_NAMES):
         data += struct.pack("<i", len(name)) + name + struct.pack("<ii", 3, 8)
@@ -270,27 +273,27 @@ def _base_file(magic: bytes) -> bytes:
 
 @cache
 def base_files() -> list[Seed]:
-    """Base files of log-probabilities."""
+    """Return base files of log-probabilities."""
     return [Seed.of(_base_file(b"_logits_"), 84)]
 
 
 @cache
 def partial_files() -> list[Seed]:
-    """Base files that an interrupted run left."""
+    """Return partial base files, as interrupted runs leave them, with one and two chunks."""
     scores = bytes(8 * N_CHUNKS * (N_CTX - 1 - N_CTX // 2))
     return [Seed.of(_base_file(b"part" + struct.pack("<I", done)) + scores, 84) for done in (1, 2)]
 
 
 @cache
 def comparisons() -> list[Seed]:
-    """Figures of a comparison of three chunks."""
+    """Return the results of a comparison of a reference with one other model."""
     pairs: Pairs = [
         ("q4hifi.comparison.text", "text", T.STRING),
         ("q4hifi.comparison.models", ["reference", "other"], T.STRING),
         ("q4hifi.comparison.chunks", [2, 2], T.UINT32),
     ]
-    doubles = ("F64", (2 * N_CTX,), numbers(2 * N_CTX, "<f8"))
-    tensors = {f"{i}.rates": ("F64", (3,), numbers(3, "<f8")) for i in range(2)}
+    doubles = ("F64", (2 * N_CTX,), small_floats(2 * N_CTX, "<f8"))
+    tensors = {f"{i}.rates": ("F64", (3,), small_floats(3, "<f8")) for i in range(2)}
     tensors |= {"0.nll": doubles} | {f"1.{name}": doubles for name in ("nll", "nll_base", "kld", "delta_p")}
     tensors["1.same_top"] = ("I8", (2 * N_CTX,), bytes(2 * N_CTX))
     return [gguf_file(pairs, tensors)]
@@ -309,14 +312,14 @@ SETTING = {"model": "m", "text": "t", "importance": None, "n_ctx": 256, "group":
 
 @cache
 def calibrations() -> list[Seed]:
-    """What was measured of a model's matrices."""
+    """Return the calibration of a model: measured divergences and sensitivities of its matrices."""
     sensitivities = dict.fromkeys(IMATRIX_NAMES, 0.02)
     return _json({"version": 1, **SETTING, "matrices": MATRICES, "sensitivities": sensitivities})
 
 
 @cache
 def shapes() -> list[Seed]:
-    """The shapes of a model."""
+    """Return the shapes of a model's tensors."""
     tensors = {"token_embd.weight": [256, 300], "output_norm.weight": [256]}
     tensors |= {f"blk.{i}.{part}.weight": [256, 256] for part in PARTS for i in range(2)}
     counts = {"block_count": 2, "head_count": 8, "head_count_kv": 2, "expert_count": 0}
@@ -324,15 +327,15 @@ def shapes() -> list[Seed]:
 
 
 @cache
-def rules() -> list[Seed]:
-    """Files of types by tensor."""
+def tensor_type_rules() -> list[Seed]:
+    """Return files for ``--tensor-type-file``."""
     lines = "^blk\\.0\\.attn_q\\.weight$=q8_0\nattn_(v|k)=Q5_K\n\nffn_.*[0-9]+=f16\noutput=q6_k\n"
     return [Seed.of(lines.encode()), Seed.of(b"ffn_up=f32 token_embd=q4_0\r\n.*=q4_k")]
 
 
 @cache
 def templates() -> list[Seed]:
-    """Chat templates."""
+    """Return chat templates."""
     parts = (
         "{{ bos_token }}{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
         "{% set ns = namespace(n=0) %}{% macro f(x) %}{{ x | upper }}{% endmacro %}{{ f(messages[0].role) }}"
@@ -342,5 +345,5 @@ def templates() -> list[Seed]:
 
 @cache
 def texts() -> list[Seed]:
-    """Texts."""
+    """Return texts, valid UTF-8 and not."""
     return [Seed.of(TEXT.encode()), Seed.of(bytes(range(256))), Seed.of(b"<|im_start|>the </s>" * 5)]

@@ -42,7 +42,7 @@ VALUES_PER_LINE = 8
 """Results so far that are printed on one line."""
 
 file_option = click.option(
-    "-f", "--file", type=INPUT, metavar="TEXT",
+    "-f", "--file", type=INPUT, metavar="FILE",
     help="Text to measure on: a UTF-8 file, or - for standard input.",
 )  # fmt: skip
 words_argument = click.argument("words", nargs=-1, metavar="")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "-n", "--predict", "n", type=click.IntRange(-1), default=-1, metavar="N",
-    help="Write at most N tokens. -1: no limit. [default: until the model ends the text]",
+    help="Write at most N tokens. -1: until the model ends the text. [default: -1]",
 )  # fmt: skip
 @click.option(
     "--temp", "temperature", type=float, default=0.8, show_default=True, metavar="T",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "-s", "--seed", type=int, default=-1, metavar="N",
-    help="Seed of the random choices: the same seed gives the same text. [default: a new one each time]",
+    help="Seed: the same seed gives the same text. -1: a random one. [default: -1]",
 )  # fmt: skip
 @click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",

@@ -37,6 +37,20 @@ COMMANDS = {
 They are here, so that the list of commands is shown without loading the modules.
 """
 
+OTHER_NAMES = {
+    "chat": "generate --chat",
+    "check": "verify",
+    "completion": "generate",
+    "convert": "quantize",
+    "info": "inspect",
+    "kl-divergence": "perplexity --kl-divergence",
+    "kld": "perplexity --kl-divergence",
+    "ppl": "perplexity",
+    "run": "generate",
+    "show": "inspect",
+}
+"""Names that users of other programs may try -> the command that does this here."""
+
 
 class _Group(click.Group):
     """Knows the names of the commands, and loads a command's module when it is used."""
@@ -57,8 +71,9 @@ class _Group(click.Group):
         except click.UsageError as error:
             from difflib import get_close_matches
 
-            for similar in get_close_matches(args[0], COMMANDS, n=1):
-                raise click.UsageError(f"{error.message} Did you mean '{similar}'?", ctx) from error
+            similar = [OTHER_NAMES.get(args[0]), *get_close_matches(args[0], COMMANDS, n=1)]
+            if command := next(filter(None, similar), None):
+                raise click.UsageError(f"{error.message} Did you mean '{command}'?", ctx) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

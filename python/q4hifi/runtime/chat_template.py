@@ -1,4 +1,4 @@
-"""Chats to prompts, by the Jinja template that a model brings with it."""
+"""Formatting chats as prompts, with the Jinja template in a model's metadata."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from ..errors import Q4HifiError, UnsupportedModelError
 from ..formats.gguf_constants import Keys
 from .template_process import ANOTHER_TEMPLATE, RENDER_SECONDS, TemplateLimitError, render_template
 
-_NOT_A_WORD = "q4hifi-key"
-"""A key that the parts of made-up messages have besides; it is in a prompt that shows them whole."""
+_EXTRA_KEY = "q4hifi-key"
+"""A key that is added to the parts of probe messages. No template should show it.
+
+If it is in the prompt, the template printed the whole list of parts as Python writes it.
+"""
 
 Message = Mapping[str, Any]
-"""It has a ``role`` (system, user, assistant, ...), a ``content``, and what else the template reads."""
+"""A message: a ``role`` (system, user, assistant, ...), a ``content``, and other keys for the template."""
 
 
 def template_of(metadata: Mapping[str, Any]) -> str:
-    """Return the chat template of a model.
+    """Return the chat template in a model's metadata.
 
-    Raises :class:`UnsupportedModelError` where it has none, as base models do.
+    Raises :class:`UnsupportedModelError` if there is none, as in most base models.
     """
     template = metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
     if not isinstance(template, str) or not template.strip():
         raise UnsupportedModelError(
-            f"the model has no chat template ({Keys.Tokenizer.CHAT_TEMPLATE}), so it was hardly trained for"
-            f" chats; {ANOTHER_TEMPLATE}, or give the prompt as plain text"
+            f"the model has no chat template ({Keys.Tokenizer.CHAT_TEMPLATE}), so it is probably a base"
+            " model, not trained for chats; let it continue a plain text, or give a template with"
+            " `template=...`"
         )
     return template
 
@@ -44,40 +48,42 @@ def render(
     time_limit: float = RENDER_SECONDS,
     **variables: Any,
 ) -> str:
-    """Return the prompt that ``template`` makes of ``messages``, exactly as they are.
+    """Return the prompt that the Jinja ``template`` makes from ``messages``, which it gets unchanged.
 
-    ``bos`` and ``eos`` are the texts of these tokens. ``add_generation_prompt`` ends the prompt where the
-    model's answer begins. ``variables`` are what else a template may ask for, such as
-    ``enable_thinking``. All of these must be what JSON can hold.
+    ``bos`` and ``eos`` are the texts of these tokens. ``add_generation_prompt``: the prompt ends where the
+    model's answer begins. ``tools``: descriptions of tools that the model may call. ``variables``: other
+    variables of the template, such as ``enable_thinking``. JSON must be able to represent all of them.
 
-    The template runs in a process of its own, for ``time_limit`` seconds at most. Raises
-    :class:`UnsupportedModelError` for a template that does not parse, that fails or that takes too much
-    time or memory, and :class:`BadOptionError` for messages that it refuses.
+    The template runs in another process, for at most ``time_limit`` seconds. Raises
+    :class:`UnsupportedModelError` for a template that does not parse, fails, or needs too much time or
+    memory; :class:`BadOptionError` for messages that it rejects; and :class:`UnavailableError` if the
+    process cannot be started.
     """
-    known = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": add_generation_prompt}
+    standard = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": add_generation_prompt}
     plain = [dict(message) for message in messages]
-    return render_template(template, {**variables, **known, "messages": plain, "tools": tools}, time_limit)
+    return render_template(template, {**variables, **standard, "messages": plain, "tools": tools}, time_limit)
 
 
 def render_words(
     template: str, messages: Sequence[Message], *, time_limit: float = RENDER_SECONDS, **options: Any
 ) -> str:
-    """Return the prompt of a chat with all its words; ``options`` are those of :func:`render`.
+    """Return the prompt of a chat, checked to contain all its words; ``options`` are those of :func:`render`.
 
-    ``messages`` have texts as contents and end with a user's message. Some templates show a content only
-    as a list of parts, ``[{"type": "text", "text": ...}]``, some in one of these forms for one role and
-    in the other for another. Each role gets the form that shows its words; a text where both do. Where a
-    system message is refused or left out, the user's first message begins with its words, as in llama.cpp.
+    The contents of ``messages`` are texts, and the last message is the user's. Some templates expect a
+    content as a list of parts instead, ``[{"type": "text", "text": ...}]``, and some expect this for certain
+    roles only. Each role gets the form in which the template shows its words; a text if both forms do. If
+    the template rejects or leaves out the system message, its words are put before the user's first message,
+    as in llama.cpp.
 
-    Which form shows the words is found with made-up words in their places. The blanks between the words
-    do not count, and neither does what the template writes there: it may strip blanks, or indent.
+    To find these forms, the template first renders probe words in place of the real ones. Whitespace, and
+    what the template writes between the words, do not matter: it may strip or indent them.
 
-    Raises :class:`UnsupportedModelError` where the prompt lacks the words of the system or of the last
-    message whatever their form, and what :func:`render` raises.
+    Raises :class:`UnsupportedModelError` if the prompt lacks the words of the system message or of the last
+    message in every form, and the errors of :func:`render`.
     """
     seconds = 0.0
 
-    def shown(messages: Sequence[Message]) -> str:
+    def rendered(messages: Sequence[Message]) -> str:
         nonlocal seconds
         started = time.monotonic()
         try:
@@ -86,21 +92,21 @@ def render_words(
             seconds += time.monotonic() - started
 
     best: list[Message] | None = None
-    failure: Q4HifiError | None = None  # of the plainest form
+    failure: Q4HifiError | None = None  # of the last arrangement without lists of parts
     probes = [{**message, "content": _probe(i, message["content"])} for i, message in enumerate(messages)]
     needed = {
         i for i, message in enumerate(messages) if message["role"] == "system" or i == len(messages) - 1
     }
     for merged, parts in _arrangements(messages):
         try:
-            prompt = shown(_arranged(probes, merged, parts, {_NOT_A_WORD: ""})).casefold()
+            prompt = rendered(_arranged(probes, merged, parts, {_EXTRA_KEY: ""})).casefold()
         except TemplateLimitError:
-            raise  # it would take as long in every form
+            raise  # every other form would reach the limit, too
         except Q4HifiError as error:
             failure = failure if parts else error
             continue
         missing = {i for i, probe in enumerate(probes) if not _is_shown(probe["content"], prompt)}
-        if _NOT_A_WORD in prompt:  # it prints lists with brackets and all
+        if _EXTRA_KEY in prompt:  # the list was printed as it is, so the words are not shown properly
             missing = needed
         if not missing or (best is None and not missing & needed):
             best = _arranged(messages, merged, parts, {})
@@ -108,23 +114,23 @@ def render_words(
             break
         if not parts:
             failure = UnsupportedModelError(
-                "the chat template leaves your message out of the prompt, given as a text and as a list of"
+                "the chat template leaves your message out of the prompt, both as a text and as a list of"
                 f" parts; {ANOTHER_TEMPLATE}"
             )
     if best is None:
         assert failure is not None
         raise failure
-    return shown(best)
+    return rendered(best)
 
 
-def _probe(number: int, content: str) -> str:
-    """``content`` with other words, which are as long and which no template has by itself."""
+def _probe(message: int, content: str) -> str:
+    """Return ``content`` with unique probe words, at least as long, that no template contains itself."""
     count = itertools.count()
-    return re.sub(r"\S+", lambda word: f"q4hifi{number}w{next(count)}".ljust(len(word[0]), "x"), content)
+    return re.sub(r"\S+", lambda word: f"q4hifi{message}w{next(count)}".ljust(len(word[0]), "x"), content)
 
 
 def _is_shown(probe: str, prompt: str) -> bool:
-    """Whether the words of ``probe`` are in ``prompt``, in their order."""
+    """Return whether the words of ``probe`` are in ``prompt``, in this order."""
     at = 0
     for word in probe.split():
         at = prompt.find(word, at) + len(word)
@@ -134,10 +140,10 @@ def _is_shown(probe: str, prompt: str) -> bool:
 
 
 def _arrangements(messages: Sequence[Message]) -> Iterator[tuple[bool, Collection[str]]]:
-    """Ways to give messages to a template, the plainest first.
+    """Yield the ways to pass messages to a template, the simplest first.
 
-    Each says whether the system message becomes part of the first user message, and the roles whose
-    contents are lists of parts.
+    Each is a pair: whether the system message is merged into the first user message, and the roles whose
+    contents become lists of parts.
     """
     roles = list(dict.fromkeys(message["role"] for message in messages))
     can_merge = roles[0] == "system" and len(messages) > 1 and messages[1]["role"] == "user"
@@ -149,14 +155,14 @@ def _arrangements(messages: Sequence[Message]) -> Iterator[tuple[bool, Collectio
 
 
 def _arranged(
-    messages: Sequence[Message], merged: bool, parts: Collection[str], more: Mapping[str, str]
+    messages: Sequence[Message], merged: bool, parts: Collection[str], extra: Mapping[str, str]
 ) -> list[Message]:
-    """Return the messages in one of the arrangements, with ``more`` in each part of a list."""
+    """Return the messages in one of the arrangements, with the keys ``extra`` added to each part."""
     if merged:
         system, first, *rest = messages
         messages = [{**first, "content": f"{system['content']}\n{first['content']}"}, *rest]
     return [
-        {**message, "content": [{"type": "text", "text": message["content"], **more}]}
+        {**message, "content": [{"type": "text", "text": message["content"], **extra}]}
         if message["role"] in parts
         else message
         for message in messages

@@ -1,4 +1,8 @@
-"""A long sequence merged window by window, with the result of merging it as a whole."""
+"""Merging a long sequence window by window, with the same tokens as merging it at once.
+
+BPE and SentencePiece merge neighbours until no pair forms a token. A word may be as long as the text, and
+merging all of it at once would need a lot of memory.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 WITHIN = -1
-"""In place of where a token begins, if that is within a character."""
+"""Start of a token that begins within a character, not at the start of one."""
 
 Merged = tuple[list[int], list[int]]
-"""The tokens of a part of the sequence, and where in that part each begins or :data:`WITHIN`."""
+"""The tokens of a part of the sequence, and the index in the part where each begins, or :data:`WITHIN`."""
 
 
-class Place(NamedTuple):
-    """Where a window may end: at ``first`` to ``last``, counted from the window's start.
+class CutRange(NamedTuple):
+    """Indices at which a window may be cut, from ``first`` to ``last``, relative to its start.
 
-    ``is_border``: nothing merges across ``last``, whatever comes after it.
+    ``is_border``: no merge crosses ``last``, whatever follows.
     """
 
     first: int
@@ -24,22 +28,28 @@ class Place(NamedTuple):
 
 
 def merged_in_windows(
-    n: int, size: int, merge: Callable[[int, int], Merged], place: Callable[[int, int], Place | None]
+    n: int,
+    size: int,
+    merge: Callable[[int, int], Merged],
+    cut_range: Callable[[int, int], CutRange | None],
 ) -> Iterator[list[int]]:
-    """Yield the tokens of a sequence of length ``n``, window after window of about ``size``.
+    """Yield the tokens of a sequence of length ``n``, one window of about ``size`` elements after another.
 
-    ``merge(start, end)`` merges a part: always the best pair first, of equals the leftmost.
-    ``place(start, end)`` says where this window may end; None asks for a larger window. What is before that
-    must be much longer than any token.
+    ``merge(start, end)`` returns the tokens of a part. It must always merge the best pair first, and of
+    equal pairs the leftmost. ``cut_range(start, end)`` returns where the window may be cut, or None to get
+    a larger window. The part before the cut must be much longer than any token.
 
-    The last tokens of a window are not sure, because what follows could merge with them. So the window is
-    cut between two tokens before its end, and the next window begins there. The cut is right if that window
-    begins with the token that this one had there; else the cut moves back by a token. Why that suffices:
-    neighbours that stay apart when merged alone stay apart in the whole, for the first merge across their
-    border would also happen between the two alone.
+    The last tokens of a window are uncertain, because they could merge with what follows. So each window is
+    cut between two tokens before its end, and the next window begins at the cut. The cut is correct if the
+    next window begins with the same token that this one had after the cut. Otherwise the cut moves back by
+    one token.
+
+    Why this suffices: take two neighbouring tokens, and suppose that merging only their elements gives
+    these two tokens again. Then no merge crosses the border between them in the whole sequence either,
+    because the first one that does would also happen in the two alone.
     """
     start, room = 0, size
-    tokens: list[int] = []  # of the window before, until its cut is known to be right
+    tokens: list[int] = []  # of the previous window, kept until its cut is known to be correct
     starts: list[int] = []
     expected: int | None = None
     while start < n:
@@ -57,18 +67,18 @@ def merged_in_windows(
         if end == n:
             yield new
             return
-        cut = place(start, end)
-        count = _last_in(cut, at) if cut else 0
-        if not cut or not count:
+        allowed = cut_range(start, end)
+        count = _tokens_before_cut(allowed, at) if allowed else 0
+        if not allowed or not count:
             room *= 2
             continue
         tokens, starts = new[:count], [i if i == WITHIN else start + i for i in at[:count]]
-        expected = None if cut.is_border else new[count]
+        expected = None if allowed.is_border else new[count]
         start += at[count]
 
 
-def _last_in(place: Place, starts: list[int]) -> int:
-    """Number of the last token that begins in the place; 0 where none does."""
-    first = place.last if place.is_border else place.first
-    within = (i for i in range(len(starts) - 1, 0, -1) if first <= starts[i] <= place.last)
-    return next(within, 0)
+def _tokens_before_cut(allowed: CutRange, starts: list[int]) -> int:
+    """Return the number of tokens before the last cut that is allowed, 0 if there is none."""
+    first = allowed.last if allowed.is_border else allowed.first
+    cuts = (i for i in range(len(starts) - 1, 0, -1) if first <= starts[i] <= allowed.last)
+    return next(cuts, 0)

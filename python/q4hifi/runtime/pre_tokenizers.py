@@ -1,16 +1,17 @@
-r"""How byte-level BPE vocabularies cut a text into words, by the name in ``tokenizer.ggml.pre``.
+r"""The pre-tokenizers of byte-level BPE vocabularies, by their names in ``tokenizer.ggml.pre``.
 
-A pre-tokenizer is a sequence of regular expressions. Each is searched in every piece that the one
-before left; a match becomes a piece of its own, and so does what lies between two matches.
+A pre-tokenizer splits a text into words, in one step per regular expression. Each step splits all pieces
+of the step before: every match becomes a piece, and so does the text between two matches.
 
-The names and their meaning are llama.cpp's, also where it simplifies: it tells upper from lower case
-in ASCII only, and blanks beyond ASCII never match a range such as ``\u0800-\u4e00``. The syntax is
-Oniguruma's. Its tables know characters of Unicode 16 that llama.cpp's (15.1) do not: around those,
-words may be cut differently.
+Names and rules are llama.cpp's (``llama_vocab::impl::load`` and ``unicode.cpp``), including its
+simplifications: it distinguishes upper from lower case in ASCII only, and whitespace beyond ASCII never
+matches a range such as ``\u0800-\u4e00``. The expressions have the syntax of Oniguruma, which the tokenizers
+library uses. It follows Unicode 16 and llama.cpp Unicode 15.1, so words may differ around the newest
+characters.
 
-A long text is cut into blocks before that, where no word can span: where the words of both sides, found
-apart, are the words of the whole. ``block_ends`` names such places. None of the expressions looks back,
-so the right side is safe wherever a word begins; the left side must not depend on what comes next.
+A long text is first cut into blocks. The words of the blocks must be the words of the whole text.
+``block_ends`` matches only where this is sure. No expression looks back, so the text after a cut is safe if
+a word begins there. The words before the cut must not depend on the text after it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT = "default"
-"""What is used, with poor results, for a file that names no pre-tokenizer."""
+"""The pre-tokenizer of a file that names none. As in llama.cpp, it splits most texts poorly."""
 
 _MATCHED = "A-Za-zÀ-ÖØ-öø-ƺΑ-Ρα-ωА-яก-ฮअ-हぁ-ゖァ-ヺ一-龥가-힣"
 _LETTER = _MATCHED + "א-תء-غف-ي"
-"""Letters; the first are in a word by every pre-tokenizer, deepseek-llm's leaves out the others."""
+"""Letters at which it is sure how every pre-tokenizer splits.
+
+Those of ``_MATCHED`` are part of a word for every pre-tokenizer, the others for all but deepseek-llm.
+"""
 
 _BEFORE_COMMA = rf"(?<=[{_LETTER}0-9])(?=,)"
 _AFTER_LINE = rf"(?<=[!-~\u00b7-\u07ff\u3001-\ufefe\uff01-\uff65]\n)(?=[{_LETTER}0-9])"
@@ -39,12 +43,13 @@ _BLOCK_ENDS_OF_ANY_SIGNS = "|".join((_BEFORE_COMMA, _AFTER_LINE, _BEFORE_BLANK))
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """The expressions, and what llama.cpp presumes of a vocabulary that goes with them.
+    """Rules for splitting a text into words, and llama.cpp's defaults for vocabularies that use them.
 
-    ``ignore_merges``: a word that is a token is taken whole. ``add_bos``: begin with BOS unless the
-    file says otherwise. ``default_bos``: whether there is a BOS where the file names none.
-    ``clean_spaces``: decoded text loses the blank before punctuation and contractions.
-    ``block_ends``: an expression of Python's :mod:`re` for places where no word spans.
+    ``splits``: regular expressions, one per step. ``ignore_merges``: a word that is a token becomes this
+    token without merging. ``add_bos``: a text begins with BOS unless the file says otherwise.
+    ``default_bos``: whether there is a BOS token if the file names none. ``clean_spaces``: decoding removes
+    the space before punctuation and contractions. ``block_ends``: an expression of Python's :mod:`re` that
+    matches where a long text may be cut into blocks.
     """
 
     splits: tuple[str, ...]
@@ -69,14 +74,14 @@ _BLANKS_BY_TWOS = (
 )
 _HAN_AND_KANA = "[一-龥\u3040-\u30ff]+"
 _HAN_HANGUL_AND_MORE = "[[一-龥\u0800-一가-\ud7ff]&&\\S]+"
-_ASIAN_LETTERS = (  # afmoe's, with \u8c48 where \uf900 was meant
+_ASIAN_LETTERS = (  # afmoe's list, with its mistake: \u8c48 instead of \uf900
     "[一-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
     "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff가-\ud7af\u1100-\u11ff]+"
 )
 _ASIAN_SIGNS = (
     "[가-힣\u3131-\u318e]+|[！…“”‘’—：；，\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _HAN_AND_KANA
 )
-_CASED_LETTERS = (  # deepseek-llm's list: the letters with case of its Unicode version
+_CASED_LETTERS = (  # deepseek-llm's list: the letters with upper and lower case in its Unicode version
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
     "Ὗ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛ"
     "Ꜣ-ꝯꝱ-ꞇꞋ-ꞎ\uab70-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
@@ -88,7 +93,7 @@ def _either(*expressions: str) -> str:
 
 
 def _by_case(letter: str, suffix: str = "") -> str:
-    """Words that end where a capital follows a small letter."""
+    """Return an expression for words that end before an upper-case letter after a lower-case one."""
     start, upper, lower = r"[^\r\n\p{L}\p{N}]?", f"[{letter}&&[^a-z]]", f"[{letter}&&[^A-Z]]"
     return f"{start}{upper}*{lower}+{suffix}|{start}{upper}+{lower}*{suffix}"
 
@@ -246,4 +251,4 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     name: pre_tokenizer for names, pre_tokenizer in _ROWS for name in names.split()
 }
-"""Every pre-tokenizer that is known, by each of its names."""
+"""Name in ``tokenizer.ggml.pre`` -> pre-tokenizer."""

@@ -1,8 +1,8 @@
-"""Chat templates rendered in a process of their own, within limits.
+"""Rendering chat templates in another process, with limits on time, memory and length.
 
-A template is a program from a file that anyone may have written. One that never ends, or that builds a
-string of gigabytes, cannot be stopped inside this process; another process can be killed. It is started
-when first needed and then waits for the next job, so that a turn of a chat costs no start.
+A template is a program in a file that anyone may have written. If it never ends, or builds a string of
+gigabytes, this process could not stop it; but it can kill another process. That process is started at the
+first use and then waits for more jobs, so that later turns of a chat need no start.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from typing import Any
 from ..errors import BadOptionError, Q4HifiError, UnavailableError, UnsupportedModelError
 
 RENDER_SECONDS = 2.0
-"""What a template may take. Sound ones need milliseconds."""
+"""Time limit for one rendering. Ordinary templates need milliseconds."""
 
 ANOTHER_TEMPLATE = "give another template with `template=...`"
-"""What to do about a template that is no good."""
+"""The remedy in messages about a template that cannot be used."""
 
-_START_SECONDS = 60.0  # it takes 0.1 s, but not on a busy machine
-_SENDING_SECONDS = 1e-6  # for each character of the variables, far more than it takes
+_START_SECONDS = 60.0  # 0.1 s is usual, but a busy machine needs longer
+_SENDING_SECONDS = 1e-6  # per character of the variables, far more than it takes
 _MEMORY = 512 << 20  # bytes
 _MAX_TEMPLATE = 1 << 20  # characters; published templates have up to 0.1 million
-_MAX_ADDED = 1 << 18  # characters that a template may add to a conversation ...
-_MAX_REPEATS = 4  # ... which it may repeat this often
+# A prompt may have _MAX_REPEATS times the characters of the variables, and _MAX_ADDED more.
+_MAX_REPEATS = 4
+_MAX_ADDED = 1 << 18
 
 _SCRIPT = Path(__file__).with_name("template_worker.py")
 _START = "import runpy, sys; sys.path += sys.argv[2:-1]; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -40,11 +41,11 @@ _LIBRARIES = ("jinja2", "markupsafe")
 
 
 class TemplateLimitError(UnsupportedModelError):
-    """A chat template needs more time, memory or characters than it may have."""
+    """A chat template exceeds the limit of time, memory or length."""
 
 
 _FAILURES: Mapping[str, tuple[type[Q4HifiError], str]] = {
-    "refused": (BadOptionError, "refuses these messages: {message}"),
+    "refused": (BadOptionError, "rejects these messages: {message}"),
     "syntax": (UnsupportedModelError, "does not parse: {message}; {help}"),
     "error": (UnsupportedModelError, "fails: {message}; {help}"),
     "length": (TemplateLimitError, "makes a prompt of more than {max_length} characters; {help}"),
@@ -52,22 +53,23 @@ _FAILURES: Mapping[str, tuple[type[Q4HifiError], str]] = {
     "time": (TemplateLimitError, "takes too long to render; {help}"),
     "crash": (TemplateLimitError, "crashes the process that renders it; {help}"),
 }
-"""Kind of failure -> the error, and what the template does."""
+"""Failure -> class of the error, and its message after "the chat template"."""
 
 _BROKEN = ("memory", "time", "crash")
 """Failures after which the process is not used again."""
 
 
 class _Worker:
-    """The process that renders, and its pipes."""
+    """The process that renders templates, and the pipes to it."""
 
     def __init__(self) -> None:
+        """Start the process. Raises :class:`UnavailableError` if this fails."""
         folders = dict.fromkeys(
             str(Path(spec.origin).parent.parent)
             for spec in map(find_spec, _LIBRARIES)
             if spec is not None and spec.origin is not None
         )
-        # -I -S: neither the environment nor the working folder decides what is imported.
+        # -I -S: imports depend neither on environment variables nor on the working folder.
         command = [sys.executable, "-I", "-S", "-c", _START, str(_SCRIPT), *folders, str(_MEMORY)]
         try:
             self._process = subprocess.Popen(
@@ -75,25 +77,28 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is not for this process
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # nor on Windows
+                start_new_session=True,  # Ctrl-C in the terminal does not reach this process
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
             )
         except OSError as error:
-            raise UnavailableError(f"no process for chat templates can be started: {error}") from error
+            raise UnavailableError(
+                f"the process that renders chat templates cannot be started: {error}"
+            ) from error
         self._owner = os.getpid()
         if self._exchange(b"", _START_SECONDS, 100) != b"{}\n":
             self.stop()
             raise UnavailableError(
-                f"the process for chat templates does not start; does {sys.executable} import jinja2?"
+                "the process that renders chat templates cannot be started; check that"
+                f" {sys.executable} can import jinja2"
             )
 
     @property
     def is_ready(self) -> bool:
-        """Whether it runs and was started by this process, not by one that this was forked from."""
+        """Whether the process runs, and was started by this process and not before a fork."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def stop(self) -> None:
-        """End it."""
+        """Kill the process, unless it belongs to the process that this one was forked from."""
         if self._owner != os.getpid():
             return
         self._process.kill()
@@ -104,19 +109,22 @@ class _Worker:
         self._process.wait()
 
     def render(self, job: Mapping[str, Any]) -> dict[str, str]:
-        """Return the answer to a job; see :mod:`q4hifi.runtime.template_worker`."""
+        """Return the answer to a job, or a failure; see :mod:`q4hifi.runtime.template_worker`."""
         line = json.dumps(job).encode() + b"\n"
         answer = self._exchange(line, job["seconds"], 12 * job["max_length"] + 10_000)
         if answer is None:
             return {"failure": "time"}
         with suppress(ValueError):
-            found = json.loads(answer)
-            if isinstance(found, dict) and ("prompt" in found or found.get("failure") in _FAILURES):
-                return found
+            result = json.loads(answer)
+            if isinstance(result, dict) and ("prompt" in result or result.get("failure") in _FAILURES):
+                return result
         return {"failure": "crash"}
 
     def _exchange(self, line: bytes, seconds: float, most: int) -> bytes | None:
-        """Send a line and return the next one that comes, of ``most`` bytes; None if that takes too long."""
+        """Send a line, and return the line that answers it, at most ``most`` bytes.
+
+        After ``seconds`` without an answer, kill the process and return None.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         is_late = threading.Event()
@@ -131,7 +139,7 @@ class _Worker:
             stdin.write(line)
             stdin.flush()
             answer = stdout.readline(most)
-        except OSError:  # the process has ended
+        except OSError:  # the process has crashed
             answer = b""
         finally:
             clock.cancel()
@@ -143,13 +151,13 @@ _lock = threading.Lock()
 
 
 def render_template(template: str, variables: Mapping[str, Any], seconds: float) -> str:
-    """Return what ``template`` makes of ``variables``.
+    """Return the text that the Jinja ``template`` makes from ``variables``.
 
-    Raises :class:`TemplateLimitError` for a template that takes more than ``seconds`` or 512 MiB of memory,
-    that is longer than a million characters, or whose prompt is far longer than the variables;
-    :class:`UnsupportedModelError` for one that does not parse or that fails; :class:`BadOptionError` for
-    variables that it refuses or that JSON cannot hold; :class:`UnavailableError` where no process can be
-    started.
+    Raises :class:`TemplateLimitError` for a template that needs more than ``seconds`` or 512 MiB of memory,
+    has more than 2^20 characters, or makes a prompt far longer than the variables;
+    :class:`UnsupportedModelError` for a template that does not parse or fails; :class:`BadOptionError` for
+    variables that the template rejects or JSON cannot represent; and :class:`UnavailableError` if the
+    process cannot be started.
     """
     if len(template) > _MAX_TEMPLATE:
         raise TemplateLimitError(
@@ -159,7 +167,8 @@ def render_template(template: str, variables: Mapping[str, Any], seconds: float)
         length = len(json.dumps(variables, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadOptionError(
-            f"a chat template takes only what JSON can hold (texts, numbers, lists, dicts): {error}"
+            "a chat template takes only values that JSON can represent (text, numbers, lists, dicts):"
+            f" {error}"
         ) from None
     max_length = _MAX_ADDED + _MAX_REPEATS * length
     seconds += _SENDING_SECONDS * length
@@ -179,14 +188,14 @@ def render_template(template: str, variables: Mapping[str, Any], seconds: float)
 
 
 def _answer(job: Mapping[str, Any]) -> dict[str, str]:
-    """Return the process's answer to a job; start the process if need be, stop it if it is broken."""
+    """Return the answer to a job. Start the process if necessary, and stop it if it no longer works."""
     global _worker
     if _worker is None or not _worker.is_ready:
         _stop()
         _worker = _Worker()
     try:
         answer = _worker.render(job)
-    except BaseException:  # Ctrl-C: the answer may still come, and must not be taken for the next job's
+    except BaseException:  # after Ctrl-C, a late answer must not be taken for the answer to the next job
         _stop()
         raise
     if answer.get("failure") in _BROKEN:

@@ -1,12 +1,11 @@
-"""The process that renders chat templates; :mod:`q4hifi.runtime.template_process` starts it and talks to it.
+"""The script of the process that renders chat templates, for :mod:`q4hifi.runtime.template_process`.
 
-It runs as a script and imports nothing of q4hifi, so that it starts fast. Each line of standard input is
-a job and each line of standard output its answer, both in JSON. The first answer, to no job, says that
-the process is ready.
+It imports nothing from q4hifi, so that it starts fast. Each line of standard input is a job, and each line
+of standard output is its answer, both in JSON. An empty first answer means that the process is ready.
 
-A template runs in Jinja's sandbox with what the transformers library gives to templates. The sandbox
-keeps it from files and from Python's internals; the limits below, where the system has them, and the
-clock of the other process keep it from using up the machine.
+A template runs in Jinja's sandbox, with the functions that the transformers library gives to templates. The
+sandbox denies access to files and to Python's internals. The limits below, on systems that have them, and
+the time limit of the other process keep the template from using up the machine.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_MOST_OF_A_MESSAGE = 500
-"""Characters of an error message that are kept: a template can make it as long as it likes."""
+_MAX_MESSAGE = 500
+"""Characters of an error message that are kept. A template can make a message of any length."""
 
 
 class _Refused(Exception):
@@ -39,12 +38,12 @@ class _Refused(Exception):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what a model is trained to say; in a prompt it means nothing."""
+    """Lets templates contain ``{% generation %}``, which marks text to train on. A prompt ignores it."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return what stands between the marks."""
+        """Return the statements between the two tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -75,14 +74,14 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON for a model to read; Jinja's own filter writes it for HTML."""
+    """Return ``value`` as JSON. Jinja's own filter escapes it for HTML, which a model should not read."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def _render(job: dict[str, Any]) -> dict[str, str]:
-    """Return ``{"prompt": ...}``, or ``{"failure": kind, "message": ...}``."""
+    """Return ``{"prompt": ...}``, or ``{"failure": ..., "message": ...}`` with a key of ``_FAILURES``."""
     try:
         pieces, length = [], 0
         for piece in _compiled(job["template"]).generate(job["variables"]):
@@ -97,27 +96,27 @@ def _render(job: dict[str, Any]) -> dict[str, str]:
         return _failure("refused", str(error))
     except jinja2.TemplateSyntaxError as error:
         return _failure("syntax", f"line {error.lineno}: {error.message}")
-    except Exception as error:  # the template is foreign code: anything can happen in it
+    except Exception as error:  # a template is a program, and can raise anything
         return _failure("error", f"{type(error).__name__}: {error}")
 
 
-def _failure(kind: str, message: str) -> dict[str, str]:
-    return {"failure": kind, "message": message[:_MOST_OF_A_MESSAGE]}
+def _failure(name: str, message: str) -> dict[str, str]:
+    return {"failure": name, "message": message[:_MAX_MESSAGE]}
 
 
 def _limit(name: str, most: int) -> None:
-    """Lower a limit of this process, where the system has it."""
+    """Lower a resource limit of this process, if the system has it."""
     if resource is not None:
         with suppress(AttributeError, ValueError, OSError):
-            which = getattr(resource, name)
-            resource.setrlimit(which, (most, resource.getrlimit(which)[1]))
+            number = getattr(resource, name)
+            resource.setrlimit(number, (most, resource.getrlimit(number)[1]))
 
 
 def main() -> None:
-    """Answer jobs until standard input ends. The last argument is the memory to use at most, in bytes."""
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing but answers goes to standard output
+    """Answer jobs until standard input ends. The last argument is the memory limit in bytes."""
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # standard output is for answers only
     _limit("RLIMIT_AS", int(sys.argv[-1]))
-    _limit("RLIMIT_CORE", 0)  # a template that crashes the process must not fill the disk
+    _limit("RLIMIT_CORE", 0)  # no core dump if a template crashes the process
     answer: dict[str, str] = {}
     while True:
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -126,7 +125,7 @@ def main() -> None:
         if not line:
             return
         job = json.loads(line)
-        # The other process stops this one when the time is up. This is for the case that it was killed.
+        # The other process kills this one after the time limit. If it was itself killed, this limit does.
         _limit("RLIMIT_CPU", int(time.process_time() + job["seconds"]) + 2)
         answer = _render(job)
 

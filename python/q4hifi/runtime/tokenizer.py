@@ -1,4 +1,4 @@
-"""Text to tokens and back, as llama.cpp does it, from the vocabulary in a GGUF file."""
+"""Encoding text to tokens and decoding it again, with the vocabulary of a GGUF file, as llama.cpp does."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from .subwords import BYTE_OF, SPACE, ByteLevel, SentencePiece, Tokens
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
 
 SHIELD = "\ufdd0"
-"""Keeps what spells a control token from being one: a code point that Unicode keeps out of texts."""
+"""A character that :meth:`Tokenizer.shield` puts into text that spells a control token.
+
+It is a noncharacter: Unicode reserves it for uses such as this one, so texts do not contain it.
+"""
 
 _CLEANING = (
     (re.compile(rb" (?=[?!.,])"), b""),
     (re.compile(rb" ' "), b"'"),
     (re.compile(rb" (?='(?:[sm]|re|ve))"), b""),
 )
-"""What old vocabularies want done to decoded text, in this order."""
+"""Replacements in decoded text, in this order, for vocabularies with ``clean_spaces``."""
 
 
 class Tokenizer:
     """The tokenizer of a model.
 
-    Attributes: ``n_vocab``; ``bos``, ``eos`` and ``eot`` (end of a turn), None where there is no such token;
-    ``add_bos`` and ``add_eos``, what ``encode`` puts around a text.
+    Attributes: ``n_vocab``, the number of tokens; ``bos``, ``eos`` and ``eot`` (end of turn), ids of these
+    tokens or None; ``add_bos`` and ``add_eos``, whether :meth:`encode` puts these around a text.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -47,37 +50,37 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """Make the tokenizer that the key-value pairs of a GGUF file describe.
+        """Return the tokenizer that the metadata of a GGUF file describe.
 
-        Raises :class:`UnsupportedModelError` for a kind of vocabulary or a pre-tokenizer that is not
-        known, and :class:`BadFileError` where there is no vocabulary or it contradicts itself.
+        Raises :class:`UnsupportedModelError` for a type of vocabulary or a pre-tokenizer that is not
+        supported, and :class:`BadFileError` if the vocabulary is missing or inconsistent.
         """
         return cls(read_vocabulary(metadata))
 
     def is_end_of_generation(self, token: int) -> bool:
-        """Whether a model that gives ``token`` has said all it has to say."""
+        """Return whether the model ends its text or answer with ``token``."""
         return token in self._vocabulary.ends
 
     def is_control(self, token: int) -> bool:
-        """Whether ``token`` is no text: BOS, the marks of a chat and the like."""
-        return self._kind(token) in CONTROL
+        """Return whether ``token`` is a control token, such as BOS or a chat's markers, and not text."""
+        return self._type(token) in CONTROL
 
     # ---- text to tokens --------------------------------------------------------------------------
 
     def encode(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, shield: str = ""
     ) -> list[int]:
-        """Return the tokens of ``text``.
+        """Return the token ids of ``text``.
 
-        ``add_special``: with BOS and EOS around it, if the file wants them. ``parse_special``: a control
-        token that is spelled in the text becomes this token; else it is text like any other, so that a
-        user's words cannot imitate a chat's marks. Tokens that a model's maker added as text always count.
-        ``shield``: a character that is left out, once the control tokens were found; see :meth:`shield`.
+        ``add_special``: put BOS and EOS around it, if the file asks for them. ``parse_special``: text that
+        spells a control token becomes this token. Otherwise it is encoded as plain text, so that a user
+        cannot imitate a chat's markers. Text that spells a user-defined token always becomes this token.
+        ``shield``: a character to remove after the search for control tokens; see :meth:`shield`.
 
-        Bytes need not be UTF-8. A SentencePiece vocabulary has tokens for them. A byte-level vocabulary takes
-        each as U+FFFD, but forms that are longer than needed, or those of surrogates, as what they spell.
-        In a str, escaped bytes (``surrogateescape``) mean the bytes.
-        Raises :class:`BadOptionError` for other lone surrogates.
+        Bytes need not be valid UTF-8. In a str, bytes escaped with ``surrogateescape`` count as these bytes.
+        A SentencePiece vocabulary has tokens for single bytes. A byte-level vocabulary encodes each invalid
+        byte as U+FFFD, except in overlong sequences and encoded surrogates: these give the code point that
+        they spell. Raises :class:`BadOptionError` for other lone surrogates in a str.
         """
         blocks = self.blocks(text, add_special=add_special, parse_special=parse_special, shield=shield)
         return [token for block in blocks for token in block.tolist()]
@@ -90,10 +93,10 @@ class Tokenizer:
         add_special: bool = True,
         parse_special: bool = False,
     ) -> Tokens:
-        """Return the tokens of ``text`` as uint32 [n_tokens], the first ``limit`` at most.
+        """Return the token ids of ``text`` as uint32 [n_tokens], at most the first ``limit`` of them.
 
-        The other options and the errors are those of :meth:`encode`. No more of a long text is read than the
-        limit needs, and the tokens take four bytes each.
+        The other options and the errors are those of :meth:`encode`. Of a long text, only as much is encoded
+        as the limit needs.
         """
         blocks, n = [np.empty(0, np.uint32)], 0
         for block in self.blocks(text, add_special=add_special, parse_special=parse_special):
@@ -106,8 +109,8 @@ class Tokenizer:
     def blocks(
         self, text: str | bytes, *, add_special: bool, parse_special: bool, shield: str = ""
     ) -> Iterator[Tokens]:
-        """Yield what :meth:`encode` returns, uint32, in pieces, as they are needed."""
-        data = _bytes_of(text) if isinstance(text, str) else text
+        """Yield the token ids that :meth:`encode` returns in arrays, uint32 [n], computed lazily."""
+        data = _checked_bytes(text) if isinstance(text, str) else text
         vocabulary = self._vocabulary
         if add_special and self.add_bos and self.bos is not None:
             yield np.array([self.bos], np.uint32)
@@ -127,61 +130,63 @@ class Tokenizer:
             yield np.array([self.eos], np.uint32)
 
     def shield(self, text: str) -> str:
-        """Return ``text`` with a :data:`SHIELD` in whatever spells a control token.
+        """Return ``text`` with a :data:`SHIELD` inside everything that spells a control token.
 
-        So the words of others can be put between control tokens before they are encoded together.
+        A user's words can then be put between real control tokens and encoded together with them:
+        ``encode`` with ``shield=SHIELD`` finds only the real ones, and removes the shields.
         """
-        data = _bytes_of(text.replace(SHIELD, ""))
+        data = _checked_bytes(text.replace(SHIELD, ""))
         cuts = [start + _size_of_first(data[start:]) for start in self._control.starts(data)]
         parts = [data[start:end] for start, end in pairwise([0, *sorted(cuts), len(data)])]
         return SHIELD.encode().join(parts).decode("utf-8", "surrogateescape")
 
     def _fragments(self, data: bytes, parse_special: bool) -> Iterator[bytes | int]:
-        """Cut ``data`` at its special tokens."""
+        """Yield the special tokens in ``data``, and the text between them as bytes."""
         start = 0
-        for found in (self._special if parse_special else self._user_defined).find(data):
-            if start < found.start:
-                yield data[start : found.start]
-            yield found.token
-            start = found.resume
+        for special in (self._special if parse_special else self._user_defined).find(data):
+            if start < special.start:
+                yield data[start : special.start]
+            yield special.token
+            start = special.resume
         if start < len(data):
             yield data[start:]
 
     @cached_property
     def _special(self) -> SpecialTokens:
-        return SpecialTokens(self._of_kinds(SPECIAL), self._vocabulary.stripping)
+        return SpecialTokens(self._of_types(SPECIAL), self._vocabulary.stripping)
 
     @cached_property
     def _user_defined(self) -> SpecialTokens:
-        return SpecialTokens(self._of_kinds((TokenType.USER_DEFINED,)), self._vocabulary.stripping)
+        return SpecialTokens(self._of_types((TokenType.USER_DEFINED,)), self._vocabulary.stripping)
 
     @cached_property
     def _control(self) -> SpecialTokens:
-        """Control tokens; nothing can keep a single character from being one."""
+        """Control tokens of two characters or more: no shield fits into a single character."""
         return SpecialTokens(
-            {text: i for text, i in self._of_kinds(CONTROL).items() if _size_of_first(text) < len(text)}
+            {text: i for text, i in self._of_types(CONTROL).items() if _size_of_first(text) < len(text)}
         )
 
-    def _of_kinds(self, kinds: Collection[int]) -> dict[bytes, int]:
+    def _of_types(self, types: Collection[int]) -> dict[bytes, int]:
         vocabulary = self._vocabulary
-        return {_bytes(text): i for text, i in vocabulary.ids.items() if vocabulary.kinds[i] in kinds}
+        return {_bytes(text): i for text, i in vocabulary.ids.items() if vocabulary.types[i] in types}
 
     @cached_property
     def _subwords(self) -> ByteLevel | SentencePiece:
-        kind = ByteLevel if self._vocabulary.is_byte_level else SentencePiece
-        return kind(self._vocabulary)
+        encoder = ByteLevel if self._vocabulary.is_byte_level else SentencePiece
+        return encoder(self._vocabulary)
 
     # ---- tokens to text --------------------------------------------------------------------------
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
-        """Return the text of ``tokens``; what is not UTF-8 in it becomes U+FFFD. See :meth:`decode_bytes`."""
+        """Return the text of ``tokens``, with U+FFFD for invalid UTF-8; see :meth:`decode_bytes`."""
         return self.decode_bytes(tokens, skip_special=skip_special).decode("utf-8", "replace")
 
     def decode_bytes(self, tokens: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """Return the text of ``tokens`` as bytes; with ``skip_special`` without control tokens.
+        """Return the text of ``tokens`` as bytes.
 
-        The blank that ``encode`` puts before a text is taken away again. Some vocabularies want blanks
-        before punctuation taken away too. Raises :class:`BadOptionError` for a token that there is not.
+        ``skip_special`` leaves out control tokens. The space that :meth:`encode` puts before a text is
+        removed. For some vocabularies spaces before punctuation are removed as well, as in llama.cpp. Raises
+        :class:`BadOptionError` for an id that is not in the vocabulary.
         """
         pieces = [self.piece(token, skip_special=skip_special) for token in tokens]
         if pieces and self._vocabulary.add_space_prefix:
@@ -193,36 +198,36 @@ class Tokenizer:
         return data
 
     def piece(self, token: int, *, skip_special: bool = False) -> bytes:
-        """Return what one token stands for, often less than a character.
+        """Return the bytes of one token, which may end within a character.
 
-        Nothing for an unused token, and with ``skip_special`` for a control token. Raises
-        :class:`BadOptionError` where there is no such token.
+        They are empty for an unused token, and with ``skip_special`` for a control token. Raises
+        :class:`BadOptionError` for an id that is not in the vocabulary.
         """
-        kind, text = self._kind(token), self._vocabulary.texts[token]
-        if kind in SPECIAL:
-            return b"" if skip_special and kind in CONTROL else _bytes(text)
-        if kind == TokenType.BYTE:
+        token_type, text = self._type(token), self._vocabulary.texts[token]
+        if token_type in SPECIAL:
+            return b"" if skip_special and token_type in CONTROL else _bytes(text)
+        if token_type == TokenType.BYTE:
             return bytes([int(text[3:5], 16)])
-        if kind != TokenType.NORMAL:
+        if token_type != TokenType.NORMAL:
             return b""
         if self._vocabulary.is_byte_level:
             return b"".join(BYTE_OF.get(c) or _bytes(c) for c in text)
         return _bytes(text.replace(SPACE, " "))
 
     def stream(self, *, skip_special: bool = False) -> TokenStream:
-        """Return a decoder that takes one token after another."""
+        """Return a decoder for a generated text, which takes one token at a time."""
         return TokenStream(self, skip_special)
 
-    def _kind(self, token: int) -> int:
+    def _type(self, token: int) -> int:
         if not 0 <= token < self.n_vocab:
-            raise BadOptionError(f"there is no token {token}: the vocabulary has {self.n_vocab}")
-        return self._vocabulary.kinds[token]
+            raise BadOptionError(f"token {token} is not in the vocabulary, which has {self.n_vocab} tokens")
+        return self._vocabulary.types[token]
 
 
 class TokenStream:
-    """Tokens to text as they come: bytes that are no whole character yet wait for the next token.
+    """Decodes one token at a time. Bytes of an incomplete character wait for the next token.
 
-    The pieces are given as they are: of a text's beginning no blank is taken away.
+    Unlike :meth:`Tokenizer.decode`, it keeps a space at the beginning of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
@@ -232,11 +237,11 @@ class TokenStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """Return the text that is complete with ``token``; it may be empty."""
+        """Return the text that ``token`` completes; it may be empty."""
         return self._decoder.decode(self._tokenizer.piece(token, skip_special=self._skip_special))
 
     def finish(self) -> str:
-        """Return what is left: U+FFFD for a character that was never completed."""
+        """Return the rest of the text: U+FFFD if its last character is incomplete, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -244,13 +249,14 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _bytes_of(text: str) -> bytes:
+def _checked_bytes(text: str) -> bytes:
+    """Return ``_bytes(text)``, or raise BadOptionError for lone surrogates."""
     try:
         return _bytes(text)
     except UnicodeEncodeError as error:
-        raise BadOptionError(f"the text is no Unicode at character {error.start}: {error}") from None
+        raise BadOptionError(f"the text is not valid Unicode at character {error.start}: {error}") from None
 
 
 def _size_of_first(text: bytes) -> int:
-    """Bytes of the first character."""
+    """Return the number of bytes of the first character."""
     return len(next(iter(text[:4].decode("utf-8", "surrogateescape"))).encode("utf-8", "surrogateescape"))
