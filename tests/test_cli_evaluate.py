@@ -61,6 +61,14 @@ def test_perplexity(run: Run) -> None:
     assert f"{found['ppl']['value']:.4f}" == final[1]
 
 
+def test_chunks_beyond_the_context_of_the_training_are_noted(run: Run) -> None:
+    """The example was trained on 256 tokens at a time."""
+    for words in (("perplexity", EXAMPLE), ("compare", EXAMPLE, EXAMPLE), ("imatrix", EXAMPLE)):
+        found = run(*words, "-f", ROOT / "README.md", "-c", 260, "--chunks", 1, "--threads", 2)
+        assert found.status == 0
+        assert "was trained on 256 tokens at a time" in found.err and "-c 256 measures" in found.err
+
+
 def test_a_perplexity_beyond_floats_is_infinite_and_null_in_json(run: Run, folder: Path) -> None:
     """Damaged files have such; none must end in a traceback, nor in JSON that no reader takes."""
     copyfile(EXAMPLE, folder / "damaged.gguf")

@@ -78,6 +78,20 @@ def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str =
     return file
 
 
+def _note_long_chunks(model: str, n_ctx: int) -> None:
+    """Say on standard error if chunks are longer than the texts that the model was trained on."""
+    from ..gguf_io.reader import GgufFile
+
+    with GgufFile.open(model) as file:
+        trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and 0 < trained < n_ctx:
+        click.echo(
+            f"note: {printable(model)} was trained on {trained} tokens at a time, and chunks of {n_ctx} are"
+            f" predicted worse; -c {trained} measures what it can do",
+            err=True,
+        )
+
+
 @contextmanager
 def _saved_chunks(file: str | None, *, can_resume: bool = True) -> Iterator[OnSave]:
     """Yield the function to call after each save. If the run fails, print how many chunks ``file`` has."""
@@ -175,6 +189,7 @@ def perplexity(
     from .evaluation_tables import final_perplexity, running_perplexity
 
     text = read_text(file)
+    _note_long_chunks(model, n_ctx)
     with (
         _saved_chunks(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
@@ -272,6 +287,7 @@ def compare(
         from .plot import check_plot, plot_comparison
 
         check_plot(plot)
+    _note_long_chunks(reference, n_ctx)
     with ExitStack() as stack:
         stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
         progress = stack.enter_context(progress_bar("tokens", 1))
@@ -410,6 +426,7 @@ def imatrix(
     ppl: list[Perplexity] = []
     if model is not None:
         text = read_text(str(file))
+        _note_long_chunks(model, n_ctx)
         with (
             _saved_chunks(output, can_resume=form == GGUF) as on_save,
             progress_bar("tokens", 1) as progress,
