@@ -20,7 +20,7 @@ from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tenso
 from .model_shape import ModelShape
 from .options import Options
 from .recipes import Bumps
-from .tensor_rules import TensorRules
+from .tensor_rules import NamedTensor, TensorRules
 
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
 Q4_0, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS = (
@@ -45,16 +45,8 @@ AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_
 """Architecture -> parts of names; a matrix whose name contains one of them takes Q8_0 in every mix."""
 
 
-class SourceTensor(Protocol):
+class SourceTensor(NamedTensor, Protocol):
     """The properties of a tensor that the recipes use."""
-
-    @property
-    def name(self) -> str:
-        """The tensor's name in the file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The tensor's dimensions, row length first."""
 
     @property
     def format(self) -> Format:
