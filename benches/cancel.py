@@ -5,8 +5,8 @@
 Encodes the first rows of matrices twice, refined without and with error feedback. Prints the ratio of the
 output errors eᵀ H e, by matrix and type, where e is the error of a row and H = E[x xᵀ] the Hessian. H is
 taken from the importance matrix that the encoder used (line "same"), and from that of another text
-(``--other``, line "other"). The last line is the mean ratio on the other text. The constant for error
-feedback in ``python/q4hifi/allocation/allocate.py`` is this mean.
+(``--other``, line "other"). The last line is the mean ratio on the other text. ``FED_BACK`` in
+``python/q4hifi/allocation/measured_plan.py`` is this mean.
 """
 
 from __future__ import annotations

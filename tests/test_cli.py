@@ -484,12 +484,12 @@ def test_the_report_of_quantize(run: Run, folder: Path) -> None:
         *("token_embd", "attn_q", "attn_v", "ffn_down")
     }
     assert notes == (
-        "Q4_HIFI at 0.241 M parameters: 8 outliers a block, attn_v of 100% and ffn_down of 50% of the layers"
-        "\n3 tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads"
+        "Q4_HIFI at 0.241 M parameters: 8 outliers per block, attn_v of 100% and ffn_down of 50% of the"
+        " layers\n3 tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads"
     )
     assert re.fullmatch(
-        rf"[0-9.]+ KiB -> {size / 1024:.2f} KiB, {plan.bits_per_weight:.3f} bits a weight, [0-9.]+ s,"
-        r" [0-9.]+ million weights a second\nwrote model-Q4_HIFI\.gguf\n",
+        rf"[0-9.]+ KiB -> {size / 1024:.2f} KiB, {plan.bits_per_weight:.3f} bits per weight, [0-9.]+ s,"
+        r" [0-9.]+ million weights per second\nwrote model-Q4_HIFI\.gguf\n",
         summary,
     )
     for table in (types, errors):  # columns are aligned: all rows of a table are equally long

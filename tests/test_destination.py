@@ -13,7 +13,7 @@ import q4hifi
 from command import Run
 from q4hifi.cli import group
 from q4hifi.gguf_io.reader import GgufFile
-from q4hifi.plan.options import Options
+from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.recipes import RECIPES, find_recipe, type_hint
 from synthetic import EXAMPLE, names_in, random_sums, write_imatrix, write_small_model
 
@@ -169,7 +169,7 @@ def test_what_can_be_meant_is_done(arguments: str, written: str, kind: str, run:
     ],
 )
 def test_the_title_says_what_is_asked_for(options: dict[str, object], title: str) -> None:
-    assert Options(**options).title == title  # type: ignore[arg-type]
+    assert TypeOptions(**options).title == title  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ import pytest
 import q4hifi
 from command import Run, script
 from q4hifi import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, _core
-from q4hifi.allocation.calibration_file import Calibration
-from q4hifi.allocation.sensitivities import load_sensitivities
+from q4hifi.allocation.calibration_file import Calibration, load_sensitivities
 from q4hifi.codec.core_errors import core_errors
 from q4hifi.files.json_file import read_json
 from synthetic import EXAMPLE

@@ -11,9 +11,9 @@ from q4hifi.errors import BadOptionError, UnsupportedModelError
 from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F16, F32, Q4_HIFI, STORED_TYPES, TYPES
 from q4hifi.plan.model_shape import ModelShape
-from q4hifi.plan.options import Options
+from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.plan import TypeTotal, make_plan
-from q4hifi.plan.size_classes import Scale
+from q4hifi.plan.size_classes import SizeClass
 
 HERE = Path(__file__).parent
 expand = runpy.run_path(str(HERE / "golden" / "make_llama_quantize_types.py"))["expand"]
@@ -31,7 +31,7 @@ def published_plan(name, **options):
     tensors = [
         StoredTensor(tensor, shape, TYPES[kind]) for tensor, (kind, shape) in expand(model["tensors"]).items()
     ]
-    return make_plan(tensors, ModelShape.from_metadata(model["metadata"]), Options(**options))
+    return make_plan(tensors, ModelShape.from_metadata(model["metadata"]), TypeOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_published_sizes_of_devstral(options, published):
 @pytest.mark.parametrize("layout", ["fork", "split"])
 def test_devstral_by_its_scale_stays_under_68_gib(layout):
     plan = published_plan(DEVSTRAL, layout=layout)
-    assert plan.scale == Scale(16, 0.0, 1.0)
+    assert plan.size_class == SizeClass(16, 0.0, 1.0)
     assert plan.tensor_bytes + DEVSTRAL_HEADER <= 68 * GIB
     minimal = published_plan(DEVSTRAL, layout=layout, minimal=True)
     assert minimal.by_type["Q4_HIFI"].tensors == 22
@@ -90,7 +90,7 @@ SMALL = [
 
 
 def small_plan(tensors=SMALL, keep_order=False, **options):
-    return make_plan(tensors, ModelShape("llama", 2, 4, 1), Options(**options), keep_order=keep_order)
+    return make_plan(tensors, ModelShape("llama", 2, 4, 1), TypeOptions(**options), keep_order=keep_order)
 
 
 def test_plan_counts_every_byte():
@@ -144,14 +144,14 @@ def test_order_is_llama_quantizes_or_the_files():
 @pytest.mark.parametrize(
     ("options", "file_type", "scale"),
     [
-        ({}, 14, Scale(8, 0.5)),
-        ({"layout": "fork"}, 42, Scale(8, 0.5)),
-        ({"outliers": 4, "ffn_down_coverage": 1}, 14, Scale(4, 1)),
+        ({}, 14, SizeClass(8, 0.5)),
+        ({"layout": "fork"}, 42, SizeClass(8, 0.5)),
+        ({"outliers": 4, "ffn_down_coverage": 1}, 14, SizeClass(4, 1)),
         ({"outliers": 0}, 14, None),
         ({"type": "Q4_K_M"}, 15, None),
         ({"type": "Q4_K_M", "layout": "fork"}, 15, None),
-        ({"type": "Q6_K", "tensor_types": (("attn_v", "q4_hifi"),)}, 18, Scale(8, 0.5)),
-        ({"type": "Q6_K", "tensor_types": (("attn_v", "q4_hifi"),), "layout": "fork"}, 42, Scale(8, 0.5)),
+        ({"type": "Q6_K", "tensor_types": (("attn_v", "q4_hifi"),)}, 18, SizeClass(8, 0.5)),
+        ({"type": "Q6_K", "tensor_types": (("attn_v", "q4_hifi"),), "layout": "fork"}, 42, SizeClass(8, 0.5)),
         ({"type": "F32"}, 0, None),
         ({"type": "BF16"}, 32, None),
         ({"type": "COPY"}, None, None),
@@ -159,7 +159,7 @@ def test_order_is_llama_quantizes_or_the_files():
 )
 def test_file_type_and_scale(options, file_type, scale):
     plan = small_plan(**options)
-    assert (plan.file_type, plan.scale) == (file_type, scale)
+    assert (plan.file_type, plan.size_class) == (file_type, scale)
 
 
 def test_copied_and_requantized():
@@ -245,7 +245,7 @@ def test_an_adapter_is_copied_and_says_so():
     ]
     adapter = ModelShape("llama", None, adapter=True)
     for kind in ("Q8_0", "F32", "Q6_K"):
-        plan = make_plan(tensors, adapter, Options(type=kind))
+        plan = make_plan(tensors, adapter, TypeOptions(type=kind))
         assert all(t.copied for t in plan.tensors)
         assert plan.file_type is None
         assert "adapter, whose matrices no recipe changes" in plan.warnings[0]
@@ -253,21 +253,21 @@ def test_an_adapter_is_copied_and_says_so():
         with pytest.raises(
             UnsupportedModelError, match="adapter, whose matrices no recipe changes; use COPY"
         ):
-            make_plan(tensors, adapter, Options(type=kind))
-    assert make_plan(tensors, adapter, Options(type="COPY")).warnings == ()
+            make_plan(tensors, adapter, TypeOptions(type=kind))
+    assert make_plan(tensors, adapter, TypeOptions(type="COPY")).warnings == ()
 
 
 def test_a_model_without_an_architecture_says_what_is_missing():
     with pytest.raises(UnsupportedModelError, match=r"general\.architecture is missing, and so block_count"):
-        make_plan(SMALL, ModelShape("", None), Options(type="Q4_K_M"))
-    assert make_plan(SMALL, ModelShape("", None), Options(type="Q6_K")).by_type["Q6_K"].tensors == 3
+        make_plan(SMALL, ModelShape("", None), TypeOptions(type="Q4_K_M"))
+    assert make_plan(SMALL, ModelShape("", None), TypeOptions(type="Q6_K")).by_type["Q6_K"].tensors == 3
 
 
 def test_as_dict_is_json():
     plan = small_plan()
     read = json.loads(json.dumps(plan.as_dict()))
     assert read["recipe"] == "Q4_HIFI"
-    assert read["scale"] == {"outliers": 8, "ffn_down_coverage": 0.5, "attn_v_coverage": 1.0}
+    assert read["size_class"] == {"outliers": 8, "ffn_down_coverage": 0.5, "attn_v_coverage": 1.0}
     assert read["tensor_bytes"] == sum(t["bytes"] for t in read["tensors"])
     assert read["by_type"]["Q5_0"] == {"tensors": 1, "weights": 192, "bytes": 132}
     assert read["tensors"][3] == {
@@ -285,7 +285,7 @@ def test_as_dict_is_json():
 
 def test_a_plan_of_nothing_is_empty():
     plan = small_plan([])
-    assert (plan.tensor_bytes, plan.n_params, plan.bits_per_weight, plan.scale) == (0, 0, 0, None)
+    assert (plan.tensor_bytes, plan.n_params, plan.bits_per_weight, plan.size_class) == (0, 0, 0, None)
 
 
 def test_the_example_plans_as_llama_quantize_says():
@@ -298,7 +298,7 @@ def test_the_example_plans_as_llama_quantize_says():
     keys = ("general.architecture", "qwen3.block_count", "qwen3.attention.head_count")
     model = ModelShape.from_metadata({key: reader.fields[key].contents() for key in keys})
     for kind, published in (("Q4_K_M", "3.53"), ("Q4_K_S", "3.40"), ("Q8_0", "5.86"), ("Q6_K", "4.53")):
-        plan = make_plan(tensors, model, Options(type=kind))
+        plan = make_plan(tensors, model, TypeOptions(type=kind))
         assert f"{plan.tensor_bytes / MIB:.2f}" == published
-    plan = make_plan(tensors, model, Options())
+    plan = make_plan(tensors, model, TypeOptions())
     assert [t.layer for t in plan.tensors if t.role == "ffn_down" and t.type == Q4_HIFI] == [0, 1, 2, 3]

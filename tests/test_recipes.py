@@ -11,8 +11,9 @@ from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.tensor_names import processing_order
 from q4hifi.formats.types import F16, F32, Q4_HIFI, TYPES
 from q4hifi.plan.model_shape import ModelShape
-from q4hifi.plan.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.recipes import RECIPES, find_recipe
+from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from q4hifi.plan.type_rules import Choice, choose_types
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,7 +35,7 @@ def recorded_model(name):
 
 
 def options_of(args):
-    """llama-quantize's arguments as Options, and whether --keep-split is among them."""
+    """llama-quantize's arguments as TypeOptions, and whether --keep-split is among them."""
     fields, types = {"type": args[-1]}, []
     rest = iter(args[:-1])
     for arg in rest:
@@ -46,7 +47,7 @@ def options_of(args):
             types.append(parse_tensor_type(next(rest)))
         else:
             assert arg == "--keep-split"
-    return Options(**fields, tensor_types=tuple(types)), "--keep-split" in args
+    return TypeOptions(**fields, tensor_types=tuple(types)), "--keep-split" in args
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_processing_order_is_llama_quantizes():
 def choose(model, **options):
     """Name -> choice for a recorded model."""
     tensors, shape = recorded_model(model)
-    choices = choose_types(tensors, shape, Options(**options))
+    choices = choose_types(tensors, shape, TypeOptions(**options))
     return {t.name: c for t, c in zip(tensors, choices, strict=True)}
 
 
@@ -106,7 +107,7 @@ def test_ffn_down_coverage_is_the_first_layers_rounded_down(coverage, n):
 
 def test_coverage_of_29_percent_of_100_layers_is_29():
     tensors = [StoredTensor(f"blk.{i}.ffn_down.weight", (256, 2), F16) for i in range(100)]
-    choices = choose_types(tensors, ModelShape("llama", 100), Options(ffn_down_coverage=0.29))
+    choices = choose_types(tensors, ModelShape("llama", 100), TypeOptions(ffn_down_coverage=0.29))
     assert sum(c.type == Q4_HIFI for c in choices) == 29
 
 
@@ -114,7 +115,7 @@ def test_minimal_covers_the_first_quarter_of_attn_v_only():
     tensors = [StoredTensor("token_embd.weight", (256, 400_000_000), F16)]
     for i in range(10):
         tensors += [StoredTensor(f"blk.{i}.{part}.weight", (256, 2), F16) for part in ("attn_v", "ffn_down")]
-    choices = choose_types(tensors, ModelShape("llama", 10), Options(minimal=True))
+    choices = choose_types(tensors, ModelShape("llama", 10), TypeOptions(minimal=True))
     covered = [t.name for t, c in zip(tensors, choices, strict=True) if c == Choice(Q4_HIFI, 16)]
     assert covered == ["blk.0.attn_v.weight", "blk.1.attn_v.weight"]
 
@@ -127,7 +128,7 @@ def test_hifi_covers_experts_fused_and_compressed_values():
 
 def test_full_coverage_takes_tensors_without_a_layer():
     tensors = [StoredTensor(f"mm.{part}.weight", (256, 2), F16) for part in ("attn_v", "ffn_down")]
-    choices = choose_types(tensors, ModelShape("llama", 4), Options())
+    choices = choose_types(tensors, ModelShape("llama", 4), TypeOptions())
     assert [c.type.name for c in choices] == ["Q4_HIFI", "Q4_K"]
 
 
@@ -262,7 +263,7 @@ def test_tensor_type_file(tmp_path):
 )
 def test_options_refuse(fields, message):
     with pytest.raises(BadOptionError, match=message):
-        Options(**fields)
+        TypeOptions(**fields)
 
 
 def test_model_shape_reads_lists_and_defaults():
@@ -284,8 +285,8 @@ def test_a_number_of_layers_that_is_none_is_a_fault(value):
     assert model.n_layer is None
     assert f"llama.block_count is {value!r}" in model.fault
     with pytest.raises(UnsupportedModelError, match=r"llama\.block_count is .*`pure=True` or F16"):
-        choose_types([], model, Options(type="Q4_K_M"))
-    assert choose_types([], model, Options(type="F16")) == []
+        choose_types([], model, TypeOptions(type="Q4_K_M"))
+    assert choose_types([], model, TypeOptions(type="F16")) == []
 
 
 @pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv", "expert_count"])
@@ -295,7 +296,7 @@ def test_other_numbers_that_are_none_are_faults(key, value):
     model = ModelShape.from_metadata(metadata)
     assert model.fault.startswith(f"llama.{key} is ")
     with pytest.raises(UnsupportedModelError, match=key):
-        choose_types([], model, Options(type="Q8_0"))
+        choose_types([], model, TypeOptions(type="Q8_0"))
 
 
 @pytest.mark.parametrize("architecture", [None, 3, ["llama"]])
@@ -321,12 +322,12 @@ def test_recipes_that_choose_by_layer_need_their_number(name, has_imatrix):
 
     def types(n_layer):
         return choose_types(
-            tensors, ModelShape("llama", n_layer), Options(type=name), has_imatrix=has_imatrix
+            tensors, ModelShape("llama", n_layer), TypeOptions(type=name), has_imatrix=has_imatrix
         )
 
     if RECIPES[name].chooses_by_layer(has_imatrix):
         with pytest.raises(UnsupportedModelError, match=f"llama.block_count is missing, {name} chooses by"):
             types(None)
-        assert choose_types(tensors, ModelShape("llama", None), Options(type=name, pure=True))
+        assert choose_types(tensors, ModelShape("llama", None), TypeOptions(type=name, pure=True))
     else:
         assert types(None) == types(16) == types(64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from q4hifi.allocation.calibration_file import load_sensitivities
 from q4hifi.allocation.sensitivities import (
     DEFAULT_SOURCE,
     FIRST_LAYER,
@@ -19,7 +20,6 @@ from q4hifi.allocation.sensitivities import (
     WRITTEN_BY,
     Energy,
     default_sensitivities,
-    load_sensitivities,
 )
 from q4hifi.errors import BadFileError
 from q4hifi.formats.tensor_names import layer_of, role_of

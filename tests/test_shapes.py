@@ -32,7 +32,7 @@ def shapes(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("type", ["Q4_HIFI", "Q4_K_M", "Q2_K"])
 def test_they_give_the_plan_of_the_model(type: str, shapes: Path) -> None:
     ours, whole = q4hifi.plan_shapes(shapes, type), q4hifi.plan_file(EXAMPLE, type)
-    assert ours.tensors == whole.tensors and ours.scale == whole.scale
+    assert ours.tensors == whole.tensors and ours.size_class == whole.size_class
     assert ours.file_bytes is None and ours.tensor_bytes == whole.tensor_bytes
 
 
@@ -63,7 +63,7 @@ def test_measuring_needs_weights(shapes: Path) -> None:
 def test_the_command_takes_them(run: Run, shapes: Path) -> None:
     outcome = run("plan", shapes, "Q4_K_S")
     plan = q4hifi.plan_shapes(shapes, "Q4_K_S")
-    assert outcome.status == 0 and f"{plan.bits_per_weight:.3f} bits a weight" in outcome.out
+    assert outcome.status == 0 and f"{plan.bits_per_weight:.3f} bits per weight" in outcome.out
     assert "of tensors" in outcome.out
     assert json.loads(run("plan", shapes, "--json").out)["token_bytes"] > 0
     outcome = run("plan", shapes, "--imatrix", "x.gguf")

@@ -1,8 +1,9 @@
-"""Rules for tensors' types: the expressions are llama-quantize's, and what decides nothing is reported."""
+"""Rules for tensors' types: the expressions are llama-quantize's, and rules without effect are reported."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from q4hifi.errors import BadOptionError
 from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F16, F32, tensor_type
 from q4hifi.plan.model_shape import ModelShape
-from q4hifi.plan.options import Options, parse_tensor_type, read_tensor_type_file
+from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.plan import Plan, make_plan
 from q4hifi.plan.tensor_patterns import compile_pattern
+from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from q4hifi.plan.tensor_types_file import write_tensor_types
 from synthetic import EXAMPLE, random_weights, write_imatrix, write_model, write_small_model
 
@@ -93,7 +95,7 @@ def test_what_llama_quantize_reads_otherwise_is_refused(pattern: str, place: int
     with pytest.raises(
         BadOptionError, match="is no regular expression that llama-quantize supports"
     ) as caught:
-        Options(tensor_types=[(pattern, "q8_0")])
+        TypeOptions(tensor_types=[(pattern, "q8_0")])
     assert f"(character {place}): " in str(caught.value) and remedy in str(caught.value)
 
 
@@ -207,7 +209,7 @@ def test_files_that_hold_no_rules(data: bytes, message: str, tmp_path: Path) -> 
 )
 def test_an_unknown_type_has_a_suggestion(wrong: str, right: str) -> None:
     with pytest.raises(BadOptionError, match=rf"attn_v={wrong}: unknown .* did you mean {right}\?"):
-        Options(tensor_types=[("attn_v", wrong)])
+        TypeOptions(tensor_types=[("attn_v", wrong)])
     with pytest.raises(BadOptionError, match="unknown tensor type 'gold'; choose one of"):
         tensor_type("gold")
 
@@ -229,14 +231,14 @@ TENSORS = [
 
 
 def idle(rules: str, **options: object) -> dict[str, str]:
-    """Rule -> the reason why it decides nothing, of rules apart by spaces."""
+    """Rule -> the reason why it has no effect, of rules separated by spaces."""
     pairs = [parse_tensor_type(rule) for rule in rules.split()]
-    plan = make_plan(TENSORS, ModelShape("llama", 2), Options(type="Q4_K_M", tensor_types=pairs, **options))  # type: ignore[arg-type]
-    assert [rule.option for rule in plan.idle_rules] == ["--tensor-type"] * len(plan.idle_rules)
-    assert plan.as_dict()["idle_rules"] == [
-        {"option": rule.option, "text": rule.text, "reason": rule.reason} for rule in plan.idle_rules
-    ]
-    return {rule.text: rule.reason for rule in plan.idle_rules}
+    plan = make_plan(
+        TENSORS, ModelShape("llama", 2), TypeOptions(type="Q4_K_M", tensor_types=pairs, **options)
+    )  # type: ignore[arg-type]
+    assert plan.as_dict()["warnings"] == list(plan.warnings)
+    found = [re.fullmatch(r"--tensor-type (\S+) has no effect: it (.*)", text) for text in plan.warnings]
+    return {rule[1]: rule[2] for rule in found if rule}
 
 
 EARLIER = "matches only tensors that an earlier --tensor-type decides"
@@ -304,18 +306,18 @@ def test_idle_rules_are_printed(command: str, run: Run, folder: Path) -> None:
     options = ["--tensor-type", "atn_v=q8_0", "--tensor-type", "[[:alpha:]]+_v = q8_0"]
     outcome = run(*command.split(), *options)
     assert outcome.status == 0
-    assert "--tensor-type atn_v=q8_0 decides nothing: it matches no tensor\n" in outcome.out
-    assert outcome.out.count("decides nothing") == 1
+    assert "--tensor-type atn_v=q8_0 has no effect: it matches no tensor\n" in outcome.out
+    assert outcome.out.count("has no effect") == 1
     printed = json.loads(run(*command.split(), *options, "--json", "--overwrite").out)
     plan = printed.get("plan", printed)
-    assert [rule["text"] for rule in plan["idle_rules"]] == ["atn_v=q8_0"]
+    assert plan["warnings"] == ["--tensor-type atn_v=q8_0 has no effect: it matches no tensor"]
     assert {t["name"]: t["type"] for t in plan["tensors"]}[VALUE] == "Q8_0"
 
 
 def test_many_idle_rules_are_counted(run: Run, folder: Path) -> None:
     (folder / "types.txt").write_text(" ".join(f"blk.{i}.=q8_0" for i in range(2, 52)))
     outcome = run("plan", "model-f16.gguf", "--tensor-type-file", "types.txt")
-    assert outcome.out.count("decides nothing") == 20 and "\n30 more rules decide nothing" in outcome.out
+    assert outcome.out.count("has no effect") == 20 and "\n30 more warnings" in outcome.out
 
 
 def test_idle_filters_of_the_imatrix_are_printed(run: Run, folder: Path) -> None:
@@ -331,8 +333,8 @@ def test_idle_filters_of_the_imatrix_are_printed(run: Run, folder: Path) -> None
                 command, "model-f16.gguf", *target, "Q4_K_M", "--imatrix", "i.gguf", "--overwrite", *options
             )
             assert outcome.status == 0
-            assert f"{option} atn_q decides nothing: it is in no name of the imatrix\n" in outcome.out
-            assert outcome.out.count("decides nothing") == 1
+            assert f"{option} atn_q has no effect: it is in no name of the imatrix\n" in outcome.out
+            assert outcome.out.count("has no effect") == 1
 
 
 # ---- the file that --write-tensor-types writes ---------------------------------------------------
@@ -353,7 +355,7 @@ def test_written_rules_decide_the_same_whatever_the_names_hold(tmp_path: Path) -
     write_tensor_types(plan, tmp_path / "types.txt")
     again = q4hifi.plan_file(source, "Q3_K_S", tensor_types=read_tensor_type_file(tmp_path / "types.txt"))
     found = {t.name: t.type.name for t in again.tensors}
-    assert found == dict(zip(names, kinds, strict=True)) and again.idle_rules == ()
+    assert found == dict(zip(names, kinds, strict=True)) and again.warnings == ()
     assert again.tensors == plan.tensors
 
 
@@ -361,5 +363,5 @@ def test_a_rule_for_every_tensor_is_quick() -> None:
     plan: Plan = q4hifi.plan_file(EXAMPLE, "Q4_K_M")
     rules = [("^" + t.name.replace(".", r"\.") + "$", "q8_0") for t in plan.tensors] * 20
     started = time.monotonic()
-    assert len(q4hifi.plan_file(EXAMPLE, "Q4_K_M", tensor_types=rules).idle_rules) == len(rules) - 57
+    assert len(q4hifi.plan_file(EXAMPLE, "Q4_K_M", tensor_types=rules).warnings) == len(rules) - 57
     assert time.monotonic() - started < 30

@@ -2,7 +2,8 @@
 
 Files
     :func:`quantize_file` writes a quantized model and reports on it, :func:`plan_file` says
-    beforehand what that would give (:func:`plan_shapes` knowing shapes alone), :func:`export_file`
+    beforehand what that would give, both by :class:`QuantizeOptions` (:func:`plan_shapes` needs
+    shapes alone), :func:`export_file`
     and :func:`dequantize_file` bring a quantized model into other forms, :func:`verify_file` checks
     one, :func:`open` reads tensors by name.
 Arrays
@@ -53,11 +54,12 @@ if TYPE_CHECKING:
     from .imatrix.sums import ColumnSums, ImportanceSums
     from .pipeline.export import dequantize_file, export_file
     from .pipeline.quantize import plan_file, quantize_file
+    from .pipeline.quantize_options import QuantizeOptions
     from .pipeline.report import QuantizeReport
     from .pipeline.verify import Finding, verify_file
     from .plan.plan import Measured, Plan, PlannedTensor, TypeTotal
     from .plan.shapes_file import plan_shapes
-    from .plan.size_classes import Scale
+    from .plan.size_classes import SizeClass
     from .progress import Progress
     from .runtime.generation import Chat, Effort, Writer, generate
     from .runtime.input_sums import InputSums
@@ -100,12 +102,13 @@ __all__ = [
     "PlannedTensor",
     "Progress",
     "Q4HifiError",
+    "QuantizeOptions",
     "QuantizeReport",
     "QuantizedTensor",
     "RowRange",
     "Sampler",
-    "Scale",
     "Sequence",
+    "SizeClass",
     "Speed",
     "StoredTensor",
     "TensorType",
@@ -158,11 +161,12 @@ _MODULES = {
     "imatrix.sums": "ColumnSums ImportanceSums",
     "pipeline.export": "dequantize_file export_file",
     "pipeline.quantize": "plan_file quantize_file",
+    "pipeline.quantize_options": "QuantizeOptions",
     "pipeline.report": "QuantizeReport",
     "pipeline.verify": "Finding verify_file",
     "plan.plan": "Measured Plan PlannedTensor TypeTotal",
     "plan.shapes_file": "plan_shapes",
-    "plan.size_classes": "Scale",
+    "plan.size_classes": "SizeClass",
     "progress": "Progress",
     "runtime.generation": "Chat Effort Writer generate",
     "runtime.input_sums": "InputSums",

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q4hifi.allocation.calibration_file import Calibration, Setting
-from q4hifi.allocation.sensitivities import load_sensitivities
+from q4hifi.allocation.calibration_file import Calibration, Setting, load_sensitivities
 from q4hifi.cli.overview_tables import overview_tables
 from q4hifi.codec.model_file import ModelFile
 from q4hifi.codec.overview import Overview
@@ -24,8 +23,8 @@ from q4hifi.imatrix.statistics import layer_statistics, tensor_statistics
 from q4hifi.imatrix.sums import ImportanceSums
 from q4hifi.pipeline.quantize import plan_file, quantize_file
 from q4hifi.pipeline.verify import verify_file
-from q4hifi.plan.options import read_tensor_type_file
 from q4hifi.plan.shapes_file import plan_shapes
+from q4hifi.plan.tensor_type_rules import read_tensor_type_file
 from q4hifi.runtime import chat_template as chat
 from q4hifi.runtime.model import Model
 from q4hifi.runtime.tokenizer import Tokenizer

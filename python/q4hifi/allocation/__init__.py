@@ -1,1 +1,1 @@
-"""Mixed-precision allocation: what an error in each tensor costs, and the best types within a budget."""
+"""Mixed-precision allocation: the sensitivity of each tensor, and the best types within a budget."""

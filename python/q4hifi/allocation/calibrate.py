@@ -1,24 +1,24 @@
-"""What an error in each matrix of a model costs, measured by running it: :func:`calibrate`.
+"""What an error in each matrix costs a model, measured by running the model: :func:`calibrate`.
 
-One matrix at a time is quantized, all others left as they are, and the KL divergence from the untouched
-model is taken over the second half of a few chunks of text, as for perplexity: a text's first tokens are
-where models put their massive activations, and errors there say nothing of the text. For errors as small
-as those of 4 bits the divergence is proportional to the error, and those of several matrices add up: so
-divergence over error, the matrix' *sensitivity*, tells what any other type would cost there.
+One matrix at a time is quantized; all others keep their 16 bits. The divergence is the KL divergence of the
+resulting model from the reference model. Only the second half of each chunk of text is compared, as in
+perplexity: models put massive activations at the first tokens of a text, and errors at those tokens say
+nothing about the rest. Errors of about 4 bits are small. Then the divergence is proportional to the error,
+and the divergences of several matrices add up. So one measurement gives the *sensitivity* of a matrix,
+divergence divided by error, and the sensitivity predicts the divergence for any other type.
 
-The untouched model's states before every layer are kept for the chunk at hand, so that a run begins at
-the layer of its matrix: that halves the work. Memory is bounded by one chunk. All matrices meet a chunk
-before the next begins: what makes a text hard is common to them all, so there is an answer after the
-first, and each further one sharpens it.
+Two things save time. The reference model's states before every layer are kept for the current chunk, so that
+a run begins at the layer of its matrix: that halves the work. And all matrices are measured on one chunk
+before the next begins: a difficult text is difficult for all of them, so there is a usable result after the
+first chunk, and each further chunk makes it more exact. Memory is bounded by one chunk.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +33,37 @@ from ..evaluate.chunks import bos_of
 from ..evaluate.estimates import Estimate
 from ..evaluate.limits import LONGEST_CHUNK
 from ..evaluate.logits import Doubles, Logits, Tokens, divergence
+from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
 from ..formats.layout import Format
 from ..formats.tensor_names import is_quantizable, layer_of, processing_order, role_of
 from ..formats.types import TensorType
 from ..gguf_io.split import files_of
-from ..imatrix.file import Floats as Weights
 from ..imatrix.file import Importance, load_importance
 from ..progress import Progress
 from ..runtime.model import Model, Trace
 from ..threads import thread_count
-from .calibration_file import Calibration, Setting, n_scored
+from .calibration_file import Calibration, Setting
 from .calibration_path import part_of_imatrix
 from .candidates import probe_of
+from .sampled_errors import GOLDEN_RATIO
+from .sensitivities import Sensitivities
 
 WRITERS = frozenset({"attn_output", "ffn_down"})
-"""Roles that write to the residual stream. There an error counts by its size beside the stream, which
-grows slowly, while what a layer writes may be a thousand times as much in one as in the next (the massive
-activations of a text's first token). Errors in other roles count by their size beside what they are in."""
-
-SPREAD = (5**0.5 - 1) / 2
-"""Chunk i begins at the share i·SPREAD, modulo 1, of the text: any number of them is spread over it."""
+"""Roles of the matrices that write to the residual stream. Their outputs differ up to a thousandfold between
+layers (massive activations), while the stream grows slowly, so the size of the error itself counts. For other
+roles the error relative to the matrix counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What was found: the sensitivity of each matrix, and the divergence that the probe had there.
+    """The result of :func:`calibrate`.
 
-    Sensitivities are nats of KL divergence per unit of relative squared error, weighted by importance
-    where there is any. ``n_chunks`` is how many all matrices met, ``file`` where it is kept.
+    ``sensitivities`` maps the name of each matrix to nats of KL divergence per unit of relative squared
+    error, weighted by importance if there is any. ``klds`` has the divergence that was measured, and
+    ``probes`` the type that the matrix was quantized to for that, with its relative squared error.
+    ``n_chunks`` is the number of chunks that every matrix was measured on, ``n_ctx`` their tokens, ``file``
+    the file of the measurements.
     """
 
     sensitivities: dict[str, Estimate]
@@ -69,6 +71,7 @@ class Calibrated:
     n_chunks: int
     n_ctx: int
     file: str | None
+    probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
@@ -81,6 +84,11 @@ class Calibrated:
                 for name, value in self.sensitivities.items()
             },
         }
+
+    def as_sensitivities(self) -> Sensitivities:
+        """Return the values alone, as a choice of types uses them."""
+        values = {name: estimate.value for name, estimate in self.sensitivities.items()}
+        return Sensitivities(values, self.file or "a calibration", self.probes)
 
 
 def calibrate(
@@ -103,28 +111,28 @@ def calibrate(
     Parameters
     ----------
     model
-        The model as it is before it is quantized, 16 bits.
+        The reference model, in 16 bits.
     text
-        A text like those that the model is for; some thousand words of it are read.
+        A text of the kind that the model is for. ``n_ctx * n_chunks`` tokens of it are read.
     file
-        Where measurements are noted, after every matrix; what is there already is not measured again.
-        None keeps nothing.
+        A file for the measurements, which is saved after every matrix. Measurements that it already has are
+        not repeated. None: no file.
     imatrix
         The importance matrix that the model will be quantized with.
     include_weights, exclude_weights
-        Parts of names of the tensors that use the imatrix, or do not.
+        Use the imatrix only for tensors, or not for tensors, with one of these texts in their name.
     n_ctx, n_chunks
-        ``n_chunks`` pieces of ``n_ctx`` tokens (512 at most), spread over the text. The standard error
-        of a sensitivity is about 2 / sqrt(n_ctx / 2 · n_chunks) of it.
+        Tokens per chunk (512 at most) and number of chunks. The chunks are spread over the text. The
+        relative standard error of a sensitivity is about 2 / sqrt(n_ctx / 2 * n_chunks).
     group
-        Matrices of the same role in so many neighbouring layers are measured together, and their
-        errors taken as equally harmful; the first and the last layer stay alone. Divides the time.
+        Measure matrices of the same role in this many neighbouring layers together, which divides the time.
+        Their errors are taken to be equally harmful. The first and the last layer are always measured alone.
     seconds
-        Begin no chunk but the first after so long.
+        After this time no further chunk is begun. The first one is always finished.
     threads
-        None or 0 is one per core; there are never more.
+        Number of threads, at most one per core. None or 0: one per core.
     progress
-        Called with the work done, the work in all (weights multiplied by), and the matrix.
+        Called with the work done, the whole work (in weights multiplied), and the matrix.
 
     Raises
     ------
@@ -132,50 +140,89 @@ def calibrate(
         The text is too short, or ``file`` is of another model, text or setting. Loading and running the
         model raise their own errors.
     """
-    if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
-        raise BadOptionError(
-            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"
-            " 1 or more, 1 or more"
-        )
+    _check_setting(n_ctx, n_chunks, group)
     if file is not None:
         sources = [shard for path in (model, imatrix) if path is not None for shard in files_of(Path(path))]
         check_writable(file, overwrite=True, sources=sources)  # before any work
     importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
-    lm = Model(model, n_ctx=n_ctx, threads=threads)
+    with ModelFile.open(model) as source:
+        return measure_sensitivities(
+            source,
+            text,
+            file,
+            importance=importance,
+            part=part_of_imatrix(include_weights, exclude_weights),
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            group=group,
+            seconds=seconds,
+            threads=threads,
+            progress=progress,
+        )
+
+
+def measure_sensitivities(
+    source: ModelFile,
+    text: str,
+    file: str | os.PathLike[str] | None,
+    *,
+    importance: Importance | None,
+    part: bytes,
+    n_ctx: int = 256,
+    n_chunks: int = 4,
+    group: int = 1,
+    seconds: float | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Do the work of :func:`calibrate` with a model and an importance matrix that are open already.
+
+    ``part`` identifies the tensors that use the importance matrix
+    (:func:`~q4hifi.allocation.calibration_path.part_of_imatrix`).
+    """
+    _check_setting(n_ctx, n_chunks, group)
+    if file is not None:
+        imatrix = () if importance is None else (importance.path,)
+        check_writable(file, overwrite=True, sources=(*source.paths, *imatrix))  # before any work
+    lm = Model(source, n_ctx=n_ctx, threads=threads)
     tokens = lm.tokenizer.encode_array(text)
     if tokens.size < n_ctx * n_chunks:
         raise BadOptionError(
             f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"
             " give a longer text, or fewer or shorter chunks"
         )
-    with ExitStack() as stack:
-        source = stack.enter_context(ModelFile.open(model))
-        groups = _groups(source, lm.n_layer, group)
-        part = part_of_imatrix(include_weights, exclude_weights)
-        setting = Setting(
-            model=model_fingerprint(source),
-            text=fingerprint(tokens.tobytes()),
-            importance=None if imatrix is None else fingerprint(Path(imatrix).read_bytes(), part),
-            n_ctx=n_ctx,
-            group=group,
-        )
-        found = Calibration.resumed(file, setting)
-        run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
-        run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
-        names = run.names
-        done = found.n_chunks(names)
-        return Calibrated(
-            found.sensitivities(names),
-            found.klds(names),
-            done,
-            n_ctx,
-            None if file is None else os.fspath(file),
+    setting = Setting(
+        model=model_fingerprint(source),
+        text=fingerprint(tokens.tobytes()),
+        importance=None if importance is None else fingerprint(importance.path.read_bytes(), part),
+        n_ctx=n_ctx,
+        group=group,
+    )
+    groups = _groups(source, lm.n_layer, group)
+    found = Calibration.resumed(file, setting)
+    run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
+    run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
+    return Calibrated(
+        found.sensitivities(run.names),
+        found.klds(run.names),
+        found.n_chunks(run.names),
+        n_ctx,
+        None if file is None else os.fspath(file),
+        found.probes,
+    )
+
+
+def _check_setting(n_ctx: int, n_chunks: int, group: int) -> None:
+    if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
+        raise BadOptionError(
+            f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"
+            " 1 or more, 1 or more"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A calibration at work."""
+    """A calibration that is running."""
 
     model: Model
     source: ModelFile
@@ -190,7 +237,7 @@ class _Run:
         return [name for group in self.groups for name in group]
 
     def chunks(self, chunks: Sequence[Tokens], seconds: float | None, progress: Progress | None) -> None:
-        """Measure what is not measured yet, chunk by chunk."""
+        """Measure chunk by chunk, except what the file has already."""
         todo = [
             [group for group in self.groups if self.found.n_chunks(group) <= i] for i in range(len(chunks))
         ]
@@ -215,8 +262,8 @@ class _Run:
             errors.append(sums)
         first = self.model.first_layer(group[0])
         logits = model.logits(chunk) if first is None else model.resume(trace, first)
-        scored = slice(len(chunk) - n_scored(len(chunk)), None)
-        targets = np.zeros_like(chunk[scored])  # which divergences do not depend on
+        scored = slice(first_counted(len(chunk)), None)
+        targets = np.zeros_like(chunk[scored])  # a divergence does not depend on the next tokens
         kld: Doubles = divergence(logits[scored], reference[scored], targets, threads=self.threads).kld
         for name, sums, share in zip(group, errors, _shares(role_of(group[0]), errors), strict=True):
             part = kld * share
@@ -227,13 +274,13 @@ class _Run:
 
     def _probe(self, name: str) -> TensorType:
         probe = probe_of(self.source.tensors[name].row_length)
-        assert probe is not None  # others are in no group
+        assert probe is not None  # a matrix without a probe is in no group
         return probe
 
     def _probed(self, name: str) -> tuple[QuantizedTensor, ErrorSums]:
-        """The matrix as the probe has it, and its error."""
+        """The matrix quantized to its probe type, and its error."""
         tensor = self.source[name]
-        weights: Weights | None = None
+        weights = None
         if self.importance is not None:
             weights = self.importance.weights(name, tensor.shape[-1], 1)
         target = Format(self._probe(name))
@@ -245,7 +292,7 @@ class _Run:
         return QuantizedTensor.from_parts(parts, target, tensor.shape), sums
 
     def _cost(self, group: Sequence[str]) -> int:
-        """Weights that a token is multiplied by."""
+        """Weights that a token is multiplied by in a run that measures this group."""
         first = self.model.first_layer(group[0]) or 0
         return sum(
             tensor.n_elements
@@ -256,7 +303,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Work:
-    """Tells how far it has come."""
+    """The work done so far, reported to ``progress``."""
 
     cost: Callable[[Sequence[str]], int]
     total: int
@@ -270,7 +317,7 @@ class _Work:
 
 
 def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
-    """The matrices that are measured together, each of which some probe fits."""
+    """The groups of matrices that are measured together. A matrix that no probe type fits is in none."""
     architecture = str(source.metadata.get("general.architecture"))
     groups: dict[tuple[str, int], list[str]] = {}
     for name in sorted(source.tensors, key=processing_order):
@@ -291,14 +338,16 @@ def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
 
 
 def _shares(role: str, errors: Sequence[ErrorSums]) -> list[float]:
-    """What part each of the matrices of a group is taken to have in their divergence."""
+    """The shares of a group's matrices in the divergence that was measured of them together."""
     sizes = [sums.error if role in WRITERS else sums.relative for sums in errors]
     total = sum(sizes)
     return [size / total if total else 1 / len(sizes) for size in sizes]
 
 
 def _chunk(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:
-    first = round(i * SPREAD % 1 * (tokens.size - n_ctx))
+    first = round(
+        i * GOLDEN_RATIO % 1 * (tokens.size - n_ctx)
+    )  # spread over the text, for any number of chunks
     chunk: Tokens = tokens[first : first + n_ctx].copy()
     if bos is not None:
         chunk[0] = bos

@@ -1,4 +1,4 @@
-"""What was measured of a model's matrices, in a file that the work goes on from: :class:`Calibration`.
+"""Files of sensitivities, which ``q4hifi calibrate`` writes and ``--sensitivities`` reads.
 
 JSON, one object::
 
@@ -7,11 +7,13 @@ JSON, one object::
      "matrices": {"blk.0.attn_v.weight": {"probe": "Q4_K", "error": 0.0049, "divergences": [[m, r], ...]}},
      "sensitivities": {"blk.0.attn_v.weight": 0.0172}}
 
-``model``, ``text`` and ``importance`` are fingerprints. ``error`` is the relative squared error of the
-matrix as ``probe``; with it and all else as it was, the divergence from the untouched model had the mean
-``m``, and its square root the mean ``r``, over the second half of each chunk of ``n_ctx`` tokens. Of
-matrices that were measured together, ``group`` neighbouring layers, each has its part of it.
-``sensitivities``, divergence over error, is there once every matrix has met a chunk.
+``model``, ``text`` and ``importance`` are fingerprints. ``probe`` is the type that the matrix was quantized
+to, and ``error`` its relative squared error then. ``m`` is the mean KL divergence from the reference model
+over the second half of one chunk of ``n_ctx`` tokens, and ``r`` the mean of its square roots. If ``group``
+neighbouring layers were measured together, each matrix has its share of the divergence. ``sensitivities``
+(divergence divided by error) is written once every matrix was measured on one chunk.
+
+A file for ``--sensitivities`` may be written by hand. Then ``sensitivities`` is enough.
 """
 
 from __future__ import annotations
@@ -20,25 +22,22 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import BadFileError, BadOptionError
 from ..evaluate.estimates import Estimate
+from ..evaluate.scored_tokens import n_predictions
 from ..files.json_file import read_json
 from ..files.output_file import new_file
+from .sensitivities import Sensitivities
 
 VERSION = 1
 
 Divergences = tuple[tuple[float, float], ...]
-"""Mean, and mean of the square roots, of each chunk."""
-
-
-def n_scored(n_ctx: int) -> int:
-    """Return how many tokens of a chunk count, its last ones."""
-    return n_ctx - n_ctx // 2
+"""For each chunk the mean divergence, and the mean of its square roots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,53 +53,58 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a matrix does to a model: ``divergences`` with an ``error`` in it, made by the type ``probe``."""
+    """The ``divergences`` of a model in which one matrix has the type ``probe``, with this ``error``."""
 
     probe: str
     error: float
-    divergences: Divergences
+    divergences: Divergences = ()
 
     def means(self, n_chunks: int) -> tuple[float, float]:
-        """Mean divergence over the first chunks, and the mean of its roots."""
+        """Return the mean divergence over the first chunks, and the mean of its square roots."""
         means, roots = zip(*self.divergences[:n_chunks], strict=True)
         return sum(means) / n_chunks, sum(roots) / n_chunks
 
 
 @dataclass(slots=True)
 class Calibration:
-    """Measurements of a model's matrices by name, as far as they have come."""
+    """The measurements that were made so far: name of a matrix -> :class:`Measurement`."""
 
     setting: Setting
     matrices: dict[str, Measurement] = field(default_factory=dict)
 
     def n_chunks(self, names: Sequence[str]) -> int:
-        """Chunks that all of these matrices have met: only they compare them fairly."""
+        """Return the number of chunks that every one of these matrices was measured on."""
         known = [self.matrices.get(name) for name in names]
         return min((len(m.divergences) if m else 0 for m in known), default=0)
 
-    def klds(self, names: Sequence[str]) -> dict[str, Estimate]:
-        """Return the divergence of each matrix as its probe; empty before all have met a chunk.
+    @property
+    def probes(self) -> dict[str, tuple[str, float]]:
+        """Name of a matrix -> its probe type, and its relative squared error in it."""
+        return _probes(self.matrices)
 
-        Divergences have a long tail: at one token in a hundred a matrix may do more than at all others,
-        and a mean over some hundred tokens is ruled by whether such a one was met. The mean of their
-        roots is not. Its square is brought to a mean's size by a factor common to all matrices, the
-        median of what it is for each.
+    def klds(self, names: Sequence[str]) -> dict[str, Estimate]:
+        """Return the divergence of each matrix in its probe type; empty until all have met one chunk.
+
+        Divergences have a long tail: at one token in a hundred a matrix may cause more divergence than at
+        all others, and a mean over some hundred tokens depends on whether such a token was among them. The
+        mean of the square roots does not. Its square is smaller than the mean, by a factor that is nearly
+        the same for all matrices: so it is multiplied by the median of that factor.
         """
         n_chunks = self.n_chunks(names)
         if not n_chunks:
             return {}
         means = {name: self.matrices[name].means(n_chunks) for name in names}
-        spread = median([mean / root**2 for mean, root in means.values() if root] or [1.0])
-        tokens = n_scored(self.setting.n_ctx) * n_chunks
+        factor = median([mean / root**2 for mean, root in means.values() if root] or [1.0])
+        tokens = n_predictions(self.setting.n_ctx) * n_chunks
 
         def estimate(mean: float, root: float) -> Estimate:
             error = sqrt(max(0.0, mean - root**2) / max(1, tokens - 1))
-            return Estimate(spread * root**2, 2 * spread * root * error)
+            return Estimate(factor * root**2, 2 * factor * root * error)
 
         return {name: estimate(*pair) for name, pair in means.items()}
 
     def sensitivities(self, names: Sequence[str]) -> dict[str, Estimate]:
-        """Return divergence per unit of error of each matrix, 0 for one that the probe holds exactly."""
+        """Return each matrix's divergence per unit of error; 0 if its probe type has no error."""
         errors = {name: matrix.error for name, matrix in self.matrices.items()}
         return {
             name: kld.scaled(1 / errors[name] if errors[name] else 0.0)
@@ -108,12 +112,12 @@ class Calibration:
         }
 
     def add(self, name: str, probe: str, error: float, mean: float, mean_root: float) -> None:
-        """Note what a matrix did to the next chunk."""
+        """Add the divergence that a matrix caused on the next chunk."""
         before = self.matrices[name].divergences if name in self.matrices else ()
         self.matrices[name] = Measurement(probe, error, (*before, (mean, mean_root)))
 
     def save(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
-        """Write the file, or let it take the place of the one before, of a model of these matrices."""
+        """Write the file, in place of an older one; ``names`` are all matrices of the model."""
         found = {
             "version": VERSION,
             **asdict(self.setting),
@@ -126,26 +130,17 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read a file. Raises :class:`BadFileError` where it is something else."""
-
-        def parse(found: Any) -> Calibration:
-            if found["version"] != VERSION:
-                raise BadFileError(
-                    f"{path}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
-                    f" {VERSION}; update it, or calibrate again into another file"
-                )
-            setting = _setting(found)
-            return cls(setting, {str(name): _measurement(value) for name, value in found["matrices"].items()})
-
-        return read_json(
-            path, "the calibration", "is no calibration, or a damaged one; calibrate again", parse
-        )
+        """Read a file of measurements. Raises :class:`BadFileError` for any other file."""
+        fault = "is no calibration, or a damaged one; calibrate again"
+        found = _read(path, "the calibration", fault, {"version", "matrices", *Setting.__dataclass_fields__})
+        assert found.setting is not None  # its keys are required
+        return cls(found.setting, found.matrices)
 
     @classmethod
     def resumed(cls, path: str | os.PathLike[str] | None, setting: Setting) -> Calibration:
-        """Read the file if it is there, or begin.
+        """Read the file if there is one, or begin without measurements.
 
-        Raises :class:`BadOptionError` where it is of another setting.
+        Raises :class:`BadOptionError` for a file of another setting.
         """
         if path is None or not Path(path).exists():
             return cls(setting)
@@ -156,6 +151,49 @@ class Calibration:
                 f"{path}: measured with another {', '.join(different)}; name another file, or remove it"
             )
         return found
+
+
+def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
+    """Read the sensitivities in a file. Raises :class:`BadFileError` where it has none."""
+    fault = 'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON'
+    found = _read(path, "the sensitivities", fault, {"sensitivities"})
+    for name, value in found.sensitivities.items():
+        if not (isfinite(value) and value >= 0):
+            raise BadFileError(f"{path}: the sensitivity of {name} is {value}, which must not be negative")
+    return Sensitivities(found.sensitivities, str(path), _probes(found.matrices))
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a file has; all parts may be missing."""
+
+    setting: Setting | None
+    matrices: dict[str, Measurement]
+    sensitivities: dict[str, float]
+
+
+def _read(path: str | os.PathLike[str], what: str, fault: str, required: set[str]) -> _Contents:
+    """Read a file that has the ``required`` keys; errors say ``fault``, and call the contents ``what``."""
+
+    def parse(found: Any) -> _Contents:
+        if found.get("version", VERSION) != VERSION:
+            raise BadFileError(
+                f"{path}: a calibration of version {found['version']!r:.80}, and this q4hifi knows"
+                f" {VERSION}; update it, or calibrate again into another file"
+            )
+        if missing := required - set(found):
+            raise KeyError(missing)
+        return _Contents(
+            _setting(found) if "model" in found else None,
+            {str(name): _measurement(value) for name, value in found.get("matrices", {}).items()},
+            {str(name): float(value) for name, value in found.get("sensitivities", {}).items()},
+        )
+
+    return read_json(path, what, fault, parse)
+
+
+def _probes(matrices: Mapping[str, Measurement]) -> dict[str, tuple[str, float]]:
+    return {name: (matrix.probe, matrix.error) for name, matrix in matrices.items()}
 
 
 def _setting(found: Mapping[str, Any]) -> Setting:
@@ -170,12 +208,12 @@ def _setting(found: Mapping[str, Any]) -> Setting:
 
 
 def _measurement(value: Mapping[str, Any]) -> Measurement:
-    divergences = tuple((_figure(mean), _figure(root)) for mean, root in value["divergences"])
+    divergences = tuple((_figure(mean), _figure(root)) for mean, root in value.get("divergences", ()))
     return Measurement(str(value["probe"]), _figure(value["error"]), divergences)
 
 
 def _figure(value: Any) -> float:
-    """An error or a divergence. None that was measured is so small or large that its square is lost."""
+    """An error or a divergence. Measured ones have squares that a float can hold; others are damage."""
     number = float(value)
     if number != 0 and not 1e-30 <= number <= 1e30:
         raise ValueError(f"{number} was not measured")

@@ -1,4 +1,4 @@
-"""Where a calibration is kept if nothing else is said, in a module that loads quickly."""
+"""The default name of a file of sensitivities, in a module that loads quickly for the command's help."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def calibration_file(
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
 ) -> str:
-    """Return where a calibration is kept if nothing else is said: beside the imatrix, or the model.
+    """Return the default file of a calibration: beside the imatrix, or without one, beside the model.
 
-    One with a part of the imatrix has another name than one with the whole.
+    A calibration that uses only a part of the imatrix has a name of its own.
     """
     name = os.fspath(model if imatrix is None else imatrix)
     part = part_of_imatrix(include_weights, exclude_weights)
@@ -23,7 +23,7 @@ def calibration_file(
 
 
 def part_of_imatrix(include_weights: Sequence[str], exclude_weights: Sequence[str]) -> bytes:
-    """Return what tells one part of an imatrix from another; nothing for the whole."""
+    """Return bytes that identify a part of an imatrix; none for the whole."""
     if not (include_weights or exclude_weights):
         return b""
     return repr((sorted(include_weights), sorted(exclude_weights))).encode()

@@ -1,18 +1,20 @@
-"""Which of its candidates each item takes, so that the loss is least within a budget: pure arithmetic.
+"""A multiple-choice knapsack: one item of every class, with the least loss within a budget. Pure arithmetic.
 
-A multiple-choice knapsack: n items with up to k candidates each, of a cost and a loss; one candidate an
-item is taken, all costs together stay within the budget, and the sum of the losses is to be least.
+There are n classes with up to k items each. An item has a cost and a loss. One item of each class is taken,
+the sum of the costs must not exceed the budget, and the sum of the losses is to be least.
 
-1. *Relaxed.* With a price p on each unit of cost, every item alone takes what has the least
-   ``loss + p cost``; whatever the price, Σ min(loss + p cost) - p budget is a lower bound of the loss.
-   The best price is found by stepping along the items' convex hulls, the steeper step first, until the
-   budget is spent: there it stands between two steps.
-2. *A first choice.* The same steps, leaving out those that no longer fit.
-3. *Exact.* What a candidate has above its item's least ``loss + p cost`` it adds to the bound. So only
-   candidates with less than first choice - bound matter, few, and what remains is enumerated item by
-   item. A partial choice goes where its bound is too large, and where another has no more cost and no
-   more loss. If more than :data:`MOST_STATES` remain, the worst are dropped, and the bound is lowered to
-   what they could have reached: then the answer may not be the best, but ``gap`` says by how much at most.
+1. *Relaxed.* Let every unit of cost have a price p. Then each class alone takes its item with the least
+   ``loss + p cost``. For every price, Σ min(loss + p cost) - p budget is a lower bound of the loss. The best
+   price is found along the convex hulls of the classes: begin with the cheapest items, and take the steps
+   with the most loss saved per cost first, until the budget is spent. The price is that of the first step
+   that does not fit.
+2. *A first choice.* The same steps, without those that do not fit.
+3. *Exact.* An item whose ``loss + p cost`` is above the least of its class adds the difference to the bound.
+   So only items with a difference below (loss of the first choice - bound) can be in a better choice. These
+   are few, and they are enumerated class by class. A partial choice is dropped if its bound is too large, or
+   if another one has neither more cost nor more loss. If more than :data:`MOST_STATES` remain, the worst are
+   dropped, and the bound is lowered to what they could have reached. Then the answer may not be the best, and
+   ``gap`` says how far from it it is at most.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_STATES = 4096
-"""Partial choices that are kept at a time: what bounds time and memory."""
+"""The number of partial choices that are kept, which bounds time and memory."""
 
-Candidate = tuple[int, float]
+Item = tuple[int, float]
 """Cost (not negative) and loss (not negative, finite)."""
 
 Ints = npt.NDArray[np.int64]
@@ -35,8 +37,8 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
-    """A choice: the number of the candidate that each item takes, its cost and loss in all.
+class Solution:
+    """The index of the item that is taken of each class, and their cost and loss in all.
 
     No choice within the budget has a loss below ``bound``.
     """
@@ -48,22 +50,22 @@ class Allocation:
 
     @property
     def gap(self) -> float:
-        """How far the loss is from the bound, as a share of the loss; 0 is proven to be the best."""
+        """The distance of the loss from its bound, divided by the loss; 0 if no choice is better."""
         return (self.loss - self.bound) / self.loss if self.loss > self.bound else 0.0
 
 
-def allocate(items: Sequence[Sequence[Candidate]], budget: int) -> Allocation | None:
-    """Choose a candidate for every item within ``budget``; None where even the cheapest do not fit."""
-    if sum(min(cost for cost, _ in item) for item in items) > budget:
+def solve(classes: Sequence[Sequence[Item]], budget: int) -> Solution | None:
+    """Choose an item of every class; None if even the cheapest items exceed the budget."""
+    if sum(min(cost for cost, _ in items) for items in classes) > budget:
         return None
-    problem = _Problem(items, budget)
+    problem = _Problem(classes, budget)
     first = problem.stepwise()
     limit = problem.loss_of(first)
     bound = problem.bound()
     better, dropped = problem.enumerated(limit - bound)
     chosen = first if better is None or problem.loss_of(better) > limit else better
     loss = problem.loss_of(chosen)
-    return Allocation(
+    return Solution(
         chosen=tuple(map(int, chosen)),
         cost=problem.cost_of(chosen),
         loss=loss,
@@ -72,15 +74,15 @@ def allocate(items: Sequence[Sequence[Candidate]], budget: int) -> Allocation | 
 
 
 class _Problem:
-    """Costs and losses as arrays [n, k], rows filled up with candidates that nobody takes."""
+    """Costs and losses as arrays [n, k]. Items of infinite loss, which are never taken, fill the rows."""
 
-    def __init__(self, items: Sequence[Sequence[Candidate]], budget: int) -> None:
+    def __init__(self, classes: Sequence[Sequence[Item]], budget: int) -> None:
         self.budget = budget
-        shape = (len(items), max(map(len, items), default=1))
+        shape = (len(classes), max(map(len, classes), default=1))
         self.cost, self.loss = np.zeros(shape, np.int64), np.full(shape, np.inf)
-        for i, item in enumerate(items):
-            self.cost[i, : len(item)], self.loss[i, : len(item)] = zip(*item, strict=True)
-        self.rows = np.arange(len(items))
+        for i, items in enumerate(classes):
+            self.cost[i, : len(items)], self.loss[i, : len(items)] = zip(*items, strict=True)
+        self.rows = np.arange(len(classes))
         self.price = 0.0
 
     def cost_of(self, chosen: Ints) -> int:
@@ -94,7 +96,7 @@ class _Problem:
         return float(priced.min(axis=1, initial=np.inf).sum()) - self.price * self.budget
 
     def stepwise(self) -> Ints:
-        """Step from the cheapest candidates on, and note the price at which the budget is spent."""
+        """Take steps from the cheapest items on, and keep the price at which the budget is spent."""
         chosen = np.zeros(len(self.rows), np.int64)
         steps: list[tuple[float, int, int]] = []
         for i in range(len(self.rows)):
@@ -109,14 +111,15 @@ class _Problem:
             if i not in stopped and cost + more <= self.budget:
                 chosen[i], cost = b, cost + more
             else:
-                self.price = max(self.price, gain)  # steps come from the steepest on: the first counts
+                self.price = max(self.price, gain)  # steps are in order of gain: the first counts
                 stopped.add(i)
         return chosen
 
     def enumerated(self, slack: float) -> tuple[Ints | None, float]:
-        """Return the best choice within ``slack`` of the relaxed bound, if there is any.
+        """Return the best choice within ``slack`` of the relaxed bound, None if there is none.
 
-        And how far above that bound whatever was dropped unseen is at least; infinite if nothing was.
+        The second value is how far above that bound the dropped partial choices are at least; infinite if
+        none was dropped.
         """
         priced = self.loss + self.price * self.cost
         above = priced - priced.min(axis=1, initial=np.inf, keepdims=True)
@@ -124,7 +127,7 @@ class _Problem:
         kept = [np.flatnonzero(row <= limit) for row in above]
         least = np.array([self.cost[i, k].min() for i, k in enumerate(kept)], np.int64)
         most = np.array([self.cost[i, k].max() for i, k in enumerate(kept)], np.int64)
-        # costs of the items that follow, at least and at most
+        # the least and the most cost of the classes that follow
         least_after = least.sum() - np.cumsum(least)
         most_after = most.sum() - np.cumsum(most)
         cost, over = np.zeros(1, np.int64), np.zeros(1)
@@ -155,7 +158,7 @@ class _Problem:
 
 
 def _hull(cost: Ints, loss: Doubles) -> list[int]:
-    """Candidates on the lower convex hull, from the cheapest to the one with the least loss."""
+    """The items on the lower convex hull, from the cheapest to the one with the least loss."""
     hull: list[int] = []
     for c in np.lexsort((loss, cost)).tolist():
         if np.isinf(loss[c]) or (hull and loss[c] >= loss[hull[-1]]):
@@ -173,7 +176,7 @@ def _hull(cost: Ints, loss: Doubles) -> list[int]:
 
 
 def _undominated(cost: Ints, loss: Doubles) -> Ints:
-    """Numbers of the states that no other has at most the cost and at most the loss of."""
+    """The indices of the states for which no other state has at most their cost and at most their loss."""
     order = np.lexsort((loss, cost))
     best = np.minimum.accumulate(loss[order])
     first = np.ones(order.size, np.bool_)

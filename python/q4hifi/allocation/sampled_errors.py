@@ -1,4 +1,4 @@
-"""What each candidate format would cost a matrix in precision, measured on some of its rows."""
+"""The relative error of a matrix in each type that it may take, measured on a sample of its rows."""
 
 from __future__ import annotations
 
@@ -20,37 +20,38 @@ from .candidates import probe_of
 from .sensitivities import Energy
 
 SHARE = 1 / 128
-"""Of the rows of a matrix that are measured, but for the limits below."""
+"""The share of the rows of a matrix that is measured, within the limits below."""
 
 FEWEST_ROWS, FEWEST_WEIGHTS = 64, 50_000
-"""Small matrices are measured to at least so much, or whole: rows differ."""
+"""The least number of rows and of weights that are measured; smaller matrices are measured whole."""
 
 MOST_WEIGHTS = 1 << 18
-"""Large ones to at most so much: enough to know the error to a few percent."""
+"""The largest number of weights that are measured: enough to know the error to a few percent."""
 
 SHORTEST_ROW = 32
-"""Of shorter rows no more are measured than of rows of that length: no type of blocks fits them."""
+"""Shorter rows, which no type of blocks fits, count as rows of this length in the limits above."""
 
 OUTLIERS_SHARE = 4
-"""Of a large sample's rows one in so many is encoded with outliers, which takes longest: they leave nearly
-the same share of Q4_K's error in all rows."""
+"""In a large sample only every fourth row is encoded with outliers, which takes longest. The error with
+outliers divided by that of Q4_K is nearly the same in all rows."""
 
 ORDINARY_COLUMNS = 0.995
-"""Importances above this quantile are cut to it where the energy of ordinary tokens is measured. Massive
-activations of single tokens, such as the first of a text, come from a few columns and go to a few rows."""
+"""For the energy of ordinary tokens, importances above this quantile are cut to it. Massive activations of
+single tokens, such as the first of a text, come from a few columns and go to a few rows."""
 
 ROW_GROUPS = 15
-"""The rows are measured in so many groups for that, and the median counts."""
+"""The rows are measured in this number of groups for that, and the median of the groups is taken."""
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-"""Multiples of it, without their whole parts, are spread evenly: Weyl's sequence."""
+"""The fractional parts of its multiples are spread evenly over 0 to 1, for any number of them (Weyl's
+sequence)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some rows of a tensor as they lie in the file, all under one row of importance.
+    """Some rows of a tensor as they are in the file, which all have the same row of importances.
 
-    ``matrix`` is the number of the matrix (expert) whose importance that is.
+    ``matrix`` is the index of the matrix (expert) with that importance.
     """
 
     matrix: int
@@ -58,17 +59,17 @@ class Sample:
     parts: Parts
 
     def every(self, step: int) -> Sample:
-        """Return every ``step``-th of the rows, from the first on."""
+        """Return every ``step``-th row, beginning with the first."""
         rows = len(self.rows)
         parts = tuple(part.reshape(rows, -1)[::step].reshape(-1) for part in self.parts)
         return Sample(self.matrix, self.rows[::step], parts)
 
 
 def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of the rows to measure, in order.
+    """Return the indices of the rows to measure, in order.
 
-    One of each of as many equal stretches. Its place in the stretch varies: evenly spaced rows would
-    be the same row of every head.
+    The rows are cut into equal stretches, and one row of each stretch is taken. Its position in the stretch
+    varies, because evenly spaced rows would be the same row of every head.
     """
     length = max(row_length, SHORTEST_ROW)
     fewest = max(FEWEST_ROWS, ceil(FEWEST_WEIGHTS / length))
@@ -80,17 +81,16 @@ def sampled_rows(n_rows: int, row_length: int) -> npt.NDArray[np.int64]:
 
 
 class SampledTensor:
-    """Some rows of a tensor, read once, with the importances under which the tensor will be quantized.
+    """A sample of a tensor's rows, and the importances of the tensor; both are read once.
 
-    Attributes: ``tensor``; ``samples``, the rows, those under one row of importance together; ``weights``,
-    the importances as float32 [matrices, row length], or None.
+    Attributes: ``tensor``; ``samples``, the rows, grouped by their row of importances; ``weights``, the
+    importances as float32 [matrices, row length], or None.
     """
 
     def __init__(
         self, model: ModelFile, tensor: ModelTensor, importance: Importance | None, *, threads: int = 0
     ) -> None:
-        """Read the rows. Raises :class:`NotFiniteError`, with the place, where a weight is NaN or
-        infinite."""
+        """Read the rows. Raises :class:`NotFiniteError` for a weight that is NaN or infinite."""
         self.tensor = tensor
         self.weights: Floats | None = None
         if importance is not None:
@@ -108,8 +108,8 @@ class SampledTensor:
     def relative_errors(self, formats: Sequence[Format]) -> list[float]:
         """Return the relative squared error of each format: Σ w (x - x')² / Σ w x² over the sample.
 
-        The importances w are those that a quantization of the tensor uses, the encoder is the plain one.
-        Infinite for a format that cannot hold weights so large.
+        w are the importances of the tensor. Blocks are those of ggml's encoder. The error is infinite for a
+        format that cannot hold weights of this size.
         """
         base = Format(TYPES["Q4_K"])
         n_few = sum(len(sample.every(OUTLIERS_SHARE).rows) for sample in self.samples)
@@ -123,10 +123,11 @@ class SampledTensor:
         ]
 
     def fisher_sensitivity(self, fisher: Floats) -> float:
-        """Return the nats per relative error, under the importances, by the Fisher information.
+        """Return the sensitivity by the Fisher information: nats per relative error under the importances.
 
-        Half of its sum is the nats per relative error under ``fisher`` itself, float32 [row length]. How
-        much larger that error is, the encoding as :func:`~q4hifi.allocation.candidates.probe_of` shows.
+        Half of the sum of ``fisher``, float32 [row length], is the nats per relative error that is weighted
+        by ``fisher`` itself. The two relative errors are compared in the probe type
+        (:func:`~q4hifi.allocation.candidates.probe_of`).
         """
         length, value = self.tensor.row_length, float(fisher.sum(dtype=np.float64)) / 2
         kind = probe_of(length)
@@ -141,9 +142,9 @@ class SampledTensor:
         return value * under_fisher.relative / own.relative if own.relative else value
 
     def output_energy(self) -> Energy | None:
-        """Return the mean squared length of what each matrix puts out, Σ importance x weight².
+        """Return the mean squared length of a matrix's output, Σ importance x weight².
 
-        None where the importance is not known.
+        None if the importance is not known.
         """
         weights = self.weights
         if weights is None:
@@ -172,11 +173,11 @@ class SampledTensor:
     def _error(self, form: Format, step: int = 1) -> float:
         try:
             return self._encode(form, step)[1].relative
-        except NotFiniteError:  # the rows were checked, so it is what became of them
+        except NotFiniteError:  # the rows are finite, so the type cannot hold them
             return inf
 
     def _encode(self, form: Format, step: int) -> tuple[list[Parts], ErrorSums]:
-        """Encode every ``step``-th row, once: a format may be a candidate, the base and the probe."""
+        """Encode every ``step``-th row. A format may be asked for again, and is encoded only once."""
         if (form, step) not in self._encoded:
             encoded, sums = [], ErrorSums()
             for sample in (sample.every(step) for sample in self.samples):
@@ -189,7 +190,7 @@ class SampledTensor:
         return self._encoded[form, step]
 
     def _squares(self) -> list[npt.NDArray[np.float64]]:
-        """Each sample's weights, squared, [rows, row length]."""
+        """The squared weights of each sample, float64 [rows, row length]."""
         form, length = self.tensor.format, self.tensor.row_length
         return [
             np.square(decode(s.parts, form, length, threads=self._threads), dtype=np.float64)
@@ -203,7 +204,7 @@ def _read_rows(model: ModelFile, tensor: ModelTensor, matrix: int, rows: npt.NDA
     parts = tuple(np.concatenate(pieces) for pieces in zip(*read, strict=True))
     try:
         check_finite(parts, tensor.format, tensor.row_length)
-    except NotFiniteError:  # its place is that in the sample: find that in the tensor
+    except NotFiniteError:  # it names the row of the sample: find the row of the tensor
         for run, piece in zip(runs, read, strict=True):
             check_finite(piece, tensor.format, tensor.row_length, first_row=int(run[0]))
         raise
@@ -211,10 +212,11 @@ def _read_rows(model: ModelFile, tensor: ModelTensor, matrix: int, rows: npt.NDA
 
 
 def logit_variance(model: ModelFile) -> float | None:
-    """Return the variance of a token's logits over the vocabulary, nats², by the weights alone.
+    """Return the variance of a token's logits over the vocabulary, in nats², from the weights alone.
 
-    The output matrix meets a vector of length √n, times the gain of the norm before it: taken to be alike in
-    all directions, as in no one token, but in the mean of many. None where the weights do not tell.
+    The input of the output matrix is a vector of length √n, times the gain of the norm before it. Its
+    direction is taken to be uniformly distributed, which is true of the mean of many tokens. None if the
+    tensors are missing or the result is not a positive number.
     """
     output = model.tensors.get(output_of(model.tensors))
     norm = model.tensors.get("output_norm.weight")

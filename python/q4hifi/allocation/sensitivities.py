@@ -1,56 +1,53 @@
-"""What an error in a tensor costs the model: the KL divergence added per unit of relative squared error.
+"""Sensitivities of tensors: how much KL divergence an error in each of them adds.
 
-For errors as small as those of 4 bits and more, the divergences that the tensors add on their own add up,
-and each is proportional to the tensor's relative error: KLD = Σ sensitivity x error.
+The errors of types of 4 bits and more are small. Then the divergence that a tensor causes is proportional to
+its relative squared error, and the divergences of all tensors add up: KLD = Σ sensitivity x error. There are
+three ways to know the sensitivities:
 
-By small errors E the divergence is ½ Σ F E², F being the Fisher information, which `q4hifi imatrix` measures
-(:meth:`q4hifi.Model.fisher`) and leaves in its file.
+1. *Measured* by running the model, one tensor at a time (``q4hifi calibrate``,
+   :mod:`q4hifi.allocation.calibrate`). This takes longest.
+2. *By the Fisher information* F, which ``q4hifi imatrix`` measures by gradients and writes to its file
+   (:meth:`q4hifi.Model.fisher`). For a small error E of the weights the divergence is ½ Σ F E².
+3. *By the residual stream*, from the weights and the importance alone. An error in attn_output or ffn_down is
+   noise in the stream. Its relative size is the error times the energy (mean squared length) of the matrix's
+   output, divided by the energy of the stream after it. So an error counts little where the stream is large
+   already. The divergence is that noise times the variance of the logits times a constant, in every layer
+   but the first. Errors in the matrices before attn_output and ffn_down arrive there as a fixed part. The
+   energy of an output is Σ importance x weight². The constants are geometric means over the example model,
+   SmolLM2-135M and Qwen2.5-Coder-1.5B, measured with ``q4hifi calibrate``.
 
-Without it a sensitivity is told from what each matrix adds to the residual stream. The
-energy (squared length) of a matrix' output is Σ importance x weight², so the stream's is known after every
-attention and feed-forward block. An error in attn_output or ffn_down is noise in the stream, of relative
-size error x (its energy / the stream's after it): small where the stream is large already. Measured, the
-divergence is that times the variance of the logits and one constant, in every layer but the first; errors
-in the matrices before them arrive there as a fixed part. (Measured with `q4hifi calibrate` on the example
-model, SmolLM2-135M and Qwen2.5-Coder-1.5B; the constants are geometric means of the three.)
+Some models have massive activations: a few tokens, such as the first of a text, have activations a thousand
+times as large as all others. The stream's energy is taken without them, but not the energy of an error.
 
-Some models give a few tokens, such as the first of a text, activations that are a thousand times those of
-all others. They do not count in the stream, which is that of ordinary tokens; the noise that the matrices
-make of them does.
-
-The first is nearer to the truth for most matrices, but single tokens can rule it; the second is coarse, but
-knows no tokens. They err apart, and their geometric mean is better than either: that is the default. But
-for embeddings that are not the output as well: each row serves one token, and what the few that a sample
-meets tell is chance.
+The default is the geometric mean of 2 and 3, which is better than either, because their faults differ. The
+Fisher information is more exact for most matrices, but a single unusual token can dominate it. The residual
+stream is coarse, but does not depend on single tokens. Token embeddings that are not the output matrix as
+well use 3 alone: each row serves one token, and a text has too few of them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import sqrt
 from types import MappingProxyType
-from typing import Any
 
-from ..errors import BadFileError
-from ..files.json_file import read_json
 from ..formats.tensor_names import MASSIVE, is_tied, layer_of, role_of
 
 STREAM = 0.07
-"""Nats per relative squared noise in the residual stream and variance of a token's logits."""
+"""Nats of divergence per relative squared noise in the residual stream, per variance of the logits."""
 
 TOKEN_EMBD = 0.035
-"""The same for token_embd: half of that in a stream to which layers have added."""
+"""The same for token_embd: half of :data:`STREAM`, as the layers add to the stream afterwards."""
 
 OUTPUT = 0.34
-"""The same for the output matrix; where it is tied to token_embd, both add up."""
+"""The same for the output matrix. If the embeddings are tied, this and :data:`TOKEN_EMBD` add up."""
 
 UNKNOWN_VARIANCE = 6.0
-"""That of logits, where it is not known: between the three models' 2.7, 8.1 and 19."""
+"""The variance of the logits if it is not known. The three models have 2.7, 8.1 and 19."""
 
 UNKNOWN_SHARE = 0.08
-"""The share of the stream that a block is taken to add where its energy is not known."""
+"""The share of the stream that a matrix adds, if its energy is not known."""
 
 ATTENTION, FEED_FORWARD = "attn_output", "ffn_down"
 """Roles of the matrices that write to the stream, in their order in a layer."""
@@ -67,7 +64,7 @@ WRITTEN_BY: Mapping[str, tuple[str, float]] = {
     "ffn_up": (FEED_FORWARD, 1.0),
     "other": (ATTENTION, 0.5),
 }
-"""Role -> the role through which its error reaches the stream, and the part of it that does."""
+"""Role -> the role through which its error reaches the stream, and the part of the error that does."""
 
 FIRST_LAYER: Mapping[str, float] = {
     "attn_k": 0.2,
@@ -76,8 +73,8 @@ FIRST_LAYER: Mapping[str, float] = {
     "ffn_gate": 0.25,
     "ffn_up": 0.25,
 }
-"""Role -> the part of that in layer 0, where the stream is only the token: much of what is added there,
-and of its error, later layers do not read."""
+"""Role -> a further factor in layer 0. There the stream is only the token's embedding, and later layers do
+not read much of what is added to it."""
 
 DEFAULT_SOURCE = "the residual stream"
 FISHER_SOURCE = "the Fisher information and the residual stream"
@@ -85,7 +82,8 @@ FISHER_SOURCE = "the Fisher information and the residual stream"
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Mean squared length of a matrix' output: of all tokens, and without massive activations."""
+    """Mean squared length of a matrix's output: ``whole`` over all tokens, ``ordinary`` without massive
+    activations."""
 
     whole: float
     ordinary: float
@@ -93,10 +91,10 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivities:
-    """Tensor name -> nats of KL divergence per unit of relative squared error, and where that is from.
+    """Tensor name -> nats of KL divergence per unit of relative squared error; ``source`` says where from.
 
-    ``probes`` has, where a type was tried to measure a value, its name and the tensor's relative error in
-    it: with them what is measured on a sample of rows can be brought to the whole tensor's scale.
+    ``probes`` has the tensors that were quantized to measure the value: the type, and the relative squared
+    error of the whole tensor in it. The errors of a sample of rows are compared with that.
     """
 
     values: Mapping[str, float]
@@ -111,15 +109,14 @@ def default_sensitivities(
     *,
     tied: bool | None = None,
 ) -> Sensitivities:
-    """Return what can be said of the matrices of a model without running it.
+    """Return the sensitivities of matrices without running the model, as the module describes.
 
-    ``energies`` has for each matrix by name Σ importance x weight², the mean squared length of its output,
-    or None where its importance is not known; for token_embd the mean squared length of its rows.
-    ``logit_variance`` is that over the vocabulary (:func:`~q4hifi.allocation.sampled_errors.logit_variance`).
-    What the stream tells is in proportion to it. ``fisher`` is what the Fisher information tells
-    (:func:`~q4hifi.allocation.sampled_errors.fisher_sensitivity`): where it tells of all, the geometric means
-    of both, but for untied token_embd. ``tied`` says whether the embeddings are the output matrix too;
-    default: as the names in ``energies`` show.
+    ``energies`` has the :class:`Energy` of each matrix by name, None if its importance is not known; for
+    token_embd the energy of its rows. ``logit_variance`` is the variance of the logits over the vocabulary
+    (:func:`~q4hifi.allocation.sampled_errors.logit_variance`). ``fisher`` has the sensitivities by the Fisher
+    information (:meth:`~q4hifi.allocation.sampled_errors.SampledTensor.fisher_sensitivity`). They are used
+    only if they are known for every matrix. ``tied`` says whether the embeddings are the output matrix as
+    well. None: if the names in ``energies`` have no output matrix.
     """
     stream = _stream(energies)
     unit = UNKNOWN_VARIANCE if logit_variance is None else logit_variance
@@ -140,23 +137,23 @@ def default_sensitivities(
             part *= FIRST_LAYER.get(role, 1.0)
         return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
-    told = {name: unit * value(name) for name in energies}
+    by_stream = {name: unit * value(name) for name in energies}
     if any(fisher.get(name) is None for name in energies):
-        return Sensitivities(told, DEFAULT_SOURCE)
+        return Sensitivities(by_stream, DEFAULT_SOURCE)
 
     def mean(name: str) -> float:
-        a, b = told[name], fisher[name] or 0.0
+        a, b = by_stream[name], fisher[name] or 0.0
         if role_of(name) == "token_embd" and not tied:
             return a
-        return sqrt(a * b) or a or b  # where one says that a matrix does nothing, the other is to be heard
+        return sqrt(a * b) or a or b  # if one of them is zero, the other counts
 
     return Sensitivities({name: mean(name) for name in energies}, FISHER_SOURCE)
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:
-    """(Layer, role that writes to the stream) -> energy that it adds, and the stream's after that.
+    """(Layer, role that writes to the stream) -> the energy that it adds, and the stream's energy after that.
 
-    Of ordinary tokens. Empty where an energy is not known.
+    Massive activations are left out. Empty if an energy is not known.
     """
     written: dict[tuple[int, str], float] = {}
     stream = 0.0
@@ -170,34 +167,7 @@ def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str
             else:
                 written[layer, role] = written.get((layer, role), 0.0) + energy.ordinary
     found: dict[tuple[int | None, str], tuple[float, float]] = {}
-    for layer, role in sorted(written):  # attn_output stands before ffn_down in the alphabet, too
+    for layer, role in sorted(written):  # attn_output is before ffn_down, also in the alphabet
         stream += written[layer, role]
         found[layer, role] = (written[layer, role], stream)
     return found
-
-
-def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
-    """Read a JSON object ``{"sensitivities": {tensor name: number}}``, such as a calibration leaves.
-
-    It may have ``"matrices": {tensor name: {"probe": type, "error": number}}``, too. Raises
-    :class:`BadFileError` where the file is something else.
-    """
-
-    def parse(found: Any) -> tuple[dict[str, float], dict[str, tuple[str, float]]]:
-        values = {str(name): float(value) for name, value in found["sensitivities"].items()}
-        probes = {
-            str(name): (str(value["probe"]), float(value["error"]))
-            for name, value in found.get("matrices", {}).items()
-        }
-        return values, probes
-
-    values, probes = read_json(
-        path,
-        "the sensitivities",
-        'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON',
-        parse,
-    )
-    for name, value in values.items():
-        if not (isfinite(value) and value >= 0):
-            raise BadFileError(f"{path}: the sensitivity of {name} is {value}, which must not be negative")
-    return Sensitivities(values, str(path), probes)

@@ -13,7 +13,6 @@ import click
 from ..progress import Progress
 from ..threads import usable_cores, used_threads
 from ..wording import human_time, printable
-from .sections import options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,15 +43,6 @@ threads_option = click.option(
     help="Number of threads, at most one per core. 0 means one per core. [default: 0]",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
-imatrix_option = options_of("Importance matrix")
-include_option = imatrix_option(
-    "--include-weights", multiple=True, metavar="NAME",
-    help="Use the importance matrix only for tensors with NAME in their name. Repeatable.",
-)  # fmt: skip
-exclude_option = imatrix_option(
-    "--exclude-weights", multiple=True, metavar="NAME",
-    help="Do not use the importance matrix for tensors with NAME in their name. Repeatable.",
-)  # fmt: skip
 tensors_option = click.option("--tensors", is_flag=True, help="List every tensor.")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadOptionError
-from ..plan.options import MEASURED_NAME, Options
+from ..plan.options import MEASURED_NAME, TypeOptions
 from ..plan.recipes import RECIPES, find_recipe, is_recipe, type_hint
 from .files import check_output
 
@@ -55,7 +55,7 @@ def check_not_a_type(dst: str) -> None:
         )
 
 
-def default_destination(src: str, options: Options) -> str:
+def default_destination(src: str, options: TypeOptions) -> str:
     """Return SRC's name with the type in it replaced: model-f16.gguf -> model-Q4_K_M.gguf.
 
     Raises :class:`BadFileError` if SRC is not a file: that is then the fault, not a name derived from it.

@@ -15,12 +15,10 @@ from ..allocation.calibration_path import calibration_file
 from ..errors import BadOptionError, Q4HifiError
 from ..evaluate.limits import FISHER_CHUNKS, LONGEST_CHUNK, MIN_CONTEXT
 from ..imatrix.forms import FORMS, GGUF
+from ..plan.options import IMATRIX
 from ..wording import printable
 from .common import (
     console,
-    exclude_option,
-    imatrix_option,
-    include_option,
     json_option,
     print_json,
     progress_bar,
@@ -28,6 +26,8 @@ from .common import (
 )
 from .files import INPUT, OUTPUT, check_output
 from .group import main
+from .quantize_options import option_of
+from .sections import options_of
 
 if TYPE_CHECKING:
     from ..evaluate.bench import Speed
@@ -488,11 +488,11 @@ def imatrix(
 @click.argument("model", type=INPUT)
 @words_argument
 @file_option
-@imatrix_option(
+@options_of(IMATRIX)(
     "--imatrix", type=INPUT, metavar="I", help="Importance matrix with which MODEL will be quantized."
 )
-@include_option
-@exclude_option
+@option_of("include_weights")
+@option_of("exclude_weights")
 @click.option(
     "-o",
     "--output",

@@ -1,4 +1,4 @@
-"""Plans as tables, and what a user should know of them."""
+"""Plans as tables and notes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..plan.plan import Plan, TypeTotal
 from ..wording import human_bytes, human_count, printable
 from .tables import new_table, some, warning
 
-MOST_RULES = 20
-"""Rules that decided nothing which are printed."""
+MOST_WARNINGS = 20
+"""The number of a plan's warnings that are printed."""
 
 
 def type_table(plan: Plan) -> Table:
     """Return a plan's totals by type."""
-    table = new_table("type", "tensors", "weights", "bytes", "bits a weight", title=plan.recipe)
+    table = new_table("type", "tensors", "weights", "bytes", "bits per weight", title=plan.recipe)
     whole = TypeTotal(len(plan.tensors), plan.n_params, plan.tensor_bytes)
     for name, total in {**plan.by_type, "all": whole}.items():
         bits = 8 * total.bytes / max(1, total.weights)
@@ -27,7 +27,7 @@ def type_table(plan: Plan) -> Table:
 
 
 def tensor_table(plan: Plan) -> Table:
-    """Return a plan's tensors, one a row."""
+    """Return a plan's tensors, one per row."""
     table = new_table("tensor", "shape", "from", "to", "outliers", "bytes")
     for t in plan.tensors:
         shape = " x ".join(map(str, t.shape)) or "single number"
@@ -47,7 +47,7 @@ def role_table(plan: Plan) -> Table:
 
 
 def notes(plan: Plan) -> Iterable[Text]:
-    """Yield what a user should know of a plan: its scale and layout, and the tensors that fell back."""
+    """Yield lines about a plan: how types were chosen, which programs load the file, and warnings."""
     if plan.measured is not None:
         measured = plan.measured
         yield Text(
@@ -55,11 +55,12 @@ def notes(plan: Plan) -> Iterable[Text]:
             f"used, predicted KL divergence {measured.predicted_kld:.5f} nats, at most {measured.gap:.2%} "
             f"above the best choice; sensitivities from {printable(measured.sensitivities)}"
         )
-    elif plan.scale is not None:
+    elif plan.size_class is not None:
         yield Text(
-            f"Q4_HIFI at {human_count(plan.n_params)} parameters: {plan.scale.outliers} outliers a block, "
-            f"attn_v of {plan.scale.attn_v_coverage:.0%} and "
-            f"ffn_down of {plan.scale.ffn_down_coverage:.0%} of the layers"
+            f"Q4_HIFI at {human_count(plan.n_params)} parameters:"
+            f" {plan.size_class.outliers} outliers per block,"
+            f" attn_v of {plan.size_class.attn_v_coverage:.0%} and"
+            f" ffn_down of {plan.size_class.ffn_down_coverage:.0%} of the layers"
         )
     n_hifi = sum(t.type == Q4_HIFI for t in plan.tensors)
     if n_hifi == 0 and plan.recipe == Q4_HIFI.name:
@@ -79,9 +80,7 @@ def notes(plan: Plan) -> Iterable[Text]:
             f"{len(misfits)} of {len(plan.tensors)} tensors have rows that do not fit their type"
             f" and took another ({', '.join(kinds)}): {names}"
         )
-    for rule in plan.idle_rules[:MOST_RULES]:
-        yield warning(printable(rule))
-    if len(plan.idle_rules) > MOST_RULES:
-        yield warning(f"{len(plan.idle_rules) - MOST_RULES} more rules decide nothing; --json lists them all")
-    for text in plan.warnings:
+    for text in plan.warnings[:MOST_WARNINGS]:
         yield warning(printable(text))
+    if len(plan.warnings) > MOST_WARNINGS:
+        yield warning(f"{len(plan.warnings) - MOST_WARNINGS} more warnings; --json lists them all")

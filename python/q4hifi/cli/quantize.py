@@ -5,6 +5,7 @@ Options that llama-quantize has are spelled as there, and so is the order of its
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +27,7 @@ from .common import (
 from .destination import check_not_a_type, default_destination, parse_arguments
 from .files import INPUT, OUTPUT, check_output
 from .group import main
-from .quantize_options import of_shapes, options_for, parse_choices, quantize_options
+from .quantize_options import of_shapes, parse_options, quantize_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,12 +42,7 @@ DEFAULT_TYPE = "Q4_HIFI"
 @main.command()
 @click.argument("src", type=INPUT)
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
-@quantize_options
-@click.option(
-    "--allow-requantize",
-    is_flag=True,
-    help="Allow tensors that are already quantized to change their type. This loses quality.",
-)
+@quantize_options()
 @click.option("--dry-run", is_flag=True, help="Show the plan, as 'q4hifi plan' does, and write nothing.")
 @threads_option
 @overwrite_option
@@ -54,12 +50,11 @@ DEFAULT_TYPE = "Q4_HIFI"
 def quantize(
     src: str,
     rest: tuple[str, ...],
-    allow_requantize: bool,
     dry_run: bool,
     threads: int | None,
     overwrite: bool,
     as_json: bool,
-    **choices: Any,
+    **values: Any,
 ) -> None:
     """Quantize the model SRC to DST.
 
@@ -70,31 +65,23 @@ def quantize(
     model-Q4_K_M-measured.gguf. A DST without TYPE ends in .gguf.
     """
     given = parse_arguments(rest)
-    kind = given.type or DEFAULT_TYPE
     threads = threads or usable_threads(click.get_current_context(), None, given.threads)
-    choices, types_file = parse_choices(choices)
-    dst = given.dst or default_destination(src, options_for(kind, choices))
+    options, types_file = parse_options(
+        given.type or DEFAULT_TYPE, values, threads=threads, overwrite=overwrite
+    )
+    dst = given.dst or default_destination(src, options)
     if not dry_run:
         check_output("DST", dst)
     from ..pipeline.quantize import plan_file, quantize_file
 
     if dry_run:
         with progress_bar() as progress:
-            found = plan_file(src, kind, threads=threads, progress=progress, **choices)
+            found = plan_file(src, replace(options, progress=progress))
         _print_plan(found, as_json, tensors=False)
         _write_types(found, types_file, overwrite)
         return
     with progress_bar() as progress:
-        report = quantize_file(
-            src,
-            dst,
-            kind,
-            allow_requantize=allow_requantize,
-            threads=threads,
-            overwrite=overwrite,
-            progress=progress,
-            **choices,
-        )
+        report = quantize_file(src, dst, replace(options, progress=progress))
     _print_report(report, as_json)
     _write_types(report.plan, types_file, overwrite, report.destination)
 
@@ -102,7 +89,7 @@ def quantize(
 @main.command()
 @click.argument("src", type=INPUT)
 @click.argument("type", default=DEFAULT_TYPE)
-@quantize_options
+@quantize_options(leave_out=["allow_requantize"])
 @tensors_option
 @threads_option
 @click.option("--overwrite", is_flag=True, help="Replace the file of --write-tensor-types if it exists.")
@@ -114,23 +101,23 @@ def plan(
     threads: int | None,
     overwrite: bool,
     as_json: bool,
-    **choices: Any,
+    **values: Any,
 ) -> None:
     """Show what 'quantize' would write: the type of each tensor, and the exact size.
 
-    Reads only the header of SRC, and with measured coverage a sample of its weights. SRC may also be a JSON
-    file with the shapes of a model's tensors.
+    Reads only the header of SRC. Measured coverage reads a sample of its weights as well, and --calibrate
+    runs the model. SRC may also be a JSON file with the shapes of a model's tensors.
     """
     from ..pipeline.quantize import plan_file
     from ..plan.shapes_file import SUFFIX as SHAPES
     from ..plan.shapes_file import plan_shapes
 
-    choices, types_file = parse_choices(choices)
+    options, types_file = parse_options(type, values, threads=threads)
     if src.endswith(SHAPES):
-        found = plan_shapes(src, type, **of_shapes(choices))
+        found = plan_shapes(src, **of_shapes(options))
     else:
         with progress_bar() as progress:
-            found = plan_file(src, type, threads=threads, progress=progress, **choices)
+            found = plan_file(src, replace(options, progress=progress))
     _print_plan(found, as_json, tensors)
     _write_types(found, types_file, overwrite)
 
@@ -230,7 +217,8 @@ def _print_plan(plan: Plan, as_json: bool, tensors: bool) -> None:
     whole = plan.tensor_bytes if plan.file_bytes is None else plan.file_bytes
     size = (
         f"{human_bytes(whole)} {'of tensors' if plan.file_bytes is None else 'in all'},"
-        f" {plan.bits_per_weight:.3f} bits a weight; a token reads {human_bytes(plan.token_bytes)} of weights"
+        f" {plan.bits_per_weight:.3f} bits per weight;"
+        f" a token reads {human_bytes(plan.token_bytes)} of weights"
     )
     tables = [[tensor_table(plan)]] if tensors else []
     roles = [role_table(plan)] if plan.measured else []

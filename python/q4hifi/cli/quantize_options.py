@@ -1,141 +1,135 @@
-"""The options that 'quantize' and 'plan' share, and what they mean as keywords of quantize_file."""
+"""The command-line options of 'quantize' and 'plan', made from the fields of :class:`QuantizeOptions`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import Field, fields
 from typing import Any, TypeVar
 
 import click
 
 from ..errors import BadOptionError
-from ..formats.layout import LAYOUTS, SPLIT
-from ..plan.options import COVERAGES, Options, parse_tensor_type, read_tensor_type_file
-from .common import exclude_option, imatrix_option, include_option
-from .files import INPUT, OUTPUT
-from .sections import options_of
+from ..pipeline.quantize_options import QuantizeOptions
+from ..plan.option import by_section, text_of
+from ..plan.options import BY_TENSOR, OUTPUT, SECTIONS, TypeOptions
+from ..plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
+from .files import INPUT, OutputFile
+from .sections import GENERAL, options_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_by_tensor = options_of("Types of single tensors")
-_q4_hifi = options_of("Type Q4_HIFI")
-_measured = options_of("Type Q4_HIFI, --coverage measured: the best types within a budget")
-_scale = options_of("Type Q4_HIFI, --coverage scale: types from a table")
-_output = options_of("Output")
-
-_QUANTIZE_OPTIONS = (
-    click.option(
-        "--pure", is_flag=True, help="Give every matrix the main type of TYPE, such as Q4_K for Q4_K_M."
-    ),
-    click.option(
-        "--refine/--no-refine", default=None,
-        help="Search longer for blocks with less error. Types and sizes stay the same."
-        " [default: only for Q4_HIFI; other types get llama-quantize's bytes]",
-    ),
-    click.option(
-        "--no-fallback", is_flag=True,
-        help="Fail if the rows of a tensor do not fit its type, instead of using another type.",
-    ),
-    imatrix_option(
-        "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix, of q4hifi or llama-imatrix."
-    ),
-    include_option,
-    exclude_option,
-    imatrix_option(
-        "--allow-missing-importance", is_flag=True, help="Use it even if it seems to be of another model."
-    ),
-    _by_tensor(
-        "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
-        help="Type of the tensors whose name matches. The first match counts. Repeatable.",
-    ),
-    _by_tensor(
-        "--tensor-type-file", type=INPUT, metavar="FILE", help="Read REGEX=TYPE entries from a file."
-    ),
-    _by_tensor("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
-    _by_tensor("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
-    _by_tensor("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight."),
-    _q4_hifi(
-        "--coverage", type=click.Choice(COVERAGES),
-        help="How the type of each tensor is chosen: by measured errors, or by a table for the model's scale."
-        " [default: measured with an importance matrix, else scale]",
-    ),
-    _measured(
-        "--target-size", metavar="SIZE", help="Budget: the size of the output, such as 470MiB or 3.5GB."
-    ),
-    _measured("--target-bpw", type=float, metavar="BITS", help="Budget: bits per weight, such as 4.5."),
-    _measured("--like", metavar="TYPE", help="Budget: the size of a file of this type, such as Q4_K_M."),
-    _measured("--stock", is_flag=True, help="Use only types that stock llama.cpp loads."),
-    _measured(
-        "--sensitivities", type=INPUT, metavar="FILE",
-        help="Read from a JSON file how much an error in each tensor harms the model.",
-    ),
-    _measured(
-        "--calibrate", type=INPUT, metavar="TEXT",
-        help="Measure this first, by running the model on a text. The result is kept and used again.",
-    ),
-    _scale(
-        "--outliers", type=click.IntRange(0, 32), metavar="N",
-        help="Outliers per block of 256 weights, kept in 16 bits.",
-    ),
-    _scale(
-        "--ffn-down-coverage", type=click.FloatRange(0, 1), metavar="SHARE",
-        help="Share of the layers whose ffn_down becomes Q4_HIFI.",
-    ),
-    _scale("--minimal", is_flag=True, help="Use the least Q4_HIFI. For models above 100 B parameters."),
-    _output(
-        "--layout", type=click.Choice(LAYOUTS), default=SPLIT, show_default=True,
-        help="How Q4_HIFI is stored: with the outliers in tensors of their own, or as the llama.cpp branch"
-        " with this type reads it.",
-    ),
-    _output("--keep-split", is_flag=True, help="Split the output into as many files as the source."),
-    _output(
-        "--split-max-size", metavar="SIZE",
-        help="Split the output into files of at most this size, such as 4GB.",
-    ),
-    _output(
-        "--write-tensor-types", type=OUTPUT, metavar="FILE",
-        help="Write the types to FILE, for --tensor-type-file. With --stock, llama-quantize can read it too.",
-    ),
-)  # fmt: skip
+Decorator = Callable[[Command], Command]
 
 
-def quantize_options(command: Command) -> Command:
-    """Add the shared options to a command."""
-    for option in reversed(_QUANTIZE_OPTIONS):
-        command = option(command)
-    return command
-
-
-def parse_choices(options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Keywords of quantize_file from the shared options, and the file that --write-tensor-types names."""
+def _size(text: str) -> int:
+    """A number of bytes, written with a unit."""
     from ..gguf_io.split import parse_size
 
-    choices = dict(options)
-    types_file = choices.pop("write_tensor_types")
-    named = [parse_tensor_type(text) for text in choices["tensor_types"]]
-    file = choices.pop("tensor_type_file")
-    choices["tensor_types"] = named + list(read_tensor_type_file(file) if file else ())
-    for name in ("split_max_size", "target_size"):
-        if choices[name] is not None:
-            choices[name] = parse_size(choices[name])
-    return choices, types_file
+    return parse_size(text)
 
 
-def of_shapes(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices that a plan of shapes alone can follow."""
-    known = _of_options(choices)
-    unknown = [name for name, value in choices.items() if name not in known and value]
-    if unknown:
+KINDS: Mapping[str, dict[str, Any]] = {
+    "str": {},
+    "str | None": {},
+    "bool": {"is_flag": True},
+    "bool | None": {},
+    "int | None": {"type": int},
+    "float | None": {"type": float},
+    "Bytes | None": {"type": _size},
+    "FilePath | None": {"type": INPUT},
+    "TensorTypes": {"type": parse_tensor_type, "multiple": True},
+    "Sequence[str]": {"multiple": True},
+}
+"""The annotation of a field -> what click needs to know of its option."""
+
+NAMES: Mapping[str, str] = {"tensor_types": "--tensor-type"}
+"""The fields whose options have another name."""
+
+MADE_BY_COMMANDS = frozenset({"type", "threads", "overwrite", "progress"})
+"""The fields that commands fill in by themselves: from an argument, or from an option of all commands."""
+
+
+def field_option(field: Field[Any]) -> Decorator[Any]:
+    """Return the decorator that adds the option of a field of :class:`QuantizeOptions` to a command."""
+    text, kind = text_of(field), dict(KINDS[str(field.type)])
+    name = NAMES.get(field.name, "--" + field.name.replace("_", "-"))
+    if field.type == "bool | None":
+        name += f"/--no-{name.removeprefix('--')}"
+    if text.choices:
+        kind["type"] = click.Choice(text.choices)
+    if text.between:
+        in_range: Any = click.IntRange if field.type == "int | None" else click.FloatRange
+        kind["type"] = in_range(*text.between)
+    help_text = text.help
+    if kind.get("multiple"):
+        help_text += " Repeatable."
+    if text.unset:
+        help_text += f" [default: {text.unset}]"
+    return options_of(text.section or GENERAL)(
+        name,
+        field.name,
+        default=None if kind.get("multiple") else field.default,
+        show_default=bool(field.default),
+        metavar=text.metavar,
+        help=help_text,
+        **kind,
+    )
+
+
+def option_of(name: str) -> Decorator[Any]:
+    """Return the decorator that adds one option of :class:`QuantizeOptions` to another command."""
+    return field_option(next(field for field in fields(QuantizeOptions) if field.name == name))
+
+
+_tensor_type_file = options_of(BY_TENSOR)(
+    "--tensor-type-file", type=INPUT, metavar="FILE", help="Read REGEX=TYPE entries from a file."
+)
+_write_tensor_types = options_of(OUTPUT)(
+    "--write-tensor-types",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Write the types to FILE, for --tensor-type-file. With --stock, llama-quantize can read it too.",
+)
+
+
+def quantize_options(*, leave_out: Collection[str] = ()) -> Decorator[Any]:
+    """Return a decorator that adds the options of quantizing, except ``leave_out``, to a command."""
+
+    def decorators() -> Iterator[Decorator[Any]]:
+        for _, options in by_section(QuantizeOptions, SECTIONS):
+            for field in options:
+                if field.name not in MADE_BY_COMMANDS and field.name not in leave_out:
+                    yield field_option(field)
+                if field.name == "tensor_types":
+                    yield _tensor_type_file
+        yield _write_tensor_types
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(list(decorators())):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def parse_options(type: str, values: Mapping[str, Any], **more: Any) -> tuple[QuantizeOptions, str | None]:
+    """Return the options that the ``values`` of the command line mean, and the file of --write-tensor-types.
+
+    ``more`` are the fields that the command fills in. Raises :class:`BadOptionError`.
+    """
+    found = {**values, **more}
+    types_file = found.pop("write_tensor_types")
+    rules_file = found.pop("tensor_type_file")
+    found["tensor_types"] += read_tensor_type_file(rules_file) if rules_file else ()
+    return QuantizeOptions(type, **found), types_file
+
+
+def of_shapes(options: QuantizeOptions) -> dict[str, Any]:
+    """Return the options that a plan of shapes uses. Raises :class:`BadOptionError` for any other."""
+    known = {field.name for field in fields(TypeOptions)}
+    given = {f.name for f in fields(options) if getattr(options, f.name) != f.default}
+    if unknown := sorted(given - known - MADE_BY_COMMANDS):
         raise BadOptionError(
-            f"{', '.join(unknown)}: for a model file; shapes alone have no weights and no header"
+            f"{', '.join(f'`{name}`' for name in unknown)}: for a model file; a file of shapes has no weights"
+            " and no header"
         )
-    return known
-
-
-def options_for(kind: str, choices: Mapping[str, Any]) -> Options:
-    """The options of a recipe with these choices. Raises :class:`BadOptionError` where they do not fit."""
-    return Options(type=kind, **_of_options(choices))
-
-
-def _of_options(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices that decide about types."""
-    return {name: choices[name] for name in choices if name in Options.__dataclass_fields__}
+    return {name: getattr(options, name) for name in known}

@@ -23,8 +23,8 @@ def report_tables(report: QuantizeReport) -> RenderableType:
         [
             Text(
                 f"{human_bytes(report.source_bytes)} -> {human_bytes(report.file_bytes)}, "
-                f"{report.plan.bits_per_weight:.3f} bits a weight, {report.seconds:.1f} s, "
-                f"{report.weights_per_second / 1e6:.1f} million weights a second"
+                f"{report.plan.bits_per_weight:.3f} bits per weight, {report.seconds:.1f} s, "
+                f"{report.weights_per_second / 1e6:.1f} million weights per second"
             ),
             *(unbroken(f"wrote {printable(path)}") for path in report.destination),
         ],

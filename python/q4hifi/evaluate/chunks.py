@@ -3,8 +3,8 @@
 The whole text is tokenized, with special tokens as at the start of a prompt, and cut into chunks of
 ``n_ctx`` tokens. A shorter rest is dropped. The model reads each chunk by itself. BOS replaces the first
 token of a chunk if the vocabulary has ``add_bos``. The first half of a chunk only gives context. In the
-second half, the model predicts every next token, and these predictions are scored:
-``n_ctx - 1 - n_ctx // 2`` per chunk.
+second half, the model predicts every next token, and these predictions are scored
+(:mod:`q4hifi.evaluate.scored_tokens`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..files.text_file import read_text_bytes
 from ..gguf_io.metadata import decode_text
 from .limits import MIN_CONTEXT
 from .logits import Logits, Tokens
+from .scored_tokens import first_counted, n_scored
 
 _MIN_CHUNKS = 2  # llama-perplexity refuses shorter texts, too
 
@@ -203,12 +204,12 @@ class Chunks:
     @property
     def first(self) -> int:
         """Index of the first token in a chunk after which the prediction is scored."""
-        return self.n_ctx // 2
+        return first_counted(self.n_ctx)
 
     @property
     def n_scored(self) -> int:
         """Scored tokens per chunk."""
-        return self.n_ctx - 1 - self.first
+        return n_scored(self.n_ctx)
 
     def input(self, chunk: int) -> Tokens:
         """Return the tokens that the model reads, uint32 [n_ctx]: those of the chunk, with BOS in place."""

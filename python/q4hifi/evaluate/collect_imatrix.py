@@ -29,6 +29,7 @@ from .chunks import Chunks, InputCollector, LanguageModel, ModelOrPath, Text, er
 from .limits import FISHER_CHUNKS
 from .logits import Doubles, Tokens, token_nll
 from .perplexity import Perplexity
+from .scored_tokens import first_counted, n_predictions
 
 FISHER_TOKENS = 256
 """Tokens from the start of a chunk on which the Fisher information is measured."""
@@ -259,8 +260,8 @@ def _with_fisher(
     fisher: Mapping[str, ColumnSums], model: LanguageModel, tokens: Tokens, seed: int
 ) -> dict[str, ColumnSums]:
     """Return ``fisher`` with the Fisher information of a text added. Its first half only gives context."""
-    first = len(tokens) // 2
-    count = np.array([len(tokens) - first], np.float32)
+    first = first_counted(len(tokens))
+    count = np.array([n_predictions(len(tokens))], np.float32)
     added = {}
     for name, columns in model.fisher(tokens, first=first, seed=seed).items():
         if not np.isfinite(columns).all():

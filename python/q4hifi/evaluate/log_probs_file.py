@@ -27,6 +27,7 @@ from ..files.positioned_file import byte_view, check_regular_file, os_errors
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row
+from .scored_tokens import n_scored
 
 MAGIC = b"_logits_"
 PARTIAL = b"part"
@@ -213,7 +214,7 @@ class LogProbsFile:
                     f"{path}: its header has a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
                     f" {n_chunks} chunks, which is impossible; {REMEDY}"
                 )
-            rows = n_chunks * (n_ctx - 1 - n_ctx // 2)
+            rows = n_chunks * n_scored(n_ctx)
             expected = HEAD.size + 4 * n_chunks * n_ctx + 2 * rows * codes_per_row(n_vocab)
             size = os.fstat(file.fileno()).st_size
             if size != expected:
@@ -248,7 +249,7 @@ class LogProbsFile:
         Raises :class:`BadFileError` if they are damaged.
         """
         n_chunks, n_ctx = self.tokens.shape
-        count = (n_ctx - 1 - n_ctx // 2) * codes_per_row(self.n_vocab)
+        count = n_scored(n_ctx) * codes_per_row(self.n_vocab)
         offset = HEAD.size + 4 * n_chunks * n_ctx + 2 * count * chunk
         with os_errors(self.path, "be read", BadFileError):
             codes = np.fromfile(self.path, "<u2", count, offset=offset)

@@ -1,4 +1,4 @@
-"""Bringing quantized models into other forms: for stock llama.cpp, the fork, or back to 16 bits."""
+"""Converting quantized models: for stock llama.cpp, to the other layout, or back to 16 or 32 bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..plan.plan import Plan, PlannedTensor
 from ..plan.recipes import find_recipe
 from ..progress import Progress
 from ..threads import thread_count
-from .quantize import planned_metadata
+from .planner import planned_metadata
 from .report import QuantizeReport
 from .rewrite import Output, rewrite
 from .target_types import DEQUANTIZED, DROP, EXPORTS
@@ -46,11 +46,12 @@ def export_file(
 ) -> QuantizeReport:
     """Rewrite the Q4_HIFI tensors of a model; all others are copied.
 
-    Exactly one of ``as_`` (a key of :data:`EXPORTS`; the result loads in stock llama.cpp) and
-    ``layout`` ("split" or "fork") is given. Changing the layout keeps bases and outliers, but for
-    the rounding of an outlier to f16. Raises :class:`BadOptionError`,
-    :class:`UnsupportedModelError` for a model without Q4_HIFI tensors, and what
-    :func:`q4hifi.quantize_file` raises.
+    Give exactly one of two options. ``as_`` is "drop", "q5_k", "q6_k", "q8_0" or "f16"; the result loads in
+    stock llama.cpp. ``layout`` is "split" or "fork"; base blocks and outliers stay the same, except that an
+    outlier may be rounded to f16.
+
+    Raises :class:`BadOptionError`, :class:`UnsupportedModelError` for a model without Q4_HIFI tensors, and
+    the errors of :func:`q4hifi.quantize_file`.
     """
     if (as_ is None) == (layout is None):
         raise BadOptionError("choose one of `as_` and `layout`")
@@ -80,7 +81,7 @@ def export_file(
 
 
 def _plan(model: ModelFile, kind: TensorType, layout: str) -> Plan:
-    """Copy everything but the Q4_HIFI tensors, which become ``kind``."""
+    """The plan in which the Q4_HIFI tensors become ``kind``, and all others are copied."""
 
     def target(tensor: ModelTensor) -> Format:
         if tensor.type != Q4_HIFI:
@@ -101,7 +102,7 @@ def _plan(model: ModelFile, kind: TensorType, layout: str) -> Plan:
 
 
 def _metadata(source: Metadata, plan: Plan) -> Metadata:
-    """The source's pairs, with the layout told or, where no Q4_HIFI tensor is left, without it."""
+    """The source's pairs, with the layout, or without it if no Q4_HIFI tensor is left."""
     pairs = source.with_value("general.file_type", plan.file_type, GGUFValueType.UINT32)
     if not any(t.type == Q4_HIFI for t in plan.tensors):
         return pairs.without(*KEYS)
@@ -119,11 +120,11 @@ def dequantize_file(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeReport:
-    """Decode every tensor of a model that is stored as blocks, and bring its matrices to ``type``.
+    """Decode every quantized tensor of a model, and convert its matrices to ``type``.
 
-    ``type`` is F16, F32 or BF16. A vector of blocks becomes F32, as vectors are in GGUF files. Norms and
-    the like are copied. Raises :class:`UnsupportedModelError` for blocks of a type that cannot be decoded,
-    and what :func:`q4hifi.quantize_file` raises.
+    ``type`` is F16, F32 or BF16. Quantized vectors become F32, as other vectors in GGUF files. Norms and
+    other tensors that are never quantized are copied. Raises :class:`UnsupportedModelError` for a type that
+    cannot be decoded, and the errors of :func:`q4hifi.quantize_file`.
     """
     kind = DEQUANTIZED.get(type.upper())
     if kind is None:
@@ -143,7 +144,7 @@ def dequantize_file(
 
 
 def _dequantized(model: ModelFile, kind: TensorType) -> Plan:
-    """Everything that is blocks or a matrix becomes numbers."""
+    """The plan in which matrices become ``kind``, and quantized vectors F32."""
     architecture = ModelShape.from_metadata(model.metadata).architecture
 
     def target(tensor: ModelTensor) -> Format:
@@ -168,7 +169,7 @@ def _planned(
     file_type: int | None,
     layout: str = SPLIT,
 ) -> Plan:
-    """A plan in which ``target`` says what every tensor becomes."""
+    """The plan in which ``target`` gives the format of every tensor."""
     ordered = sorted(model.tensors.values(), key=lambda t: processing_order(t.name))
     tensors = tuple(
         PlannedTensor(t.name, role_of(t.name), layer_of(t.name), t.shape, t.format, target(t))

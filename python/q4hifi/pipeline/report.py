@@ -1,4 +1,4 @@
-"""What a quantization made of a model: sizes, errors, fallbacks, speed."""
+"""The report on a quantization: sizes, errors, types, speed. Data only; the command makes tables of it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .rewrite import Rewritten
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """The outcome of :func:`q4hifi.quantize_file`.
+    """The report of :func:`q4hifi.quantize_file`. Sizes are in bytes.
 
-    ``errors`` maps the name of each tensor that was encoded to its squared error and magnitude,
-    weighted by importance where that tensor had one. ``without_importance`` are the encoded
-    tensors that had none, and ``inactive_experts`` those of its experts that were
-    never activated and count as all equal; both are empty without an imatrix. Sizes are in bytes.
+    ``errors`` maps the name of each encoded tensor to its squared error and its squared magnitude, weighted
+    by importance if the tensor has any. ``without_importance`` names the encoded tensors without importance.
+    ``inactive_experts`` maps the names of tensors to the indices of experts that no token of the imatrix's
+    text activated; all their columns have the same importance. Both are empty without an imatrix.
     """
 
     source: tuple[Path, ...]
@@ -45,7 +45,7 @@ class QuantizeReport:
         importance: Importance | None,
         seconds: float,
     ) -> QuantizeReport:
-        """Make the report of a run."""
+        """Make the report on a run."""
         encoded = [t.name for t in plan.tensors if t.type.quantized and not t.copied]
         plain = [
             name for name in encoded if importance is not None and not _is_weighted(importance, model, name)
@@ -66,12 +66,12 @@ class QuantizeReport:
 
     @property
     def weights_per_second(self) -> float:
-        """Weights of the model over the whole run's time."""
+        """Weights of the model divided by the time of the run."""
         return self.plan.n_params / self.seconds if self.seconds else 0.0
 
     @property
     def error_by_role(self) -> dict[str, ErrorSums]:
-        """Role -> errors of its encoded tensors, added up; the largest relative error first."""
+        """Role -> the sum of the errors of its encoded tensors; the largest relative error comes first."""
         roles: dict[str, ErrorSums] = {}
         for tensor in self.plan.tensors:
             if tensor.name in self.errors:
@@ -80,7 +80,7 @@ class QuantizeReport:
 
     @property
     def weighted_by_role(self) -> tuple[Counter[str], Counter[str]]:
-        """Role -> its encoded tensors with importance, and all of them."""
+        """Role -> number of encoded tensors with importance; and role -> number of encoded tensors."""
         encoded = [t for t in self.plan.tensors if t.name in self.errors]
         plain = set(self.without_importance) if self.imatrix else {t.name for t in encoded}
         return Counter(t.role for t in encoded if t.name not in plain), Counter(t.role for t in encoded)

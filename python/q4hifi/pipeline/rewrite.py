@@ -1,7 +1,7 @@
-"""Carrying out a plan: model in, model out, piece by piece, reading, computing and writing at once.
+"""Carrying out a plan: a model is read, converted and written piece by piece, all three at the same time.
 
-Memory is bounded by a few pieces of :data:`~q4hifi.codec.model_file.CHUNK_WEIGHTS` weights, whatever the
-model's size.
+A few pieces of :data:`~q4hifi.codec.model_file.CHUNK_WEIGHTS` weights are in memory, whatever the size of the
+model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy.typing as npt
 from ..codec.input_correlations import Inputs
 from ..codec.model_file import ModelFile, RowRange, row_ranges
 from ..codec.rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
-from ..errors import BadOptionError
 from ..files.output_file import check_writable
 from ..formats.layout import BASE
 from ..formats.types import Q4_HIFI
@@ -33,17 +32,17 @@ from ..plan.plan import Plan, PlannedTensor
 from ..progress import Progress
 
 LOOKAHEAD = 2
-"""Pieces read ahead of the computation, and pieces waiting to be written."""
+"""The number of pieces that are read ahead, and that wait to be written."""
 
 INPUTS_KEPT = 4
-"""Matrices of the same inputs stand near each other in a file: what is known of so many is kept."""
+"""The number of matrices whose input correlations are kept: matrices of the same inputs follow each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a rewritten model goes, and how it is cut into files.
+    """Where a model is written, and how it is split into files.
 
-    ``sources`` are files, besides the model's, that the destination must not be.
+    ``sources`` are files that must not be overwritten; the files of the source model need not be among them.
     """
 
     path: str | os.PathLike[str]
@@ -52,15 +51,10 @@ class Output:
     split_max_size: int | None = None
     sources: tuple[str | os.PathLike[str], ...] = ()
 
-    def __post_init__(self) -> None:
-        """Check that the options fit together."""
-        if self.keep_split and self.split_max_size is not None:
-            raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
-
     def check(self, model: ModelFile) -> None:
-        """Raise :class:`Q4HifiError` where the destination cannot be written, before there is a plan.
+        """Raise :class:`Q4HifiError` if the destination cannot be written. This needs no plan.
 
-        How many files ``split_max_size`` makes only the plan says, so they are checked later.
+        Only the plan says how many files ``split_max_size`` makes, so these are checked later.
         """
         if self.split_max_size is None:
             count = len(model.paths) if self.keep_split else 1
@@ -68,7 +62,7 @@ class Output:
                 check_writable(path, self.overwrite, (*model.paths, *self.sources))
 
     def shards(self, model: ModelFile, plan: Plan) -> list[int]:
-        """Return the file (from 0) of each stored tensor of ``plan``."""
+        """Return the index of the file of each stored tensor of ``plan``."""
         groups = [t.stored for t in plan.tensors]
         if self.split_max_size is not None:
             return assign_shards(groups, self.split_max_size, alignment=model.gguf.alignment)
@@ -80,7 +74,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """What came of a plan: the error of each encoded tensor by name, and the files' sizes in bytes."""
+    """The result: the errors of the encoded tensors by name, the files, and their sizes in bytes."""
 
     errors: dict[str, ErrorSums]
     paths: tuple[os.PathLike[str], ...]
@@ -101,11 +95,12 @@ def rewrite(
 ) -> Rewritten:
     """Write ``model`` as ``plan`` says, with ``metadata``, to ``output``.
 
-    Files appear complete or not at all. Raises :class:`BadFileError` where the model's files are changed
-    meanwhile. ``refine`` is that of :func:`q4hifi.codec.rows.encode`. With
-    ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps its base's bytes. Raises
-    :class:`NotFiniteError`, naming file, tensor and place, for weights that are NaN or infinite, also
-    copied ones of the types that the core decodes.
+    Files appear complete or not at all. ``refine`` is that of :func:`q4hifi.codec.rows.encode`. With
+    ``drop_outliers`` a Q4_HIFI tensor that becomes Q4_K keeps the bytes of its base blocks.
+
+    Raises :class:`BadFileError` if the model's files are changed meanwhile, and :class:`NotFiniteError` for
+    weights that are NaN or infinite, with file, tensor and row. Copied tensors are checked as well, if the
+    core can decode their type.
     """
     total = plan.n_params
     errors: dict[str, ErrorSums] = {}
@@ -142,7 +137,7 @@ def rewrite(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some rows on their way, and the importance of their columns and what else is known of their inputs."""
+    """Some rows of a tensor, the importance of their columns, and what is known of their inputs."""
 
     target: PlannedTensor
     rows: RowRange
@@ -167,7 +162,7 @@ def _pieces(
                 if refine and n_matrices == 1:
                     name = importance.correlated_name(target.name) or target.name
                     known = inputs_of(name, tensor.row_length)
-        # one piece is encoded under one row of importance
+        # all rows of a piece have the same row of importances
         for rows in row_ranges(tensor, by_matrix=weights is not None and len(weights) > 1):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
             yield _Piece(target, rows, columns, known)
@@ -176,7 +171,7 @@ def _pieces(
 def _ahead(
     reader: ThreadPoolExecutor, model: ModelFile, work: Iterable[_Piece]
 ) -> Iterator[tuple[_Piece, Parts]]:
-    """Read pieces in their order, :data:`LOOKAHEAD` of them before they are asked for."""
+    """Read pieces in order, :data:`LOOKAHEAD` of them ahead."""
     work = iter(work)
     reading = deque((piece, reader.submit(model.read_rows, piece.rows)) for piece in islice(work, LOOKAHEAD))
     while reading:
@@ -190,7 +185,7 @@ def _ahead(
 def _convert(
     piece: _Piece, parts: Parts, threads: int, refine: bool, drop_outliers: bool
 ) -> tuple[Parts, ErrorSums | None]:
-    """Rows in their target format, and their error where they were encoded anew."""
+    """The rows in their target format, and their error if they were encoded again."""
     source, target = piece.target.source, piece.target.target
     length, first = piece.rows.tensor.row_length, piece.rows.first
     if source == target:

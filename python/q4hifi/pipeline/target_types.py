@@ -1,4 +1,4 @@
-"""The types that exports may have, in a module that loads quickly: the command's options name them."""
+"""The types that models are exported to, in a module that loads quickly for the command's help."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EXPORTS: Mapping[str, TensorType] = {
     "q8_0": TYPES["Q8_0"],
     "f16": F16,
 }
-"""What stock llama.cpp may get in place of a Q4_HIFI tensor: the base without its outliers, or the
-decoded weights in a type that holds them well."""
+"""Name -> the type that a Q4_HIFI tensor becomes for stock llama.cpp. ``drop`` keeps the base blocks and
+drops the outliers. The others encode the decoded weights."""
 
 DEQUANTIZED: Mapping[str, TensorType] = {"F32": F32, "F16": F16, "BF16": BF16}
-"""What matrices may be decoded to."""
+"""Name -> the type that matrices are decoded to."""

@@ -1,4 +1,4 @@
-"""Checking a model file to its last weight: :func:`verify_file`."""
+"""Checking every weight of a model file: :func:`verify_file`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..threads import thread_count
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with a file: which tensor (None: the file's structure) and what."""
+    """A fault of a file: the tensor (None: the structure of the file), and a message."""
 
     tensor: str | None
     message: str
@@ -25,8 +25,8 @@ def verify_file(
 ) -> list[Finding]:
     """Check a GGUF model: structure, sizes, finite weights and scales, order of Q4_HIFI's outliers.
 
-    Returns what is wrong, at most one finding a tensor; nothing for a sound file. Types that
-    q4hifi cannot decode are checked for their sizes only.
+    Returns at most one finding per tensor, and none for a sound file. For types that q4hifi cannot decode,
+    only the sizes are checked.
     """
     try:
         model = ModelFile.open(path)
@@ -58,7 +58,7 @@ def _check(model: ModelFile, rows: RowRange, threads: int) -> Finding | None:
         parts = model.read_rows(rows)
         check_finite(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
     except BadOptionError:
-        raise  # the caller's fault, not the file's
+        raise  # not a fault of the file
     except Q4HifiError as error:
         return Finding(tensor.name, str(error))
     return None

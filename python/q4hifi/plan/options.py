@@ -1,133 +1,161 @@
-"""What the user asks of a quantization, checked."""
+"""The options that decide the type of every tensor: :class:`TypeOptions`, checked."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from math import inf
-from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import BadOptionError
-from ..files.text_file import read_text_bytes
 from ..formats.layout import LAYOUTS, SPLIT
 from ..formats.types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 from ..wording import short_size
+from .option import document, option
 from .recipes import Recipe, find_recipe
-from .size_classes import Scale, scale_for
+from .size_classes import SizeClass, size_class_for
 from .tensor_patterns import compile_pattern
+from .tensor_type_rules import TensorTypes
 
-TensorTypes = Sequence[tuple[str, str]]
-"""(regular expression, type) pairs; the first that is found in a tensor's name decides its type."""
-
-_OPPOSITES = {r"\B": r"(?!\b)", r"\D": "[^0-9]", r"\S": "[^[:space:]]", r"\W": "[^[:w:]]"}
-"""Escapes that mean the opposite once their case is lowered -> how to write them."""
-
-
-def parse_tensor_type(text: str) -> tuple[str, str]:
-    """Split ``REGEX=TYPE`` at its first ``=`` and lower the pattern's case, as llama-quantize does.
-
-    Blanks around both sides are dropped. Raises :class:`BadOptionError` where a side is missing, and for
-    an escape that would mean its opposite in lower case.
-    """
-    pattern, _, kind = (side.strip() for side in text.partition("="))
-    if not (pattern and kind):
-        raise BadOptionError(f"--tensor-type {text!r}: write REGEX=TYPE, for example attn_v=q6_k")
-    if "=" in kind:
-        raise BadOptionError(
-            f"--tensor-type {text!r}: the first = ends the pattern, so {kind!r} would be the type;"
-            r" write \x3d for the character in a pattern"
-        )
-    for escape in re.findall(r"\\.", pattern):
-        if escape in _OPPOSITES:
-            raise BadOptionError(
-                f"--tensor-type {text!r}: llama-quantize lowers the case of a pattern, and {escape} would"
-                f" become {escape.lower()}; write {_OPPOSITES[escape]}"
-            )
-    return re.sub("[A-Z]", lambda letter: letter[0].lower(), pattern), kind
-
-
-def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
-    """Read a ``--tensor-type-file``: ``REGEX=TYPE`` rules, separated by spaces or line ends, in UTF-8.
-
-    Raises :class:`BadOptionError` where it cannot be read as that.
-    """
-    try:
-        return tuple(_rules_in(read_text_bytes(path), os.fspath(path)))
-    except BadOptionError as error:
-        raise BadOptionError(f"--tensor-type-file {error}") from error
-
-
-def _rules_in(data: bytes, file: str) -> Iterator[tuple[str, str]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadOptionError(f"{file}: {error}; save it as UTF-8") from error
-    if not text.strip():
-        raise BadOptionError(f"{file}: holds no rules; write REGEX=TYPE into it, for example attn_v=q6_k")
-    for number, line in enumerate(text.split("\n"), 1):
-        for rule in re.split(r"[ \t\r\v\f]+", re.sub(r"[ \t]*=[ \t]*", "=", line)):
-            try:
-                if rule:
-                    yield parse_tensor_type(rule)
-            except BadOptionError as error:
-                comment = "; such a file has no comments" if rule.startswith("#") else ""
-                raise BadOptionError(f"{file}, line {number}: {error}{comment}") from error
-
+FilePath: TypeAlias = str | os.PathLike[str]
+Bytes: TypeAlias = int
 
 SCALE, MEASURED = "scale", "measured"
 COVERAGES = (SCALE, MEASURED)
-"""How Q4_HIFI decides what a tensor becomes: by the table of :mod:`q4hifi.plan.size_classes`, or by measured
-errors."""
+"""How the type Q4_HIFI chooses the tensors' types: from a table for the model's size
+(:mod:`q4hifi.plan.size_classes`), or by measured errors (:mod:`q4hifi.allocation`)."""
+
+DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
+"""Whether there is an imatrix -> the coverage, unless an option asks for one."""
 
 MEASURED_NAME = "-measured"
 """Ends the title of a plan that has only stock types, chosen by measured errors."""
 
-DEFAULT_COVERAGE: Mapping[bool, str] = {False: SCALE, True: MEASURED}
-"""With an imatrix or without -> the coverage where the user's options ask for none."""
+GENERAL = ""
+IMATRIX = "Importance matrix"
+BY_TENSOR = "Types of single tensors"
+HIFI = "Type Q4_HIFI"
+BY_ERROR = "Type Q4_HIFI, coverage measured: the best types within a budget"
+BY_SIZE = "Type Q4_HIFI, coverage scale: types from a table"
+OUTPUT = "Output"
+SECTIONS = (GENERAL, IMATRIX, BY_TENSOR, HIFI, BY_ERROR, BY_SIZE, OUTPUT)
+"""The headings of the options, in the order of the help."""
+
+BUDGETS = ("target_size", "target_bpw", "like")
+SENSITIVITY_SOURCES = ("sensitivities", "calibrate")
+ONLY_MEASURED = (*BUDGETS, "stock", *SENSITIVITY_SOURCES)
+"""Options that have a meaning for measured coverage only."""
+
+ONLY_SCALE = ("outliers", "ffn_down_coverage", "minimal", "pure")
+"""Options that have a meaning for coverage by size only."""
 
 
-def _keywords(names: Sequence[str], separator: str = ", ") -> str:
-    return separator.join(f"`{name}`" for name in names)
+@dataclass(frozen=True)
+class TypeOptions:
+    """The options that decide the type of every tensor.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the user asked for; every field is checked on construction (:class:`BadOptionError`).
-
-    ``tensor_types`` holds (regular expression, type) pairs (:mod:`q4hifi.plan.tensor_patterns`): the first
-    that is found in a tensor's name decides its type. None leaves a choice to the recipe and the model's
-    scale.
-
-    ``target_size`` (bytes of the file), ``target_bpw`` (bits a weight) and ``like`` (a recipe, whose size
-    counts) are budgets of measured coverage, ``stock`` keeps it to types that stock llama.cpp loads, and
-    ``sensitivities`` is a file that says what an error in each tensor costs, ``calibrate`` a text to
-    measure that on. ``refine`` None is where no other program's bytes are to be met: for Q4_HIFI.
+    All are given by keyword; ``type`` may also come first without one. Creating it raises
+    :class:`BadOptionError` for a value that is not possible, and for options that exclude each other.
     """
 
-    type: str = "Q4_HIFI"
-    layout: str = SPLIT
-    outliers: int | None = None
-    ffn_down_coverage: float | None = None
-    minimal: bool = False
-    tensor_types: TensorTypes = ()
-    output_tensor_type: str | None = None
-    token_embedding_type: str | None = None
-    leave_output_tensor: bool = False
-    pure: bool = False
-    no_fallback: bool = False
-    coverage: str | None = None
-    target_size: int | None = None
-    target_bpw: float | None = None
-    like: str | None = None
-    stock: bool = False
-    sensitivities: str | os.PathLike[str] | None = None
-    calibrate: str | os.PathLike[str] | None = None
-    refine: bool | None = None
+    type: str = option(
+        "Q4_HIFI",
+        "Q4_HIFI or a type of llama-quantize, such as Q4_K_M.",
+        details="In capitals or small letters.",
+    )
+    _: KW_ONLY
+    pure: bool = option(False, "Give every matrix the main type of the recipe, such as Q4_K for Q4_K_M.")
+    refine: bool | None = option(
+        None,
+        "Search longer for blocks with less error. Types and sizes stay the same.",
+        details="Finds blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI with less weighted error than ggml's"
+        " encoder. If the imatrix holds the input correlations of a matrix, error feedback (GPTQ, LDLQ) is"
+        " used as well, for every type of blocks. Encoding takes two to five times as long.",
+        unset="only for Q4_HIFI; other types get llama-quantize's bytes",
+    )
+    no_fallback: bool = option(
+        False, "Fail if the rows of a tensor do not fit its type, instead of using another type."
+    )
+    tensor_types: TensorTypes = option(
+        (),
+        "Type of the tensors whose name matches. The first match counts.",
+        section=BY_TENSOR,
+        metavar="REGEX=TYPE",
+        details="Pairs of a regular expression, in llama-quantize's dialect, and a type. A type that q4hifi"
+        " cannot encode is allowed for tensors that have it already: they are copied.",
+    )
+    output_tensor_type: str | None = option(None, "Type of output.weight.", section=BY_TENSOR, metavar="TYPE")
+    token_embedding_type: str | None = option(
+        None, "Type of token_embd.weight.", section=BY_TENSOR, metavar="TYPE"
+    )
+    leave_output_tensor: bool = option(False, "Do not quantize output.weight.", section=BY_TENSOR)
+    coverage: str | None = option(
+        None,
+        "How the type of each tensor is chosen: by measured errors, or by a table for the model's size.",
+        section=HIFI,
+        choices=COVERAGES,
+        details="Measuring encodes a sample of the rows of every tensor in each type that it may take.",
+        unset="measured with an importance matrix, else scale",
+    )
+    target_size: Bytes | None = option(
+        None,
+        "Budget: the size of the output, such as 470MiB or 3.5GB.",
+        section=BY_ERROR,
+        metavar="SIZE",
+        details="A number of bytes.",
+    )
+    target_bpw: float | None = option(
+        None, "Budget: bits per weight, such as 4.5.", section=BY_ERROR, metavar="BITS"
+    )
+    like: str | None = option(
+        None,
+        "Budget: the size of a file of this type, such as Q4_K_M.",
+        section=BY_ERROR,
+        metavar="TYPE",
+        details="Without any budget it is the size of Q4_K_S and 1.5 to 6 % more, less for larger models.",
+    )
+    stock: bool = option(False, "Use only types that stock llama.cpp loads.", section=BY_ERROR)
+    sensitivities: FilePath | None = option(
+        None,
+        "Read from a JSON file how much an error in each tensor harms the model.",
+        section=BY_ERROR,
+        metavar="FILE",
+    )
+    calibrate: FilePath | None = option(
+        None,
+        "Measure this first, by running the model on a text. The result is kept and used again.",
+        section=BY_ERROR,
+        metavar="TEXT",
+        details="See q4hifi.calibrate. The result is a file beside the imatrix, or beside the model.",
+    )
+    outliers: int | None = option(
+        None,
+        "Outliers per block of 256 weights, kept in 16 bits.",
+        section=BY_SIZE,
+        metavar="N",
+        between=(0, MAX_OUTLIERS),
+    )
+    ffn_down_coverage: float | None = option(
+        None,
+        "Share of the layers whose ffn_down becomes Q4_HIFI.",
+        section=BY_SIZE,
+        metavar="SHARE",
+        between=(0, 1),
+    )
+    minimal: bool = option(
+        False, "Use the least Q4_HIFI. For models above 100 B parameters.", section=BY_SIZE
+    )
+    layout: str = option(
+        SPLIT,
+        "How Q4_HIFI is stored: with the outliers in tensors of their own, or as the llama.cpp branch with"
+        " this type reads it.",
+        section=OUTPUT,
+        choices=LAYOUTS,
+    )
 
     def __post_init__(self) -> None:
-        """Check every field, and that they fit together."""
+        """Check every option, and that they fit together."""
         recipe = self.recipe
         named = [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
         kinds = {tensor_type(kind, codec=False) for kind in named}
@@ -135,7 +163,7 @@ class Options:
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
         if self.outliers is not None and self.outliers not in range(MAX_OUTLIERS + 1):
-            raise BadOptionError(f"`outliers` is {self.outliers}; choose 0 to {MAX_OUTLIERS} a block")
+            raise BadOptionError(f"`outliers` is {self.outliers}; choose 0 to {MAX_OUTLIERS} per block")
         if self.ffn_down_coverage is not None and not 0 <= self.ffn_down_coverage <= 1:
             raise BadOptionError(f"`ffn_down_coverage` is {self.ffn_down_coverage}; choose 0 to 1")
         if recipe.default is None and kinds:
@@ -149,21 +177,21 @@ class Options:
     def _check_coverage(self) -> None:
         if self.coverage not in (None, *COVERAGES):
             raise BadOptionError(f"unknown coverage {self.coverage!r}; choose one of {', '.join(COVERAGES)}")
-        measured, by_scale = self._only_measured, self._only_scale
+        measured, by_size = self._given(ONLY_MEASURED), self._given(ONLY_SCALE)
         if self.recipe.default != Q4_HIFI and (self.coverage is not None or measured):
             what = _keywords(measured) or "`coverage`"
             raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
-        if measured and (self.coverage == SCALE or by_scale):
+        if measured and (self.coverage == SCALE or by_size):
             raise BadOptionError(
                 f"{_keywords(measured)}: for `coverage='measured'`, and not with "
-                + (_keywords(by_scale) or "`coverage='scale'`")
+                + (_keywords(by_size) or "`coverage='scale'`")
             )
-        if self.coverage == MEASURED and by_scale:
+        if self.coverage == MEASURED and by_size:
             raise BadOptionError(
-                f"{_keywords(by_scale)}: not for `coverage='measured'`, which decides by errors"
+                f"{_keywords(by_size)}: not for `coverage='measured'`, which decides by errors"
             )
-        for rivals in (("target_size", "target_bpw", "like"), ("sensitivities", "calibrate")):
-            given = [name for name in measured if name in rivals]
+        for rivals in (BUDGETS, SENSITIVITY_SOURCES):
+            given = self._given(rivals)
             if len(given) > 1:
                 raise BadOptionError(f"{_keywords(given, ' and ')} cannot go together; choose one")
         if self.target_size is not None and self.target_size <= 0:
@@ -173,35 +201,27 @@ class Options:
         if self.like is not None and find_recipe(self.like).default in (None, Q4_HIFI):
             raise BadOptionError(f"`like` is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
 
-    @property
-    def _only_measured(self) -> list[str]:
-        """The names of the options given that mean something to measured coverage only."""
-        names = ("target_size", "target_bpw", "like", "stock", "sensitivities", "calibrate")
-        return [name for name in names if getattr(self, name) not in (None, False)]
-
-    @property
-    def _only_scale(self) -> list[str]:
-        """The names of the options given that mean something to the table of scales only."""
-        names = ("outliers", "ffn_down_coverage", "minimal", "pure")
+    def _given(self, names: Collection[str]) -> list[str]:
+        """Those of the options ``names`` that were given."""
         return [name for name in names if getattr(self, name) not in (None, False)]
 
     def is_measured(self, has_imatrix: bool) -> bool:
-        """Whether measured errors decide what the tensors become."""
-        if self.recipe.default != Q4_HIFI or self._only_scale:
+        """Whether measured errors decide the tensors' types."""
+        if self.recipe.default != Q4_HIFI or self._given(ONLY_SCALE):
             return False
-        default = MEASURED if self._only_measured else DEFAULT_COVERAGE[has_imatrix]
+        default = MEASURED if self._given(ONLY_MEASURED) else DEFAULT_COVERAGE[has_imatrix]
         return (self.coverage or default) == MEASURED
 
     @property
     def is_refined(self) -> bool:
-        """Whether blocks are searched for beyond ggml's encoders."""
+        """Whether blocks are refined, and not those of ggml's encoders."""
         return self.recipe.default == Q4_HIFI if self.refine is None else self.refine
 
     @property
     def title(self) -> str:
-        """The recipe's name, or where only stock types are taken, the size that they are for.
+        """The recipe's name; with ``stock``, the budget and :data:`MEASURED_NAME`.
 
-        ``Q4_K_M-measured`` is within the size of Q4_K_M, but its tensors have other types than Q4_K_M's.
+        ``Q4_K_M-measured`` has at most the size of Q4_K_M, but its tensors have other types.
         """
         if not self.stock:
             return self.recipe.name
@@ -218,18 +238,25 @@ class Options:
         """The recipe that ``type`` names."""
         return find_recipe(self.type)
 
-    def scale(self, n_params: int) -> Scale:
-        """Return the scale for a model of that many parameters, with the user's numbers put in."""
-        scale = scale_for(n_params, minimal=self.minimal)
+    def size_class(self, n_params: int) -> SizeClass:
+        """Return the size class of a model with ``n_params`` weights, changed as the options say."""
+        found = size_class_for(n_params, minimal=self.minimal)
         if self.outliers is not None:
-            scale = replace(scale, outliers=self.outliers)
+            found = replace(found, outliers=self.outliers)
         if self.ffn_down_coverage is not None:
-            scale = replace(scale, ffn_down_coverage=self.ffn_down_coverage)
-        return scale
+            found = replace(found, ffn_down_coverage=self.ffn_down_coverage)
+        return found
+
+
+document(TypeOptions, TypeOptions, SECTIONS)
+
+
+def _keywords(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join(f"`{name}`" for name in names)
 
 
 def _checked_rule(pattern: str, kind: str) -> TensorType:
-    """The type of a rule whose pattern and type are sound."""
+    """The type that a rule names. Raises :class:`BadOptionError` for a bad pattern or type."""
     compile_pattern(pattern)
     try:
         return tensor_type(kind, codec=False)  # what cannot be encoded can be kept

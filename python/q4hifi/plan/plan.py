@@ -1,6 +1,6 @@
-"""Names x shapes x recipe -> Plan: what every tensor becomes, with sizes exact to the byte.
+"""Plans: the type that every tensor of a model takes, and sizes that are exact to the byte.
 
-A plan reads no weights; it is what ``--dry-run`` shows and what a real run then does.
+Nothing here reads weights. A plan is what ``--dry-run`` shows, and what a real run then does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..formats.tensor_names import ATTN_V_LIKE, is_tied, layer_of, processing_or
 from ..formats.types import Q4_HIFI, TYPES, TensorType
 from .keep_rules import keep_rules
 from .model_shape import ModelShape
-from .options import Options
+from .options import TypeOptions
 from .recipes import RECIPES
-from .size_classes import Scale
-from .tensor_rules import IdleRule, TensorRules
+from .size_classes import SizeClass
+from .tensor_rules import TensorRules
 from .type_rules import Choice, SourceTensor, choose_types, name_rules_out_hifi
 
 
@@ -27,7 +27,8 @@ from .type_rules import Choice, SourceTensor, choose_types, name_rules_out_hifi
 class PlannedTensor:
     """What one tensor becomes; ``shape`` has the row length first.
 
-    ``fallback_from`` is the type that was wanted where the row length ruled it out, or Q4_HIFI the name.
+    ``fallback_from`` is the type that the recipe gives, if the tensor cannot take it: because of its row
+    length, or for Q4_HIFI also because of its name.
     """
 
     name: str
@@ -45,22 +46,22 @@ class PlannedTensor:
 
     @property
     def source_type(self) -> TensorType:
-        """The type it has."""
+        """The type in the source."""
         return self.source.type
 
     @property
     def type(self) -> TensorType:
-        """The type it takes."""
+        """The type that it takes."""
         return self.target.type
 
     @property
     def outliers(self) -> int:
-        """Outliers a block; 0 except for Q4_HIFI."""
+        """Outliers per block; 0 except for Q4_HIFI."""
         return self.target.outliers
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:
-        """What the file's table lists for it, in the order of writing."""
+        """The entries of the file's tensor table for it, in the order of writing."""
         return self.target.stored(self.name, self.shape)
 
     @property
@@ -70,17 +71,17 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data in the file, companions included, padding not."""
+        """Bytes of data in the file, with companions and without padding."""
         return sum(part.nbytes for part in self.stored)
 
     @property
     def has_long_name(self) -> bool:
-        """Whether its name, and not its row length, ruled out the type that was wanted."""
+        """Whether it fell back because of its name, and not because of its row length."""
         return self.fallback_from == Q4_HIFI and self.shape[0] % Q4_HIFI.block_size == 0
 
     @property
     def copied(self) -> bool:
-        """Whether its bytes are carried over as they are."""
+        """Whether its bytes are copied unchanged."""
         return self.target == self.source
 
     @property
@@ -105,7 +106,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class TypeTotal:
-    """How many tensors, weights and bytes one type has in a plan."""
+    """The numbers of tensors, weights and bytes of one type in a plan."""
 
     tensors: int = 0
     weights: int = 0
@@ -114,10 +115,10 @@ class TypeTotal:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How measured coverage came to its plan.
+    """The budget and the prediction of a plan that measured errors decided.
 
-    ``budget`` and ``used`` are bytes; ``predicted_kld`` is in nats, by the ``sensitivities`` named, and
-    ``gap`` the share of it that another choice within the budget could save at most.
+    ``budget`` and ``used`` are bytes. ``predicted_kld`` is in nats. ``gap`` is the share of it that another
+    choice within the budget could save at most. ``sensitivities`` says where the sensitivities are from.
     """
 
     budget: int
@@ -130,25 +131,22 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a file becomes; ``tensors`` stand in the order of writing.
+    """What a model file becomes; ``tensors`` are in the order of writing.
 
-    ``recipe`` is its title: the name of a recipe, or where measured errors choose among stock types
-    :attr:`Options.title <q4hifi.options.Options.title>`.
-
-    ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``scale`` is
-    None where no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is known once the header is.
-    ``measured`` is None where a recipe decided, not measured errors. ``idle_rules`` are the user's rules
-    that decided nothing, ``warnings`` sentences about what the user may not expect.
+    ``recipe`` is the plan's title (:attr:`TypeOptions.title <q4hifi.plan.options.TypeOptions.title>`).
+    ``file_type`` is the ``general.file_type`` to write, None to keep the source's. ``size_class`` is None if
+    no tensor becomes Q4_HIFI, or all are copied. ``file_bytes`` is None if the header is not known.
+    ``measured`` is None if a recipe decided, and not measured errors. ``warnings`` are sentences about what
+    the user may not expect, and about rules without effect.
     """
 
     recipe: str
     layout: str
     file_type: int | None
-    scale: Scale | None
+    size_class: SizeClass | None
     tensors: tuple[PlannedTensor, ...]
     file_bytes: int | None = None
     measured: Measured | None = None
-    idle_rules: tuple[IdleRule, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -158,7 +156,7 @@ class Plan:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of tensor data, without header and padding."""
+        """Bytes of tensor data, without the header and without padding."""
         return sum(t.nbytes for t in self.tensors)
 
     def data_bytes(self, alignment: int = 32) -> int:
@@ -167,14 +165,15 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight, over the whole model."""
+        """Bits of tensor data per weight, over the whole model."""
         return 8 * self.tensor_bytes / max(1, self.n_params)
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of weights that are read for every token of a dense model: what bounds its decoding speed.
+        """Bytes of weights that a dense model reads for every token, which limits its decoding speed.
 
-        All matrices but the embeddings, of which a token needs one row, unless they serve as output too.
+        These are all tensors except the embeddings, of which a token needs one row. Tied embeddings are the
+        output matrix as well, so they count.
         """
         tied = is_tied({t.name for t in self.tensors})
         return sum(t.nbytes for t in self.tensors if tied or t.role != "token_embd")
@@ -190,7 +189,7 @@ class Plan:
 
     @property
     def by_role(self) -> dict[str, dict[str, int]]:
-        """Role -> name of a quantized type, with its outliers -> how many tensors."""
+        """Role -> name of a quantized type, with its outliers -> number of tensors."""
         roles: dict[str, dict[str, int]] = {}
         for t in self.tensors:
             if t.type.quantized:
@@ -201,7 +200,7 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
-        """The tensors that took another type than the recipe wanted, for their row length or their name."""
+        """The tensors that could not take the type that the recipe gives."""
         return tuple(t for t in self.tensors if t.fallback_from is not None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class Plan:
             "recipe": self.recipe,
             "layout": self.layout,
             "file_type": self.file_type,
-            "scale": self.scale and asdict(self.scale),
+            "size_class": self.size_class and asdict(self.size_class),
             "n_params": self.n_params,
             "tensor_bytes": self.tensor_bytes,
             "file_bytes": self.file_bytes,
@@ -219,7 +218,6 @@ class Plan:
             "fallbacks": len(self.fallbacks),
             "warnings": list(self.warnings),
             "measured": self.measured and asdict(self.measured),
-            "idle_rules": [asdict(rule) for rule in self.idle_rules],
             "by_type": {name: asdict(total) for name, total in self.by_type.items()},
             "tensors": [t.as_dict() for t in self.tensors],
         }
@@ -228,19 +226,20 @@ class Plan:
 def make_plan(
     tensors: Iterable[SourceTensor],
     model: ModelShape,
-    options: Options,
+    options: TypeOptions,
     *,
     has_imatrix: bool = False,
     keep_order: bool = False,
     chosen: Mapping[str, Choice] | None = None,
 ) -> Plan:
-    """Plan what ``tensors`` become, in llama-quantize's order, or in theirs with ``keep_order``.
+    """Plan what ``tensors`` become.
 
-    ``chosen`` has what measured coverage decided: tensor name -> choice, in place of the recipe's.
+    The plan has llama-quantize's order of tensors, or with ``keep_order`` the given one. ``chosen`` maps the
+    names of tensors to the choices of measured coverage, which replace those of the recipe.
 
-    Raises :class:`UnsupportedModelError` where a tensor would have to change from a type that
-    cannot be decoded, and what :func:`~q4hifi.plan.type_rules.choose_types` raises; :class:`BadOptionError`
-    where ``options.minimal`` does not fit the model.
+    Raises :class:`UnsupportedModelError` if a tensor has a type that cannot be decoded and would change it,
+    :class:`BadOptionError` if ``options.minimal`` does not fit the model, and the errors of
+    :func:`~q4hifi.plan.type_rules.choose_types`.
     """
     sources = list(tensors) if keep_order else sorted(tensors, key=lambda t: processing_order(t.name))
     choices = choose_types(sources, model, options, has_imatrix=has_imatrix)
@@ -273,36 +272,38 @@ def make_plan(
     hifi = any(t.type == Q4_HIFI for t in planned)
     recipe = options.recipe
     file_type = None if model.adapter else recipe.file_type
-    # the fork layout is known by its file type, so one such tensor is enough to need it
+    # programs recognize the fork layout by the file type, so one such tensor is enough
     if (recipe.default == Q4_HIFI and not model.adapter) or (hifi and options.layout == FORK):
         file_type = FILE_TYPE[options.layout]
-    scale = options.scale(sum(t.n_elements for t in planned)) if hifi and recipe.default else None
+    n_params = sum(t.n_elements for t in planned)
+    idle = TensorRules(options, model.architecture).idle(sources)
     plan = Plan(
         options.title,
         options.layout,
         file_type,
-        scale,
+        options.size_class(n_params) if hifi and recipe.default else None,
         planned,
-        idle_rules=TensorRules(options, model.architecture).idle(sources),
-        warnings=tuple(_warnings(planned, model, options)),
+        warnings=(*_warnings(planned, model, options), *map(str, idle)),
     )
     if chosen is None:
         return plan
-    return replace(plan, scale=_scale(planned)) if hifi else replace(plan, file_type=_file_type(plan))
+    if hifi:
+        return replace(plan, size_class=_spent(planned))
+    return replace(plan, file_type=_file_type(plan))
 
 
-def _ruled_out(tensor: SourceTensor, choice: Choice, options: Options) -> TensorType | None:
-    """The type that a tensor with measured errors could not take for its row length or its name."""
+def _ruled_out(tensor: SourceTensor, choice: Choice, options: TypeOptions) -> TensorType | None:
+    """The type that a tensor of a measured plan cannot take because of its row length or its name."""
     if tensor.shape[0] % Q4_HIFI.block_size:
         return choice.fallback_from
     return Q4_HIFI if not options.stock and name_rules_out_hifi(tensor.name, options.layout) else None
 
 
-def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: Options) -> Iterator[str]:
+def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: TypeOptions) -> Iterator[str]:
     if model.adapter and options.recipe.default is not None:
         yield (
             "this is an adapter, whose matrices no recipe changes:"
-            f" all is copied, and nothing becomes {options.recipe.name}"
+            f" all tensors are copied, and none becomes {options.recipe.name}"
         )
     long = [t for t in tensors if t.has_long_name]
     if long:
@@ -315,18 +316,18 @@ def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: Opti
         )
 
 
-def _scale(tensors: Sequence[PlannedTensor]) -> Scale:
-    """What measured coverage spent, in the scale's terms: the most outliers, and shares of the layers."""
+def _spent(tensors: Sequence[PlannedTensor]) -> SizeClass:
+    """What a measured plan spends, as a size class: the most outliers, and shares of the tensors."""
 
     def share(roles: Collection[str]) -> float:
         types = [t.type for t in tensors if t.role in roles]
         return types.count(Q4_HIFI) / max(1, len(types))
 
-    return Scale(max(t.outliers for t in tensors), share(("ffn_down",)), share(ATTN_V_LIKE))
+    return SizeClass(max(t.outliers for t in tensors), share(("ffn_down",)), share(ATTN_V_LIKE))
 
 
 def _file_type(plan: Plan) -> int | None:
-    """The file type of the first recipe that is mainly of the type that most bytes are of."""
+    """The file type of the first recipe whose main type is the type with the most bytes in the plan."""
     main = next((name for name in plan.by_type if TYPES[name].quantized), None)
     recipes = (r for r in RECIPES.values() if r.default is not None and r.default.name == main)
     return next((r.file_type for r in recipes), plan.file_type)

@@ -19,7 +19,7 @@ from ..files.json_file import read_json
 from ..formats.layout import MAX_ELEMENTS, StoredTensor
 from ..formats.types import F16, F32
 from .model_shape import ModelShape
-from .options import Options
+from .options import TypeOptions
 from .plan import Plan, make_plan
 
 SUFFIX = ".json"
@@ -32,8 +32,8 @@ def plan_shapes(
     """Plan the quantization of a model whose shapes are in the JSON file ``src``.
 
     ``type`` is a recipe, ``has_imatrix`` whether an importance matrix would be used, and ``options`` are
-    fields of :class:`q4hifi.plan.options.Options`. The plan's ``tensor_bytes`` is exact; ``file_bytes`` is
-    missing, because the header is unknown.
+    fields of :class:`q4hifi.plan.options.TypeOptions`. The plan's ``tensor_bytes`` is exact; ``file_bytes``
+    is missing, because the header is unknown.
 
     Raises :class:`BadFileError` where the file cannot be read or does not contain shapes, and
     :class:`BadOptionError` for invalid options and for measured coverage, which needs weights.
@@ -64,7 +64,7 @@ def plan_shapes(
         ' "head_count_kv": ..., "tensors": {"name": [row length, rows]}}',
         parse,
     )
-    choices = Options(type=type, **options)
+    choices = TypeOptions(type, **options)
     if choices.is_measured(has_imatrix):
         raise BadOptionError(
             f"{src}: measured coverage measures the errors of weights, and this file has only shapes;"

@@ -11,7 +11,7 @@ BILLION = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class SizeClass:
     """How the recipe Q4_HIFI treats models of one size.
 
     ``outliers`` is the number of outliers per block of 256 weights. A coverage is a share of the layers, from
@@ -23,14 +23,14 @@ class Scale:
     attn_v_coverage: float = 1.0
 
 
-SCALES: tuple[tuple[float, Scale], ...] = (
-    (3 * BILLION, Scale(8, 0.50)),
-    (10 * BILLION, Scale(10, 0.50)),
-    (30 * BILLION, Scale(10, 0.25)),
-    (70 * BILLION, Scale(12, 0.25)),
-    (inf, Scale(16, 0.0)),
+SIZE_CLASSES: tuple[tuple[float, SizeClass], ...] = (
+    (3 * BILLION, SizeClass(8, 0.50)),
+    (10 * BILLION, SizeClass(10, 0.50)),
+    (30 * BILLION, SizeClass(10, 0.25)),
+    (70 * BILLION, SizeClass(12, 0.25)),
+    (inf, SizeClass(16, 0.0)),
 )
-"""(largest number of parameters, inclusive; scale). The first row that a model fits into applies."""
+"""(largest number of parameters, inclusive; size class). The first row that a model fits into applies."""
 
 OVERHEADS: tuple[tuple[float, float], ...] = (
     (3 * BILLION, 0.06),
@@ -41,8 +41,8 @@ OVERHEADS: tuple[tuple[float, float], ...] = (
 """(largest number of parameters, inclusive; overhead): with measured coverage a file may exceed the size that
 the recipe Q4_K_S gives by this share. The first row that a model fits into applies."""
 
-MINIMAL = Scale(16, 0.0, 0.25)
-"""The scale of the option ``minimal``."""
+MINIMAL = SizeClass(16, 0.0, 0.25)
+"""The size class of the option ``minimal``."""
 
 MINIMAL_ABOVE = 100 * BILLION
 """The option ``minimal`` needs a model with more parameters than this."""
@@ -53,13 +53,13 @@ def overhead_for(n_params: int) -> float:
     return next(overhead for limit, overhead in OVERHEADS if n_params <= limit)
 
 
-def scale_for(n_params: int, *, minimal: bool = False) -> Scale:
-    """Return the scale for a model with ``n_params`` weights in total, or :data:`MINIMAL` if ``minimal``.
+def size_class_for(n_params: int, *, minimal: bool = False) -> SizeClass:
+    """Return the size class of a model with ``n_params`` weights in total, or :data:`MINIMAL` if ``minimal``.
 
     Raises :class:`BadOptionError` for ``minimal`` and a model that is not larger than 100 B.
     """
     if not minimal:
-        return next(scale for limit, scale in SCALES if n_params <= limit)
+        return next(found for limit, found in SIZE_CLASSES if n_params <= limit)
     if n_params <= MINIMAL_ABOVE:
         raise BadOptionError(
             f"`minimal` is for models above {MINIMAL_ABOVE // BILLION} B parameters, but this model has "

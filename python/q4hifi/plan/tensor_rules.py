@@ -9,8 +9,9 @@ from typing import Protocol
 
 from ..formats.tensor_names import is_quantizable, role_of
 from ..formats.types import TensorType, tensor_type
-from .options import Options, TensorTypes
+from .options import TypeOptions
 from .tensor_patterns import compile_pattern
+from .tensor_type_rules import TensorTypes
 
 TENSOR_TYPE = "--tensor-type"
 
@@ -28,7 +29,7 @@ class IdleRule:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.option} {self.text} decides nothing: it {self.reason}"
+        return f"{self.option} {self.text} has no effect: it {self.reason}"
 
 
 class NamedTensor(Protocol):
@@ -46,7 +47,7 @@ class NamedTensor(Protocol):
 class TensorRules:
     """The user's options for tensor types, for models of one architecture."""
 
-    def __init__(self, options: Options, architecture: str) -> None:
+    def __init__(self, options: TypeOptions, architecture: str) -> None:
         """Compile the patterns. Raises :class:`BadOptionError` for an invalid pattern or type."""
         self._options, self._architecture = options, architecture
         self._rules = _rules(tuple((pattern, kind) for pattern, kind in options.tensor_types))

@@ -18,7 +18,7 @@ from ..formats.layout import MAX_NAME_BYTES, Format
 from ..formats.tensor_names import ATTN_V_LIKE, MASSIVE, is_tied, layer_of, role_of
 from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
 from .model_shape import ModelShape
-from .options import Options
+from .options import TypeOptions
 from .recipes import Bumps
 from .tensor_rules import NamedTensor, TensorRules
 
@@ -67,7 +67,7 @@ class Choice:
 
 
 def choose_types(
-    tensors: Iterable[SourceTensor], model: ModelShape, options: Options, *, has_imatrix: bool = False
+    tensors: Iterable[SourceTensor], model: ModelShape, options: TypeOptions, *, has_imatrix: bool = False
 ) -> list[Choice]:
     """Choose the type of every tensor. ``tensors`` must be in the order in which they will be written.
 
@@ -84,7 +84,7 @@ def choose_types(
 
 
 def open_tensors(
-    tensors: Iterable[SourceTensor], model: ModelShape, options: Options
+    tensors: Iterable[SourceTensor], model: ModelShape, options: TypeOptions
 ) -> dict[str, SourceTensor]:
     """Return, by name, the tensors whose type neither an option nor a rule for all mixes decides."""
     tensors = list(tensors)
@@ -101,12 +101,12 @@ class _Chooser:
     """Chooses types in one pass over a model. It counts the tensors of some roles on the way."""
 
     def __init__(
-        self, tensors: Sequence[SourceTensor], model: ModelShape, options: Options, has_imatrix: bool
+        self, tensors: Sequence[SourceTensor], model: ModelShape, options: TypeOptions, has_imatrix: bool
     ) -> None:
         self.model, self.options, self.recipe = model, options, options.recipe
         self.has_imatrix = has_imatrix
         _check_facts(model, options, has_imatrix)
-        self.scale = options.scale(sum(prod(t.shape) for t in tensors))
+        self.size_class = options.size_class(sum(prod(t.shape) for t in tensors))
         self.rules = TensorRules(options, model.architecture)
         roles = Counter(role_of(t.name) for t in tensors)
         self.tied = is_tied({t.name for t in tensors})
@@ -126,7 +126,7 @@ class _Chooser:
             return kept
         outliers = 0
         if wanted == Q4_HIFI:
-            outliers = min(self.scale.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
+            outliers = min(self.size_class.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
             wanted = Q4_HIFI if outliers else Q4_K
         fitting = _fit(wanted, shape[0])
         if fitting == Q4_HIFI and name_rules_out_hifi(name, self.options.layout):
@@ -177,8 +177,8 @@ class _Chooser:
         return Q8_0 if falcon or default == Q8_0 else Q6_K
 
     def _hifi(self, role: str, layer: int | None) -> TensorType:
-        covered = (role in ATTN_V_LIKE and self._covers(self.scale.attn_v_coverage, layer)) or (
-            role == "ffn_down" and self._covers(self.scale.ffn_down_coverage, layer)
+        covered = (role in ATTN_V_LIKE and self._covers(self.size_class.attn_v_coverage, layer)) or (
+            role == "ffn_down" and self._covers(self.size_class.ffn_down_coverage, layer)
         )
         return Q4_HIFI if covered else Q4_K
 
@@ -218,7 +218,7 @@ class _Chooser:
         return self.seen[role] - 1
 
 
-def _check_facts(model: ModelShape, options: Options, has_imatrix: bool) -> None:
+def _check_facts(model: ModelShape, options: TypeOptions, has_imatrix: bool) -> None:
     """Raise :class:`UnsupportedModelError` where the recipe's mix needs a fact that the metadata lack."""
     recipe = options.recipe
     if recipe.default is None or not recipe.default.quantized or options.pure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +52,12 @@ class Model:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ModelFile,
         *,
         threads: int | None = None,
         n_ctx: int | None = None,
     ) -> None:
-        """Load a GGUF model from its file, or from any of its shards.
+        """Load a GGUF model from its file, from any of its shards, or from a file that is open already.
 
         ``threads``: number of threads; None or 0 means one per core, and there are never more than that.
         ``n_ctx``: the longest sequence in tokens; None means the context length of the training.
@@ -70,7 +71,8 @@ class Model:
         """
         if n_ctx is not None and n_ctx < 1:
             raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
-        with ModelFile.open(path) as file:
+        opened = nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path)
+        with opened as file:
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
             with file.errors_at(EMBEDDINGS):

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 import q4hifi
-import q4hifi.allocation.allocate
+import q4hifi.allocation.measured_plan
 from q4hifi.errors import BadFileError, BadOptionError
 from q4hifi.formats.layout import Format
 from q4hifi.formats.types import Q4_HIFI, TYPES
-from q4hifi.plan.options import DEFAULT_COVERAGE, Options, read_tensor_type_file
+from q4hifi.plan.options import DEFAULT_COVERAGE, TypeOptions
 from q4hifi.plan.plan import Plan
+from q4hifi.plan.tensor_type_rules import read_tensor_type_file
 from q4hifi.plan.tensor_types_file import write_tensor_types
 from synthetic import EXAMPLE, random_weights, read_tensors, write_model, write_small_model
 
@@ -125,17 +126,17 @@ def test_more_bytes_are_never_worse() -> None:
 )
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadOptionError, match=re.escape(message)):
-        Options(**options)
+        TypeOptions(**options)
 
 
 def test_an_option_of_measured_coverage_asks_for_it() -> None:
     for has_imatrix in (False, True):
-        assert Options(like="Q4_K_M").is_measured(has_imatrix)
-        assert Options(coverage="measured").is_measured(has_imatrix)
-        assert not Options(coverage="scale").is_measured(has_imatrix)
-        assert not Options(outliers=4).is_measured(has_imatrix)
-        assert not Options(type="Q4_K_M").is_measured(has_imatrix)
-        assert Options().is_measured(has_imatrix) == (DEFAULT_COVERAGE[has_imatrix] == "measured")
+        assert TypeOptions(like="Q4_K_M").is_measured(has_imatrix)
+        assert TypeOptions(coverage="measured").is_measured(has_imatrix)
+        assert not TypeOptions(coverage="scale").is_measured(has_imatrix)
+        assert not TypeOptions(outliers=4).is_measured(has_imatrix)
+        assert not TypeOptions(type="Q4_K_M").is_measured(has_imatrix)
+        assert TypeOptions().is_measured(has_imatrix) == (DEFAULT_COVERAGE[has_imatrix] == "measured")
 
 
 # ---- choices -------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_an_option_of_measured_coverage_asks_for_it() -> None:
 def test_stock_takes_stock_types_only() -> None:
     plan = planned(like="Q5_K_S", stock=True)
     assert "Q4_HIFI" not in types_of(plan).values()
-    assert (plan.file_type, plan.scale) == (16, None)  # mainly Q5_K, as Q5_K_S
+    assert (plan.file_type, plan.size_class) == (16, None)  # mainly Q5_K, as Q5_K_S
 
 
 @pytest.mark.parametrize("layout", ["split", "fork"])
@@ -152,7 +153,7 @@ def test_tensors_differ_in_their_outliers(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formats = [Format(TYPES["Q4_K"]), *(Format(Q4_HIFI, n, layout) for n in (4, 16))]
-    monkeypatch.setattr(q4hifi.allocation.allocate, "candidates", lambda *_, **__: tuple(formats))
+    monkeypatch.setattr(q4hifi.allocation.measured_plan, "candidates", lambda *_, **__: tuple(formats))
     dst = tmp_path / "out.gguf"
     report = q4hifi.quantize_file(EXAMPLE, dst, **MEASURED, target_bpw=6.0, layout=layout)
     found = {t.outliers for t in report.plan.tensors if t.type == Q4_HIFI}

@@ -1,7 +1,9 @@
-"""Measured coverage: every open tensor takes the format with which the whole is best within a budget.
+"""Measured coverage: mixed-precision allocation, for the least predicted divergence within a budget.
 
-Loss is predicted divergence: each candidate's relative error, measured on some rows, times the tensor's
-sensitivity. :mod:`q4hifi.allocation.knapsack` minimises its sum.
+Every tensor whose type is open has candidates. The loss of a candidate is the divergence that it is predicted
+to add: its relative error, measured on a sample of the rows, times the tensor's sensitivity
+(:mod:`q4hifi.allocation.sensitivities`). :mod:`q4hifi.allocation.knapsack` chooses one candidate per tensor
+so that the sum of the losses is least.
 """
 
 from __future__ import annotations
@@ -9,48 +11,48 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from types import MappingProxyType
 
 from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, NotFiniteError
 from ..formats.layout import Format, padded
 from ..formats.tensor_names import role_of
-from ..imatrix.file import Floats, Importance
+from ..imatrix.file import Importance
 from ..plan.plan import Measured, Plan
 from ..plan.type_rules import Choice, name_rules_out_hifi
 from ..progress import Progress
+from . import knapsack
 from .candidates import candidates
-from .knapsack import allocate
 from .sampled_errors import SampledTensor, sampled_rows
 from .sensitivities import Energy, Sensitivities
 
 REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q6_K": 0.89, "Q4_HIFI": 0.905}
-"""What refinement leaves of a plain encoder's error, by type: nearly the same for every tensor
-(``benches/refine.py``), so that the plain encoder's need be measured only."""
+"""Type -> error of refined blocks divided by that of ggml's encoder. It is nearly the same for every tensor
+(``benches/refine.py``), so only ggml's encoder, which is faster, is measured."""
 
-CANCELED = 0.77
-"""What cancelling leaves of errors as they are felt, eᵀ H e, on another text, where inputs' correlations are
-known: alike for all types of blocks and most matrices of a model of 1.5 B (``benches/cancel.py``)."""
+FED_BACK = 0.77
+"""The weighted error eᵀ H e with error feedback, divided by that without. H is measured on another text than
+the input correlations that the feedback uses. The figure is alike for all types of blocks and most matrices
+of a model of 1.5 B (``benches/cancel.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorErrors:
-    """What a tensor could become, and the relative squared error of each.
+    """The types that a tensor can take, and its relative squared error in each.
 
-    ``energy`` and ``fisher`` are what :func:`~q4hifi.allocation.sensitivities.default_sensitivities` asks
-    for; ``cancels`` says whether the errors of types of blocks will be made to cancel.
+    ``energy`` and ``fisher`` are for :func:`~q4hifi.allocation.sensitivities.default_sensitivities`.
+    ``has_feedback`` says whether error feedback will be used where the type allows it.
     """
 
     formats: tuple[Format, ...]
     errors: tuple[float, ...]
     energy: Energy | None
     fisher: float | None = None
-    cancels: bool = False
+    has_feedback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a tensor could become: its bytes in the file, padding included, and the divergence it adds."""
+    """A type that a tensor can take: its bytes in the file with padding, and the divergence that it adds."""
 
     choice: Choice
     nbytes: int
@@ -66,13 +68,17 @@ def measure_errors(
     names: Sequence[str],
     importance: Importance | None,
     *,
-    fisher: Mapping[str, Floats] = MappingProxyType({}),
+    use_fisher: bool,
     stock: bool,
     layout: str,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, TensorErrors]:
-    """Measure the candidates of the tensors ``names``; raises what reading and encoding raise."""
+    """Encode a sample of the rows of the tensors ``names`` in every type that they can take.
+
+    With ``use_fisher`` the Fisher information is read as well, if the importance matrix has it. Raises the
+    errors of reading and encoding.
+    """
     tensors = [model.tensors[name] for name in names]
     weights = [sampled_rows(t.n_rows, t.row_length).size * t.row_length for t in tensors]
     done, found = 0, dict[str, TensorErrors]()
@@ -81,13 +87,16 @@ def measure_errors(
         formats = candidates(tensor.row_length, stock=plain, layout=layout)
         with model.errors_at(tensor.name):
             sampled = SampledTensor(model, tensor, importance, threads=threads)
-            errors = sampled.relative_errors(formats)
-            columns = fisher.get(tensor.name)
-            felt = None if columns is None else sampled.fisher_sensitivity(columns)
-            is_embeddings = role_of(tensor.name) == "token_embd"
-            energy = sampled.row_energy() if is_embeddings else sampled.output_energy()
-        cancels = importance is not None and importance.is_correlated(tensor.name)
-        found[tensor.name] = TensorErrors(formats, tuple(errors), energy, felt, cancels)
+            fisher = None
+            if use_fisher and importance is not None:
+                fisher = importance.fisher(tensor.name, tensor.row_length)
+            found[tensor.name] = TensorErrors(
+                formats,
+                tuple(sampled.relative_errors(formats)),
+                sampled.row_energy() if role_of(tensor.name) == "token_embd" else sampled.output_energy(),
+                None if fisher is None else sampled.fisher_sensitivity(fisher),
+                has_feedback=importance is not None and importance.is_correlated(tensor.name),
+            )
         done += size
         if progress is not None:
             progress(done, sum(weights), f"error of {tensor.name}")
@@ -101,10 +110,10 @@ def make_menu(
     *,
     refine: bool = False,
 ) -> Menu:
-    """Price the candidates in bytes and predicted divergence; ``refine`` if they will be refined.
+    """Return the candidates of each tensor, with bytes and predicted divergence.
 
-    Raises :class:`BadOptionError` where the sensitivities leave a tensor out, and
-    :class:`NotFiniteError` where no candidate can hold a tensor's weights.
+    ``refine`` says whether blocks will be refined. Raises :class:`BadOptionError` if a tensor has no
+    sensitivity, and :class:`NotFiniteError` if no candidate can hold a tensor's weights.
     """
     unknown = [name for name in found if name not in sensitivities.values]
     if unknown:
@@ -115,12 +124,12 @@ def make_menu(
     menu = {}
     for name, measured in found.items():
         shape = model.tensors[name].shape
-        sensitivity = sensitivities.values[name] * _scale(measured, sensitivities.probes.get(name))
+        sensitivity = sensitivities.values[name] * _sample_factor(measured, sensitivities.probes.get(name))
         menu[name] = [
             Candidate(
                 Choice(form.type, form.outliers),
                 _padded_bytes(form, shape, model.gguf.alignment),
-                sensitivity * error * (_refined(form, measured.cancels) if refine else 1.0),
+                sensitivity * error * (_refined(form, measured.has_feedback) if refine else 1.0),
             )
             for form, error in zip(measured.formats, measured.errors, strict=True)
             if isfinite(error)
@@ -133,16 +142,16 @@ def make_menu(
     return menu
 
 
-def _refined(form: Format, cancels: bool) -> float:
-    """What refinement leaves of the plain encoder's error, as it is felt."""
-    can_cancel = form.type.block_size > 1 and not form.is_fork
-    return REFINED.get(form.type.name, 1.0) * (CANCELED if cancels and can_cancel else 1.0)
+def _refined(form: Format, has_feedback: bool) -> float:
+    """The error of refined blocks, with error feedback if possible, divided by that of ggml's encoder."""
+    feeds_back = has_feedback and form.type.block_size > 1 and not form.is_fork
+    return REFINED.get(form.type.name, 1.0) * (FED_BACK if feeds_back else 1.0)
 
 
-def _scale(measured: TensorErrors, probe: tuple[str, float] | None) -> float:
-    """How much larger the whole tensor's error is than the sample's, by the type that was probed.
+def _sample_factor(measured: TensorErrors, probe: tuple[str, float] | None) -> float:
+    """The whole tensor's relative error in the probe type divided by the sample's; 1 without a probe.
 
-    A few rows may hold most of a tensor's magnitude, and so of what its errors are relative to.
+    They differ if a few rows, which the sample may miss, have most of a tensor's magnitude.
     """
     if probe is None:
         return 1.0
@@ -163,33 +172,33 @@ def measured_plan(
     sensitivities: str,
     stock: bool,
 ) -> Plan:
-    """Return the plan with the least predicted divergence whose ``size_of`` is within ``budget``, in bytes.
+    """Return the plan with the least predicted divergence whose ``size_of`` is at most ``budget`` bytes.
 
-    ``plan_of`` makes a plan of choices by tensor name. Raises :class:`BadOptionError` where even the
-    cheapest candidates are too large, and says how large they are.
+    ``plan_of`` makes a plan of choices by tensor name. Raises :class:`BadOptionError` if even the smallest
+    candidates are too large, and says how large they are.
     """
-    items = [[(c.nbytes, c.loss) for c in options] for options in menu.values()]
-    cheapest = [min(range(len(item)), key=item.__getitem__) for item in items]
+    classes = [[(c.nbytes, c.loss) for c in options] for options in menu.values()]
+    smallest = [min(range(len(item)), key=item.__getitem__) for item in classes]
 
     def planned(chosen: Sequence[int]) -> Plan:
         taken = zip(menu.items(), chosen, strict=True)
         return plan_of({name: options[number].choice for (name, options), number in taken})
 
-    plan = planned(cheapest)
+    plan = planned(smallest)
     if size_of(plan) > budget:
         raise BadOptionError(
             f"the budget is {budget} bytes, and the smallest that the types allow is {size_of(plan)};"
             " give more, or choose a smaller type for what you named"
         )
-    least = sum(item[number][0] for item, number in zip(items, cheapest, strict=True))
+    least = sum(item[number][0] for item, number in zip(classes, smallest, strict=True))
     room = least + budget - size_of(plan)
     while True:
-        found = allocate(items, max(least, room))
-        assert found is not None  # there is always room for the cheapest
+        found = knapsack.solve(classes, max(least, room))
+        assert found is not None  # there is always room for the smallest
         plan = planned(found.chosen)
         if size_of(plan) <= budget:
             break
-        room -= size_of(plan) - budget  # the header has grown, by the companions of outliers
+        room -= size_of(plan) - budget  # outliers add tensors, and so bytes of the header
     return replace(
         plan, measured=Measured(budget, size_of(plan), found.loss, found.gap, sensitivities, stock)
     )

@@ -1,0 +1,221 @@
+"""Making the plan that options ask for, of an open model: :class:`Planner`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import floor
+
+from ..allocation.calibrate import measure_sensitivities
+from ..allocation.calibration_file import load_sensitivities
+from ..allocation.calibration_path import calibration_file, part_of_imatrix
+from ..allocation.measured_plan import make_menu, measure_errors, measured_plan
+from ..allocation.sampled_errors import logit_variance
+from ..allocation.sensitivities import Sensitivities, default_sensitivities
+from ..codec.model_file import ModelFile
+from ..errors import UnsupportedModelError
+from ..evaluate.chunks import read_text
+from ..formats.gguf_constants import GGUFValueType
+from ..formats.layout import KEY_COVERAGE, KEY_LAYOUT, KEY_OUTLIERS, KEY_VERSION, KEYS, VERSION
+from ..formats.tensor_names import is_tied
+from ..formats.types import Q4_HIFI
+from ..gguf_io.header import FILE_TYPE_KEY
+from ..gguf_io.metadata import Metadata
+from ..gguf_io.writer import file_sizes
+from ..imatrix.file import Importance, load_importance
+from ..imatrix.fit import check_fit
+from ..plan.model_shape import ModelShape
+from ..plan.options import TypeOptions
+from ..plan.plan import Plan, make_plan
+from ..plan.size_classes import overhead_for
+from ..plan.tensor_rules import IdleRule
+from ..plan.type_rules import Choice, open_tensors
+from ..threads import thread_count
+from .quantize_options import QuantizeOptions
+from .rewrite import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Everything that a plan depends on.
+
+    ``loaded`` is the importance matrix as its file has it, ``importance`` the one that is quantized with:
+    None if no file was given or no tensor uses it.
+    """
+
+    model: ModelFile
+    options: QuantizeOptions
+    output: Output
+    loaded: Importance | None
+    importance: Importance | None
+
+    @classmethod
+    def of(cls, model: ModelFile, options: QuantizeOptions, output: Output) -> Planner:
+        """Load the importance matrix that the options name, and check that it is of the model."""
+        if options.imatrix is None:
+            return cls(model, options, output, None, None)
+        loaded = load_importance(options.imatrix, options.include_weights, options.exclude_weights)
+        check_fit(
+            loaded,
+            model.tensors,
+            str(model.metadata.get("general.architecture")),
+            model=str(model.paths[0]),
+            allow_missing=options.allow_missing_importance,
+        )
+        used = loaded.refining() if options.is_refined else loaded
+        return cls(model, options, output, loaded, used or None)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the plan depends on measured errors."""
+        return self.options.is_measured(self.importance is not None)
+
+    def plan(self) -> Plan:
+        """Return the plan that the options ask for, with the exact size of its files.
+
+        Reads weights, and runs the model, only where the options ask for it (:attr:`measures`).
+        """
+        plan = self._measured() if self.measures else self.unmeasured()
+        return replace(plan, warnings=(*plan.warnings, *self._idle_weights()))
+
+    def unmeasured(self) -> Plan:
+        """Return the plan of the recipe, which reads no weights."""
+        return self._sized(self.options)
+
+    def metadata(self, plan: Plan) -> Metadata:
+        """Return the metadata of the files that a plan makes."""
+        return planned_metadata(self.model.gguf.metadata, plan, self.importance)
+
+    def _idle_weights(self) -> list[str]:
+        """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""
+        known = () if self.loaded is None else self.loaded.names_in_file
+        return [
+            str(IdleRule(option, part, "is in no name of the imatrix"))
+            for option, parts in (
+                ("--include-weights", self.options.include_weights),
+                ("--exclude-weights", self.options.exclude_weights),
+            )
+            for part in parts
+            if not any(part in name for name in known)
+        ]
+
+    def _measured(self) -> Plan:
+        """The plan of the types with the least predicted divergence within the budget."""
+        model, options = self.model, self.options
+        shape = ModelShape.from_metadata(model.metadata)
+        with model.errors():
+            names = list(open_tensors(model.tensors.values(), shape, options))
+        given = self._given_sensitivities()
+        budget, size_of = self._budget()
+        errors = measure_errors(
+            model,
+            names,
+            self.importance,
+            use_fisher=given is None,
+            stock=options.stock,
+            layout=options.layout,
+            threads=thread_count(options.threads),
+            progress=options.progress,
+        )
+        sensitivities = given or default_sensitivities(
+            {name: e.energy for name, e in errors.items()},
+            logit_variance(model),
+            {name: e.fisher for name, e in errors.items()},
+            tied=is_tied(model.tensors),
+        )
+        return measured_plan(
+            make_menu(model, errors, sensitivities, refine=options.is_refined),
+            budget,
+            lambda chosen: self._sized(options, chosen),
+            size_of,
+            sensitivities=sensitivities.source,
+            stock=options.stock,
+        )
+
+    def _given_sensitivities(self) -> Sensitivities | None:
+        """The sensitivities that the options name, or ask to measure; None if they do neither."""
+        options = self.options
+        if options.calibrate is None:
+            return None if options.sensitivities is None else load_sensitivities(options.sensitivities)
+        weights = (options.include_weights, options.exclude_weights)
+        return measure_sensitivities(
+            self.model,
+            read_text(options.calibrate),
+            calibration_file(self.model.paths[0], options.imatrix, *weights),
+            importance=self.loaded,
+            part=part_of_imatrix(*weights),
+            threads=options.threads,
+            progress=options.progress,
+        ).as_sensitivities()
+
+    def _budget(self) -> tuple[int, Callable[[Plan], int]]:
+        """The most bytes that a measured plan may have, and the function that counts a plan's bytes."""
+        options = self.options
+        n_params = sum(t.n_elements for t in self.model.tensors.values())
+        if options.target_bpw is not None:
+            return floor(options.target_bpw * n_params / 8), lambda plan: plan.tensor_bytes
+        if options.target_size is not None:
+            return options.target_size, _file_bytes
+        if options.like is not None:
+            return _file_bytes(self._sized(TypeOptions(options.like))), _file_bytes
+        small = TypeOptions(
+            "Q4_K_S",
+            tensor_types=options.tensor_types,
+            output_tensor_type=options.output_tensor_type,
+            token_embedding_type=options.token_embedding_type,
+            leave_output_tensor=options.leave_output_tensor,
+        )
+        return floor(_file_bytes(self._sized(small)) * (1 + overhead_for(n_params))), _file_bytes
+
+    def _sized(self, options: TypeOptions, chosen: Mapping[str, Choice] | None = None) -> Plan:
+        """The plan of a recipe, or of choices, with the exact size of its files."""
+        model = self.model
+        if options.recipe.default is None and model.layout is not None:
+            options = replace(options, layout=model.layout)
+        with model.errors():
+            plan = make_plan(
+                model.tensors.values(),
+                ModelShape.from_metadata(model.metadata),
+                options,
+                has_imatrix=self.importance is not None,
+                keep_order=self.output.keep_split,
+                chosen=chosen,
+            )
+        if any(t.type == Q4_HIFI and t.target.layout != options.layout for t in plan.tensors):
+            raise UnsupportedModelError(
+                f"{model.paths[0]}: holds Q4_HIFI tensors in the {model.layout} layout;"
+                f" use export to bring it into the {options.layout} layout"
+            )
+        sizes = file_sizes(
+            self.metadata(plan),
+            [part for t in plan.tensors for part in t.stored],
+            alignment=model.gguf.alignment,
+            shard_of=self.output.shards(model, plan),
+        )
+        return replace(plan, file_bytes=sum(sizes))
+
+
+def _file_bytes(plan: Plan) -> int:
+    assert plan.file_bytes is not None  # plans are sized here
+    return plan.file_bytes
+
+
+def planned_metadata(source: Metadata, plan: Plan, importance: Importance | None = None) -> Metadata:
+    """Return the source's pairs, and what llama-quantize and Q4_HIFI set, in llama-quantize's order."""
+    pairs = source.with_value("general.quantization_version", 2, GGUFValueType.UINT32)
+    file_type = source.get(FILE_TYPE_KEY) if plan.file_type is None else plan.file_type
+    if isinstance(file_type, int) and 0 <= file_type < 1 << 32:  # else the source's pair stays as it is
+        pairs = pairs.with_value(FILE_TYPE_KEY, file_type, GGUFValueType.UINT32)
+    if importance is not None:
+        for key, value, kind in importance.metadata():
+            pairs = pairs.with_value(key, value, kind)
+    if not any(t.type == Q4_HIFI for t in plan.tensors):
+        return pairs.without(*KEYS)
+    if plan.size_class is None:
+        return pairs
+    return (
+        pairs.with_value(KEY_VERSION, VERSION, GGUFValueType.UINT32)
+        .with_value(KEY_LAYOUT, plan.layout, GGUFValueType.STRING)
+        .with_value(KEY_OUTLIERS, plan.size_class.outliers, GGUFValueType.UINT32)
+        .with_value(KEY_COVERAGE, plan.size_class.ffn_down_coverage, GGUFValueType.FLOAT32)
+    )

@@ -1,0 +1,74 @@
+"""All options of quantizing, as one object: :class:`QuantizeOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import BadOptionError
+from ..plan.option import document, option
+from ..plan.options import IMATRIX, OUTPUT, SECTIONS, Bytes, FilePath, TypeOptions
+from ..progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(TypeOptions):
+    """The options of :func:`q4hifi.quantize_file` and :func:`q4hifi.plan_file`.
+
+    All are given by keyword; ``type`` may also come first without one. Creating it raises
+    :class:`BadOptionError` for a value that is not possible, and for options that exclude each other.
+    ``dataclasses.replace`` returns options with some of them changed.
+    """
+
+    allow_requantize: bool = option(
+        False, "Allow tensors that are already quantized to change their type. This loses quality."
+    )
+    imatrix: FilePath | None = option(
+        None,
+        "Importance matrix, of q4hifi or llama-imatrix.",
+        section=IMATRIX,
+        metavar="FILE",
+    )
+    include_weights: Sequence[str] = option(
+        (),
+        "Use the importance matrix only for tensors with NAME in their name.",
+        section=IMATRIX,
+        metavar="NAME",
+    )
+    exclude_weights: Sequence[str] = option(
+        (),
+        "Do not use the importance matrix for tensors with NAME in their name.",
+        section=IMATRIX,
+        metavar="NAME",
+    )
+    allow_missing_importance: bool = option(
+        False, "Use it even if it seems to be of another model.", section=IMATRIX
+    )
+    keep_split: bool = option(False, "Split the output into as many files as the source.", section=OUTPUT)
+    split_max_size: Bytes | None = option(
+        None,
+        "Split the output into files of at most this size, such as 4GB.",
+        section=OUTPUT,
+        metavar="SIZE",
+        details="A number of bytes of tensor data.",
+    )
+    threads: int | None = option(
+        None, "Number of threads, at most one per core. 0 means one per core.", unset="as 0"
+    )
+    overwrite: bool = option(False, "Replace the destination if it exists.")
+    progress: Progress | None = option(
+        None,
+        "A function that is called with the weights done, the weights in all, and the name of the tensor.",
+        unset="nothing is called",
+    )
+
+    def __post_init__(self) -> None:
+        """Check every option, and that they fit together."""
+        TypeOptions.__post_init__(self)
+        if self.imatrix is None and (self.include_weights or self.exclude_weights):
+            raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
+        if self.keep_split and self.split_max_size is not None:
+            raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
+
+
+document(QuantizeOptions, QuantizeOptions, SECTIONS)
