@@ -79,7 +79,7 @@ def _text_file(file: str | None, words: Sequence[str] = (), *, last_model: str =
 
 
 def _note_long_chunks(model: str, n_ctx: int) -> None:
-    """Say on standard error if chunks are longer than the texts that the model was trained on."""
+    """Print a note to standard error if chunks are longer than the texts that the model was trained on."""
     from ..gguf_io.reader import GgufFile
 
     with GgufFile.open(model) as file:

@@ -23,7 +23,7 @@ def overview_tables(overview: Overview, *, tensors: bool = False) -> RenderableT
             *(unbroken(printable(path)) for path in overview.paths),
             Text(
                 f"{overview.file_type}, {overview.n_params:,} parameters in {len(overview.tensors)} tensors,"
-                f" {human_bytes(overview.file_bytes)}, {overview.bits_per_weight:.3f} bits a weight"
+                f" {human_bytes(overview.file_bytes)}, {overview.bits_per_weight:.3f} bits per weight"
             ),
         ],
     )
