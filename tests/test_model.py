@@ -457,12 +457,12 @@ def test_an_unknown_architecture_is_refused_with_what_is_supported(tmp_path: Pat
     ("options", "match"),
     [
         ({"pairs": {"expert_count": (4, U32)}}, "mixture of experts"),
-        ({"pairs": {"rope.scaling.type": ("longrope", STRING)}}, "scaled by 'longrope'; supported are none"),
+        ({"pairs": {"rope.scaling.type": ("longrope", STRING)}}, "rope.scaling.type is 'longrope'; supported are none"),
         ({"pairs": {"attention.head_count": ([8, 8, 4], GGUFValueType.ARRAY)}}, r"head_count is \[8, 8, 4\]"),
         ({"pairs": {"attention.value_length": (64, U32)}}, "differ in length"),
         ({"pairs": {"attention.layer_norm_rms_epsilon": ("1", STRING)}}, "epsilon is '1'"),
-        ({"norms": QUERY_NORMS}, r"tensor blk\.0\.attn_q_norm\.weight: .*does not have"),
-        ({"norms": ("attn_extra",)}, r"tensor blk\.0\.attn_extra\.weight: .*no use"),
+        ({"norms": QUERY_NORMS}, r"tensor blk\.0\.attn_q_norm\.weight: .*have no such tensor"),
+        ({"norms": ("attn_extra",)}, r"tensor blk\.0\.attn_extra\.weight: .*does not know this tensor"),
     ],
 )
 def test_what_cannot_be_run_is_refused(options: dict[str, Any], match: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadOptionError
+from ..files.regular_file import check_regular_file
 from ..plan.options import MEASURED_NAME, TypeOptions
 from ..plan.recipes import RECIPES, find_recipe, is_recipe, type_hint
 from .files import check_output
@@ -60,10 +61,8 @@ def default_destination(src: str, options: TypeOptions) -> str:
 
     Raises :class:`BadFileError` if SRC is not a file: that is then the fault, not a name derived from it.
     """
-    from ..gguf_io.reader import open_file
-
     path = Path(src)
-    open_file(path).close()
+    check_regular_file(path)
     stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.title}{SUFFIX}"))
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import BadOptionError
+from ..files.reserved_files import reserved
 
 
 class _FileName(click.types.StringParamType):
@@ -38,12 +39,10 @@ class FileCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check the outputs, then run the command, whose further outputs replace no input either."""
-        from ..files.output_file import reserved
-
         outputs = _named(ctx, OutputFile)
         for name, value in outputs:
             check_output(name, value)
-        with reserved(_inputs(ctx), [(name, Path(value)) for name, value in outputs]):
+        with reserved(lambda: _inputs(ctx), [(name, Path(value)) for name, value in outputs]):
             return super().invoke(ctx)
 
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from ..errors import BadFileError, BadOptionError
 from ..files.output_file import PartialFile
-from ..files.positioned_file import byte_view, check_regular_file, os_errors
+from ..files.positioned_file import byte_view, os_errors
+from ..files.regular_file import check_regular_file
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row

@@ -3,7 +3,7 @@
 Every command and function that writes a file uses :class:`NewFile`. Its rules are:
 
 - A destination must not be one of the files that the caller reads (:func:`check_destination`,
-  :func:`reserved`).
+  :func:`~q4hifi.files.reserved_files.reserved`).
 - If a destination is a symbolic link, the target of the link is replaced and the link stays.
 - A destination must be a regular file, not a device, a pipe or a folder.
 - Data is first written to a temporary file. On Linux this is a file without a name (``O_TMPFILE``), so that a
@@ -23,13 +23,13 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import BadOptionError
 from .positioned_file import PositionedFile, os_errors
+from .reserved_files import check_reserved
 
 if sys.platform != "win32":
     import fcntl
@@ -44,42 +44,13 @@ _ATTEMPTS = 8
 """Attempts to create a temporary file that no other run removes."""
 
 
-_Reserved = tuple[Sequence[tuple[str, Path]], Sequence[tuple[str, Path]]]
-"""(inputs, outputs): files that :func:`reserved` protects, each a pair (name in messages, path)."""
-
-_reserved: ContextVar[_Reserved] = ContextVar("_reserved", default=((), ()))
-
-
-@contextmanager
-def reserved(inputs: Sequence[tuple[str, Path]], outputs: Sequence[tuple[str, Path]]) -> Iterator[None]:
-    """Protect files inside the ``with`` block: :func:`check_destination` refuses all ``inputs``.
-
-    ``outputs`` are the destinations that the user named; :func:`check_derived` refuses them for shards. Each
-    file is a pair (name in messages, such as the option; path).
-    """
-    token = _reserved.set((inputs, outputs))
-    try:
-        yield
-    finally:
-        _reserved.reset(token)
-
-
-def check_derived(path: Path) -> None:
-    """Raise :class:`BadOptionError` if ``path``, a shard's path, is another output that the user named."""
-    for name, other in _reserved.get()[1]:
-        if os.path.realpath(path) == os.path.realpath(other):
-            raise BadOptionError(
-                f"{path} is the name of a shard, and is given for {name}; choose another file for {name}"
-            )
-
-
 def check_destination(
     path: str | os.PathLike[str], overwrite: bool = False, sources: Sequence[str | os.PathLike[str]] = ()
 ) -> Path:
     """Check that a file may be written to ``path``; return the path with all symbolic links followed.
 
     Raises :class:`BadOptionError` where the destination is one of ``sources`` or of the files that
-    :func:`reserved` protects (under any name), exists and is not a regular file, is in a folder that does not
+    :func:`~q4hifi.files.reserved_files.reserved` protects (under any name), exists and is not a regular file, is in a folder that does not
     exist, or exists and ``overwrite`` is false.
     """
     if os.fspath(path) == "-":
@@ -94,11 +65,7 @@ def check_destination(
             for source in sources:
                 if os.path.exists(source) and os.path.samefile(target, source):
                     raise BadOptionError(f"{path} is the source {source} itself; choose another destination")
-            for name, source in _reserved.get()[0]:
-                if os.path.exists(source) and os.path.samefile(target, source):
-                    raise BadOptionError(
-                        f"{path} is the source {source} itself, given for {name}; choose another destination"
-                    )
+            check_reserved(path, target)
             if not target.is_file():
                 raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
             if not overwrite:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadFileError, Q4HifiError
+from ..errors import Q4HifiError
 
 # The errors of posix_fallocate that mean that the file does not fit on the disk. Its other errors only mean
 # that this file system cannot reserve space in advance.
@@ -53,19 +53,6 @@ def read_up_to(file: BinaryIO, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
-
-
-def check_regular_file(path: str | os.PathLike[str]) -> None:
-    """Raise :class:`BadFileError` if ``path`` is missing, a folder, a device or a pipe.
-
-    Opening a pipe would wait for its writer.
-    """
-    if os.path.isdir(path):
-        raise BadFileError(f"{path}: this is a folder; name a file in it")
-    if not os.path.exists(path):
-        raise BadFileError(f"{path}: there is no such file")
-    if not os.path.isfile(path):
-        raise BadFileError(f"{path}: this is a device or a pipe; save its contents to a file first")
 
 
 class PositionedFile:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BadOptionError, Q4HifiError, UnsupportedModelError
-from ..files.output_file import NewFile, check_derived
+from ..files.output_file import NewFile
 from ..files.positioned_file import Buffer, byte_view, os_errors
+from ..files.reserved_files import check_derived
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.layout import MAX_NAME_BYTES, StoredTensor
 from .header import ALIGNMENT_KEY, alignment_of, data_offsets, header_bytes

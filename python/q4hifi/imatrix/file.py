@@ -43,7 +43,8 @@ import numpy.typing as npt
 
 from ..codec.input_correlations import Correlations, Inputs, known_inputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
-from ..files.positioned_file import check_regular_file, os_errors
+from ..files.positioned_file import os_errors
+from ..files.regular_file import check_regular_file
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.tensor_names import first_with_same_input
 from ..gguf_io.metadata import decode_text
