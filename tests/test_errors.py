@@ -69,7 +69,7 @@ def undecodable() -> UnicodeDecodeError:
             1,
             "Error: No module named 'rich'; install q4hifi",
         ),
-        (KeyError("x"), 1, "Error: internal error: KeyError: 'x'; please report it, with what is shown when"),
+        (KeyError("x"), 1, "Error: internal error: KeyError: 'x'; please report it, with the output of"),
         (Panic("assertion failed"), 1, "Error: internal error: Panic: assertion failed; please report it"),
         (KeyboardInterrupt(), 130, "\nInterrupted."),
     ],
