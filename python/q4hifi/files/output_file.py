@@ -102,7 +102,7 @@ def check_destination(
             if not target.is_file():
                 raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
             if not overwrite:
-                raise DestinationExistsError(path)
+                raise _exists(path)
     return target
 
 
@@ -130,12 +130,11 @@ def _not_streamed(path: str | os.PathLike[str]) -> BadOptionError:
 class DestinationExistsError(BadOptionError):
     """A destination exists already, and the caller has not allowed to replace it."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Make the message."""
-        super().__init__(
-            f"{path}: exists already; choose another destination,"
-            " or allow to replace it with `overwrite=True`"
-        )
+
+def _exists(path: str | os.PathLike[str]) -> DestinationExistsError:
+    return DestinationExistsError(
+        f"{path}: exists already; choose another destination, or allow to replace it with `overwrite=True`"
+    )
 
 
 class NewFile:
@@ -203,7 +202,7 @@ class NewFile:
         new = self._move_if_free()
         if not new:
             if not self._overwrite:
-                raise DestinationExistsError(self.path)
+                raise _exists(self.path)
             os.replace(self._link(), self.target)
             self._part = None
         self._sync_folder()
