@@ -18,7 +18,9 @@ from command import Run, script
 from q4hifi import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, _core
 from q4hifi.allocation.calibration_file import Calibration, load_sensitivities
 from q4hifi.codec.core_errors import core_errors
+from q4hifi.files import output_file
 from q4hifi.files.json_file import read_json
+from q4hifi.runtime import template_process
 from synthetic import EXAMPLE
 
 TEXT = "the quick brown fox opens a file and reads every line of it "
@@ -69,7 +71,7 @@ def undecodable() -> UnicodeDecodeError:
             1,
             "Error: No module named 'rich'; install q4hifi",
         ),
-        (KeyError("x"), 1, "Error: internal error: KeyError: 'x'; please report it, with what is shown when"),
+        (KeyError("x"), 1, "Error: internal error: KeyError: 'x'; please report it, with the output of"),
         (Panic("assertion failed"), 1, "Error: internal error: Panic: assertion failed; please report it"),
         (KeyboardInterrupt(), 130, "\nInterrupted."),
     ],
@@ -262,7 +264,8 @@ def test_a_model_with_a_nan_is_named_and_the_status_is_1(nan_model: Path, run: R
     outcome = run("imatrix", nan_model, "-f", text, "-c", "64", "--chunks", "4", "-o", nan_model.parent / "i")
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err == f"{where}it gives logits that are not finite; its weights may be damaged\n"
-    for command in (["perplexity", "-f", text], ["calibrate", "-f", text], ["generate", "-p", TEXT]):
+    chunks = ["-f", text, "-c", "64"]
+    for command in (["perplexity", *chunks], ["calibrate", *chunks], ["generate", "-p", TEXT]):
         outcome = run(command[0], nan_model, *command[1:])
         assert outcome.status == 1
         assert outcome.err.startswith(f"Error: {nan_model}: ") and "('" not in outcome.err
@@ -303,6 +306,17 @@ def test_messages_name_keywords_in_python_and_options_in_the_command(
     ]
     outcome = run("quantize", EXAMPLE, out, *arguments, *options)
     assert outcome.status == 2 and command in outcome.err and "`" not in outcome.err
+
+
+def subclasses(of: type[Q4HifiError]) -> list[type[Q4HifiError]]:
+    return [of, *(each for child in of.__subclasses__() for each in subclasses(child))]
+
+
+def test_every_error_is_made_of_its_message() -> None:
+    found = subclasses(Q4HifiError)
+    assert {output_file.DestinationExistsError, template_process.TemplateLimitError} < set(found)
+    for each in found:
+        assert str(each("the message")) == "the message"
 
 
 def test_the_remedy_is_an_option_in_the_command(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 Every message says what is wrong, where (file, tensor, position) and what to do about it. A message writes a
 keyword argument in backquotes, with its value if the value matters: ```overwrite=True```. The command line
 prints the matching option instead: ``--overwrite``.
+
+The constructor of every class takes the message alone, because callers that add a file's name to a message
+raise ``type(error)(message)``.
 """
 
 from __future__ import annotations

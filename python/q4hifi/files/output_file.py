@@ -69,7 +69,7 @@ def check_destination(
             if not target.is_file():
                 raise BadOptionError(f"{path}: exists and is not a file; choose another destination")
             if not overwrite:
-                raise DestinationExistsError(path)
+                raise _exists(path)
     return target
 
 
@@ -97,12 +97,11 @@ def _not_streamed(path: str | os.PathLike[str]) -> BadOptionError:
 class DestinationExistsError(BadOptionError):
     """A destination exists already, and the caller has not allowed to replace it."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Make the message."""
-        super().__init__(
-            f"{path}: exists already; choose another destination,"
-            " or allow to replace it with `overwrite=True`"
-        )
+
+def _exists(path: str | os.PathLike[str]) -> DestinationExistsError:
+    return DestinationExistsError(
+        f"{path}: exists already; choose another destination, or allow to replace it with `overwrite=True`"
+    )
 
 
 class NewFile:
@@ -170,7 +169,7 @@ class NewFile:
         new = self._move_if_free()
         if not new:
             if not self._overwrite:
-                raise DestinationExistsError(self.path)
+                raise _exists(self.path)
             os.replace(self._link(), self.target)
             self._part = None
         self._sync_folder()

@@ -50,7 +50,7 @@ BLOCK = 1 << 14
 """Smallest length of a block in characters. It ends at the next index where a word is sure to end."""
 
 _LONG = 8 * BLOCK
-"""Characters. A longer block must contain a very long word, so it is merged in windows."""
+"""Number of characters. A longer block must contain a very long word, so it is merged in windows."""
 
 _CACHED_WINDOWS = 4
 """Number of windows whose tokens are cached. In a long run of one character all windows are equal."""
@@ -59,14 +59,14 @@ _MARGIN = 1024
 """Smallest number of characters that a window keeps on either side of a cut within a word."""
 
 _SAMPLE = 3071
-"""Characters of a run from which is seen how a pre-tokenizer splits it.
+"""Number of characters of a run that show how a pre-tokenizer splits the whole run.
 
 It is not a multiple of 3, so that groups of three digits counted from the left differ from groups counted
 from the right.
 """
 
 _LIKE_A_SURROGATE = "\ue000"
-"""A character that every pre-tokenizer treats like a surrogate, which the tokenizers library cannot take."""
+"""Replaces surrogates, which the tokenizers library rejects. Every pre-tokenizer treats both alike."""
 
 _SYMBOL = re.compile(rb"(?s)[\x00-\xbf]|[\xc0-\xdf].?|[\xe0-\xef].?.?|[\xf0-\xff].?.?.?")
 """One symbol, with the length that its first byte announces."""

@@ -21,8 +21,8 @@ _LEAD_BITS = {2: 0x1F, 3: 0x0F, 4: 0x07}
 def decode(data: bytes) -> str:
     """Return ``data`` as a str.
 
-    Two invalid sequences become the code point that their bits spell: an overlong one, such as C0 80, and
-    an encoded surrogate, such as ED A0 80. Every other invalid byte becomes U+FFFD. So does each byte of a
+    Invalid sequences of two sorts become the code point that their bits spell: overlong ones, such as C0 80,
+    and encoded surrogates, such as ED A0 80. Every other invalid byte becomes U+FFFD. So does each byte of a
     sequence beyond U+10FFFF, where llama.cpp aborts.
     """
     text = data.decode("utf-8", "surrogateescape")
