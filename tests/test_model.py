@@ -457,7 +457,10 @@ def test_an_unknown_architecture_is_refused_with_what_is_supported(tmp_path: Pat
     ("options", "match"),
     [
         ({"pairs": {"expert_count": (4, U32)}}, "mixture of experts"),
-        ({"pairs": {"rope.scaling.type": ("longrope", STRING)}}, "rope.scaling.type is 'longrope'; supported are none"),
+        (
+            {"pairs": {"rope.scaling.type": ("longrope", STRING)}},
+            "rope.scaling.type is 'longrope'; supported are none",
+        ),
         ({"pairs": {"attention.head_count": ([8, 8, 4], GGUFValueType.ARRAY)}}, r"head_count is \[8, 8, 4\]"),
         ({"pairs": {"attention.value_length": (64, U32)}}, "differ in length"),
         ({"pairs": {"attention.layer_norm_rms_epsilon": ("1", STRING)}}, "epsilon is '1'"),

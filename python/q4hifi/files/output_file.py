@@ -50,8 +50,8 @@ def check_destination(
     """Check that a file may be written to ``path``; return the path with all symbolic links followed.
 
     Raises :class:`BadOptionError` where the destination is one of ``sources`` or of the files that
-    :func:`~q4hifi.files.reserved_files.reserved` protects (under any name), exists and is not a regular file, is in a folder that does not
-    exist, or exists and ``overwrite`` is false.
+    :func:`~q4hifi.files.reserved_files.reserved` protects (under any name), exists and is not a regular file,
+    is in a folder that does not exist, or exists and ``overwrite`` is false.
     """
     if os.fspath(path) == "-":
         raise _not_streamed(path)
