@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from q4hifi.allocation.calibration_file import load_sensitivities
+from q4hifi.allocation.calibration_file import Calibration, load_sensitivities
 from q4hifi.allocation.sensitivities import (
     DEFAULT_SOURCE,
     FIRST_LAYER,
@@ -136,6 +136,19 @@ def test_a_file_says_what_was_measured(tmp_path: Path) -> None:
     path.write_text(json.dumps({"sensitivities": {"a": 0.5, "b": 0}, "more": [1]}))
     found = load_sensitivities(path)
     assert (found.values, found.source) == ({"a": 0.5, "b": 0.0}, str(path))
+
+
+def test_probes_are_read_with_the_parser_of_calibrations(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivities.json"
+    found = {"sensitivities": {"a": 0.5}, "matrices": {"a": {"probe": "Q4_K", "error": 0.25}}}
+    path.write_text(json.dumps(found))
+    assert load_sensitivities(path).probes == {"a": ("Q4_K", 0.25)}
+    with pytest.raises(BadFileError, match="is no calibration"):
+        Calibration.load(path)  # it has no setting
+    path.write_text(json.dumps(found | {"version": 2}))
+    for load in (load_sensitivities, Calibration.load):
+        with pytest.raises(BadFileError, match="version 2, and this q4hifi knows 1"):
+            load(path)
 
 
 @pytest.mark.parametrize(

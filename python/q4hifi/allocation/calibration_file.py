@@ -83,12 +83,12 @@ class Calibration:
         return _probes(self.matrices)
 
     def klds(self, names: Sequence[str]) -> dict[str, Estimate]:
-        """Return the divergence of each matrix in its probe type; empty until all have met one chunk.
+        """Return the divergence of each matrix in its probe type; empty until all were measured on one chunk.
 
-        Divergences have a long tail: at one token in a hundred a matrix may cause more divergence than at
-        all others, and a mean over some hundred tokens depends on whether such a token was among them. The
-        mean of the square roots does not. Its square is smaller than the mean, by a factor that is nearly
-        the same for all matrices: so it is multiplied by the median of that factor.
+        Divergences have a long tail: at one token in a hundred a matrix may cause more divergence than at all
+        others together. So a mean over some hundred tokens depends on whether such a token is among them. The
+        mean of the square roots does not. Its square is smaller than the mean, by a factor that is nearly the
+        same for all matrices: so it is multiplied by the median of that factor.
         """
         n_chunks = self.n_chunks(names)
         if not n_chunks:

@@ -1,13 +1,13 @@
-"""Limits and defaults of measurements, in a module that loads quickly: the command's help states them."""
+"""Limits and defaults of measurements, in a module that loads quickly for the command's help."""
 
 from __future__ import annotations
 
 MIN_CONTEXT = 4
-"""The shortest chunk that scores anything, in tokens."""
+"""The smallest number of tokens per chunk."""
 
 LONGEST_CHUNK = 512
-"""The longest chunk of which gradients are computed, in tokens."""
+"""The largest number of tokens per chunk in calibration, and in measuring the Fisher information."""
 
 FISHER_CHUNKS = 12
-"""Chunks whose Fisher information is measured. Of eight it is known to some ten percent on the example model;
-on larger ones single tokens have more of it."""
+"""The default number of chunks on which the Fisher information is measured. Eight chunks give it to about ten
+percent on the example model. Larger models need more, because single tokens have a larger share of it."""

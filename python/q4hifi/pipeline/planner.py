@@ -1,4 +1,4 @@
-"""Making the plan that options ask for, of an open model: :class:`Planner`."""
+"""Making the plan for an open model, with the measurements that its options need: :class:`Planner`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Planner:
     def plan(self) -> Plan:
         """Return the plan that the options ask for, with the exact size of its files.
 
-        Reads weights, and runs the model, only where the options ask for it (:attr:`measures`).
+        Reads weights, and runs the model, only if the options ask for it (:attr:`measures`).
         """
         plan = self._measured() if self.measures else self.unmeasured()
         return replace(plan, warnings=(*plan.warnings, *self._idle_weights()))
