@@ -52,7 +52,10 @@ for recipe in recipes:
 
 
 def test_files_are_the_same_on_every_instruction_set(tmp_path: Path):
-    source, recipes = write_small_model(tmp_path / "model.gguf"), ("Q4_HIFI", "Q4_K_M", "Q5_K_S", "Q5_0", "Q8_0")
+    source, recipes = (
+        write_small_model(tmp_path / "model.gguf"),
+        ("Q4_HIFI", "Q4_K_M", "Q5_K_S", "Q5_0", "Q8_0"),
+    )
     made: dict[str, list[bytes]] = {}
     for isa in AVAILABLE:
         folder = tmp_path / isa
