@@ -158,7 +158,7 @@ class Stored(NamedTuple):
 def read_tensors(path: Path) -> dict[str, Stored]:
     """Return the stored tensors of one file, or of a model by one of its shards, in their order.
 
-    Read by q4hifi's own reader, which test_gguf_file.py holds against the gguf package's slower one.
+    Read by q4hifi's own reader, which test_gguf_io.py holds against the gguf package's slower one.
     """
     with GgufFile.open(path) as model:
         return {
