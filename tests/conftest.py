@@ -2,12 +2,20 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from command import run
+from synthetic import write_first_layers
 
 __all__ = ["run"]
+
+
+@pytest.fixture(scope="session")
+def short_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example model with two of its eight layers; nobody may change the file."""
+    return write_first_layers(tmp_path_factory.mktemp("short") / "model.gguf")
 
 
 @pytest.fixture

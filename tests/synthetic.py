@@ -112,6 +112,21 @@ def write_stored(
     return path
 
 
+def write_first_layers(path: Path, n_layer: int = 2) -> Path:
+    """Write the example model without its later layers, for tests to which its size does not matter."""
+    with GgufFile.open(EXAMPLE) as model:
+        tensors = [
+            tensor
+            for name, tensor in model.tensors.items()
+            if not name.startswith("blk.") or int(name.split(".")[1]) < n_layer
+        ]
+        metadata = model.metadata.with_value("qwen3.block_count", n_layer, GGUFValueType.UINT32)
+        data = (model.read(tensor).tobytes() for tensor in tensors)
+        padded_data = (one.ljust(-(-len(one) // 32) * 32, b"\0") for one in data)
+        path.write_bytes(header_bytes(metadata, tensors, 32) + b"".join(padded_data))
+    return path
+
+
 def random_sums(n_matrices: int, n_in: int, counts: Iterable[int], *, seed: int) -> Floats:
     """Return sums of squares over ``counts`` tokens, a few columns much larger than the rest."""
     means = np.random.default_rng(seed).lognormal(0, 2, (n_matrices, n_in))
@@ -143,7 +158,7 @@ class Stored(NamedTuple):
 def read_tensors(path: Path) -> dict[str, Stored]:
     """Return the stored tensors of one file, or of a model by one of its shards, in their order.
 
-    Read by q4hifi's own reader, which test_gguf_file.py holds against the gguf package's slower one.
+    Read by q4hifi's own reader, which test_gguf_io.py holds against the gguf package's slower one.
     """
     with GgufFile.open(path) as model:
         return {

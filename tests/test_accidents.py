@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import q4hifi
-from synthetic import EXAMPLE, ROOT, names_in, write_small_model
+from synthetic import ROOT, names_in, write_small_model
 
 FAULTS = ROOT / "tests" / "faults"
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -83,10 +83,10 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_small_model(folder / "model.gguf")
-    shutil.copy(EXAMPLE, folder / "example.gguf")
+    shutil.copy(short_model, folder / "example.gguf")
     shutil.copy(ROOT / "tests" / "golden" / "text.txt", folder / "text.txt")
     return folder
 

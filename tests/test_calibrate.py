@@ -312,9 +312,9 @@ def test_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (found["n_chunks"], found["file"]) == (1, "found.json")
 
 
-def test_quantizing_measures_once_and_uses_it(tmp_path: Path) -> None:
+def test_quantizing_measures_once_and_uses_it(short_model: Path, tmp_path: Path) -> None:
     model, text = tmp_path / "model.gguf", tmp_path / "text.txt"
-    shutil.copy(EXAMPLE, model)
+    shutil.copy(short_model, model)
     text.write_text(TEXT * 3)
     seen: list[str] = []
 

@@ -108,7 +108,9 @@ def test_activations_become_q8_1(xp: Any, dtype: npt.DTypeLike) -> None:
 @pytest.mark.parametrize("columns", kernels.COLUMNS)
 @pytest.mark.parametrize("kind", DOT_KINDS)
 def test_products_by_few_columns(xp: Any, kind: str, columns: int) -> None:
-    for shape in SHAPES[:3]:
+    """Every kernel on one block; the two larger shapes take turns, so that a kind meets each four times."""
+    larger = SHAPES[1 + (DOT_KINDS.index(kind) + columns) % 2]
+    for shape in (SHAPES[0], larger):
         weights = quantized(kind, shape)
         uploaded = q4hifi.cuda.upload(weights)
         x = activations((columns, shape[1]), np.float16 if columns % 2 else np.float32)
@@ -164,20 +166,15 @@ def test_what_is_not_finite_shows(xp: Any, value: float) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("arch", ["75", "80", "90"])
-def test_every_kernel_compiles_without_warnings(arch: str) -> None:
-    code, names = nvrtc.compile(kernels.source(), f"compute_{arch}", kernels.every_kernel())
-    ptx = code.decode()
-    assert f".target sm_{arch}" in ptx
-    assert all(f".entry {name}(" in ptx for name in names.values())
-    assert ptx.count(".entry ") == len(names)
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+def test_every_kernel_becomes_machine_code(arch: str) -> None:
+    """Without a warning, and with the registers and the shared memory that it asks for.
 
-
-@compiled
-def test_every_kernel_becomes_machine_code() -> None:
-    """It has the registers and the shared memory that the kernels ask for."""
-    code, names = nvrtc.compile(kernels.source(), "sm_90", kernels.every_kernel())
+    The source has one form for GPUs before 8.0, and one for all others.
+    """
+    code, names = nvrtc.compile(kernels.source(), arch, kernels.every_kernel())
     assert all(name.encode() in code for name in names.values())
+    assert len(set(names.values())) == len(names)
 
 
 # --- from Python -----------------------------------------------------------------------------------------

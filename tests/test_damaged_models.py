@@ -17,7 +17,7 @@ from q4hifi.errors import Q4HifiError
 from q4hifi.gguf_io.reader import GgufFile
 from synthetic import names_in, patch, random_sums, random_weights, write_imatrix, write_model
 
-ROUNDS = 100
+ROUNDS = 60
 """Damaged files of each kind."""
 
 SHAPES = {

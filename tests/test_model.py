@@ -123,10 +123,10 @@ QUANTIZED += ["IQ4_NL", "IQ4_XS"]
 
 @pytest.mark.parametrize("recipe", QUANTIZED)
 def test_quantized_models_diverge_little_from_llama_cpps(
-    recipe: str, text: list[int], tmp_path: Path
+    recipe: str, text: list[int], short_model: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.gguf"
-    q4hifi.quantize_file(EXAMPLE, path, recipe)
+    q4hifi.quantize_file(short_model, path, recipe)
     ours = q4hifi.Model(path).logits(text)
     assert divergence(llama_logits(path, text), ours) < 0.002
 

@@ -40,11 +40,11 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(short_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as a newcomer has it: the repository's examples, a model, and two texts."""
     (tmp_path / "examples").symlink_to(EXAMPLE.parent)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    (tmp_path / "model-f16.gguf").symlink_to(EXAMPLE)
+    (tmp_path / "model-f16.gguf").symlink_to(short_model)
     (tmp_path / "calibration.txt").write_text(2 * TEXT)  # two chunks
     (tmp_path / "text.txt").write_text(2 * TEXT)
     monkeypatch.chdir(tmp_path)

@@ -112,20 +112,22 @@ def test_a_refined_file_has_less_error_and_stock_llama_cpp_runs_it(tmp_path: Pat
     assert oracle.llama_loads(tmp_path / "refined.gguf")
 
 
-def test_the_command_refines(run: Run, tmp_path: Path) -> None:
+def test_the_command_refines(run: Run, short_model: Path, tmp_path: Path) -> None:
     expected = tmp_path / "expected.gguf"
-    q4hifi.quantize_file(EXAMPLE, expected, "Q4_K_S", refine=True)
+    q4hifi.quantize_file(short_model, expected, "Q4_K_S", refine=True)
     got = tmp_path / "got.gguf"
-    result = run("quantize", EXAMPLE, got, "Q4_K_S", "--refine")
+    result = run("quantize", short_model, got, "Q4_K_S", "--refine")
     assert result.status == 0, result.err
     assert got.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize("type", ["Q4_HIFI", "Q4_K_S"])
-def test_q4_hifi_is_refined_unless_told_otherwise_and_stock_mixes_are_not(type: str, tmp_path: Path) -> None:
+def test_q4_hifi_is_refined_unless_told_otherwise_and_stock_mixes_are_not(
+    type: str, short_model: Path, tmp_path: Path
+) -> None:
     data = {}
     for refine in (None, False, True):
-        q4hifi.quantize_file(EXAMPLE, tmp_path / f"{refine}.gguf", type, refine=refine)
+        q4hifi.quantize_file(short_model, tmp_path / f"{refine}.gguf", type, refine=refine)
         data[refine] = (tmp_path / f"{refine}.gguf").read_bytes()
     assert data[True] != data[False]
     assert data[None] == data[type == "Q4_HIFI"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import q4hifi
-from synthetic import EXAMPLE, ROOT
+from synthetic import ROOT
 
 AVAILABLE = q4hifi.cpu_features().available
 KINDS = ("Q4_K_M", "Q4_0", "Q5_1", "Q2_K", "Q6_K", "Q8_0", "IQ4_XS", "Q4_HIFI")
@@ -19,11 +19,11 @@ TEXT = (ROOT / "tests/golden/text.txt").read_text()
 
 
 @pytest.mark.skipif(len(AVAILABLE) == 1, reason="this CPU has one instruction set only")
-def test_every_instruction_set_gives_the_same_figures(tmp_path: Path) -> None:
-    models = [EXAMPLE]
+def test_every_instruction_set_gives_the_same_figures(short_model: Path, tmp_path: Path) -> None:
+    models = [short_model]
     for kind in KINDS:
         models.append(tmp_path / f"{kind}.gguf")
-        q4hifi.quantize_file(EXAMPLE, models[-1], kind)
+        q4hifi.quantize_file(short_model, models[-1], kind)
 
     def figures(isa: str) -> dict[str, dict[str, str]]:
         folder = tmp_path / isa

@@ -177,10 +177,24 @@ import sys; from q4hifi.cli import main; main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize("number", STATUS)
+IMPORTED = (
+    "click",
+    "dataclasses",
+    "q4hifi.cli.group",
+    "numpy",
+    "numpy.linalg",
+    "q4hifi._core",
+    "rich.console",
+)
+
+
 @pytest.mark.parametrize(
-    "wanted",
-    ["click", "dataclasses", "q4hifi.cli.group", "numpy", "numpy.linalg", "q4hifi._core", "rich.console"],
+    ("wanted", "number"),
+    [
+        *((name, signal.SIGINT) for name in IMPORTED),
+        *((name, signal.SIGTERM) for name in ("click", "numpy.linalg", "rich.console")),
+        *((name, signal.SIGHUP) for name in ("q4hifi.cli.group", "numpy")),
+    ],
 )
 def test_a_signal_during_an_import_ends_the_command_quietly(wanted: str, number: signal.Signals) -> None:
     done = subprocess.run(

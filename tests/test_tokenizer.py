@@ -111,6 +111,9 @@ def assert_same_vocabulary(ours: Tokenizer, theirs: LlamaVocabulary) -> None:
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_every_pre_tokenizer_cuts_as_llama_cpp(pre: str, tmp_path: Path) -> None:
     with both(write_vocabulary(tmp_path / "model.gguf", byte_level_pairs(pre))) as (ours, theirs):
+        if pre not in ONE_OF_EACH:  # another name of a row of the table
+            assert all(ours.encode(text) == theirs.encode(text) for text in HARD)
+            return
         for text in [*HARD, *INVALID]:
             assert_same(ours, theirs, text)
 
@@ -126,7 +129,7 @@ def by_row(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Both]
         }
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(text=hard_texts())
 def test_every_pre_tokenizer_on_any_text(by_row: dict[str, Both], text: str) -> None:
     for pre, (ours, theirs) in by_row.items():
@@ -152,11 +155,12 @@ def test_any_bytes(by_row: dict[str, Both], data: bytes) -> None:
 
 
 def every_class_of_bytes() -> Iterator[bytes]:
-    """All strings of one and two bytes, and longer ones with every first byte that begins a character."""
+    """Every byte, and longer strings of every first byte and of bytes of each class that UTF-8 knows."""
     others = b"\x00\x20A\x80\x8d\x8f\x90\xa0\xbf\xc3\xed\xff"
+    seconds = others + b"\x7f\x9f\xc0\xc1\xc2\xdf\xe0\xef\xf0\xf4\xf5"
     firsts = [0x61, 0x20, 0x80, *range(0xC0, 0x100)]
     yield from (bytes([byte]) for byte in range(256))
-    for n, head, tail in ((2, range(256), range(256)), (3, firsts, others), (4, firsts[3:], others[4:9])):
+    for n, head, tail in ((2, range(256), seconds), (3, firsts, others), (4, firsts[3:], others[4:9])):
         yield from map(bytes, product(head, *[tail] * (n - 1)))
 
 
@@ -233,13 +237,13 @@ def test_sentence_piece(sentence_piece: Both) -> None:
         assert_same(ours, theirs, text)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(text=hard_texts())
 def test_sentence_piece_on_any_text(sentence_piece: Both, text: str) -> None:
     assert_same(*sentence_piece, text)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(data=st.lists(st.binary(max_size=4) | hard_texts().map(str.encode), max_size=5).map(b"".join))
 def test_sentence_piece_on_any_bytes(sentence_piece: Both, data: bytes) -> None:
     assert_same(*sentence_piece, data)
@@ -378,7 +382,7 @@ tokenizer = q4hifi.Model(sys.argv[1]).tokenizer
 unit = eval(sys.argv[2])
 tokenizer.encode_array(unit)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tokenizer.encode_array(unit * (4_000_000 // len(unit)))
+tokenizer.encode_array(unit * (2_000_000 // len(unit)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -388,7 +392,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_a_small_multiple_of_the_text(unit: str) -> None:
     command = [sys.executable, "-c", LARGE, str(EXAMPLE), repr(unit)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 25 * 4_000_000 / 1024
+    assert grown < 25 * 2_000_000 / 1024
 
 
 # ---- special tokens ------------------------------------------------------------------------------

@@ -23,11 +23,17 @@ import sys
 import tempfile
 from typing import Any
 
+import rich.console
+import rich.progress
+import rich.table
+
 import q4hifi
-from q4hifi.cli import evaluate, main, quantize  # all that commands need is loaded before the forks
+from q4hifi.cli import ending, evaluate, evaluation_tables, main, plan_tables, quantize, report_tables
 from q4hifi.files.output_file import NewFile
 
-LOADED = (evaluate, quantize, *(getattr(q4hifi, name) for name in q4hifi.__all__))
+COMMANDS = (ending, evaluate, evaluation_tables, plan_tables, quantize, report_tables)
+LOADED = (*COMMANDS, rich, *(getattr(q4hifi, name) for name in q4hifi.__all__))
+"""All that commands need, loaded before the forks."""
 
 
 def child(run: dict[str, Any], err: int) -> None:
