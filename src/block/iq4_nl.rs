@@ -1,9 +1,9 @@
 //! IQ4_NL: `w = d · VALUES[q]`, sixteen values closer together near zero. 18 bytes for 32 weights,
 //! 4.5 bits a weight.
 
-use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
-use super::legacy::{all_nibbles, inverse, pack_nibbles, packed_numbers, unpack_nibbles};
-use super::{Block, Bytes, QK};
+use super::iq4::VALUES;
+use super::layout::{Block, Bytes, QK};
+use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, unpack_nibbles};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// An IQ4_NL block.
@@ -39,14 +39,6 @@ impl Block for BlockIQ4NL {
             let (low, high) = unpack_nibbles(&self.qs, j);
             out[j] = d * f32::from(VALUES[low as usize]);
             out[j + QK / 2] = d * f32::from(VALUES[high as usize]);
-        }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for (i, (block, x)) in out.iter_mut().zip(x.as_chunks::<QK>().0).enumerate() {
-            let importance = importance.map(|w| &w[i * QK..]);
-            let scale = fit_scale(x, &weights(x, importance, sigma2(x)));
-            *block = Self::new(scale, pack_nibbles(&numbers(x, inverse(scale))));
         }
     }
 }

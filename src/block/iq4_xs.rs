@@ -1,11 +1,10 @@
 //! IQ4_XS: eight sub-blocks of 32 weights, `w = d · (scale - 32) · VALUES[q]`, sixteen values closer
 //! together near zero, scales of six bits. 136 bytes for 256 weights, 4.25 bits a weight.
 
-use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
-use super::k_fit::for_each_block;
-use super::legacy::{all_nibbles, inverse, pack_nibbles, unpack_nibbles};
-use super::{Block, Bytes, QK, QK_K};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use super::iq4::VALUES;
+use super::layout::{Block, Bytes, QK, QK_K};
+use super::legacy::{all_nibbles, pack_nibbles, unpack_nibbles};
+use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = QK_K / QK;
 
@@ -25,40 +24,6 @@ pub struct BlockIQ4XS {
 const _: () = assert!(size_of::<BlockIQ4XS>() == 136);
 
 impl BlockIQ4XS {
-    /// Encodes a block, with importance or x² as the weights of the fit.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (parts, sigma2) = (x.as_chunks::<QK>().0, sigma2(x));
-        let fitted = std::array::from_fn(|j| {
-            let importance = importance.map(|w| &w[j * QK..]);
-            fit_scale(&parts[j], &weights(&parts[j], importance, sigma2))
-        });
-        let (mut block, inverses) = Self::with_scales(&fitted);
-        for (qs, (x, inverse)) in block.qs.iter_mut().zip(parts.iter().zip(inverses)) {
-            *qs = pack_nibbles(&numbers(x, inverse));
-        }
-        block
-    }
-
-    /// A block with the scales of its sub-blocks rounded to six bits, and their inverses, by which the
-    /// numbers are found.
-    #[inline(always)]
-    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> (Self, [f32; SUB_BLOCKS]) {
-        // NaN, from squares that overflow, is stored as 0 would be; said here, because memcheck's
-        // maximum, which the search below may become, does not tell the two arguments apart
-        let fitted = fitted.map(|scale| if scale.is_nan() { 0.0 } else { scale });
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for scale in fitted {
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = scale;
-            }
-        }
-        let d = -extreme / 32.0;
-        let id = inverse(d);
-        let scales = fitted.map(|scale| nearest_int(id * scale).clamp(-32, 31));
-        (Self::new(d, &scales), scales.map(|scale| inverse(d * scale as f32)))
-    }
-
     /// A block with these scales, each -32..=31; its numbers are those of the lowest value.
     #[inline(always)]
     pub(crate) fn new(d: f32, scales: &[i32; SUB_BLOCKS]) -> Self {
@@ -126,9 +91,5 @@ impl Block for BlockIQ4XS {
                 out[i + QK / 2] = scale * f32::from(VALUES[high as usize]);
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }

@@ -1,10 +1,8 @@
 //! Q2_K: sixteen sub-blocks of 16 weights, `w = d · scale · q - dmin · min`, q in 0..4, scales and
 //! minima of four bits. 84 bytes for 256 weights, 2.625 bits a weight.
 
-use super::k_fit::{SubFits, for_each_block, importance_weights, round_numbers, round_scales};
+use super::layout::{Block, Bytes, QK_K};
 use super::two_bits::{self, TWO_BITS_BYTES};
-use super::{Block, Bytes, QK_K};
-use crate::fit::Search;
 use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
@@ -30,32 +28,6 @@ pub struct BlockQ2K {
 const _: () = assert!(size_of::<BlockQ2K>() == 84);
 
 impl BlockQ2K {
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (weights, search) = match importance {
-            None => (x.map(f32::abs), Search::Q2_K),
-            Some(importance) => (importance_weights(x, importance, 1.0), Search::FINE),
-        };
-        let mut fits = SubFits::<SUB_BLOCKS>::new(x, &weights, LEVELS, search);
-        let sums = importance.map(|_| &fits.weights);
-        let mut block = Self::with_scales(&fits.scales, &fits.mins, sums);
-        round_numbers::<SUB_BLOCKS>(x, LEVELS, |j| block.scale_and_min(j), &mut fits.numbers);
-        block.pack(&fits.numbers);
-        block
-    }
-
-    /// A block with the scales and minima of its sub-blocks rounded: with the sums of their weights by
-    /// a search, without to multiples of the largest.
-    pub(crate) fn with_scales(
-        scales: &[f32; SUB_BLOCKS],
-        mins: &[f32; SUB_BLOCKS],
-        weights: Option<&[f32; SUB_BLOCKS]>,
-    ) -> Self {
-        // a negative one wraps, and spoils the other of its byte, as in ggml
-        let round = |values| round_scales(values, weights, MAX_SCALE, [u8::MAX; 2]);
-        Self::from_scales(round(scales), round(mins))
-    }
-
     /// A block of these scales and minima, each under a factor, and of zeros.
     pub(crate) fn from_scales(
         (d, scales): (f32, [u8; SUB_BLOCKS]),
@@ -108,9 +80,5 @@ impl Block for BlockQ2K {
                 *y = scale * f32::from(q) - min;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }

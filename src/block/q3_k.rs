@@ -1,11 +1,9 @@
 //! Q3_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 4)`, q in 0..8, signed scales of six
 //! bits. 110 bytes for 256 weights, 3.4375 bits a weight.
 
-use super::k_fit::{for_each_block, importance_weights};
+use super::layout::{Block, Bytes, QK_K};
 use super::two_bits::{self, TWO_BITS_BYTES};
-use super::{Block, Bytes, QK_K};
-use crate::fit::{fit_signed, fit_signed_by_moves};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
@@ -31,64 +29,6 @@ pub struct BlockQ3K {
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
 impl BlockQ3K {
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
-        let mut fitted = [0f32; SUB_BLOCKS];
-        let subs = x.as_chunks::<SUB>().0.iter().zip(numbers.as_chunks_mut::<SUB>().0);
-        let mut block = match importance {
-            None => {
-                for (scale, (x, numbers)) in fitted.iter_mut().zip(subs) {
-                    *scale = fit_signed_by_moves(x, HALF, numbers);
-                }
-                Self::with_scales(&fitted)
-            }
-            Some(importance) => {
-                let weights = importance_weights(x, importance, 2.0);
-                let weights = weights.as_chunks::<SUB>().0;
-                let mut sums = [0f32; SUB_BLOCKS];
-                for (j, (x, numbers)) in subs.enumerate() {
-                    fitted[j] = fit_signed(x, Some(&weights[j]), HALF, numbers);
-                    sums[j] = weights[j].iter().fold(0.0, |sum, w| sum + w);
-                }
-                let mut scales = [0u8; SUB_BLOCKS];
-                let d = fit_signed(&fitted, Some(&sums), HALF_SCALE, &mut scales);
-                Self::from_scales(d, &scales)
-            }
-        };
-        for (j, scale) in block.all_scales().into_iter().enumerate() {
-            if scale == 0.0 {
-                continue;
-            }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
-                *q = (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8;
-            }
-        }
-        block.pack(&numbers);
-        block
-    }
-
-    /// A block with the scales of its sub-blocks rounded to multiples of the largest, which is -32.
-    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> Self {
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for &scale in fitted {
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = scale;
-            }
-        }
-        if extreme == 0.0 {
-            return Self::from_scales(0.0, &[0; SUB_BLOCKS]);
-        }
-        let inverse = -(HALF_SCALE as f32) / extreme;
-        let scales = fitted.map(|scale| {
-            let rounded = i32::from(nearest_int(inverse * scale) as i8);
-            (rounded.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8
-        });
-        Self::from_scales(1.0 / inverse, &scales)
-    }
-
     /// A block of these scales, each 0 to 63, and of zeros.
     pub(crate) fn from_scales(d: f32, scales: &[u8; SUB_BLOCKS]) -> Self {
         let mut packed = [0u8; 12];
@@ -167,10 +107,6 @@ impl Block for BlockQ3K {
                 *y = scale * (i32::from(q) - HALF) as f32;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }
 

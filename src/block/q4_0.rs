@@ -1,9 +1,7 @@
 //! Q4_0: `w = d · (q - 8)`, q in 0..16. 18 bytes for 32 weights, 4.5 bits a weight.
 
-use super::legacy::{
-    all_nibbles, pack_nibbles, packed_numbers, quantize_symmetric, unpack_nibbles,
-};
-use super::{Block, Bytes, QK};
+use super::layout::{Block, Bytes, QK};
+use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, unpack_nibbles};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q4_0 block.
@@ -47,10 +45,5 @@ impl Block for BlockQ4_0 {
         for (y, q) in out.iter_mut().zip(numbers) {
             *y = f32::from(q) * d;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_symmetric(x, importance, HALF, out, Self::new);
     }
 }

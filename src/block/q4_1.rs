@@ -1,7 +1,7 @@
 //! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits a weight.
 
-use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, quantize_affine, unpack_nibbles};
-use super::{Block, Bytes, QK};
+use super::layout::{Block, Bytes, QK};
+use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, unpack_nibbles};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q4_1 block.
@@ -48,10 +48,5 @@ impl Block for BlockQ4_1 {
             out[j] = low as f32 * d + m;
             out[j + QK / 2] = high as f32 * d + m;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

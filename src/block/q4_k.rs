@@ -1,10 +1,9 @@
 //! Q4_K: eight sub-blocks of 32 weights, `w = d · scale · q - dmin · min`, q in 0..16, scales and
 //! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
 
-use super::k_fit::{KFit, Recipe};
+use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
-use super::{Block, Bytes, QK_K};
-use crate::fit::Search;
+use super::layout::{Block, Bytes, QK_K};
 use crate::float::nearest_int;
 
 /// A Q4_K block.
@@ -22,18 +21,13 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-/// How the type is fitted.
-pub(crate) const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K, largest_packed: 255 };
+/// Quants are in 0..=LEVELS.
+pub(crate) const LEVELS: i32 = 15;
 
 impl BlockQ4K {
     /// A block of zeros.
     pub(crate) const ZERO: Self =
         Self { d: [0; 2], dmin: [0; 2], scales: [0; SCALES_BYTES], qs: [0; QK_K / 2] };
-
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        Self::from_fit(&RECIPE.fit(x, importance))
-    }
 
     /// Makes the number at `place` the one whose value is nearest to zero.
     pub fn set_nearest_to_zero(&mut self, place: usize) {
@@ -41,7 +35,7 @@ impl BlockQ4K {
         if scale == 0.0 {
             return;
         }
-        let number = nearest_int(min / scale).clamp(0, RECIPE.levels) as u8;
+        let number = nearest_int(min / scale).clamp(0, LEVELS) as u8;
         let shift = place / 32 % 2 * 4;
         let byte = &mut self.qs[place / 64 * 32 + place % 32];
         *byte = (*byte & !(0x0f << shift)) | (number << shift);
@@ -101,9 +95,5 @@ impl Block for BlockQ4K {
                 *y = scale * f32::from(q) - min;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        super::k_fit::for_each_block(x, importance, out, Self::quantize);
     }
 }

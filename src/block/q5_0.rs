@@ -1,10 +1,9 @@
 //! Q5_0: `w = d · (q - 16)`, q in 0..32. 22 bytes for 32 weights, 5.5 bits a weight.
 
+use super::layout::{Block, Bytes, QK};
 use super::legacy::{
-    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, quantize_symmetric,
-    unpack_five_bits,
+    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, unpack_five_bits,
 };
-use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q5_0 block.
@@ -50,10 +49,5 @@ impl Block for BlockQ5_0 {
             out[j] = (low - 16) as f32 * d;
             out[j + QK / 2] = (high - 16) as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_symmetric(x, importance, HALF, out, Self::new);
     }
 }

@@ -1,9 +1,9 @@
 //! Q5_1: `w = d · q + m`, q in 0..32. 24 bytes for 32 weights, 6 bits a weight.
 
+use super::layout::{Block, Bytes, QK};
 use super::legacy::{
-    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, quantize_affine, unpack_five_bits,
+    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, unpack_five_bits,
 };
-use super::{Block, Bytes, QK};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q5_1 block.
@@ -53,10 +53,5 @@ impl Block for BlockQ5_1 {
             out[j] = low as f32 * d + m;
             out[j + QK / 2] = high as f32 * d + m;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

@@ -1,10 +1,9 @@
 //! Q5_K: as Q4_K with numbers of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
 //! 176 bytes for 256 weights, 5.5 bits a weight.
 
-use super::k_fit::{KFit, Recipe};
+use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
-use super::{Block, Bytes, QK_K};
-use crate::fit::Search;
+use super::layout::{Block, Bytes, QK_K};
 
 /// A Q5_K block.
 #[derive(Debug, Clone, Copy)]
@@ -23,15 +22,7 @@ pub struct BlockQ5K {
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
-/// How the type is fitted.
-pub(crate) const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K, largest_packed: 63 };
-
 impl BlockQ5K {
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        Self::from_fit(&RECIPE.fit(x, importance))
-    }
-
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
@@ -99,9 +90,5 @@ impl Block for BlockQ5K {
                 *y = scale * f32::from(q) - min;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        super::k_fit::for_each_block(x, importance, out, Self::quantize);
     }
 }

@@ -1,10 +1,8 @@
 //! Q6_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 32)`, q in 0..64, scales signed
 //! bytes. 210 bytes for 256 weights, 6.5625 bits a weight.
 
-use super::k_fit::for_each_block;
-use super::{Block, Bytes, QK_K};
-use crate::fit::{TINY, fit_signed};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use super::layout::{Block, Bytes, QK_K};
+use crate::float::f16_to_f32;
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
@@ -28,50 +26,6 @@ impl BlockQ6K {
     /// What a block of zeros is stored as.
     pub(crate) const ZERO: Self =
         Self { ql: [0; QK_K / 2], qh: [0; QK_K / 4], scales: [0; SUB_BLOCKS], d: [0; 2] };
-
-    /// Encodes a block, with importance or x² as the weights of the fit.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
-        let mut fitted = [0f32; SUB_BLOCKS];
-        for (j, scale) in fitted.iter_mut().enumerate() {
-            let place = j * SUB..(j + 1) * SUB;
-            let weights = importance.map(|w| &w[place.clone()]);
-            *scale = fit_signed(&x[place.clone()], weights, 32, &mut numbers[place]);
-        }
-        let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
-        for j in 0..SUB_BLOCKS {
-            let scale = block.scale(j);
-            if scale == 0.0 {
-                continue;
-            }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
-                *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
-            }
-        }
-        block.pack(&numbers);
-        block
-    }
-
-    /// A block with the scales of its sub-blocks rounded to bytes; None if all are zero.
-    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> Option<Self> {
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for &scale in fitted {
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = scale;
-            }
-        }
-        if magnitude < TINY {
-            return None;
-        }
-        let inverse = -128.0 / extreme;
-        Some(Self {
-            scales: fitted.map(|scale| nearest_int(inverse * scale).min(127) as u8),
-            d: f32_to_f16(1.0 / inverse).to_le_bytes(),
-            ..Self::ZERO
-        })
-    }
 
     /// The scale of sub-block `j` as stored.
     #[inline]
@@ -128,9 +82,5 @@ impl Block for BlockQ6K {
                 *y = scale * f32::from(q as i8 - 32);
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }

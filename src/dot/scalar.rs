@@ -13,15 +13,14 @@
 //! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
 //! multiply-add.
 
-use super::Rows;
 use super::activations::{Activations, BlockQ8_1, BlockQ8K, Column};
+use super::rows::Rows;
 use crate::block::iq4::VALUES;
 use crate::block::k_scales::{SUB_BLOCKS, unpack};
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
-    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
-    blocks, q3_k,
+    Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType, blocks, by_family, q3_k,
 };
 use crate::float::{f16_to_f32, mul_add};
 
@@ -323,23 +322,20 @@ fn total<const N: usize>(mut lanes: [f32; N]) -> f32 {
 
 fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f32 {
     let f = &activations.factors;
-    match (kind, &activations.column) {
-        (TensorType::Q2K, Column::Q8K(y)) => dot_k::<BlockQ2K>(row, y).total(),
-        (TensorType::Q3K, Column::Q8K(y)) => dot_k::<BlockQ3K>(row, y).total(),
-        (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y).total(),
-        (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y).total(),
-        (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y).total(),
-        (TensorType::IQ4XS, Column::Q8K(y)) => dot_k::<BlockIQ4XS>(row, y).total(),
-        (TensorType::IQ4NL, Column::Q8_0(y)) => dot_legacy::<BlockIQ4NL, _>(row, y, f),
-        (TensorType::Q4_0, Column::Q8_0(y)) => dot_legacy::<BlockQ4_0, _>(row, y, f),
-        (TensorType::Q5_0, Column::Q8_0(y)) => dot_legacy::<BlockQ5_0, _>(row, y, f),
-        (TensorType::Q8_0, Column::Q8_0(y)) => dot_legacy::<BlockQ8_0, _>(row, y, f),
-        (TensorType::Q4_1, Column::Q8_1(y)) => dot_legacy::<BlockQ4_1, _>(row, y, f),
-        (TensorType::Q5_1, Column::Q8_1(y)) => dot_legacy::<BlockQ5_1, _>(row, y, f),
-        (TensorType::F32, Column::F32(x)) => dot_numbers::<BlockF32>(row, x),
-        (TensorType::F16, Column::F32(x)) => dot_numbers::<BlockF16>(row, x),
-        (TensorType::BF16, Column::F32(x)) => dot_numbers::<BlockBF16>(row, x),
-        _ => unreachable!("checked at the border"),
+    let other = || unreachable!("checked at the border");
+    match &activations.column {
+        Column::F32(x) => {
+            by_family!(kind, float: B => dot_numbers::<B>(row, x), small: B => other(), k: B => other())
+        }
+        Column::Q8_0(y) => {
+            by_family!(kind, float: B => other(), small: B => dot_legacy::<B, _>(row, y, f), k: B => other())
+        }
+        Column::Q8_1(y) => {
+            by_family!(kind, float: B => other(), small: B => dot_legacy::<B, _>(row, y, f), k: B => other())
+        }
+        Column::Q8K(y) => {
+            by_family!(kind, float: B => other(), small: B => other(), k: B => dot_k::<B>(row, y).total())
+        }
     }
 }
 

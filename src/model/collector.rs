@@ -1,11 +1,11 @@
-//! Sums of the squared inputs of every matrix, and of their products ([`crate::correlations`]): what an
+//! Sums of the squared inputs of every matrix, and of their products ([`crate::feedback::correlations`]): what an
 //! importance matrix is made of.
 
 use super::config::Config;
-use super::weights::Role;
+use super::role::Role;
 use crate::block::QK;
-use crate::correlations::{GROUP, ProductSums};
-use crate::kernel::Isa;
+use crate::feedback::correlations::{GROUP, ProductSums};
+use crate::isa::Isa;
 use crate::team;
 
 /// A place in a model where rows enter matrices; several matrices may share it.

@@ -2,7 +2,7 @@
 //! [`crate::kernel::run`].
 
 use crate::float::exp;
-use crate::kernel::Loop;
+use crate::simd::Loop;
 
 const LANES: usize = 16;
 

@@ -4,15 +4,15 @@
 //! that hold whole rows; nothing is copied on the way in.
 
 use super::correlations::Inputs;
-use super::{detached, slice};
-use crate::block::{QK_K, TensorType};
+use super::support::{detached, slice};
+use crate::block::{MAX_OUTLIERS, QK_K, TensorType};
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
-use crate::hifi::{self, fork};
-use crate::kernel::Isa;
+use crate::isa::Isa;
 use crate::matmul::Matrix;
-use crate::rows::{self, Source};
+use crate::rows::{self, Encoding, Outliers, OutliersMut, Source, hifi_fork as fork};
 use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
@@ -37,6 +37,16 @@ fn importance_slice<'a>(importance: &'a Numbers<'_>) -> PyResult<Option<&'a [f32
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
 }
 
+/// What the two arguments of Python's functions come to.
+fn encoding_of(refine: bool, inputs: Option<&Inputs>) -> PyResult<Encoding<'_>> {
+    match (refine, inputs) {
+        (false, None) => Ok(Encoding::Ggml),
+        (true, None) => Ok(Encoding::Refined),
+        (true, Some(inputs)) => Ok(Encoding::ErrorFeedback(&inputs.inner)),
+        (false, Some(_)) => Err(PyValueError::new_err("inputs need refine")),
+    }
+}
+
 /// `(name, id, weights a block, bytes a block)` of every type of the codec.
 #[pyfunction]
 pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
@@ -47,8 +57,7 @@ pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
 /// The name of the instruction set in use, and of all that this CPU has, slowest first.
 #[pyfunction]
 pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
-    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
+    Ok((Isa::active()?.name(), Isa::available().map(Isa::name).collect()))
 }
 
 /// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
@@ -70,16 +79,11 @@ pub(super) fn quantize<'py>(
 ) -> PyResult<(Bytes<'py>, Sums)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
-    let inputs = inputs.map(|inputs| &inputs.inner);
+    let encoding = encoding_of(refine, inputs)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
-    let error = detached(py, threads, || {
-        if refine {
-            rows::quantize_refined(source, target, importance, inputs, &mut out)
-        } else {
-            rows::quantize(source, target, importance, &mut out)
-        }
-    })?;
+    let error =
+        detached(py, threads, || rows::quantize(source, target, importance, encoding, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
@@ -100,16 +104,12 @@ pub(super) fn quantize_hifi<'py>(
     inputs: Option<&Inputs>,
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
     let importance = importance_slice(&importance)?;
-    let inputs = inputs.map(|inputs| &inputs.inner);
+    let encoding = encoding_of(refine, inputs)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
-        if refine {
-            hifi::rows::quantize_refined(source, importance, inputs, base, outliers)
-        } else {
-            hifi::rows::quantize(source, importance, base, outliers)
-        }
+        rows::quantize_hifi(source, importance, encoding, base, outliers)
     })?;
     let (base, index, residual) = parts.into_arrays(py);
     Ok((base, index, residual, sums(error)))
@@ -132,8 +132,8 @@ pub(super) fn quantize_hifi_fork<'py>(
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
-    let encode = if refine { fork::quantize_refined } else { fork::quantize };
-    let error = detached(py, threads, || encode(source, importance, outliers, &mut out))?;
+    let error =
+        detached(py, threads, || fork::quantize(source, importance, refine, outliers, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
@@ -166,13 +166,13 @@ pub(super) fn dequantize_hifi<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = hifi::rows::Outliers {
+    let outliers = Outliers {
         outliers,
         index: slice(&index, "index")?,
         residual: slice(&residual, "residual")?,
     };
     let mut out = vec![0f32; base.rows() * row_length];
-    detached(py, threads, || hifi::rows::dequantize(base, outliers, &mut out))?;
+    detached(py, threads, || rows::dequantize_hifi(base, outliers, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
 }
 
@@ -219,7 +219,7 @@ pub(super) fn split_to_fork<'py>(
     outliers: usize,
 ) -> PyResult<Bytes<'py>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = hifi::rows::Outliers {
+    let outliers = Outliers {
         outliers,
         index: slice(&index, "index")?,
         residual: slice(&residual, "residual")?,
@@ -292,7 +292,7 @@ pub(super) fn matmul_hifi<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let (index, residual) = (slice(&index, "index")?, slice(&residual, "residual")?);
-    let outliers = hifi::rows::Outliers { outliers, index, residual };
+    let outliers = Outliers { outliers, index, residual };
     let matrix = Matrix::hifi(slice(&base, "base")?, row_length, outliers)?;
     products(py, matrix, &activations, threads)
 }
@@ -319,8 +319,8 @@ struct Parts {
 
 impl Parts {
     fn new(rows: usize, row_length: usize, outliers: usize) -> Result<Self, QuantError> {
-        if outliers > hifi::MAX_OUTLIERS {
-            return Err(QuantError::TooManyOutliers { asked: outliers, most: hifi::MAX_OUTLIERS });
+        if outliers > MAX_OUTLIERS {
+            return Err(QuantError::TooManyOutliers { asked: outliers, most: MAX_OUTLIERS });
         }
         let base = rows * TensorType::Q4K.row_bytes(row_length)?;
         let index = rows * (row_length / QK_K) * outliers;
@@ -332,9 +332,9 @@ impl Parts {
         })
     }
 
-    fn split_mut(&mut self) -> (&mut [u8], hifi::rows::OutliersMut<'_>) {
+    fn split_mut(&mut self) -> (&mut [u8], OutliersMut<'_>) {
         let Self { outliers, base, index, residual } = self;
-        (base, hifi::rows::OutliersMut { outliers: *outliers, index, residual })
+        (base, OutliersMut { outliers: *outliers, index, residual })
     }
 
     fn into_arrays<'py>(self, py: Python<'py>) -> (Bytes<'py>, Bytes<'py>, Bytes<'py>) {

@@ -1,10 +1,9 @@
 //! Correlations of inputs, and what is known of inputs in all.
 
-use super::{detached, slice};
-use crate::correlations;
+use super::support::{detached, slice};
+use crate::check::expect_length;
 use crate::error::QuantError;
-use crate::refine;
-use crate::rows::expect_length;
+use crate::feedback::{Hessian, correlations};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -45,7 +44,7 @@ pub(super) fn products_of<'py>(
 /// What is known of the inputs of rows: the importance of each column, and correlations of so many tokens, or none.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Inputs {
-    pub(super) inner: refine::Inputs,
+    pub(super) inner: Hessian,
 }
 
 #[pymethods]
@@ -60,8 +59,7 @@ impl Inputs {
     ) -> PyResult<Self> {
         let importance = slice(&importance, "importance")?;
         let correlations = slice(&correlations, "correlations")?;
-        let inner =
-            detached(py, threads, || refine::Inputs::new(importance, correlations, tokens))?;
+        let inner = detached(py, threads, || Hessian::new(importance, correlations, tokens))?;
         Ok(Self { inner })
     }
 }

@@ -1,7 +1,8 @@
 //! A group of blocks turned into lanes, a sub-block each, and what is weighed there.
 
-use super::lanes::{Lanes, MOST_LANES};
 use crate::block::QK_K;
+use crate::fit::nearest_iq4_value;
+use crate::simd::{MOST_LANES, Vector};
 
 /// Room for 32 numbers in each of the most lanes; of `length` numbers those at `i * LANES + lane`.
 #[repr(C, align(64))]
@@ -33,7 +34,7 @@ pub(super) trait Grid: Copy {
     /// # Safety
     ///
     /// The CPU has L's ISA.
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L;
+    unsafe fn nearest<L: Vector>(self, place: L) -> L;
 }
 
 /// The whole numbers in `bottom..=top`.
@@ -45,7 +46,7 @@ pub(super) struct Bounds {
 
 impl Grid for Bounds {
     #[inline(always)]
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
+    unsafe fn nearest<L: Vector>(self, place: L) -> L {
         // SAFETY: the caller's promise.
         unsafe { place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest() }
     }
@@ -57,9 +58,9 @@ pub(super) struct Iq4Values;
 
 impl Grid for Iq4Values {
     #[inline(always)]
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
+    unsafe fn nearest<L: Vector>(self, place: L) -> L {
         // SAFETY: the caller's promise.
-        unsafe { place.nearest_iq4() }
+        unsafe { nearest_iq4_value(place) }
     }
 }
 
@@ -74,9 +75,9 @@ impl Columns {
     ///
     /// # Safety
     ///
-    /// The CPU has L's ISA; so below. There are [`Lanes::LANES`] sub-blocks.
+    /// The CPU has L's ISA; so below. There are [`Vector::LANES`] sub-blocks.
     #[inline(always)]
-    pub unsafe fn fill<L: Lanes>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
+    pub unsafe fn fill<L: Vector>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
         debug_assert!(x.len() * QK_K == L::LANES * self.length && x.len() == weights.len());
         // SAFETY: the caller's promise.
         unsafe {
@@ -87,7 +88,7 @@ impl Columns {
 
     /// Writes to `rest` what lies in `low..=high`; the others weigh nothing there and lie at its ends.
     #[inline(always)]
-    pub unsafe fn narrow<L: Lanes>(&self, low: L, high: L, rest: &mut Self) {
+    pub unsafe fn narrow<L: Vector>(&self, low: L, high: L, rest: &mut Self) {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
@@ -102,7 +103,7 @@ impl Columns {
 
     /// Number `i` of each sub-block and its weight.
     #[inline(always)]
-    pub unsafe fn at<L: Lanes>(&self, i: usize) -> (L, L) {
+    pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
         // SAFETY: the caller's promise; i < 32.
         unsafe {
@@ -113,7 +114,7 @@ impl Columns {
 
     /// `Σ w` and `Σ w x`.
     #[inline(always)]
-    pub unsafe fn totals<L: Lanes>(&self) -> (L, L) {
+    pub unsafe fn totals<L: Vector>(&self) -> (L, L) {
         // SAFETY: the caller's promise.
         unsafe {
             let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
@@ -128,7 +129,7 @@ impl Columns {
 
     /// Least and greatest number.
     #[inline(always)]
-    pub unsafe fn ends<L: Lanes>(&self) -> (L, L) {
+    pub unsafe fn ends<L: Vector>(&self) -> (L, L) {
         // SAFETY: the caller's promise.
         unsafe {
             let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
@@ -142,7 +143,7 @@ impl Columns {
 
     /// Rounds to the grid.
     #[inline(always)]
-    pub unsafe fn sums<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> Sums<L> {
+    pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> Sums<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
@@ -162,7 +163,7 @@ impl Columns {
 
     /// Rounds to the grid; the first of the sums alone.
     #[inline(always)]
-    pub unsafe fn sum_l<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
+    pub unsafe fn sum_l<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
@@ -178,7 +179,7 @@ impl Columns {
 
     /// As [`Self::error`], and the `N` greatest of its terms, in their order.
     #[inline(always)]
-    pub unsafe fn worst<L: Lanes, const N: usize>(
+    pub unsafe fn worst<L: Vector, const N: usize>(
         &self,
         scale: L,
         min: L,
@@ -206,7 +207,7 @@ impl Columns {
 
     /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
     #[inline(always)]
-    pub unsafe fn error<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
+    pub unsafe fn error<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
         // SAFETY: the caller's promise.
         unsafe {
             let (inverse, offset) = inverse_and_offset(scale, min);
@@ -226,7 +227,7 @@ impl Columns {
 /// What a number is multiplied by, and what is then added, for its place on the grid; 0 where the
 /// grid has no scale.
 #[inline(always)]
-unsafe fn inverse_and_offset<L: Lanes>(scale: L, min: L) -> (L, L) {
+unsafe fn inverse_and_offset<L: Vector>(scale: L, min: L) -> (L, L) {
     // SAFETY: the caller's promise.
     unsafe {
         let zero = L::splat(0.0);

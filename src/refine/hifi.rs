@@ -8,14 +8,14 @@
 //! any other Q4_K block, with the ranges' ends left out.
 
 use super::columns::{Bounds, Columns};
+use super::group::{LaneArray, MOST_BLOCKS, lanes_of, weights_of};
+use super::k;
 use super::k::{Group, Starts};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, k, lanes_of, weights_of};
-use crate::block::QK_K;
-use crate::block::k_fit::{KFit, SUB_BLOCKS};
+use crate::block::k_scales::SUB_BLOCKS;
+use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::error_sums::error_sums;
-use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
-use crate::hifi::{HifiBlock, MAX_OUTLIERS};
+use crate::fit::{DEPTH, SUB, Window, shortest_windows};
+use crate::simd::{Kernel, MOST_LANES, Twice, Vector};
 
 /// The grids tried for an entry of the table.
 const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
@@ -26,12 +26,27 @@ const MOST: usize = DEPTH + INSIDE;
 const BOUNDS: Bounds = Bounds { bottom: 0.0, top: 15.0 };
 
 /// Makes the encoded `blocks` of a row `x` better where it can.
-///
+pub(crate) struct RefineHifiRow<'a> {
+    pub x: &'a [[f32; QK_K]],
+    pub importance: Option<&'a [[f32; QK_K]]>,
+    pub blocks: &'a mut [HifiBlock],
+}
+
+impl Kernel for RefineHifiRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: as the caller's.
+        unsafe { refine_hifi_row::<Twice<V>>(self.x, self.importance, self.blocks) }
+    }
+}
+
 /// # Safety
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
-pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
+unsafe fn refine_hifi_row<L: Vector>(
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
     blocks: &mut [HifiBlock],
@@ -83,7 +98,7 @@ fn windows(x: &[[f32; QK_K]]) -> Windows {
 
 /// The windows of which each lane leaves out as many as `taken` says.
 #[inline(always)]
-unsafe fn ends_of<L: Lanes>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
+unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
     let (mut low, mut high) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
     for l in 0..L::LANES {
         (low[l], high[l]) = (windows[l][taken[l]].low, windows[l][taken[l]].high);
@@ -94,7 +109,7 @@ unsafe fn ends_of<L: Lanes>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (
 
 /// How many weights each lane's window leaves out.
 #[inline(always)]
-unsafe fn spread<L: Lanes>(
+unsafe fn spread<L: Vector>(
     columns: &Columns,
     rest: &mut Columns,
     windows: &Windows,
@@ -130,7 +145,7 @@ unsafe fn spread<L: Lanes>(
 
 /// The error of the best fit, and what remains of it without the worst one, two, … weights.
 #[inline(always)]
-unsafe fn remaining_errors<L: Lanes>(columns: &Columns) -> [InLanes; INSIDE + 1] {
+unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE + 1] {
     // SAFETY: the caller's promise.
     unsafe {
         let group = Group::<L>::new(columns, BOUNDS);

@@ -2,12 +2,11 @@
 
 use super::columns::{Bounds, Columns, Sums};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, Refined, keep_better, lanes_of};
-use crate::block::k_fit::{KFit, SUB_BLOCKS};
-use crate::block::k_scales::pack;
-use crate::block::{BlockQ4K, BlockQ5K, QK_K};
+use super::group::{LaneArray, MOST_BLOCKS, Refined, keep_better, lanes_of};
+use crate::block::k_scales::{SUB_BLOCKS, pack};
+use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::simd::{MOST_LANES, Vector};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
@@ -39,7 +38,7 @@ macro_rules! k_block {
             const SUB_BLOCKS: usize = SUB_BLOCKS;
 
             #[inline(always)]
-            unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
+            unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
                 let mut fits = [KFit::EMPTY; MOST_BLOCKS];
                 // SAFETY: the caller's promise.
                 unsafe { search::<L>(columns, x, $top, &mut fits) };
@@ -64,7 +63,7 @@ struct Choice<L> {
 }
 
 /// The sub-blocks' own fits, without regard to what scales can be stored.
-pub(super) struct SubFits<L> {
+pub(super) struct OwnFits<L> {
     pub scale: L,
     pub min: L,
     /// For the numbers of the fit.
@@ -86,7 +85,7 @@ pub(super) struct Group<'a, L> {
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
-pub(super) unsafe fn search<L: Lanes>(
+pub(super) unsafe fn search<L: Vector>(
     columns: &Columns,
     x: &[[f32; QK_K]],
     top: f32,
@@ -99,7 +98,7 @@ pub(super) unsafe fn search<L: Lanes>(
         let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
         for (b, (x, out)) in x.iter().zip(out).enumerate() {
             let at = b * SUB_BLOCKS;
-            let six_bits = |numbers: &InLanes| std::array::from_fn(|j| numbers[at + j] as u8);
+            let six_bits = |numbers: &LaneArray| std::array::from_fn(|j| numbers[at + j] as u8);
             let mut fit = KFit {
                 d: f32_to_f16(d[at]),
                 dmin: f32_to_f16(dmin[at]),
@@ -112,7 +111,7 @@ pub(super) unsafe fn search<L: Lanes>(
     }
 }
 
-impl<'a, L: Lanes> Group<'a, L> {
+impl<'a, L: Vector> Group<'a, L> {
     #[inline(always)]
     pub unsafe fn new(columns: &'a Columns, bounds: Bounds) -> Self {
         // SAFETY: the caller's promise.
@@ -141,7 +140,7 @@ impl<'a, L: Lanes> Group<'a, L> {
     /// Fits scale and minimum of every sub-block: from several grids, each moved to where its numbers
     /// would have it and rounded to anew, the one that leaves the least error.
     #[inline(always)]
-    pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> SubFits<L> {
+    pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> OwnFits<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
@@ -149,7 +148,7 @@ impl<'a, L: Lanes> Group<'a, L> {
             let low = low.min(zero);
             let length = high.sub(low);
             let lowest = zero.sub(low);
-            let mut best = SubFits { scale: zero, min: lowest, sum_l: zero, sum_l2: zero };
+            let mut best = OwnFits { scale: zero, min: lowest, sum_l: zero, sum_l2: zero };
             let mut most = zero;
             for c in 0..starts.count {
                 let more = (starts.first + starts.step * c as f32) / 15.0;
@@ -255,7 +254,7 @@ impl<'a, L: Lanes> Group<'a, L> {
     }
 }
 
-impl<L: Lanes> Choice<L> {
+impl<L: Vector> Choice<L> {
     /// For every block the better of two choices.
     #[inline(always)]
     unsafe fn or(self, other: Self) -> Self {
@@ -276,16 +275,16 @@ impl<L: Lanes> Choice<L> {
 
 /// The sub-blocks' fits, block by block, and the factors to try for them.
 struct BlockFits {
-    scale: InLanes,
-    sum_l: InLanes,
-    sum_w: InLanes,
-    sum_x: InLanes,
+    scale: LaneArray,
+    sum_l: LaneArray,
+    sum_w: LaneArray,
+    sum_x: LaneArray,
     candidates: [Candidates; MOST_BLOCKS],
 }
 
 impl BlockFits {
     #[inline(always)]
-    unsafe fn new<L: Lanes>(group: &Group<'_, L>, fits: &SubFits<L>) -> Self {
+    unsafe fn new<L: Vector>(group: &Group<'_, L>, fits: &OwnFits<L>) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             let (scale, sum_l) = (lanes_of(fits.scale), lanes_of(fits.sum_l));
@@ -307,7 +306,7 @@ impl BlockFits {
 
     /// The `n`-th of the factors to try, and what goes with it.
     #[inline(always)]
-    unsafe fn place<L: Lanes>(&self, n: usize) -> Choice<L> {
+    unsafe fn place<L: Vector>(&self, n: usize) -> Choice<L> {
         let (mut d, mut dmin) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         let (mut scales, mut mins) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         for (b, candidates) in self.candidates.iter().enumerate().take(L::LANES / SUB_BLOCKS) {

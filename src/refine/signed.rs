@@ -2,12 +2,12 @@
 
 use super::columns::{Bounds, Columns, Grid, Iq4Values};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{MOST_BLOCKS, Refined, keep_better, lanes_of};
-use crate::block::iq4::numbers as iq4_numbers;
-use crate::block::legacy::{inverse, pack_nibbles};
+use super::group::{MOST_BLOCKS, Refined, keep_better, lanes_of};
+use crate::block::legacy::pack_nibbles;
 use crate::block::{Block, BlockIQ4XS, BlockQ6K, QK, QK_K, iq4_xs, q6_k};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::fit::iq4_numbers;
+use crate::float::{f16_to_f32, f32_to_f16, inverse, nearest_int};
+use crate::simd::{MOST_LANES, Vector};
 
 /// How often a grid is moved to where its numbers would have it.
 const MOVES: usize = 1;
@@ -93,7 +93,7 @@ impl<B: Signed> Refined for B {
     const SUB_BLOCKS: usize = <B as Signed>::SUB_BLOCKS;
 
     #[inline(always)]
-    unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
+    unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
         // SAFETY: the caller's promise.
         unsafe {
             let choice = best::<L, B>(columns);
@@ -108,7 +108,7 @@ impl<B: Signed> Refined for B {
 }
 
 #[inline(always)]
-unsafe fn best<L: Lanes, B: Signed>(columns: &Columns) -> Choice<L> {
+unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
     // SAFETY: the caller's promise.
     unsafe {
         let (scale, cost) = fit_sub_blocks::<L, B>(columns);
@@ -133,7 +133,7 @@ unsafe fn best<L: Lanes, B: Signed>(columns: &Columns) -> Choice<L> {
 
 /// The scale of every sub-block that leaves the least error, and what an error of it costs.
 #[inline(always)]
-unsafe fn fit_sub_blocks<L: Lanes, B: Signed>(columns: &Columns) -> (L, L) {
+unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
     // SAFETY: the caller's promise.
     unsafe {
         let zero = L::splat(0.0);
@@ -162,7 +162,7 @@ unsafe fn fit_sub_blocks<L: Lanes, B: Signed>(columns: &Columns) -> (L, L) {
 
 /// The `n`-th of each block's candidates.
 #[inline(always)]
-unsafe fn place<L: Lanes, B: Signed>(
+unsafe fn place<L: Vector, B: Signed>(
     candidates: &[Candidates; MOST_BLOCKS],
     n: usize,
 ) -> Choice<L> {
@@ -179,7 +179,7 @@ unsafe fn place<L: Lanes, B: Signed>(
 
 /// The best of the whole scales nearest to the `wanted` ones and next to these, with the factors of `choice`.
 #[inline(always)]
-unsafe fn neighbours<L: Lanes, B: Signed>(
+unsafe fn neighbours<L: Vector, B: Signed>(
     columns: &Columns,
     wanted: L,
     choice: Choice<L>,
@@ -203,7 +203,7 @@ unsafe fn neighbours<L: Lanes, B: Signed>(
 
 /// The factor that is best for the numbers of `choice`.
 #[inline(always)]
-unsafe fn refit_factor<L: Lanes, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
+unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
     // SAFETY: the caller's promise.
     unsafe {
         let Choice { d, scale, .. } = choice;
@@ -225,7 +225,7 @@ unsafe fn refit_factor<L: Lanes, B: Signed>(columns: &Columns, choice: Choice<L>
     }
 }
 
-impl<L: Lanes> Choice<L> {
+impl<L: Vector> Choice<L> {
     /// For every block the better of two choices.
     #[inline(always)]
     unsafe fn or<B: Signed>(self, other: Self) -> Self {
