@@ -33,7 +33,7 @@ impl Kernel for DequantizeRow<'_> {
     }
 }
 
-/// Decodes numbers under their scale.
+/// Decodes quants under their scale.
 #[inline(always)]
 unsafe fn decode(scale: f32, qs: &[u8; QK / 2], out: &mut [f32]) {
     // SAFETY: the caller's promise.

@@ -31,12 +31,12 @@ impl HifiBlock {
         residual: [0; MAX_OUTLIERS],
     };
 
-    /// Places of the outliers in the block, strictly increasing.
+    /// Indices of the outliers in the block, strictly increasing.
     pub fn index(&self) -> &[u8] {
         &self.index[..self.outliers]
     }
 
-    /// What is added to the base at these places, f16 bits.
+    /// What is added to the base at these indices, f16 bits.
     pub fn residual(&self) -> &[u16] {
         &self.residual[..self.outliers]
     }
@@ -68,7 +68,7 @@ impl HifiBlock {
     }
 }
 
-/// Checks that the places of block `number` are strictly increasing.
+/// Checks that the indices of block `number` are strictly increasing.
 pub(crate) fn check_index(index: &[u8], number: usize) -> Result<(), QuantError> {
     if index.windows(2).all(|pair| pair[0] < pair[1]) {
         Ok(())

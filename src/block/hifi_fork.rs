@@ -15,9 +15,9 @@ use crate::float::{f16_to_f32, f32_to_f16};
 pub struct BlockQ4Hifi {
     /// All 256 weights in 4 bits.
     pub base: BlockQ4K,
-    /// Places of the outliers, strictly increasing; unused ones are 0.
+    /// Indices of the outliers, strictly increasing; unused ones are 0.
     pub index: [u8; MAX_OUTLIERS],
-    /// The weights at these places, f16; unused ones are 0.
+    /// The weights at these indices, f16; unused ones are 0.
     pub value: [[u8; 2]; MAX_OUTLIERS],
     /// Number of outliers.
     pub count: u8,
@@ -27,7 +27,7 @@ pub struct BlockQ4Hifi {
 const _: () = assert!(size_of::<BlockQ4Hifi>() == 244);
 
 impl BlockQ4Hifi {
-    /// Keeps the weights of `x` at the places `index` beside `base`.
+    /// Keeps the weights of `x` at the indices `index` beside `base`.
     pub fn new(mut base: BlockQ4K, index: &[u8], x: &[f32; QK_K]) -> Self {
         for &i in index {
             base.set_nearest_to_zero(usize::from(i));
@@ -46,8 +46,8 @@ impl BlockQ4Hifi {
         block
     }
 
-    /// Places of the outliers; fails if they are too many or out of order. `number` is the
-    /// block's place in the input, for the error.
+    /// Indices of the outliers; fails if they are too many or out of order. `number` is the
+    /// block's position in the input, for the error.
     pub fn index(&self, number: usize) -> Result<&[u8], QuantError> {
         let Some(index) = self.index.get(..usize::from(self.count)) else {
             return Err(QuantError::BadBlock { block: number, what: "more than 32 outliers" });

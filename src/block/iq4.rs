@@ -1,7 +1,7 @@
 //! What IQ4_NL and IQ4_XS share: the sixteen values that a quant of four bits stands for, closer together near
 //! zero.
 
-/// What the numbers stand for.
+/// What the quants stand for.
 pub(crate) const VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 

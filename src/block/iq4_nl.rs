@@ -3,7 +3,7 @@
 
 use super::iq4::VALUES;
 use super::layout::{Block, Bytes, QK};
-use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, unpack_nibbles};
+use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// An IQ4_NL block.
@@ -12,19 +12,19 @@ use crate::float::{f16_to_f32, f32_to_f16};
 pub struct BlockIQ4NL {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Numbers j and j + 16 in the low and high half of byte j.
+    /// Quants j and j + 16 in the low and high half of byte j.
     pub qs: [u8; QK / 2],
 }
 const _: () = assert!(size_of::<BlockIQ4NL>() == 18);
 
 impl BlockIQ4NL {
-    /// Packed numbers under their scale.
+    /// Packed quants under their scale.
     #[inline(always)]
     pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs }
     }
 }
-packed_numbers!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
+packed_quants!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4NL {}

@@ -18,13 +18,13 @@ pub struct BlockIQ4XS {
     pub scales_h: [u8; 2],
     /// Low four bits of the scales, those of sub-block j at bit 4 j.
     pub scales_l: [u8; 4],
-    /// Numbers: bytes 16 j on hold those of sub-block j, i and i + 16 in the halves of byte i.
+    /// Quants: bytes 16 j on hold those of sub-block j, i and i + 16 in the halves of byte i.
     pub qs: [[u8; QK / 2]; SUB_BLOCKS],
 }
 const _: () = assert!(size_of::<BlockIQ4XS>() == 136);
 
 impl BlockIQ4XS {
-    /// A block with these scales, each -32..=31; its numbers are those of the lowest value.
+    /// A block with these scales, each -32..=31; its quants are those of the lowest value.
     #[inline(always)]
     pub(crate) fn new(d: f32, scales: &[i32; SUB_BLOCKS]) -> Self {
         let (mut low, mut high) = (0u32, 0u16);
@@ -47,21 +47,21 @@ impl BlockIQ4XS {
         f16_to_f32(u16::from_le_bytes(self.d))
     }
 
-    /// The numbers, each 0 to 15.
+    /// The quants, each 0 to 15.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
-            *numbers = all_nibbles(qs);
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        for (quants, qs) in quants.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
+            *quants = all_nibbles(qs);
         }
-        numbers
+        quants
     }
 
-    /// Stores the numbers, each 0 to 15.
+    /// Stores the quants, each 0 to 15.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
-        for (qs, numbers) in self.qs.iter_mut().zip(numbers.as_chunks::<QK>().0) {
-            *qs = pack_nibbles(numbers);
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
+        for (qs, quants) in self.qs.iter_mut().zip(quants.as_chunks::<QK>().0) {
+            *qs = pack_nibbles(quants);
         }
     }
 

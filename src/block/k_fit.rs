@@ -3,7 +3,7 @@
 use super::k_scales::{SCALES_BYTES, unpack};
 use super::layout::QK_K;
 
-/// A fitted block, before its numbers are packed.
+/// A fitted block, before its quants are packed.
 #[derive(Clone, Copy)]
 pub(crate) struct KFit {
     /// f16 bits.
@@ -11,12 +11,12 @@ pub(crate) struct KFit {
     /// f16 bits.
     pub dmin: u16,
     pub scales: [u8; SCALES_BYTES],
-    pub numbers: [u8; QK_K],
+    pub quants: [u8; QK_K],
 }
 
 impl KFit {
     /// A block of zeros.
-    pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], numbers: [0; QK_K] };
+    pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], quants: [0; QK_K] };
 
     /// Scale and minimum of sub-block `j` as stored, `d` and `dmin` being the block's.
     #[inline]

@@ -7,7 +7,7 @@ use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
-/// Numbers are in 0..=LEVELS.
+/// Quants are in 0..=LEVELS.
 pub(crate) const LEVELS: i32 = 3;
 /// The largest scale or minimum.
 pub(crate) const MAX_SCALE: i32 = 15;
@@ -18,7 +18,7 @@ pub(crate) const MAX_SCALE: i32 = 15;
 pub struct BlockQ2K {
     /// Of each sub-block the scale, in the low four bits, and the minimum.
     pub scales: [u8; SUB_BLOCKS],
-    /// Numbers: for each half of the block, byte i of 32 holds numbers i, i + 32, i + 64 and i + 96.
+    /// Quants: for each half of the block, byte i of 32 holds quants i, i + 32, i + 64 and i + 96.
     pub qs: [u8; TWO_BITS_BYTES],
     /// Scale of the scales, f16.
     pub d: [u8; 2],
@@ -41,18 +41,18 @@ impl BlockQ2K {
         }
     }
 
-    /// Stores the numbers, each 0 to 3.
+    /// Stores the quants, each 0 to 3.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
-        self.qs = two_bits::pack(numbers);
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
+        self.qs = two_bits::pack(quants);
     }
 
-    /// The numbers, each 0 to 3.
+    /// The quants, each 0 to 3.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        two_bits::unpack(&self.qs, &mut numbers);
-        numbers
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut quants);
+        quants
     }
 
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
@@ -72,11 +72,11 @@ impl Block for BlockQ2K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let numbers = self.numbers();
-        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
-        for (j, (out, numbers)) in subs.enumerate() {
+        let quants = self.quants();
+        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB));
+        for (j, (out, quants)) in subs.enumerate() {
             let (scale, min) = self.scale_and_min(j);
-            for (y, &q) in out.iter_mut().zip(numbers) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * f32::from(q) - min;
             }
         }

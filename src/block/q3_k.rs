@@ -7,7 +7,7 @@ use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
-/// Numbers are in -HALF..HALF, before they are stored.
+/// Quants are in -HALF..HALF, before they are stored.
 pub(crate) const HALF: i32 = 4;
 /// Scales are in -HALF_SCALE..HALF_SCALE, before they are stored.
 pub(crate) const HALF_SCALE: i32 = 32;
@@ -16,9 +16,9 @@ pub(crate) const HALF_SCALE: i32 = 32;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ3K {
-    /// Bit j of byte i is the third bit of number 32 j + i.
+    /// Bit j of byte i is the third bit of quant 32 j + i.
     pub hmask: [u8; QK_K / 8],
-    /// Low two bits of the numbers, laid out as in Q2_K.
+    /// Low two bits of the quants, laid out as in Q2_K.
     pub qs: [u8; TWO_BITS_BYTES],
     /// Scales + 32. Bytes 0..8 hold the low four bits of scales j and j + 8; byte 8 + i the high two
     /// bits of scales i, i + 4, i + 8 and i + 12.
@@ -67,28 +67,28 @@ impl BlockQ3K {
         self.unpack_scales().map(|scale| d * (i32::from(scale) - HALF_SCALE) as f32)
     }
 
-    /// Stores the numbers, each 0 to 7.
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
-        self.qs = two_bits::pack(numbers);
+    /// Stores the quants, each 0 to 7.
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
+        self.qs = two_bits::pack(quants);
         self.hmask = [0; QK_K / 8];
-        for (j, numbers) in numbers.chunks_exact(32).enumerate() {
-            for (bits, number) in self.hmask.iter_mut().zip(numbers) {
+        for (j, quants) in quants.chunks_exact(32).enumerate() {
+            for (bits, number) in self.hmask.iter_mut().zip(quants) {
                 *bits |= (number >> 2) << j;
             }
         }
     }
 
-    /// The numbers, each 0 to 7.
+    /// The quants, each 0 to 7.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        two_bits::unpack(&self.qs, &mut numbers);
-        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
-            for (number, bits) in numbers.iter_mut().zip(&self.hmask) {
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut quants);
+        for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
+            for (number, bits) in quants.iter_mut().zip(&self.hmask) {
                 *number |= ((bits >> j) & 1) << 2;
             }
         }
-        numbers
+        quants
     }
 }
 
@@ -100,10 +100,10 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let numbers = self.numbers();
-        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
-        for ((out, numbers), scale) in subs.zip(self.all_scales()) {
-            for (y, &q) in out.iter_mut().zip(numbers) {
+        let quants = self.quants();
+        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB));
+        for ((out, quants), scale) in subs.zip(self.all_scales()) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * (i32::from(q) - HALF) as f32;
             }
         }

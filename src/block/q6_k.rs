@@ -11,9 +11,9 @@ pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ6K {
-    /// Low four bits: for each half of the block, byte i of 64 holds numbers i and i + 64.
+    /// Low four bits: for each half of the block, byte i of 64 holds quants i and i + 64.
     pub ql: [u8; QK_K / 2],
-    /// High two bits: for each half, byte i of 32 holds numbers i, i + 32, i + 64 and i + 96.
+    /// High two bits: for each half, byte i of 32 holds quants i, i + 32, i + 64 and i + 96.
     pub qh: [u8; QK_K / 4],
     /// Scales of the sub-blocks, signed.
     pub scales: [u8; SUB_BLOCKS],
@@ -33,26 +33,26 @@ impl BlockQ6K {
         f16_to_f32(u16::from_le_bytes(self.d)) * f32::from(self.scales[j] as i8)
     }
 
-    /// The numbers, each 0 to 63.
+    /// The quants, each 0 to 63.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
         let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
-        for ((ql, qh), numbers) in halves.zip(numbers.chunks_exact_mut(128)) {
+        for ((ql, qh), quants) in halves.zip(quants.chunks_exact_mut(128)) {
             for quarter in 0..4 {
-                for (i, q) in numbers[quarter * 32..][..32].iter_mut().enumerate() {
+                for (i, q) in quants[quarter * 32..][..32].iter_mut().enumerate() {
                     let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
                     *q = low | ((qh[i] >> (quarter * 2)) & 3) << 4;
                 }
             }
         }
-        numbers
+        quants
     }
 
-    /// Stores the numbers, each 0 to 63.
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+    /// Stores the quants, each 0 to 63.
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
         let halves = self.ql.chunks_exact_mut(64).zip(self.qh.chunks_exact_mut(32));
-        for ((ql, qh), q) in halves.zip(numbers.chunks_exact(128)) {
+        for ((ql, qh), q) in halves.zip(quants.chunks_exact(128)) {
             for i in 0..32 {
                 ql[i] = (q[i] & 0x0f) | (q[i + 64] << 4);
                 ql[i + 32] = (q[i + 32] & 0x0f) | (q[i + 96] << 4);
@@ -74,11 +74,11 @@ impl Block for BlockQ6K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let numbers = self.numbers(); // apart from the products, so that both loops become vectors
-        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB)).zip(&self.scales);
-        for ((out, numbers), &scale) in subs {
+        let quants = self.quants(); // apart from the products, so that both loops become vectors
+        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB)).zip(&self.scales);
+        for ((out, quants), &scale) in subs {
             let scale = d * f32::from(scale as i8);
-            for (y, &q) in out.iter_mut().zip(numbers) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * f32::from(q as i8 - 32);
             }
         }

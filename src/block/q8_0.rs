@@ -9,22 +9,22 @@ use crate::float::f16_to_f32;
 pub struct BlockQ8_0 {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK],
 }
 const _: () = assert!(size_of::<BlockQ8_0>() == 34);
 
 impl BlockQ8_0 {
-    /// The numbers + 128.
+    /// The quants + 128.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
+    pub(crate) fn quants(&self) -> [u8; QK] {
         self.qs.map(|q| q ^ 0x80)
     }
 
-    /// Stores numbers + 128.
+    /// Stores quants + 128.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        self.qs = numbers.map(|q| q ^ 0x80);
+    pub(crate) fn pack(&mut self, quants: &[u8; QK]) {
+        self.qs = quants.map(|q| q ^ 0x80);
     }
 }
 

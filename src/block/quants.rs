@@ -54,7 +54,7 @@ macro_rules! formulas {
 
             #[inline(always)]
             fn quants(&self) -> [u8; $n] {
-                self.numbers()
+                self.quants()
             }
 
             #[inline(always)]

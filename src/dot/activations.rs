@@ -11,19 +11,19 @@ use crate::block::{
 use crate::error::QuantError;
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
-/// Numbers that one of Q8_K's sums covers.
+/// Quants that one of Q8_K's sums covers.
 pub const SUM: usize = 16;
 
-/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the numbers by sixteens.
+/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the quants by sixteens.
 /// 292 bytes for 256 activations.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ8K {
     /// Scale, f32.
     pub d: [u8; 4],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK_K],
-    /// Sums of sixteen numbers each, i16.
+    /// Sums of sixteen quants each, i16.
     pub bsums: [[u8; 2]; QK_K / SUM],
 }
 const _: () = assert!(size_of::<BlockQ8K>() == 292);
@@ -45,9 +45,9 @@ impl BlockQ8K {
 pub struct BlockQ8_1 {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Scale times the sum of the numbers, f16.
+    /// Scale times the sum of the quants, f16.
     pub s: [u8; 2],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK],
 }
 const _: () = assert!(size_of::<BlockQ8_1>() == 36);
@@ -120,7 +120,7 @@ impl Quantize for BlockQ8_1 {
     }
 }
 
-/// Writes the numbers and returns the scale.
+/// Writes the quants and returns the scale.
 #[inline(always)]
 fn quantize_32(x: &[f32; QK], qs: &mut [u8; QK]) -> f32 {
     let magnitude = largest_magnitude(x);
@@ -195,7 +195,7 @@ pub(crate) enum Column {
 }
 
 /// A Q8_K block in the order in which 64 bytes of nibbles hold their weights, low ones first: sub-blocks
-/// of 32 numbers 0, 2, 1, 3 and 4, 6, 5, 7.
+/// of 32 quants 0, 2, 1, 3 and 4, 6, 5, 7.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct NibbleOrder {
@@ -219,7 +219,7 @@ impl NibbleOrder {
 }
 
 /// A Q8_K block in the order in which 64 bytes of IQ4_XS hold their weights: the first halves of four
-/// sub-blocks of 32 numbers, then their second halves.
+/// sub-blocks of 32 quants, then their second halves.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct HalfOrder {

@@ -2,8 +2,8 @@
 
 use crate::float::{f16_to_f32, mul_add};
 
-/// `a` holds rows of at least `k` numbers, one every `stride`; `b` is k × n, and `c`, to which the
-/// product is added, has n numbers a row. n is a multiple of [`COLUMNS`].
+/// `a` holds rows of at least `k` quants, one every `stride`; `b` is k × n, and `c`, to which the
+/// product is added, has n quants a row. n is a multiple of [`COLUMNS`].
 #[derive(Debug)]
 pub(crate) struct HalfProduct<'a> {
     pub a: &'a [f32],

@@ -12,7 +12,7 @@ pub enum Rows<'a> {
     Hifi {
         /// Q4_K rows.
         base: &'a [u8],
-        /// Places of the outliers in their blocks.
+        /// Indices of the outliers in their blocks.
         index: &'a [u8],
         /// As many f16 residuals, two bytes each.
         residual: &'a [u8],

@@ -1,13 +1,12 @@
-//! Numbers chosen so that a row's errors cancel where its hessian are alike.
+//! Quants chosen so that a row's errors cancel where its inputs are correlated.
 //!
-//! Errors e of a row cost its output eᵀ H e, H the mean of x xᵀ over its hessian x. Importances are the
-//! diagonal of H: if that were all, every weight's number would have to be the nearest one. But hessian are
-//! correlated, so that what one weight's error does others' can undo. H = Mᵀ D M, with M of ones on the
-//! diagonal and zeros above it, makes that Σ d (e + Σ m e')², e' being the errors of the columns before. So
-//! columns are gone through once, in M's order, and each weight takes that of the two numbers at its sides
-//! whose error is nearer to -Σ m e'. Scales stay.
+//! Errors e of a row cost its output eᵀ H e, where H = E[x xᵀ] over its inputs x. Importances are the diagonal of H: if
+//! that were all, every quant would have to be the nearest one. But inputs are correlated, so the error of one weight
+//! can undo those of others. H = Mᵀ D M, with M of ones on the diagonal and zeros above it, makes the cost
+//! Σ d (e + Σ m e')², e' being the errors of the columns before. So columns are gone through once, in M's order, and
+//! each weight takes that of the two quants at its sides whose error is nearer to -Σ m e'. Scales stay.
 //!
-//! It is what GPTQ does (Frantar et al., "GPTQ", 2022), without the inverse of H.
+//! It is what GPTQ and LDLQ do (see [`super`]), without the inverse of H.
 
 use super::correlations::TILE;
 use super::hessian::Hessian;
@@ -15,7 +14,7 @@ use crate::block::{Quants, TensorType, Values, blocks_mut, with_quants};
 use crate::fit::iq4_value;
 use crate::simd::{Kernel, MOST_LANES, Twice, Vector};
 
-/// Rows that are best gone through together: what is known of the hessian is read once for all.
+/// Rows that are best gone through together: H is read once for all.
 pub(crate) const ROWS: usize = 64;
 
 /// Chooses the quants of encoded rows anew, each row's alone; `x` are the weights that they stand for.
@@ -96,21 +95,21 @@ unsafe fn choose<L: Vector>(hessian: &Hessian, batch: &mut [Rows]) {
 /// A number for each of the most lanes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Numbers([f32; MOST_LANES]);
+struct LaneRow([f32; MOST_LANES]);
 
-const ZEROS: Numbers = Numbers([0.0; MOST_LANES]);
+const ZEROS: LaneRow = LaneRow([0.0; MOST_LANES]);
 
 /// Numbers of a block in each lane, a lane after the other.
 type Blocks<const N: usize> = [[f32; N]; MOST_LANES];
 
-/// Rows of one length side by side, a lane each: of column i the numbers from `i * LANES` on.
+/// Rows of one length side by side, a lane each: of column i the quants from `i * LANES` on.
 struct Rows {
     /// Decoded minus encoded.
-    errors: Vec<Numbers>,
+    errors: Vec<LaneRow>,
     /// What the neighbour on the other side of the weight would add; 0 where there is none.
-    steps: Vec<Numbers>,
+    steps: Vec<LaneRow>,
     /// The errors of the columns that were gone through, in their order.
-    chosen: Vec<Numbers>,
+    chosen: Vec<LaneRow>,
 }
 
 impl Rows {
@@ -136,13 +135,13 @@ impl Rows {
         let place = place * N * L::LANES;
         // SAFETY: the caller's promise; there are as many blocks here as lanes, and room there.
         unsafe {
-            let to = |numbers: &mut [Numbers]| numbers.as_mut_ptr().cast::<f32>().add(place);
+            let to = |quants: &mut [LaneRow]| quants.as_mut_ptr().cast::<f32>().add(place);
             L::transpose(errors.as_ptr().cast(), N, to(&mut self.errors));
             L::transpose(steps.as_ptr().cast(), N, to(&mut self.steps));
         }
     }
 
-    /// Chooses the numbers of the next `columns`; `tile` has what each takes of the errors before, and of those
+    /// Chooses the quants of the next `columns`; `tile` has what each takes of the errors before, and of those
     /// among them.
     #[inline(always)]
     unsafe fn choose<L: Vector>(&mut self, tile: &[[f32; TILE]], columns: &[u32]) {
@@ -150,7 +149,7 @@ impl Rows {
         let steps = self.steps.as_mut_ptr().cast::<f32>();
         let chosen = self.chosen.as_mut_ptr().cast::<f32>();
         let before = tile.len() - TILE;
-        // SAFETY: the caller's promise; there are LANES numbers of every column.
+        // SAFETY: the caller's promise; there are LANES quants of every column.
         unsafe {
             let mut shifts = [L::splat(0.0); TILE];
             for (i, m) in tile[..before].iter().enumerate() {
@@ -186,7 +185,7 @@ impl Rows {
         let (mut steps, mut tile): (Blocks<N>, _) = ([[0.0; N]; MOST_LANES], [ZEROS; MOST_LANES]);
         for column in (0..N).step_by(L::LANES) {
             let from = (place * N + column) * L::LANES;
-            // SAFETY: the caller's promise; there are as many numbers of that many columns, and room.
+            // SAFETY: the caller's promise; there are as many quants of that many columns, and room.
             let tile = unsafe {
                 let to = tile.as_mut_ptr().cast::<f32>();
                 L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
@@ -203,9 +202,9 @@ impl Rows {
                 // taken, a step is the way back: its sign has changed
                 let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
                 let changes = 0u8.wrapping_sub(is_taken as u8);
-                view.numbers[i] ^= (view.numbers[i] ^ view.others[i]) & changes;
+                view.quants[i] ^= (view.quants[i] ^ view.others[i]) & changes;
             }
-            block.set_quants(&view.numbers);
+            block.set_quants(&view.quants);
         }
     }
 }
@@ -232,8 +231,8 @@ unsafe fn values_of<L: Vector, B: Quants<N>, const N: usize>(quants: &[u8; N]) -
 
 /// What a block comes to beside the weights that it stands for.
 struct View<const N: usize> {
-    numbers: [u8; N],
-    /// The neighbouring numbers on the other side of the weights, or the same where there is none.
+    quants: [u8; N],
+    /// The neighbouring quants on the other side of the weights, or the same where there is none.
     others: [u8; N],
     /// As in [`Rows`].
     errors: [f32; N],
@@ -243,10 +242,10 @@ struct View<const N: usize> {
 impl<const N: usize> View<N> {
     #[inline(always)]
     unsafe fn new<L: Vector, B: Quants<N>>(x: &[f32; N], block: &B) -> Self {
-        let numbers = block.quants();
+        let quants = block.quants();
         let (mut others, mut errors, mut steps) = ([0u8; N], [0f32; N], [0f32; N]);
         // SAFETY: the caller's promise; so below.
-        let values = unsafe { values_of::<L, B, N>(&numbers) };
+        let values = unsafe { values_of::<L, B, N>(&quants) };
         let sub = N / B::SUB_BLOCKS;
         for j in 0..B::SUB_BLOCKS {
             let (scale, min) = block.scale_and_min(j);
@@ -255,7 +254,7 @@ impl<const N: usize> View<N> {
                 // upwards or downwards, and no farther than to the end; without a branch, which no
                 // CPU could predict
                 let upwards = i16::from((errors[i] < 0.0) == (scale > 0.0));
-                let other = i16::from(numbers[i]) + 2 * upwards - 1;
+                let other = i16::from(quants[i]) + 2 * upwards - 1;
                 others[i] = other.clamp(0, i16::from(B::LAST)) as u8;
             }
         }
@@ -267,6 +266,6 @@ impl<const N: usize> View<N> {
                 steps[i] = scale * (other_values[i] - values[i]);
             }
         }
-        Self { numbers, others, errors, steps }
+        Self { quants, others, errors, steps }
     }
 }

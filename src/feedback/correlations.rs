@@ -69,7 +69,7 @@ pub fn products(correlations: &[i8], squares: &[f32]) -> Vec<f32> {
 /// Columns that are multiplied together.
 pub(crate) const TILE: usize = 6;
 
-/// Numbers of a row that lie together.
+/// Quants of a row that lie together.
 pub(crate) const WIDTH: usize = 16;
 
 /// Σ a bᵀ over pairs of `a` and `b`.

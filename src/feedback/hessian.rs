@@ -1,4 +1,4 @@
-//! What is known of the inputs of rows, as [`super::cancel`] wants it.
+//! H = E[x xᵀ] of the inputs of rows, factored as error feedback needs it.
 
 use super::correlations::{ONE, Products, TILE, WIDTH, groups, pairs};
 use crate::check::{check_importance, expect_length};
@@ -19,7 +19,7 @@ const LEAST: f32 = 0.01;
 /// Of the mean importance, the least that a column is taken to have.
 const LEAST_IMPORTANCE: f32 = 1e-6;
 
-/// What is known of the inputs of rows: importances, and how columns are correlated.
+/// H = E[x xᵀ] of the inputs x of rows, from the importance of each column and the correlations of columns, factored.
 #[derive(Debug, Clone)]
 pub struct Hessian {
     row_length: usize,
@@ -47,8 +47,8 @@ impl Group {
 }
 
 impl Hessian {
-    /// Of columns of that importance, with the `correlations` that [`crate::correlations`] has of so many
-    /// tokens, or none.
+    /// Of columns of that importance, with the `correlations` that [`super::correlations`] has from that number of
+    /// tokens, or an empty slice.
     pub fn new(importance: &[f32], correlations: &[i8], tokens: f32) -> Result<Self, QuantError> {
         let row_length = importance.len();
         check_importance(Some(importance), row_length)?;

@@ -49,7 +49,7 @@ impl HifiBlock {
         Self { base: BlockQ4K::from_fit(plain), ..Self::ZERO }
     }
 
-    /// A block on `base`, its numbers rounded here, with the outliers that it needs most.
+    /// A block on `base`, its quants rounded here, with the outliers that it needs most.
     #[inline(always)]
     pub(crate) fn on_base(
         x: &[f32; QK_K],
@@ -102,7 +102,7 @@ impl HifiBlock {
         index: [u8; MAX_OUTLIERS],
     ) -> Self {
         let refit = Self::with_residuals(refit, x, index, outliers);
-        let worst = worst_places(x, importance, &decoded(&plain), outliers);
+        let worst = worst_indices(x, importance, &decoded(&plain), outliers);
         let plain = Self::with_residuals(plain, x, worst, outliers);
 
         let error = |block: &Self| {
@@ -141,7 +141,7 @@ pub(crate) struct Refit {
 impl Refit {
     #[inline(always)]
     pub fn new(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, mut base: KFit) -> Self {
-        let misses = refit::round_numbers(x, &mut base);
+        let misses = refit::round_quants(x, &mut base);
         let scores = weighted_squares(&misses, importance);
         Self { base, misses, scores }
     }
@@ -168,9 +168,9 @@ fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
     squares
 }
 
-/// The places where `values` are worst: of largest squared error, weighted by importance.
+/// The indices where `values` are worst: of largest squared error, weighted by importance.
 #[inline(always)]
-fn worst_places(
+fn worst_indices(
     x: &[f32; QK_K],
     importance: Option<&[f32; QK_K]>,
     values: &[f32; QK_K],
@@ -180,8 +180,8 @@ fn worst_places(
     choose(count, &weighted_squares(&misses, importance))
 }
 
-/// The places of the `count` largest of the non-negative `scores`, in increasing order; of equals
-/// the smaller place.
+/// The indices of the `count` largest of the non-negative `scores`, in increasing order; of equals
+/// the smaller index.
 ///
 /// The bits of such numbers are in their order, so the smallest score chosen is found by halving
 /// the range of its bits, which vectors do fast.

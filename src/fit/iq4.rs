@@ -13,7 +13,7 @@ impl Encode for BlockIQ4NL {
         for (i, (block, x)) in out.iter_mut().zip(x.as_chunks::<QK>().0).enumerate() {
             let importance = importance.map(|w| &w[i * QK..]);
             let scale = fit_scale(x, &weights(x, importance, sigma2(x)));
-            *block = Self::new(scale, pack_nibbles(&numbers(x, inverse(scale))));
+            *block = Self::new(scale, pack_nibbles(&quants(x, inverse(scale))));
         }
     }
 }
@@ -34,13 +34,13 @@ impl BlockIQ4XS {
         });
         let (mut block, inverses) = Self::with_scales(&fitted);
         for (qs, (x, inverse)) in block.qs.iter_mut().zip(parts.iter().zip(inverses)) {
-            *qs = pack_nibbles(&numbers(x, inverse));
+            *qs = pack_nibbles(&quants(x, inverse));
         }
         block
     }
 
     /// A block with the scales of its sub-blocks rounded to six bits, and their inverses, by which the
-    /// numbers are found.
+    /// quants are found.
     #[inline(always)]
     pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> (Self, [f32; SUB_BLOCKS]) {
         // NaN, from squares that overflow, is stored as 0 would be; said here, because memcheck's
@@ -75,24 +75,24 @@ pub(crate) const MIDDLES: [f32; 15] = {
 /// The grids tried have the extreme weight at the lowest value moved by -`MOST_STEPS`..=`MOST_STEPS`.
 pub(crate) const MOST_STEPS: i32 = 7;
 
-/// The number whose value is nearest to `position`, the upper one of two. NaN gives the last.
+/// The quant whose value is nearest to `position`, the upper one of two. NaN gives the last.
 #[inline(always)]
 pub(crate) fn nearest(position: f32) -> u8 {
     MIDDLES.partition_point(|&middle| position >= middle || position.is_nan()) as u8
 }
 
-/// The numbers of 32 weights under an inverse scale.
+/// The quants of 32 weights under an inverse scale.
 #[inline(always)]
-pub(crate) fn numbers(x: &[f32; QK], inverse: f32) -> [u8; QK] {
-    let mut numbers = [0u8; QK];
+pub(crate) fn quants(x: &[f32; QK], inverse: f32) -> [u8; QK] {
+    let mut quants = [0u8; QK];
     for middle in MIDDLES {
         // as in `nearest`, without a branch, which no CPU could predict
-        for (number, &v) in numbers.iter_mut().zip(x) {
+        for (number, &v) in quants.iter_mut().zip(x) {
             let position = inverse * v;
             *number += u8::from(position >= middle || position.is_nan());
         }
     }
-    numbers
+    quants
 }
 
 /// The weights of the fit: importance · √(`sigma2` + x²), or x² without importance.
@@ -112,7 +112,7 @@ pub(crate) fn sigma2(x: &[f32]) -> f32 {
 
 /// The scale under which the values fit 32 weights best; 0 for zeros.
 ///
-/// For each grid tried the numbers are rounded, and the best scale for them is the least-squares one.
+/// For each grid tried the quants are rounded, and the best scale for them is the least-squares one.
 /// The first grid gives the extreme weight the lowest value's magnitude with the other sign.
 fn fit_scale(x: &[f32; QK], weights: &[f32; QK]) -> f32 {
     let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
@@ -194,7 +194,7 @@ mod tests {
             let x: [f32; QK] = std::array::from_fn(|i| sign * f32::from(VALUES[i * 5 % 16]));
             let scale = fit_scale(&x, &[1.0; QK]);
             assert_eq!(scale, sign);
-            assert_eq!(numbers(&x, 1.0 / scale), std::array::from_fn(|i| (i * 5 % 16) as u8));
+            assert_eq!(quants(&x, 1.0 / scale), std::array::from_fn(|i| (i * 5 % 16) as u8));
         }
         assert_eq!(fit_scale(&[0.0; QK], &[1.0; QK]), 0.0);
     }

@@ -1,5 +1,5 @@
 //! The fit that Q4_K and Q5_K share: a scale and a minimum for each of eight sub-blocks, both
-//! rounded to six bits under a common factor, then the numbers; and the parts of it that Q2_K and
+//! rounded to six bits under a common factor, then the quants; and the parts of it that Q2_K and
 //! Q3_K have too.
 
 use super::encode::{Encode, for_each_block};
@@ -48,7 +48,7 @@ impl BlockQ5K {
 
 /// What distinguishes the types.
 pub(crate) struct KParameters {
-    /// Numbers are in 0..=levels.
+    /// Quants are in 0..=levels.
     pub levels: i32,
     /// The candidate grids without importance.
     pub search: Search,
@@ -62,18 +62,18 @@ pub(crate) struct SubFits<const N: usize> {
     pub scales: [f32; N],
     pub mins: [f32; N],
     pub weights: [f32; N],
-    pub numbers: [u8; QK_K],
+    pub quants: [u8; QK_K],
 }
 
 impl<const N: usize> SubFits<N> {
     pub fn new(x: &[f32; QK_K], weights: &[f32; QK_K], levels: i32, search: Search) -> Self {
         let mut fits =
-            Self { scales: [0.0; N], mins: [0.0; N], weights: [0.0; N], numbers: [0; QK_K] };
+            Self { scales: [0.0; N], mins: [0.0; N], weights: [0.0; N], quants: [0; QK_K] };
         for j in 0..N {
             let place = j * (QK_K / N)..(j + 1) * (QK_K / N);
             let (x, weights) = (&x[place.clone()], &weights[place.clone()]);
-            let numbers = &mut fits.numbers[place];
-            let Affine { scale, min } = fit_affine(x, weights, levels, search, numbers);
+            let quants = &mut fits.quants[place];
+            let Affine { scale, min } = fit_affine(x, weights, levels, search, quants);
             (fits.scales[j], fits.mins[j]) = (scale, min);
             fits.weights[j] = weights.iter().fold(0.0, |sum, w| sum + w);
         }
@@ -89,13 +89,13 @@ impl KParameters {
         };
         let search = importance.map_or(self.search, |_| Search::FINE);
         let sub = SubFits::<SUB_BLOCKS>::new(x, &weights, self.levels, search);
-        let mut fit = KFit { numbers: sub.numbers, ..KFit::EMPTY };
+        let mut fit = KFit { quants: sub.quants, ..KFit::EMPTY };
         let sums = importance.map(|_| &sub.weights);
         self.store_scales(&sub.scales, &sub.mins, sums, &mut fit);
-        let (d, dmin, mut numbers) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin), fit.numbers);
+        let (d, dmin, mut quants) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin), fit.quants);
         let scale_and_min = |j| fit.scale_and_min(d, dmin, j);
-        round_numbers::<SUB_BLOCKS>(x, self.levels, scale_and_min, &mut numbers);
-        KFit { numbers, ..fit }
+        round_quants::<SUB_BLOCKS>(x, self.levels, scale_and_min, &mut quants);
+        KFit { quants, ..fit }
     }
 
     /// Rounds the scales and minima of the sub-blocks to six bits.
@@ -165,21 +165,21 @@ pub(crate) fn round_scales<const N: usize>(
     }
 }
 
-/// The numbers, each 0 to `levels`, under the scales and minima as stored, which `scale_and_min` gives
+/// The quants, each 0 to `levels`, under the scales and minima as stored, which `scale_and_min` gives
 /// for each of `N` sub-blocks; where a scale is 0, those that there are.
-pub(crate) fn round_numbers<const N: usize>(
+pub(crate) fn round_quants<const N: usize>(
     x: &[f32; QK_K],
     levels: i32,
     scale_and_min: impl Fn(usize) -> (f32, f32),
-    numbers: &mut [u8; QK_K],
+    quants: &mut [u8; QK_K],
 ) {
-    let subs = numbers.chunks_exact_mut(QK_K / N).zip(x.chunks_exact(QK_K / N));
-    for (j, (numbers, x)) in subs.enumerate() {
+    let subs = quants.chunks_exact_mut(QK_K / N).zip(x.chunks_exact(QK_K / N));
+    for (j, (quants, x)) in subs.enumerate() {
         let (scale, min) = scale_and_min(j);
         if scale == 0.0 {
             continue;
         }
-        for (q, &v) in numbers.iter_mut().zip(x) {
+        for (q, &v) in quants.iter_mut().zip(x) {
             *q = nearest_int((v + min) / scale).clamp(0, levels) as u8;
         }
     }

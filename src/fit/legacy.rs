@@ -44,7 +44,7 @@ impl Encode for BlockQ5_1 {
 }
 
 impl Encode for BlockQ8_0 {
-    /// The nearest number, ties away from zero; importance is not used.
+    /// The nearest quant, ties away from zero; importance is not used.
     #[inline(always)]
     fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
         for (block, x) in out.iter_mut().zip(x.chunks_exact(QK)) {
@@ -59,7 +59,7 @@ impl Encode for BlockQ8_0 {
 }
 
 /// Encodes a row as `d · (q - half)`: with importance by [`fit_signed`], without by the weight
-/// of largest magnitude, which gets the number 0. `store` makes a block of `d` and the numbers.
+/// of largest magnitude, which gets the quant 0. `store` makes a block of `d` and the quants.
 #[inline(always)]
 fn quantize_symmetric<B>(
     x: &[f32],
@@ -70,24 +70,24 @@ fn quantize_symmetric<B>(
 ) {
     let mean_square = importance.map_or(0.0, |_| mean_square(x));
     for (i, (block, x)) in out.iter_mut().zip(x.chunks_exact(QK)).enumerate() {
-        let mut numbers = [0u8; QK];
+        let mut quants = [0u8; QK];
         let d = if let Some(importance) = importance {
             let weights = row_weights(x, &importance[i * QK..], mean_square);
-            fit_signed(x, Some(&weights), i32::from(half), &mut numbers)
+            fit_signed(x, Some(&weights), i32::from(half), &mut quants)
         } else {
             let d = signed_extreme(x) / -f32::from(half);
             let id = inverse(d);
-            for (q, &v) in numbers.iter_mut().zip(x) {
+            for (q, &v) in quants.iter_mut().zip(x) {
                 *q = truncate_to_i8(v * id + (f32::from(half) + 0.5)).min(2 * half - 1) as u8;
             }
             d
         };
-        *block = store(d, &numbers);
+        *block = store(d, &quants);
     }
 }
 
 /// Encodes a row as `d · q + m` with q in 0..=levels: with importance by [`fit_affine`],
-/// without by the block's range. `store` makes a block of `d`, `m` and the numbers.
+/// without by the block's range. `store` makes a block of `d`, `m` and the quants.
 #[inline(always)]
 fn quantize_affine<B>(
     x: &[f32],
@@ -98,21 +98,21 @@ fn quantize_affine<B>(
 ) {
     let mean_square = importance.map_or(0.0, |_| mean_square(x));
     for (i, (block, x)) in out.iter_mut().zip(x.chunks_exact(QK)).enumerate() {
-        let mut numbers = [0u8; QK];
+        let mut quants = [0u8; QK];
         let (d, m) = if let Some(importance) = importance {
             let weights = row_weights(x, &importance[i * QK..], mean_square);
-            let fit = fit_affine(x, &weights, i32::from(levels), Search::FINE, &mut numbers);
+            let fit = fit_affine(x, &weights, i32::from(levels), Search::FINE, &mut quants);
             (fit.scale, -fit.min)
         } else {
             let (min, max) = range(x);
             let d = (max - min) / f32::from(levels);
             let id = inverse(d);
-            for (q, &v) in numbers.iter_mut().zip(x) {
+            for (q, &v) in quants.iter_mut().zip(x) {
                 *q = truncate_to_i8((v - min) * id + 0.5).min(levels) as u8;
             }
             (d, min)
         };
-        *block = store(d, m, &numbers);
+        *block = store(d, m, &quants);
     }
 }
 

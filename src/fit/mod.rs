@@ -20,6 +20,6 @@ pub(crate) mod vector;
 
 pub(crate) use encode::{quantize_rows, rows_at_once};
 pub(crate) use hifi::encode_hifi_row;
-pub(crate) use iq4::numbers as iq4_numbers;
+pub(crate) use iq4::quants as iq4_quants;
 pub(crate) use nearest_iq4::{nearest_value as nearest_iq4_value, value_of as iq4_value};
 pub(crate) use refit::{DEPTH, SUB, Window, interleaved_sums, shortest_windows};

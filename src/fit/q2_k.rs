@@ -1,7 +1,7 @@
 //! The encoder of Q2_K.
 
 use super::encode::{Encode, for_each_block};
-use super::k::{SubFits, importance_weights, round_numbers, round_scales};
+use super::k::{SubFits, importance_weights, round_quants, round_scales};
 use super::search::Search;
 use crate::block::q2_k::{LEVELS, MAX_SCALE, SUB_BLOCKS};
 use crate::block::{BlockQ2K, QK_K};
@@ -22,8 +22,8 @@ impl BlockQ2K {
         let mut fits = SubFits::<SUB_BLOCKS>::new(x, &weights, LEVELS, search);
         let sums = importance.map(|_| &fits.weights);
         let mut block = Self::with_scales(&fits.scales, &fits.mins, sums);
-        round_numbers::<SUB_BLOCKS>(x, LEVELS, |j| block.scale_and_min(j), &mut fits.numbers);
-        block.pack(&fits.numbers);
+        round_quants::<SUB_BLOCKS>(x, LEVELS, |j| block.scale_and_min(j), &mut fits.quants);
+        block.pack(&fits.quants);
         block
     }
 

@@ -16,13 +16,13 @@ impl Encode for BlockQ3K {
 impl BlockQ3K {
     /// Encodes a block with the plain fit, or with `importance`.
     pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
+        let mut quants = [0u8; QK_K];
         let mut fitted = [0f32; SUB_BLOCKS];
-        let subs = x.as_chunks::<SUB>().0.iter().zip(numbers.as_chunks_mut::<SUB>().0);
+        let subs = x.as_chunks::<SUB>().0.iter().zip(quants.as_chunks_mut::<SUB>().0);
         let mut block = match importance {
             None => {
-                for (scale, (x, numbers)) in fitted.iter_mut().zip(subs) {
-                    *scale = fit_signed_by_moves(x, HALF, numbers);
+                for (scale, (x, quants)) in fitted.iter_mut().zip(subs) {
+                    *scale = fit_signed_by_moves(x, HALF, quants);
                 }
                 Self::with_scales(&fitted)
             }
@@ -30,8 +30,8 @@ impl BlockQ3K {
                 let weights = importance_weights(x, importance, 2.0);
                 let weights = weights.as_chunks::<SUB>().0;
                 let mut sums = [0f32; SUB_BLOCKS];
-                for (j, (x, numbers)) in subs.enumerate() {
-                    fitted[j] = fit_signed(x, Some(&weights[j]), HALF, numbers);
+                for (j, (x, quants)) in subs.enumerate() {
+                    fitted[j] = fit_signed(x, Some(&weights[j]), HALF, quants);
                     sums[j] = weights[j].iter().fold(0.0, |sum, w| sum + w);
                 }
                 let mut scales = [0u8; SUB_BLOCKS];
@@ -44,11 +44,11 @@ impl BlockQ3K {
                 continue;
             }
             let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
+            for (q, &v) in quants[place.clone()].iter_mut().zip(&x[place]) {
                 *q = (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8;
             }
         }
-        block.pack(&numbers);
+        block.pack(&quants);
         block
     }
 

@@ -15,12 +15,12 @@ impl Encode for BlockQ6K {
 impl BlockQ6K {
     /// Encodes a block, with importance or x² as the weights of the fit.
     pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
+        let mut quants = [0u8; QK_K];
         let mut fitted = [0f32; SUB_BLOCKS];
         for (j, scale) in fitted.iter_mut().enumerate() {
             let place = j * SUB..(j + 1) * SUB;
             let weights = importance.map(|w| &w[place.clone()]);
-            *scale = fit_signed(&x[place.clone()], weights, 32, &mut numbers[place]);
+            *scale = fit_signed(&x[place.clone()], weights, 32, &mut quants[place]);
         }
         let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
         for j in 0..SUB_BLOCKS {
@@ -29,11 +29,11 @@ impl BlockQ6K {
                 continue;
             }
             let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
+            for (q, &v) in quants[place.clone()].iter_mut().zip(&x[place]) {
                 *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
             }
         }
-        block.pack(&numbers);
+        block.pack(&quants);
         block
     }
 

@@ -21,7 +21,7 @@ pub(crate) const DEPTH: usize = 6;
 pub(crate) const CANDIDATES: usize = 5;
 /// The low bits that the limit of the gains does without, so that it is found in few steps.
 pub(crate) const LIMIT_GRID: u32 = 18;
-/// The largest number.
+/// The largest quant.
 const LEVELS: f32 = 15.0;
 /// Factors tried for the scales of a block, and for its minima.
 const FACTORS: usize = 16;
@@ -45,7 +45,7 @@ pub(crate) struct WindowFits {
     pub sum_w: [f32; SUB_BLOCKS],
     /// `Σ w x`
     pub sum_x: [f32; SUB_BLOCKS],
-    /// `Σ w q`, q being the numbers of the grid taken.
+    /// `Σ w q`, q being the quants of the grid taken.
     pub sum_l: [f32; SUB_BLOCKS],
     /// `Σ w q²`
     pub sum_l2: [f32; SUB_BLOCKS],
@@ -172,7 +172,7 @@ impl WindowFits {
         }
     }
 
-    /// The block with the scales rounded to six bits, and no minima or numbers yet.
+    /// The block with the scales rounded to six bits, and no minima or quants yet.
     ///
     /// Each of these steps is a chain of operations that wait for each other, so several blocks are
     /// best taken through one step before the next.
@@ -188,7 +188,7 @@ impl WindowFits {
         RoundedScales { d, scales }
     }
 
-    /// The block with the minima that are best under these scales, and no numbers yet.
+    /// The block with the minima that are best under these scales, and no quants yet.
     #[inline(always)]
     pub fn round_minima(&self, RoundedScales { d, scales }: RoundedScales) -> KFit {
         let factor = f16_to_f32(d);
@@ -210,7 +210,7 @@ pub(crate) struct RoundedScales {
     scales: [u8; SUB_BLOCKS],
 }
 
-/// Numbers of six bits and their factor, as f16, that come near to the values; negative values
+/// Quants of six bits and their factor, as f16, that come near to the values; negative values
 /// become 0. Of [`FACTORS`] the one with the least weighted squared error.
 #[inline(always)]
 fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u8; SUB_BLOCKS]) {
@@ -251,11 +251,11 @@ fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u
     let d = f32_to_f16(factors[best]);
     let factor = f16_to_f32(d);
     let inverse = if factor > 0.0 { 1.0 / factor } else { 0.0 };
-    let mut numbers = [0u8; SUB_BLOCKS];
-    for (number, v) in numbers.iter_mut().zip(positive) {
+    let mut quants = [0u8; SUB_BLOCKS];
+    for (number, v) in quants.iter_mut().zip(positive) {
         *number = nearest_int(v * inverse).clamp(0, MAX_SCALE as i32) as u8;
     }
-    (d, numbers)
+    (d, quants)
 }
 
 /// Scale and minimum of every weight's sub-block: so that what follows are loops over all weights,
@@ -286,9 +286,9 @@ fn inverses(scales: &[f32; QK_K]) -> [f32; QK_K] {
     inverses
 }
 
-/// Rounds `x` to the numbers of the base; returns what is missing, x - base.
+/// Rounds `x` to the quants of the base; returns what is missing, x - base.
 #[inline(always)]
-pub(crate) fn round_numbers(x: &[f32; QK_K], base: &mut KFit) -> [f32; QK_K] {
+pub(crate) fn round_quants(x: &[f32; QK_K], base: &mut KFit) -> [f32; QK_K] {
     let [scales, mins] = grids(base);
     let inverses = inverses(&scales);
     let mut misses = [0f32; QK_K];
@@ -296,7 +296,7 @@ pub(crate) fn round_numbers(x: &[f32; QK_K], base: &mut KFit) -> [f32; QK_K] {
         let position = (x[i] + mins[i]) * inverses[i];
         let position = if position > 0.0 { position } else { 0.0 };
         let position = if position < LEVELS { position } else { LEVELS };
-        base.numbers[i] = nearest_int(position) as u8;
+        base.quants[i] = nearest_int(position) as u8;
         misses[i] = x[i] - (scales[i] * nearest(position) - mins[i]);
     }
     misses
@@ -308,7 +308,7 @@ pub(crate) fn error(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, base: &KF
     let [scales, mins] = grids(base);
     let mut squares = [0f32; QK_K];
     for i in 0..QK_K {
-        let miss = x[i] - (scales[i] * f32::from(base.numbers[i]) - mins[i]);
+        let miss = x[i] - (scales[i] * f32::from(base.quants[i]) - mins[i]);
         squares[i] = miss * miss;
     }
     if let Some(importance) = importance {

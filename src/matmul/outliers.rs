@@ -1,6 +1,6 @@
 //! What the outliers of Q4_HIFI add to the products with many columns.
 //!
-//! Every row has its own places, so nothing is shared between rows; but many columns share an
+//! Every row has its own indices, so nothing is shared between rows; but many columns share an
 //! outlier. The activations are therefore brought into an order in which those of [`BATCH`] columns
 //! at one place are neighbours: an outlier then costs one multiply-add for a vector of columns.
 

@@ -1,5 +1,5 @@
 //! The small loops of a transformer, over one row each: compiled for every ISA, see
-//! [`crate::kernel::run`].
+//! [`crate::simd::run_loop`].
 
 use crate::float::exp;
 use crate::simd::Loop;

@@ -30,13 +30,13 @@ pub(crate) struct Floats<'a> {
 pub(crate) struct Columns {
     /// Activations in a column, a multiple of [`GROUP`].
     pub length: usize,
-    /// The numbers, as bytes, column by column.
-    pub numbers: Vec<u8>,
-    /// A scale for every [`GROUP`] numbers.
+    /// The quants, as bytes, column by column.
+    pub quants: Vec<u8>,
+    /// A scale for every [`GROUP`] quants.
     pub scales: Vec<f32>,
-    /// Sums of [`SUM`] numbers each.
+    /// Sums of [`SUM`] quants each.
     pub sums: Vec<i32>,
-    /// Scale times sum of every [`GROUP`] numbers.
+    /// Scale times sum of every [`GROUP`] quants.
     pub scaled_sums: Vec<f32>,
 }
 
@@ -45,18 +45,18 @@ impl Columns {
     pub fn new(x: &[f32], length: usize, quantize: impl Fn(&[f32], ColumnMut<'_>) + Sync) -> Self {
         let mut columns = Self {
             length,
-            numbers: vec![0; x.len()],
+            quants: vec![0; x.len()],
             scales: vec![0.0; x.len() / GROUP],
             sums: vec![0; x.len() / SUM],
             scaled_sums: vec![0.0; x.len() / GROUP],
         };
         x.par_chunks_exact(length)
-            .zip(columns.numbers.par_chunks_exact_mut(length))
+            .zip(columns.quants.par_chunks_exact_mut(length))
             .zip(columns.scales.par_chunks_exact_mut(length / GROUP))
             .zip(columns.sums.par_chunks_exact_mut(length / SUM))
             .zip(columns.scaled_sums.par_chunks_exact_mut(length / GROUP))
-            .for_each(|((((x, numbers), scales), sums), scaled_sums)| {
-                let column = ColumnMut { numbers, scales, sums, scaled_sums };
+            .for_each(|((((x, quants), scales), sums), scaled_sums)| {
+                let column = ColumnMut { quants, scales, sums, scaled_sums };
                 quantize(x, column);
             });
         columns
@@ -64,14 +64,14 @@ impl Columns {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.numbers.len() / self.length
+        self.quants.len() / self.length
     }
 }
 
 /// One of [`Columns`], to be written.
 #[derive(Debug)]
 pub(crate) struct ColumnMut<'a> {
-    pub numbers: &'a mut [u8],
+    pub quants: &'a mut [u8],
     pub scales: &'a mut [f32],
     pub sums: &'a mut [i32],
     pub scaled_sums: &'a mut [f32],

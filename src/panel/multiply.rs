@@ -10,7 +10,7 @@ use std::ops::Range;
 pub(crate) const PANEL: usize = 64;
 /// The most columns that a panel's tile has, and a multiple of the others' number.
 pub(crate) const MOST_COLUMNS: usize = 12;
-/// Cells of four bytes that a step takes of each row: 256 numbers, or 64 floats.
+/// Cells of four bytes that a step takes of each row: 256 quants, or 64 floats.
 const STEP: usize = 64;
 /// Bytes that memory is read by.
 const CACHE_LINE: usize = 64;
@@ -41,14 +41,14 @@ impl Step {
 
     /// Takes blocks of row `row` apart.
     #[inline(always)]
-    unsafe fn set_numbers<V: PanelVector, B: PanelBlock>(&mut self, row: usize, blocks: &[B]) {
+    unsafe fn set_quants<V: PanelVector, B: PanelBlock>(&mut self, row: usize, blocks: &[B]) {
         let subs = B::WEIGHTS / B::SUB;
         let (mut scales, mut adds) = ([0f32; SUBS], [0f32; SUBS]);
         let parts = scales.chunks_exact_mut(subs).zip(adds.chunks_exact_mut(subs));
         let parts = self.rows[row].chunks_exact_mut(B::WEIGHTS).zip(parts);
-        for (block, (numbers, (scales, adds))) in blocks.iter().zip(parts) {
+        for (block, (quants, (scales, adds))) in blocks.iter().zip(parts) {
             // SAFETY: the caller's promise.
-            unsafe { block.unpack::<V>(numbers, scales, adds) };
+            unsafe { block.unpack::<V>(quants, scales, adds) };
         }
         for sub in 0..blocks.len() * subs {
             self.scales[sub][row] = scales[sub];
@@ -60,9 +60,9 @@ impl Step {
 
     /// Decodes floats of row `row`.
     #[inline(always)]
-    fn set_floats<B: Block>(&mut self, row: usize, numbers: &[B]) {
+    fn set_floats<B: Block>(&mut self, row: usize, quants: &[B]) {
         let cells = self.rows[row].as_chunks_mut::<4>().0;
-        for (cell, number) in cells.iter_mut().zip(numbers) {
+        for (cell, number) in cells.iter_mut().zip(quants) {
             let mut value = [0f32];
             number.dequantize(&mut value);
             *cell = value[0].to_le_bytes();
@@ -76,7 +76,7 @@ impl Step {
             for row in (0..PANEL).step_by(V::LANES) {
                 let from = self.rows[row][4 * cell..].as_ptr();
                 let to = self.cells[cell][4 * row..].as_mut_ptr();
-                // SAFETY: the caller's promise; the numbers of rows and cells are multiples of LANES.
+                // SAFETY: the caller's promise; the quants of rows and cells are multiples of LANES.
                 unsafe { V::transpose(from, 4 * STEP, to, 4 * PANEL) }
             }
         }
@@ -116,10 +116,10 @@ pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
 /// The CPU has V's ISA.
 #[inline(always)]
 pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'_>) {
-    let groups = x.as_chunks::<GROUP>().0.iter().zip(out.numbers.as_chunks_mut::<GROUP>().0);
+    let groups = x.as_chunks::<GROUP>().0.iter().zip(out.quants.as_chunks_mut::<GROUP>().0);
     let sums = out.sums.as_chunks_mut::<{ GROUP / SUM }>().0;
     let factors = out.scales.iter_mut().zip(out.scaled_sums).zip(sums);
-    for ((x, numbers), ((scale, scaled_sum), sums)) in groups.zip(factors) {
+    for ((x, quants), ((scale, scaled_sum), sums)) in groups.zip(factors) {
         // SAFETY: the caller's promise; a group is whole vectors.
         unsafe {
             let mut most = V::splat(0);
@@ -133,7 +133,7 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
             *sums = [0; GROUP / SUM];
             for i in (0..GROUP).step_by(V::LANES) {
                 let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
-                V::store_bytes(ints, numbers.as_mut_ptr().add(i));
+                V::store_bytes(ints, quants.as_mut_ptr().add(i));
                 // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
                 sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
             }
@@ -170,7 +170,7 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
                 unsafe { V::prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead)) }
             }
             // SAFETY: the caller's promise.
-            unsafe { step.set_numbers::<V, B>(r, now) };
+            unsafe { step.set_quants::<V, B>(r, now) };
         }
         // SAFETY: the caller's promise.
         unsafe {
@@ -195,9 +195,9 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
     places: Range<usize>,
     acc: &mut [[f32; PANEL]; C],
 ) {
-    let mut numbers = [columns.numbers.as_ptr(); C];
-    for (numbers, column) in numbers.iter_mut().zip(tile) {
-        *numbers = columns.numbers[column * columns.length..][places.clone()].as_ptr();
+    let mut quants = [columns.quants.as_ptr(); C];
+    for (quants, column) in quants.iter_mut().zip(tile) {
+        *quants = columns.quants[column * columns.length..][places.clone()].as_ptr();
     }
     let groups = columns.length / GROUP;
     for sub in 0..places.len() / B::SUB {
@@ -221,7 +221,7 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
                     *w = V::load(step.cells[cell].as_ptr().add(4 * (row + r * V::LANES)));
                 }
                 for c in 0..C {
-                    let x = V::broadcast(numbers[c].add(4 * cell));
+                    let x = V::broadcast(quants[c].add(4 * cell));
                     for r in 0..R {
                         sums[r][c] = V::dot(sums[r][c], w[r], x, B::WIDE);
                     }
@@ -271,30 +271,30 @@ unsafe fn floats<V: PanelVector, B: Block, const R: usize, const C: usize>(
         unsafe {
             step.exchange::<V>(width);
             for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
-                let mut numbers = [x.as_ptr(); C];
-                for (numbers, column) in
-                    numbers.iter_mut().zip(tile_columns::<C>(tile, x.len() / length))
+                let mut quants = [x.as_ptr(); C];
+                for (quants, column) in
+                    quants.iter_mut().zip(tile_columns::<C>(tile, x.len() / length))
                 {
-                    *numbers = x[column * length + start..][..width].as_ptr();
+                    *quants = x[column * length + start..][..width].as_ptr();
                 }
                 for row in (0..PANEL).step_by(R * V::LANES) {
-                    floats_tile::<V, R, C>(&step, row, numbers, width, acc);
+                    floats_tile::<V, R, C>(&step, row, quants, width, acc);
                 }
             }
         }
     }
 }
 
-/// Rows from `row` on times `width` numbers of columns.
+/// Rows from `row` on times `width` quants of columns.
 #[inline(always)]
 unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
     step: &Step,
     row: usize,
-    numbers: [*const f32; C],
+    quants: [*const f32; C],
     width: usize,
     acc: &mut [[f32; PANEL]; C],
 ) {
-    // SAFETY: the caller's promise; the columns have `width` numbers.
+    // SAFETY: the caller's promise; the columns have `width` quants.
     unsafe {
         let mut sums = [[V::splat_f32(0.0); C]; R];
         for cell in 0..width {
@@ -304,7 +304,7 @@ unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
                 *w = V::load_f32(from.cast());
             }
             for c in 0..C {
-                let x = V::splat_f32(*numbers[c].add(cell));
+                let x = V::splat_f32(*quants[c].add(cell));
                 for r in 0..R {
                     sums[r][c] = V::fma(w[r], x, sums[r][c]);
                 }

@@ -1,4 +1,4 @@
-//! Blocks taken apart for the panels: unsigned numbers under scales.
+//! Blocks taken apart for the panels: unsigned quants under scales.
 
 use super::vector::PanelVector;
 use crate::block::iq4::{OFFSET, UNSIGNED};
@@ -18,18 +18,18 @@ pub(crate) trait PanelBlock: Block {
     const OFFSET: i32 = 0;
     /// Whether `add` is not always 0.
     const ADDS: bool = false;
-    /// Whether numbers may have the eighth bit: x86-64 alone asks.
+    /// Whether quants may have the eighth bit: x86-64 alone asks.
     #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     const WIDE: bool = false;
 
-    /// Writes the numbers of the block, and the scale and `add` of each sub-block.
+    /// Writes the quants of the block, and the scale and `add` of each sub-block.
     ///
     /// # Safety
     ///
     /// The CPU has V's ISA; so below.
     unsafe fn unpack<V: PanelVector>(
         &self,
-        numbers: &mut [u8],
+        quants: &mut [u8],
         scales: &mut [f32],
         adds: &mut [f32],
     );
@@ -43,8 +43,8 @@ unsafe fn half<V: PanelVector>(bytes: [u8; 2]) -> f32 {
 
 /// Low halves of 32 bytes, then the high halves, and so on.
 #[inline(always)]
-fn split_nibbles(qs: &[u8; 128], numbers: &mut [u8]) {
-    for (out, qs) in numbers.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
+fn split_nibbles(qs: &[u8; 128], quants: &mut [u8]) {
+    for (out, qs) in quants.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
         for i in 0..32 {
             (out[i], out[i + 32]) = (qs[i] & 0x0f, qs[i] >> 4);
         }
@@ -66,11 +66,11 @@ impl PanelBlock for BlockQ2K {
     #[inline(always)]
     unsafe fn unpack<V: PanelVector>(
         &self,
-        numbers: &mut [u8],
+        quants: &mut [u8],
         scales: &mut [f32],
         adds: &mut [f32],
     ) {
-        numbers.copy_from_slice(&self.numbers());
+        quants.copy_from_slice(&self.quants());
         for (j, (scale, add)) in scales.iter_mut().zip(adds).enumerate() {
             let (s, m) = self.scale_and_min(j);
             (*scale, *add) = (s, -m);
@@ -83,8 +83,8 @@ impl PanelBlock for BlockQ3K {
     const OFFSET: i32 = q3_k::HALF;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        numbers.copy_from_slice(&self.numbers());
+    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        quants.copy_from_slice(&self.quants());
         scales.copy_from_slice(&self.all_scales());
     }
 }
@@ -95,11 +95,11 @@ impl PanelBlock for BlockQ4K {
     #[inline(always)]
     unsafe fn unpack<V: PanelVector>(
         &self,
-        numbers: &mut [u8],
+        quants: &mut [u8],
         scales: &mut [f32],
         adds: &mut [f32],
     ) {
-        split_nibbles(&self.qs, numbers);
+        split_nibbles(&self.qs, quants);
         // SAFETY: the caller's promise.
         let (d, dmin) = unsafe { (half::<V>(self.d), half::<V>(self.dmin)) };
         k_scales(d, dmin, &self.scales, scales, adds);
@@ -112,13 +112,13 @@ impl PanelBlock for BlockQ5K {
     #[inline(always)]
     unsafe fn unpack<V: PanelVector>(
         &self,
-        numbers: &mut [u8],
+        quants: &mut [u8],
         scales: &mut [f32],
         adds: &mut [f32],
     ) {
-        split_nibbles(&self.qs, numbers);
-        for (j, numbers) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, h) in numbers.iter_mut().zip(self.qh) {
+        split_nibbles(&self.qs, quants);
+        for (j, quants) in quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (q, h) in quants.iter_mut().zip(self.qh) {
                 *q |= ((h >> j) & 1) << 4;
             }
         }
@@ -133,9 +133,9 @@ impl PanelBlock for BlockQ6K {
     const OFFSET: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         let parts = self.ql.as_chunks::<64>().0.iter().zip(self.qh.as_chunks::<32>().0);
-        for ((ql, qh), out) in parts.zip(numbers.as_chunks_mut::<128>().0) {
+        for ((ql, qh), out) in parts.zip(quants.as_chunks_mut::<128>().0) {
             for i in 0..32 {
                 out[i] = (ql[i] & 0x0f) | ((qh[i] & 3) << 4);
                 out[i + 32] = (ql[i + 32] & 0x0f) | ((qh[i] >> 2 & 3) << 4);
@@ -156,8 +156,8 @@ impl PanelBlock for BlockQ8_0 {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        for (out, q) in numbers.iter_mut().zip(self.qs) {
+    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        for (out, q) in quants.iter_mut().zip(self.qs) {
             *out = q ^ 0x80;
         }
         // SAFETY: the caller's promise.
@@ -170,10 +170,10 @@ impl PanelBlock for BlockIQ4NL {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         // SAFETY: the caller's promise.
         let values = unsafe { V::look_up(&UNSIGNED, &self.qs) };
-        numbers.copy_from_slice(&values);
+        quants.copy_from_slice(&values);
         // SAFETY: the caller's promise.
         scales[0] = unsafe { half::<V>(self.d) };
     }
@@ -184,10 +184,10 @@ impl PanelBlock for BlockIQ4XS {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, numbers: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        for (numbers, qs) in numbers.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
+    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+        for (quants, qs) in quants.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
             // SAFETY: the caller's promise.
-            *numbers = unsafe { V::look_up(&UNSIGNED, qs) };
+            *quants = unsafe { V::look_up(&UNSIGNED, qs) };
         }
         // SAFETY: the caller's promise.
         let d = unsafe { half::<V>(self.d) };
@@ -197,9 +197,9 @@ impl PanelBlock for BlockIQ4XS {
     }
 }
 
-/// The legacy types of four and five bits, whose number j and j + 16 `$pair` gives. Not by their `numbers`: five
+/// The legacy types of four and five bits, whose quant j and j + 16 `$pair` gives. Not by their `quants`: five
 /// bits by way of an array take twice as long.
-macro_rules! legacy_numbers {
+macro_rules! legacy_quants {
     ($block:ident, $offset:literal, $pair:expr $(, $add:expr)?) => {
         impl PanelBlock for $block {
             const OFFSET: i32 = $offset;
@@ -208,13 +208,13 @@ macro_rules! legacy_numbers {
             #[inline(always)]
             unsafe fn unpack<V: PanelVector>(
         &self,
-        numbers: &mut [u8],
+        quants: &mut [u8],
         scales: &mut [f32],
         _adds: &mut [f32],
     ) {
                 for j in 0..QK / 2 {
                     let pair: (i32, i32) = $pair(self, j);
-                    (numbers[j], numbers[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
+                    (quants[j], quants[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
                 }
                 // SAFETY: the caller's promise.
                 unsafe {
@@ -226,7 +226,7 @@ macro_rules! legacy_numbers {
     };
 }
 
-legacy_numbers!(BlockQ4_0, 8, |b: &Self, j| unpack_nibbles(&b.qs, j));
-legacy_numbers!(BlockQ4_1, 0, |b: &Self, j| unpack_nibbles(&b.qs, j), |b: &Self| b.m);
-legacy_numbers!(BlockQ5_0, 16, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j));
-legacy_numbers!(BlockQ5_1, 0, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j), |b: &Self| b.m);
+legacy_quants!(BlockQ4_0, 8, |b: &Self, j| unpack_nibbles(&b.qs, j));
+legacy_quants!(BlockQ4_1, 0, |b: &Self, j| unpack_nibbles(&b.qs, j), |b: &Self| b.m);
+legacy_quants!(BlockQ5_0, 16, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j));
+legacy_quants!(BlockQ5_1, 0, |b: &Self, j| unpack_five_bits(&b.qs, b.qh, j), |b: &Self| b.m);

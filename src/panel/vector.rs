@@ -46,7 +46,7 @@ pub(crate) trait PanelVector {
 
     /// f16 to f32, exact.
     unsafe fn half(bits: u16) -> f32;
-    /// What the table has for 32 numbers of four bits: the low ones, then the high ones.
+    /// What the table has for 32 quants of four bits: the low ones, then the high ones.
     unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK];
     /// Asks for the cache line of an address, which need not be valid.
     unsafe fn prefetch(at: *const u8);

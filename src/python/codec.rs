@@ -17,11 +17,11 @@ use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
-/// Float32, a number a column.
-type Numbers<'py> = Option<PyReadonlyArray1<'py, f32>>;
-type Sums = (f64, f64);
+/// Float32, one for each column.
+type PerColumn<'py> = Option<PyReadonlyArray1<'py, f32>>;
+type ErrorPair = (f64, f64);
 
-fn sums(sums: ErrorSums) -> Sums {
+fn sums(sums: ErrorSums) -> ErrorPair {
     (sums.error, sums.reference)
 }
 
@@ -33,7 +33,7 @@ fn source_of<'a>(
     Ok(Source::new(TensorType::from_id(kind)?, slice(data, "source")?, row_length)?)
 }
 
-fn importance_slice<'a>(importance: &'a Numbers<'_>) -> PyResult<Option<&'a [f32]>> {
+fn importance_slice<'a>(importance: &'a PerColumn<'_>) -> PyResult<Option<&'a [f32]>> {
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
 }
 
@@ -72,11 +72,11 @@ pub(super) fn quantize<'py>(
     source_type: u32,
     row_length: usize,
     target_type: u32,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
     inputs: Option<&Inputs>,
-) -> PyResult<(Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, ErrorPair)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
     let encoding = encoding_of(refine, inputs)?;
@@ -87,7 +87,7 @@ pub(super) fn quantize<'py>(
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
-/// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals; else as [`quantize`].
+/// Encodes rows as Q4_HIFI, in the split layout: base, indices, residuals; else as [`quantize`].
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false,
     inputs = None))]
@@ -98,11 +98,11 @@ pub(super) fn quantize_hifi<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
     inputs: Option<&Inputs>,
-) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, ErrorPair)> {
     let importance = importance_slice(&importance)?;
     let encoding = encoding_of(refine, inputs)?;
     let source = source_of(&source, source_type, row_length)?;
@@ -125,10 +125,10 @@ pub(super) fn quantize_hifi_fork<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
-) -> PyResult<(Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, ErrorPair)> {
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
@@ -191,7 +191,7 @@ pub(super) fn dequantize_hifi_fork<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// Takes Q4_HIFI rows of the fork layout apart: base, places, residuals.
+/// Takes Q4_HIFI rows of the fork layout apart: base, indices, residuals.
 #[pyfunction]
 pub(super) fn fork_to_split<'py>(
     py: Python<'py>,

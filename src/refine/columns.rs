@@ -4,21 +4,21 @@ use crate::block::QK_K;
 use crate::fit::nearest_iq4_value;
 use crate::simd::{MOST_LANES, Vector};
 
-/// Room for 32 numbers in each of the most lanes; of `length` numbers those at `i * LANES + lane`.
+/// Room for 32 quants in each of the most lanes; of `length` quants those at `i * LANES + lane`.
 #[repr(C, align(64))]
-struct Numbers([f32; 32 * MOST_LANES]);
+struct LaneRows([f32; 32 * MOST_LANES]);
 
 /// The weights of the sub-blocks of a group of blocks, and what their errors are multiplied by.
 pub(super) struct Columns {
-    x: Numbers,
-    weights: Numbers,
+    x: LaneRows,
+    weights: LaneRows,
     /// Weights in a sub-block.
     length: usize,
 }
 
-/// What the numbers q on a grid add up to in each lane.
+/// What the quants q on a grid add up to in each lane.
 #[derive(Clone, Copy)]
-pub(super) struct Sums<L> {
+pub(super) struct GridSums<L> {
     /// `Σ w q`
     pub l: L,
     /// `Σ w q²`
@@ -27,9 +27,9 @@ pub(super) struct Sums<L> {
     pub xl: L,
 }
 
-/// The numbers q that a type has. A lane's grid are the values `scale · q - min`.
+/// The quants q that a type has. A lane's grid are the values `scale · q - min`.
 pub(super) trait Grid: Copy {
-    /// The number nearest to a place between them.
+    /// The quant nearest to a position between them.
     ///
     /// # Safety
     ///
@@ -67,7 +67,7 @@ impl Grid for Iq4Values {
 impl Columns {
     #[inline(always)]
     pub fn new(length: usize) -> Self {
-        let zeros = || Numbers([0.0; 32 * MOST_LANES]);
+        let zeros = || LaneRows([0.0; 32 * MOST_LANES]);
         Self { x: zeros(), weights: zeros(), length }
     }
 
@@ -101,7 +101,7 @@ impl Columns {
         }
     }
 
-    /// Number `i` of each sub-block and its weight.
+    /// Quant `i` of each sub-block and its weight.
     #[inline(always)]
     pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
@@ -143,12 +143,12 @@ impl Columns {
 
     /// Rounds to the grid.
     #[inline(always)]
-    pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> Sums<L> {
+    pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> GridSums<L> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = L::splat(0.0);
             let (inverse, offset) = inverse_and_offset(scale, min);
-            let mut sums = Sums { l: zero, l2: zero, xl: zero };
+            let mut sums = GridSums { l: zero, l2: zero, xl: zero };
             for i in 0..self.length {
                 let (x, w) = self.at::<L>(i);
                 let q = grid.nearest(x.mul_add(inverse, offset));

@@ -1,6 +1,6 @@
 //! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under two factors.
 
-use super::columns::{Bounds, Columns, Sums};
+use super::columns::{Bounds, Columns, GridSums};
 use super::factors::{Candidates, by_error, nearest_factor};
 use super::group::{LaneArray, MOST_BLOCKS, Refined, keep_better, lanes_of};
 use crate::block::k_scales::{SUB_BLOCKS, pack};
@@ -17,11 +17,11 @@ const SIX_BITS: Bounds = Bounds { bottom: 0.0, top: LARGEST };
 #[derive(Clone, Copy)]
 pub(super) struct Starts {
     pub count: usize,
-    /// How many steps more than the numbers have there are from the least weight to the greatest: in
-    /// the first grid and between grids, for numbers of four bits.
+    /// How many steps more than the quants have there are from the least weight to the greatest: in
+    /// the first grid and between grids, for quants of four bits.
     pub first: f32,
     pub step: f32,
-    /// How often a grid is moved to where its numbers would have it.
+    /// How often a grid is moved to where its quants would have it.
     pub moves: usize,
 }
 
@@ -66,7 +66,7 @@ struct Choice<L> {
 pub(super) struct OwnFits<L> {
     pub scale: L,
     pub min: L,
-    /// For the numbers of the fit.
+    /// For the quants of the fit.
     sum_l: L,
     sum_l2: L,
 }
@@ -79,7 +79,7 @@ pub(super) struct Group<'a, L> {
     sum_x: L,
 }
 
-/// The best blocks found for `columns`, with the numbers in 0..=`top` that `x` has there.
+/// The best blocks found for `columns`, with the quants in 0..=`top` that `x` has there.
 ///
 /// # Safety
 ///
@@ -98,14 +98,14 @@ pub(super) unsafe fn search<L: Vector>(
         let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
         for (b, (x, out)) in x.iter().zip(out).enumerate() {
             let at = b * SUB_BLOCKS;
-            let six_bits = |numbers: &LaneArray| std::array::from_fn(|j| numbers[at + j] as u8);
+            let six_bits = |quants: &LaneArray| std::array::from_fn(|j| quants[at + j] as u8);
             let mut fit = KFit {
                 d: f32_to_f16(d[at]),
                 dmin: f32_to_f16(dmin[at]),
                 scales: pack(&six_bits(&scale), &six_bits(&min)),
                 ..KFit::EMPTY
             };
-            round_numbers(x, top, &mut fit);
+            round_quants(x, top, &mut fit);
             *out = fit;
         }
     }
@@ -137,7 +137,7 @@ impl<'a, L: Vector> Group<'a, L> {
         }
     }
 
-    /// Fits scale and minimum of every sub-block: from several grids, each moved to where its numbers
+    /// Fits scale and minimum of every sub-block: from several grids, each moved to where its quants
     /// would have it and rounded to anew, the one that leaves the least error.
     #[inline(always)]
     pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> OwnFits<L> {
@@ -156,11 +156,11 @@ impl<'a, L: Vector> Group<'a, L> {
                 let (mut scale, mut min) = (length.div(L::splat(steps)), lowest);
                 for _ in 0..=starts.moves {
                     let sums = self.columns.sums(scale, min, self.bounds);
-                    let Sums { l, l2, xl } = sums;
+                    let GridSums { l, l2, xl } = sums;
                     let determinant = self.sum_w.mul(l2).sub(l.mul(l));
                     let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
                     let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
-                    // no minimum is negative, and where all numbers are the same none is told
+                    // no minimum is negative, and where all quants are the same none is told
                     let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
                     let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
                     let this_min = this_min.max(zero);
@@ -179,7 +179,7 @@ impl<'a, L: Vector> Group<'a, L> {
     }
 
     /// The best of the scales and minima that lie near those of `choice`, with the same factors: its
-    /// scale and those next to it, each with the minimum that its numbers ask for and `MINS` to either
+    /// scale and those next to it, each with the minimum that its quants ask for and `MINS` to either
     /// side of that.
     #[inline(always)]
     unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
@@ -214,7 +214,7 @@ impl<'a, L: Vector> Group<'a, L> {
         }
     }
 
-    /// The factors that are best for the numbers of `choice`.
+    /// The factors that are best for the quants of `choice`.
     #[inline(always)]
     unsafe fn refit_factors(&self, choice: Choice<L>) -> Choice<L> {
         // SAFETY: the caller's promise.
@@ -345,15 +345,15 @@ fn six_bits(value: f32, factor: f32) -> f32 {
     if factor > 0.0 { nearest_int((value / factor).clamp(0.0, LARGEST)) as f32 } else { 0.0 }
 }
 
-/// Rounds to the numbers of the block.
+/// Rounds to the quants of the block.
 #[inline(always)]
-fn round_numbers(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
+fn round_quants(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
     let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
     for j in 0..SUB_BLOCKS {
         let (scale, min) = fit.scale_and_min(d, dmin, j);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let place = j * SUB..(j + 1) * SUB;
-        for (number, &x) in fit.numbers[place.clone()].iter_mut().zip(&x[place]) {
+        for (number, &x) in fit.quants[place.clone()].iter_mut().zip(&x[place]) {
             let position = (x + min) * inverse;
             let position = if position > 0.0 { position } else { 0.0 };
             *number = nearest_int(if position < top { position } else { top }) as u8;

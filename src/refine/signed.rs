@@ -5,11 +5,11 @@ use super::factors::{Candidates, by_error, nearest_factor};
 use super::group::{MOST_BLOCKS, Refined, keep_better, lanes_of};
 use crate::block::legacy::pack_nibbles;
 use crate::block::{Block, BlockIQ4XS, BlockQ6K, QK, QK_K, iq4_xs, q6_k};
-use crate::fit::iq4_numbers;
+use crate::fit::iq4_quants;
 use crate::float::{f16_to_f32, f32_to_f16, inverse, nearest_int};
 use crate::simd::{MOST_LANES, Vector};
 
-/// How often a grid is moved to where its numbers would have it.
+/// How often a grid is moved to where its quants would have it.
 const MOVES: usize = 1;
 /// Factors tried for a block.
 const TRIES: usize = 2;
@@ -22,14 +22,14 @@ trait Signed: Block {
     /// The lowest scale, which is of greatest magnitude, and the bounds of all.
     const LOWEST: f32;
     const SCALES: Bounds = Bounds { bottom: Self::LOWEST, top: -Self::LOWEST - 1.0 };
-    /// The numbers under a scale.
+    /// The quants under a scale.
     const GRID: Self::Grid;
     type Grid: Grid;
     /// The grids that a sub-block's own fit starts from, of either sign: how many, the place of the weight
     /// of greatest magnitude in the first, and the distance to its place in the next.
     const STARTS: (usize, f32, f32);
 
-    /// The block with that factor and those scales, its numbers the nearest to `x`.
+    /// The block with that factor and those scales, its quants the nearest to `x`.
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self;
 }
 
@@ -43,7 +43,7 @@ impl Signed for BlockQ6K {
     #[inline(always)]
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self {
         let mut block = Self { d: f32_to_f16(d).to_le_bytes(), ..Self::ZERO };
-        let mut numbers = [32u8; QK_K];
+        let mut quants = [32u8; QK_K];
         for (j, &scale) in scales.iter().enumerate() {
             block.scales[j] = scale as i8 as u8;
             let inverse = inverse(block.scale(j));
@@ -51,10 +51,10 @@ impl Signed for BlockQ6K {
                 let position = x[i] * inverse;
                 let position = if position > -32.0 { position } else { -32.0 };
                 let position = if position < 31.0 { position } else { 31.0 };
-                numbers[i] = (nearest_int(position) + 32) as u8;
+                quants[i] = (nearest_int(position) + 32) as u8;
             }
         }
-        block.pack(&numbers);
+        block.pack(&quants);
         block
     }
 }
@@ -75,7 +75,7 @@ impl Signed for BlockIQ4XS {
         let mut block = Self::new(d, &whole);
         let d = f16_to_f32(u16::from_le_bytes(block.d));
         for ((qs, x), scale) in block.qs.iter_mut().zip(x.as_chunks::<QK>().0).zip(whole) {
-            *qs = pack_nibbles(&iq4_numbers(x, inverse(d * scale as f32)));
+            *qs = pack_nibbles(&iq4_quants(x, inverse(d * scale as f32)));
         }
         block
     }
@@ -201,7 +201,7 @@ unsafe fn neighbours<L: Vector, B: Signed>(
     }
 }
 
-/// The factor that is best for the numbers of `choice`.
+/// The factor that is best for the quants of `choice`.
 #[inline(always)]
 unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
     // SAFETY: the caller's promise.

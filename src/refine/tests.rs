@@ -311,7 +311,7 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
 }
 
 #[test]
-fn without_correlations_numbers_are_the_nearest() {
+fn without_correlations_quants_are_the_nearest() {
     for kind in numbered() {
         let (n, w) = columns(kind);
         let (x, none) = (weights(n, 41), vec![0i8; correlations::pairs(n)]);
@@ -327,7 +327,7 @@ fn without_correlations_numbers_are_the_nearest() {
     }
 }
 
-/// Correlations that no inputs can have, as in a damaged file, make no numbers but legal ones.
+/// Correlations that no inputs can have, as in a damaged file, make no quants but legal ones.
 #[test]
 fn correlations_may_be_anything() {
     let (x, w) = (weights(QK_K, 41), importance(QK_K, 42));

@@ -1,4 +1,4 @@
-//! Whole matrices of Q4_HIFI in the split layout: Q4_K rows and, beside them, the places and
+//! Whole matrices of Q4_HIFI in the split layout: Q4_K rows and, beside them, the indices and
 //! residuals of each block's outliers. The counterpart of [`super::plain`].
 
 use super::encoding::Encoding;
@@ -14,12 +14,12 @@ use crate::float::f16_to_f32;
 use crate::isa::Isa;
 use rayon::prelude::*;
 
-/// The outliers of rows, to be written. For each block `outliers` places and as many residuals.
+/// The outliers of rows, to be written. For each block `outliers` indices and as many residuals.
 #[derive(Debug)]
 pub struct OutliersMut<'a> {
     /// Outliers a block, at most [`MAX_OUTLIERS`].
     pub outliers: usize,
-    /// `rows · row_length / 256 · outliers` places.
+    /// `rows · row_length / 256 · outliers` indices.
     pub index: &'a mut [u8],
     /// As many f16 residuals, two bytes each.
     pub residual: &'a mut [u8],
@@ -30,7 +30,7 @@ pub struct OutliersMut<'a> {
 pub struct Outliers<'a> {
     /// Outliers a block, at most [`MAX_OUTLIERS`].
     pub outliers: usize,
-    /// Places in each block, strictly increasing.
+    /// Indices in each block, strictly increasing.
     pub index: &'a [u8],
     /// As many f16 residuals, two bytes each.
     pub residual: &'a [u8],

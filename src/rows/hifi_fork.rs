@@ -3,7 +3,7 @@
 //! The layout of the llama.cpp branch where Q4_HIFI began. It stores an outlier's weight itself,
 //! which *replaces* the base's value, where the split layout stores what is to be added. But the
 //! branch's dot products *add* it to the base, so the base must be as near to zero there as it can:
-//! the numbers at these places are free, and are set so.
+//! the numbers at these indices are free, and are set so.
 
 use super::hifi::{Outliers, OutliersMut, check_outliers, dequantize_hifi};
 use super::source::{Source, per_row};
@@ -74,7 +74,7 @@ pub fn dequantize(data: &[u8], row_length: usize, out: &mut [f32]) -> Result<(),
 
 /// Takes rows apart into the split layout, every block with `outliers` outliers.
 ///
-/// A block with fewer is filled up with residuals of zero, at its smallest free places.
+/// A block with fewer is filled up with residuals of zero, at its smallest free indices.
 pub fn to_split(
     data: &[u8],
     row_length: usize,

@@ -1,4 +1,4 @@
-//! Dot products with AVX2: 64 numbers are two vectors.
+//! Dot products with AVX2: 64 quants are two vectors.
 
 use super::vector::{DotVector, MAX_ROWS, table_values, total_eight_floats, totals_of_two};
 use crate::dot::activations::{Activations, HalfOrder};
@@ -83,10 +83,10 @@ impl Avx2 {
         }
     }
 
-    /// Sums of the products of 128 numbers and activations, 32 at once, each times its scales.
+    /// Sums of the products of 128 quants and activations, 32 at once, each times its scales.
     #[inline(always)]
     unsafe fn scaled(
-        numbers: [[__m256i; 2]; 2],
+        quants: [[__m256i; 2]; 2],
         y: *const u8,
         scales: __m256i,
         shuffles: &[[u8; 32]],
@@ -96,7 +96,7 @@ impl Avx2 {
             let mut sums = _mm256_setzero_si256();
             for i in 0..4 {
                 let y = _mm256_loadu_si256(y.add(32 * i).cast());
-                let products = _mm256_maddubs_epi16(numbers[i / 2][i % 2], y);
+                let products = _mm256_maddubs_epi16(quants[i / 2][i % 2], y);
                 let shuffle = _mm256_loadu_si256(shuffles[i].as_ptr().cast());
                 let scale = _mm256_shuffle_epi8(scales, shuffle);
                 sums = _mm256_add_epi32(sums, _mm256_madd_epi16(scale, products));
@@ -107,7 +107,7 @@ impl Avx2 {
 }
 
 impl DotVector for Avx2 {
-    type Numbers = [__m256i; 2];
+    type Quants = [__m256i; 2];
     type Integers = __m256i;
     type Floats = __m256;
     /// Eight words, in both parts; the other eight.
@@ -208,7 +208,7 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn nibbles(from: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             // no closure: one that is not inlined would be compiled without the ISA
@@ -225,7 +225,7 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn two_bits(from: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             let (bytes, mask) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi8(3));
@@ -244,9 +244,9 @@ impl DotVector for Avx2 {
 
     #[inline(always)]
     unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
-        low: Self::Numbers,
+        low: Self::Quants,
         bits: __m256i,
-    ) -> Self::Numbers {
+    ) -> Self::Quants {
         // SAFETY: as above.
         unsafe {
             let moved = [Self::move_bit(bits, FIRST, AT), Self::move_bit(bits, SECOND, AT)];
@@ -255,7 +255,7 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             let high = _mm256_loadu_si256(high.cast());
@@ -300,7 +300,7 @@ impl DotVector for Avx2 {
 
     #[inline(always)]
     unsafe fn scaled_of_32(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Integers,
         row: usize,
@@ -313,18 +313,18 @@ impl DotVector for Avx2 {
             } else {
                 _mm256_permute4x64_epi64::<0b11_10_11_10>(scales)
             };
-            Self::scaled(numbers, y, scales, &SAME[4 * usize::from(second)..])
+            Self::scaled(quants, y, scales, &SAME[4 * usize::from(second)..])
         }
     }
 
     #[inline(always)]
     unsafe fn scaled_of_16<const SECOND: bool>(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Scales,
     ) -> Self::Integers {
         // SAFETY: as above.
-        unsafe { Self::scaled(numbers, y, scales[SECOND as usize], &PAIRS) }
+        unsafe { Self::scaled(quants, y, scales[SECOND as usize], &PAIRS) }
     }
 
     #[inline(always)]
@@ -336,13 +336,13 @@ impl DotVector for Avx2 {
         // SAFETY: as above.
         unsafe {
             let y = y.qs.as_ptr().cast::<u8>().add(128 * HALF);
-            let numbers = Self::nibbles(qs);
+            let quants = Self::nibbles(qs);
             let mut total = _mm256_setzero_si256();
             for i in 0..2 {
                 // two sub-blocks, their first halves and their second ones
                 let mut sums = _mm256_setzero_si256();
-                for (half, numbers) in numbers.iter().enumerate() {
-                    let x = _mm256_shuffle_epi8(table_values(), numbers[i]);
+                for (half, quants) in quants.iter().enumerate() {
+                    let x = _mm256_shuffle_epi8(table_values(), quants[i]);
                     let y = _mm256_loadu_si256(y.add(64 * half + 32 * i).cast());
                     let dots = Self::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
                     sums = _mm256_add_epi32(sums, dots);

@@ -1,4 +1,4 @@
-//! Dot products with AVX-512: 64 numbers are one vector. With VNNI a multiply-add and its sum are
+//! Dot products with AVX-512: 64 quants are one vector. With VNNI a multiply-add and its sum are
 //! one instruction; without, they are AVX-512 BW's two or three.
 
 use super::vector::{DotVector, MAX_ROWS, total_eight_floats};
@@ -64,7 +64,7 @@ pub(crate) unsafe fn block_sums_vnni(
 #[derive(Clone, Copy)]
 struct Avx512<const VNNI: bool>;
 
-/// Which scale each word of two packed vectors takes: the sums of `numbers[0]` and `numbers[1]` are
+/// Which scale each word of two packed vectors takes: the sums of `quants[0]` and `quants[1]` are
 /// packed four by four, so that every part holds four of each, and these have the scales
 /// `first` + `parts[0]` and `first` + `parts[1]`.
 const fn packed(first: u16, parts: [[u16; 4]; 2]) -> [u16; 32] {
@@ -79,7 +79,7 @@ const fn packed(first: u16, parts: [[u16; 4]; 2]) -> [u16; 32] {
 
 /// The sub-blocks of 32 in the low nibbles of 64 bytes, and those in the high ones.
 const NIBBLES: [[u16; 4]; 2] = [[0, 0, 2, 2], [1, 1, 3, 3]];
-/// The sub-blocks of 16 in 64 numbers, and in the next.
+/// The sub-blocks of 16 in 64 quants, and in the next.
 const SIXTEENS: [[u16; 4]; 2] = [[0, 1, 2, 3], [4, 5, 6, 7]];
 
 /// The scales of sub-blocks of 32, for each row the first and the second half of its block.
@@ -135,18 +135,18 @@ impl<const VNNI: bool> Avx512<VNNI> {
         }
     }
 
-    /// Sums of the products of 128 numbers and activations times their scales.
+    /// Sums of the products of 128 quants and activations times their scales.
     #[inline(always)]
     unsafe fn scaled(
-        numbers: [__m512i; 2],
+        quants: [__m512i; 2],
         y: *const u8,
         scales: __m512i,
         which: &[u16; 32],
     ) -> __m512i {
         // SAFETY: the trait's contract.
         unsafe {
-            // four products of numbers of six bits at most fit 16 bits
-            let dots = (Self::dot_64(numbers[0], y), Self::dot_64(numbers[1], y.add(64)));
+            // four products of quants of six bits at most fit 16 bits
+            let dots = (Self::dot_64(quants[0], y), Self::dot_64(quants[1], y.add(64)));
             let dots = _mm512_packs_epi32(dots.0, dots.1);
             let which = _mm512_loadu_si512(which.as_ptr().cast());
             let scales = _mm512_permutexvar_epi16(which, scales);
@@ -170,7 +170,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
 const OR_AND: i32 = 0b1111_1000;
 
 impl<const VNNI: bool> DotVector for Avx512<VNNI> {
-    type Numbers = __m512i;
+    type Quants = __m512i;
     type Integers = __m512i;
     type Floats = __m512;
     /// Words.
@@ -290,7 +290,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn nibbles(from: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             let (bytes, mask) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(0x0f));
@@ -299,7 +299,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn two_bits(from: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             let (bytes, mask) = (_mm256_loadu_si256(from.cast()), _mm512_set1_epi8(3));
@@ -312,9 +312,9 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
-        low: Self::Numbers,
+        low: Self::Quants,
         bits: __m256i,
-    ) -> Self::Numbers {
+    ) -> Self::Quants {
         // SAFETY: as above.
         unsafe {
             let bits = Self::rotated_twice(bits, i64::from(AT - FIRST), i64::from(AT - SECOND));
@@ -323,7 +323,7 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2] {
+    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Quants; 2] {
         // SAFETY: as above.
         unsafe {
             let [first, second] = Self::nibbles(low);
@@ -356,24 +356,24 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn scaled_of_32(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Integers,
         row: usize,
         second: bool,
     ) -> Self::Integers {
         // SAFETY: as above.
-        unsafe { Self::scaled(numbers, y, scales, &OF_32[row][usize::from(second)]) }
+        unsafe { Self::scaled(quants, y, scales, &OF_32[row][usize::from(second)]) }
     }
 
     #[inline(always)]
     unsafe fn scaled_of_16<const SECOND: bool>(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Scales,
     ) -> Self::Integers {
         // SAFETY: as above.
-        unsafe { Self::scaled(numbers, y, scales, &OF_16[SECOND as usize]) }
+        unsafe { Self::scaled(quants, y, scales, &OF_16[SECOND as usize]) }
     }
 
     #[inline(always)]

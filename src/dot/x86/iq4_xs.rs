@@ -1,6 +1,6 @@
 //! IQ4_XS: bytes from a table, eight signed scales a block, and no minima.
 //!
-//! The table's values are a byte each, looked up by a byte shuffle. A part of 128 bits holds numbers
+//! The table's values are a byte each, looked up by a byte shuffle. A part of 128 bits holds quants
 //! of one sub-block alone, because [`HalfOrder`] has the activations in the nibbles' order; so a
 //! sub-block's scale multiplies whole parts.
 

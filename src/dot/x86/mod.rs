@@ -1,10 +1,10 @@
 //! Dot products on x86-64: the algorithms, once over `vector::DotVector`.
 //!
-//! K-quants: the numbers of 64 weights are unpacked into the order that the activations have, so
+//! K-quants: the quants of 64 weights are unpacked into the order that the activations have, so
 //! that bytes meet bytes in one multiply-add each (`vpmaddubsw`, `vpdpbusd`), whose sums still fit
 //! 16 bits. A second one (`vpmaddwd`, `vpdpwssd`) multiplies by the scales of the sub-blocks, and
 //! only then, once a block, integers become floats. What a block has but once, its scales, minima
-//! and factors, costs as much as its numbers; so several rows are multiplied at once, a lane of the
+//! and factors, costs as much as its quants; so several rows are multiplied at once, a lane of the
 //! floats each.
 //!
 //! The floats are added up in the order of [`crate::dot::scalar`], whatever the vectors' width.

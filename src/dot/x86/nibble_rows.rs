@@ -1,7 +1,7 @@
 //! Q4_K and Q5_K: as many rows at once as a vector has parts of 128 bits.
 //!
 //! A block's first 16 bytes, its scales, are one such part: those of a block in each row are unpacked
-//! together, and so are their minima multiplied and their factors made floats. The numbers of a row
+//! together, and so are their minima multiplied and their factors made floats. The quants of a row
 //! are unpacked into the order that [`NibbleOrder`] has, so that bytes meet bytes in one multiply-add
 //! each, whose sums still fit 16 bits; a second one multiplies by the scales of the sub-blocks, and
 //! only then, once a block, integers become floats.
@@ -24,12 +24,12 @@ pub(super) trait NibbleBlock: Bytes {
     /// # Safety
     ///
     /// The CPU has V's ISA.
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2];
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2];
 }
 
 impl NibbleBlock for BlockQ4K {
     #[inline(always)]
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         // SAFETY: the caller's promise; within the block.
         unsafe { V::nibbles(self.qs.as_ptr().add(64 * usize::from(second))) }
     }
@@ -37,7 +37,7 @@ impl NibbleBlock for BlockQ4K {
 
 impl NibbleBlock for BlockQ5K {
     #[inline(always)]
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         // SAFETY: the caller's promise; within the block.
         unsafe {
             let [low, high] = V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)));
@@ -83,8 +83,8 @@ unsafe fn scaled_sums<V: DotVector, B: NibbleBlock>(
     let y = y.qs.as_ptr().cast::<u8>();
     // SAFETY: the caller's promise; all within the blocks.
     unsafe {
-        let first = V::scaled_of_32(block.numbers::<V>(false), y, scales, row, false);
-        let second = V::scaled_of_32(block.numbers::<V>(true), y.add(128), scales, row, true);
+        let first = V::scaled_of_32(block.quants::<V>(false), y, scales, row, false);
+        let second = V::scaled_of_32(block.quants::<V>(true), y.add(128), scales, row, true);
         V::add(first, second)
     }
 }

@@ -1,4 +1,4 @@
-//! The outliers of Q4_HIFI: places gather from the activations' values, which are f32 already, and one
+//! The outliers of Q4_HIFI: indices gather from the activations' values, which are f32 already, and one
 //! fused multiply-add takes the widened residuals.
 //! A store in the same loop, as where a register is spilled, made it 7 % slower.
 
@@ -8,7 +8,7 @@ use crate::dot::activations::Sparse;
 use crate::simd::bytes_x86::f16_to_f32;
 use std::arch::x86_64::*;
 
-/// Outliers of some rows: places, residuals, and what these are multiplied by.
+/// Outliers of some rows: indices, residuals, and what these are multiplied by.
 #[derive(Clone, Copy)]
 pub(super) struct Outliers<'a> {
     pub index: &'a [u8],

@@ -10,13 +10,13 @@ use crate::dot::scalar::Activation32;
 use crate::simd::bytes_x86::{look_up, nibbles_32};
 use std::arch::x86_64::*;
 
-/// A legacy type's numbers. Its first field is the scale, the second the minimum if it has one, both
+/// A legacy type's quants. Its first field is the scale, the second the minimum if it has one, both
 /// f16; it is longer than eight bytes.
 pub(super) trait LegacyDot: Bytes {
     /// Whether there is a minimum.
     const MIN: bool;
 
-    /// Eight sums of the products of the numbers, their offset taken off, and `y`.
+    /// Eight sums of the products of the quants, their offset taken off, and `y`.
     ///
     /// # Safety
     ///
@@ -24,7 +24,7 @@ pub(super) trait LegacyDot: Bytes {
     unsafe fn sums<V: DotVector>(&self, y: __m256i) -> __m256i;
 }
 
-/// 32 numbers of five bits, the fifth of number j being bit j of `bits`.
+/// 32 quants of five bits, the fifth of quant j being bit j of `bits`.
 #[inline(always)]
 unsafe fn five_bits_32(qs: &[u8; QK / 2], bits: [u8; 4]) -> __m256i {
     // SAFETY: AVX2; the callers' ISAs have it.
@@ -95,7 +95,7 @@ unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
         let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
         for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
             prefetch(block, size_of::<B>());
-            let sums = block.sums::<V>(_mm256_loadu_si256(y.numbers().as_ptr().cast()));
+            let sums = block.sums::<V>(_mm256_loadu_si256(y.quants().as_ptr().cast()));
             // scale times scale, minimum times sum
             let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
             // in every type the scale is first, and the minimum second if there is one

@@ -16,14 +16,14 @@ pub(super) trait Sixteens: Bytes {
     /// Whether there are minima, under a factor of their own.
     const MINS: bool = false;
 
-    /// 128 numbers, unsigned.
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2];
+    /// 128 quants, unsigned.
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2];
 
     /// The scales, signed bytes.
     unsafe fn scales(&self) -> __m128i;
 
     /// What the sums of 16 activations are multiplied by, words: the minima, or, where there are none,
-    /// what the numbers are too large by times the scales.
+    /// what the quants are too large by times the scales.
     unsafe fn taken_off(&self) -> __m256i;
 
     /// The scale of the scales, and that of the minima if there are any, f16.
@@ -34,7 +34,7 @@ impl Sixteens for BlockQ2K {
     const MINS: bool = true;
 
     #[inline(always)]
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         // SAFETY: the caller's promise; within the block.
         unsafe { V::two_bits(self.qs.as_ptr().add(32 * usize::from(second))) }
     }
@@ -65,7 +65,7 @@ impl Sixteens for BlockQ2K {
 
 impl Sixteens for BlockQ3K {
     #[inline(always)]
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         // SAFETY: the caller's promise; within the block.
         unsafe {
             let [first, next] = V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)));
@@ -102,7 +102,7 @@ impl Sixteens for BlockQ3K {
 
 impl Sixteens for BlockQ6K {
     #[inline(always)]
-    unsafe fn numbers<V: DotVector>(&self, second: bool) -> [V::Numbers; 2] {
+    unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         let half = usize::from(second);
         // SAFETY: the caller's promise; within the block.
         unsafe { V::six_bits(self.ql.as_ptr().add(64 * half), self.qh.as_ptr().add(32 * half)) }
@@ -136,8 +136,8 @@ impl<B: Sixteens> RowBlock for B {
         // SAFETY: the caller's promise; all within the blocks.
         unsafe {
             let scales = V::scales_of_16(self.scales());
-            let first = V::scaled_of_16::<false>(self.numbers::<V>(false), y8, scales);
-            let second = V::scaled_of_16::<true>(self.numbers::<V>(true), y8.add(128), scales);
+            let first = V::scaled_of_16::<false>(self.quants::<V>(false), y8, scales);
+            let second = V::scaled_of_16::<true>(self.quants::<V>(true), y8.add(128), scales);
             let scaled = V::add(first, second);
             let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
             let taken = _mm256_madd_epi16(self.taken_off(), bsums);

@@ -21,14 +21,14 @@ pub(super) fn prefetch<T>(from: *const T, size: usize) {
     }
 }
 
-/// What an ISA has to offer. `Numbers` are 64 unsigned bytes; a part is 128 bits of a vector.
+/// What an ISA has to offer. `Quants` are 64 unsigned bytes; a part is 128 bits of a vector.
 ///
 /// # Safety
 ///
 /// Every function may be called only where the CPU has the implementor's ISA, with pointers to as
 /// many bytes as it says; they need no alignment.
 pub(super) trait DotVector: Copy {
-    type Numbers: Copy;
+    type Quants: Copy;
     /// A vector of integers.
     type Integers: Copy;
     /// A vector of f32.
@@ -72,34 +72,34 @@ pub(super) trait DotVector: Copy {
     unsafe fn sub_eight(this: Self::Integers, eight: __m256i) -> Self::Integers;
 
     /// 64 bytes of nibbles: the low ones, and the high ones.
-    unsafe fn nibbles(from: *const u8) -> [Self::Numbers; 2];
-    /// 32 bytes of two-bit numbers: the lowest, the next, and so on.
-    unsafe fn two_bits(from: *const u8) -> [Self::Numbers; 2];
-    /// With bit `FIRST` of the 32 bytes `bits` as bit `AT` of the first 32 numbers, bit `SECOND` as that
+    unsafe fn nibbles(from: *const u8) -> [Self::Quants; 2];
+    /// 32 bytes of two-bit quants: the lowest, the next, and so on.
+    unsafe fn two_bits(from: *const u8) -> [Self::Quants; 2];
+    /// With bit `FIRST` of the 32 bytes `bits` as bit `AT` of the first 32 quants, bit `SECOND` as that
     /// of the others.
     unsafe fn with_bits<const FIRST: i32, const SECOND: i32, const AT: i32>(
-        low: Self::Numbers,
+        low: Self::Quants,
         bits: __m256i,
-    ) -> Self::Numbers;
-    /// 128 numbers of Q6_K: 64 bytes of low bits, 32 of high ones.
-    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Numbers; 2];
+    ) -> Self::Quants;
+    /// 128 quants of Q6_K: 64 bytes of low bits, 32 of high ones.
+    unsafe fn six_bits(low: *const u8, high: *const u8) -> [Self::Quants; 2];
     /// Sixteen signed scales.
     unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales;
 
-    /// Sums of the products of the 128 numbers, nibbles of 64 bytes, and the activations at `y`, times
+    /// Sums of the products of the 128 quants, nibbles of 64 bytes, and the activations at `y`, times
     /// the scales of sub-blocks of 32 weights: words of part `row`, the first four, or where `second`
     /// the others.
     unsafe fn scaled_of_32(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Integers,
         row: usize,
         second: bool,
     ) -> Self::Integers;
-    /// Sums of the products of 128 numbers in their own order times the scales of sub-blocks of 16: the
+    /// Sums of the products of 128 quants in their own order times the scales of sub-blocks of 16: the
     /// first eight, or where `SECOND` the others.
     unsafe fn scaled_of_16<const SECOND: bool>(
-        numbers: [Self::Numbers; 2],
+        quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Scales,
     ) -> Self::Integers;
@@ -157,7 +157,7 @@ pub(super) unsafe fn total_eight_floats(x: __m256) -> f32 {
     }
 }
 
-/// What the numbers of IQ4_NL and IQ4_XS stand for, in every part.
+/// What the quants of IQ4_NL and IQ4_XS stand for, in every part.
 #[inline(always)]
 pub(super) unsafe fn table_values() -> __m256i {
     // SAFETY: AVX2; the callers' ISAs have it.

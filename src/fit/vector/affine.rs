@@ -1,7 +1,7 @@
 //! [`crate::fit::search::fit_affine`] for a vector of groups at once, one group a lane.
 //!
 //! A group's sums are added up in their order because a group never leaves its lane, so the result
-//! is the scalar one bit for bit, and all lanes do useful work. The numbers themselves are not
+//! is the scalar one bit for bit, and all lanes do useful work. The quants themselves are not
 //! returned, but the grid that they were rounded on is.
 
 use crate::fit::search::Search;
@@ -12,7 +12,7 @@ pub(crate) struct Fits<V> {
     pub scale: V,
     pub min: V,
     pub sum_w: V,
-    /// The numbers are `round((x - grid_min) · grid_inverse)`, clamped; all 0 where it is 0.
+    /// The quants are `round((x - grid_min) · grid_inverse)`, clamped; all 0 where it is 0.
     pub grid_inverse: V,
     pub grid_min: V,
 }
@@ -49,9 +49,9 @@ pub(crate) unsafe fn fit_affine<V: Vector, const GROUP: usize>(
         let mut min = zero.min(low);
         let flat = max.le(min);
 
-        let mut numbers = InLanes::<GROUP>::new();
+        let mut quants = InLanes::<GROUP>::new();
         let absolute = search.absolute;
-        let mut groups = Groups::<GROUP> { x, w, numbers: numbers.as_mut_ptr(), levels, absolute };
+        let mut groups = Groups::<GROUP> { x, w, quants: quants.as_mut_ptr(), levels, absolute };
         let mut inverse = V::splat(levels as f32).div(max.sub(min));
         let ends = Ends::of(inverse, min, low, max);
         if !ends.in_range(flat) {
@@ -131,7 +131,7 @@ impl<V: Vector> Ends<V> {
         }
     }
 
-    /// Whether some number would be below 0, and above `levels`, without clamping. What rounds to NaN
+    /// Whether some quant would be below 0, and above `levels`, without clamping. What rounds to NaN
     /// does not count: that is flat groups.
     #[inline(always)]
     unsafe fn outside(&self, levels: i32) -> (bool, bool) {
@@ -146,18 +146,18 @@ impl<V: Vector> Ends<V> {
     }
 }
 
-/// The groups under a fit, and their numbers on the grid last tried.
+/// The groups under a fit, and their quants on the grid last tried.
 struct Groups<const GROUP: usize> {
     x: *const f32,
     w: *const f32,
-    numbers: *mut f32,
+    quants: *mut f32,
     levels: i32,
     /// As [`Search::absolute`].
     absolute: bool,
 }
 
 impl<const GROUP: usize> Groups<GROUP> {
-    /// Rounds to numbers l on a grid, clamped if they are `outside` of it, and adds up `Σ w l`,
+    /// Rounds to quants l on a grid, clamped if they are `outside` of it, and adds up `Σ w l`,
     /// `Σ w l²` and `Σ w l x`.
     ///
     /// # Safety
@@ -197,7 +197,7 @@ impl<const GROUP: usize> Groups<GROUP> {
                     position = position.min(top);
                 }
                 let l = position.nearest();
-                l.store(self.numbers.add(i * V::LANES));
+                l.store(self.quants.add(i * V::LANES));
                 let wl = w.mul(l);
                 sum_l = sum_l.add(wl);
                 sum_l2 = sum_l2.add(wl.mul(l));
@@ -216,7 +216,7 @@ impl<const GROUP: usize> Groups<GROUP> {
             for i in 0..GROUP {
                 let v = V::load(self.x.add(i * V::LANES));
                 let w = V::load(self.w.add(i * V::LANES));
-                let l = V::load(self.numbers.add(i * V::LANES));
+                let l = V::load(self.quants.add(i * V::LANES));
                 let difference = scale.mul(l).add(min).sub(v);
                 let distance =
                     if self.absolute { difference.abs() } else { difference.mul(difference) };

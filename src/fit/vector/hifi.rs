@@ -124,7 +124,7 @@ unsafe fn encode_group<G: Vector, V: Vector>(
     }
 }
 
-/// Sub-blocks in lanes: number `i` of lane `l` is at `i * stride + l`.
+/// Sub-blocks in lanes: quant `i` of lane `l` is at `i * stride + l`.
 struct Groups {
     x: *const f32,
     weights: *const f32,
@@ -139,11 +139,11 @@ impl Groups {
         unsafe {
             let (low, high) = self.windows::<V>(outliers, guess);
             let fitted = self.fit_windows::<V>(low, high);
-            let mut numbers = [[0f32; MOST]; 6];
-            for (numbers, fitted) in numbers.iter_mut().zip(fitted) {
-                fitted.store(numbers.as_mut_ptr());
+            let mut quants = [[0f32; MOST]; 6];
+            for (quants, fitted) in quants.iter_mut().zip(fitted) {
+                fitted.store(quants.as_mut_ptr());
             }
-            let of = |i: usize, l: usize| numbers[i].as_chunks::<SUB_BLOCKS>().0[l];
+            let of = |i: usize, l: usize| quants[i].as_chunks::<SUB_BLOCKS>().0[l];
             for (l, fit) in fits.iter_mut().take(V::LANES / SUB_BLOCKS).enumerate() {
                 *fit = WindowFits {
                     scale: of(0, l),
@@ -369,14 +369,14 @@ unsafe fn choose<V: Vector>(
     chosen
 }
 
-/// Sorts, in every lane, what [`DEPTH`] removals can bring to the ends of 32 numbers.
+/// Sorts, in every lane, what [`DEPTH`] removals can bring to the ends of 32 quants.
 #[inline(always)]
-unsafe fn sort_ends<V: Vector>(numbers: *mut f32) {
+unsafe fn sort_ends<V: Vector>(quants: *mut f32) {
     for &(i, j) in &NETWORK {
         // SAFETY: the caller's promise; both are below 32.
         unsafe {
             let (to_i, to_j) =
-                (numbers.add(usize::from(i) * V::LANES), numbers.add(usize::from(j) * V::LANES));
+                (quants.add(usize::from(i) * V::LANES), quants.add(usize::from(j) * V::LANES));
             let (a, b) = (V::load(to_i), V::load(to_j));
             a.min(b).store(to_i);
             a.max(b).store(to_j);

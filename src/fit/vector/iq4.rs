@@ -121,18 +121,18 @@ unsafe fn fit_scales<V: Vector>(
     scales
 }
 
-/// The numbers of 32 weights under an inverse scale, packed.
+/// The quants of 32 weights under an inverse scale, packed.
 #[inline(always)]
 unsafe fn pack<V: Vector>(x: &[f32; QK], inverse: f32) -> [u8; QK / 2] {
-    let mut numbers = [0u8; QK];
+    let mut quants = [0u8; QK];
     for i in (0..QK).step_by(V::LANES) {
         // SAFETY: the caller's promise; LANES divides 32.
         unsafe {
             let q = nearest(V::splat(inverse).mul(V::load(x.as_ptr().add(i))));
-            q.sub(V::splat(WHOLE)).store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+            q.sub(V::splat(WHOLE)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
         }
     }
-    pack_nibbles(&numbers)
+    pack_nibbles(&quants)
 }
 
 /// The vector version of IQ4_NL's encoder, for a row.

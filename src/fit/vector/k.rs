@@ -1,6 +1,6 @@
 //! Q4_K's and Q5_K's fit, several blocks at a time: every lane is one of their sub-blocks.
 //!
-//! The vector version of [`crate::fit::k::KParameters`], which stays its oracle: the same numbers
+//! The vector version of [`crate::fit::k::KParameters`], which stays its oracle: the same quants
 //! from the same operations in the same order.
 
 use super::affine::fit_affine;
@@ -157,7 +157,7 @@ impl Columns {
                 for (j, stored) in stored.iter_mut().enumerate() {
                     *stored = fit.scale_and_min(d, dmin, j);
                 }
-                round_numbers::<V, _>(parameters.levels, &x[l], &stored, grid, &mut fit.numbers);
+                round_quants::<V, _>(parameters.levels, &x[l], &stored, grid, &mut fit.quants);
             }
         }
         true
@@ -194,19 +194,19 @@ unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>)
     }
 }
 
-/// The numbers, each 0 to `levels`, under the scales and minima as stored; where a scale is 0, those of
+/// The quants, each 0 to `levels`, under the scales and minima as stored; where a scale is 0, those of
 /// the sub-block's own fit, which has these inverse scales and minima.
 ///
 /// # Safety
 ///
 /// The CPU has V's ISA.
 #[inline(always)]
-pub(super) unsafe fn round_numbers<V: Vector, const N: usize>(
+pub(super) unsafe fn round_quants<V: Vector, const N: usize>(
     levels: i32,
     x: &[f32; QK_K],
     stored: &[(f32, f32); N],
     (inverses, mins): (&[f32; N], &[f32; N]),
-    numbers: &mut [u8; QK_K],
+    quants: &mut [u8; QK_K],
 ) {
     let group = QK_K / N;
     for (j, (&inverse, &grid_min)) in inverses.iter().zip(mins).enumerate() {
@@ -221,7 +221,7 @@ pub(super) unsafe fn round_numbers<V: Vector, const N: usize>(
                 } else {
                     v.add(V::splat(min)).nearest_quotient(scale, 0, levels)
                 };
-                q.store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+                q.store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
             }
         }
     }

@@ -50,7 +50,7 @@ fn filled<V: Vector>(blocks: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *con
     copy.as_ptr().cast()
 }
 
-/// Rounds `(x - min) · inverse` to a number, clamps it and adds `offset`.
+/// Rounds `(x - min) · inverse` to a quant, clamps it and adds `offset`.
 ///
 /// # Safety
 ///
@@ -63,16 +63,16 @@ unsafe fn round<V: Vector>(
     (low, high): (i32, i32),
     offset: f32,
 ) -> [u8; QK] {
-    let mut numbers = [0u8; QK];
+    let mut quants = [0u8; QK];
     for i in (0..QK).step_by(V::LANES) {
         // SAFETY: the caller's promise; LANES divides 32.
         unsafe {
             let v = V::load(x.as_ptr().add(i));
             let q = V::splat(inverse).mul(v.sub(V::splat(min))).nearest_in(low, high);
-            q.add(V::splat(offset)).store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
         }
     }
-    numbers
+    quants
 }
 
 /// Calls `$fit` for vectors full of blocks of a row, two side by side where there are that many.
@@ -142,8 +142,8 @@ unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
     }
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
         // SAFETY: the caller's promise.
-        let numbers = unsafe { round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]) };
-        *out = store(scales[l], &numbers);
+        let quants = unsafe { round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]) };
+        *out = store(scales[l], &quants);
     }
 }
 
@@ -183,9 +183,9 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
             // SAFETY: `in_lanes` has written every element of every lane.
             let weight = |i| unsafe { *wt.as_ptr().add(i * W::LANES + l) };
             let w = std::array::from_fn::<f32, QK, _>(weight);
-            let mut numbers = [0u8; QK];
-            let fit = fit::fit_affine(x, &w, levels, Search::FINE, &mut numbers);
-            *out = store(fit.scale, -fit.min, &numbers);
+            let mut quants = [0u8; QK];
+            let fit = fit::fit_affine(x, &w, levels, Search::FINE, &mut quants);
+            *out = store(fit.scale, -fit.min, &quants);
         }
         return;
     };
@@ -199,7 +199,7 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
     }
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
         // SAFETY: the caller's promise.
-        let numbers = unsafe { round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0) };
-        *out = store(scales[l], -mins[l], &numbers);
+        let quants = unsafe { round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0) };
+        *out = store(scales[l], -mins[l], &quants);
     }
 }

@@ -24,12 +24,12 @@ pub(crate) unsafe fn quantize_symmetric<V: Vector, B>(
             let d = signed_extreme::<V>(x) / -f32::from(half);
             let id = V::splat(inverse(d));
             let offset = V::splat(f32::from(half) + 0.5);
-            let mut numbers = [0u8; QK];
+            let mut quants = [0u8; QK];
             for i in (0..QK).step_by(V::LANES) {
                 let position = V::load(x.as_ptr().add(i)).mul(id).add(offset);
-                position.store_bytes(i32::from(2 * half - 1), numbers.as_mut_ptr().add(i));
+                position.store_bytes(i32::from(2 * half - 1), quants.as_mut_ptr().add(i));
             }
-            *out = store(d, &numbers);
+            *out = store(d, &quants);
         }
     }
 }
@@ -57,13 +57,13 @@ pub(crate) unsafe fn quantize_affine<V: Vector, B>(
             let (min, max) = (signed_zero(min.smallest(), x), signed_zero(max.largest(), x));
             let d = (max - min) / f32::from(levels);
             let id = V::splat(inverse(d));
-            let mut numbers = [0u8; QK];
+            let mut quants = [0u8; QK];
             for i in (0..QK).step_by(V::LANES) {
                 let v = V::load(x.as_ptr().add(i));
                 let position = v.sub(V::splat(min)).mul(id).add(V::splat(0.5));
-                position.store_bytes(i32::from(levels), numbers.as_mut_ptr().add(i));
+                position.store_bytes(i32::from(levels), quants.as_mut_ptr().add(i));
             }
-            *out = store(d, min, &numbers);
+            *out = store(d, min, &quants);
         }
     }
 }

@@ -12,12 +12,12 @@ const LEAST: i32 = -0x0040_0000;
 
 /// Lane by lane what the scalar fits add up: `Σ w x l` and `Σ w l²`.
 #[derive(Clone, Copy)]
-struct Sums<V> {
+struct LaneSums<V> {
     xl: V,
     l2: V,
 }
 
-impl<V: Vector> Sums<V> {
+impl<V: Vector> LaneSums<V> {
     /// # Safety
     ///
     /// The CPU has V's ISA; so below.
@@ -39,7 +39,7 @@ impl<V: Vector> Sums<V> {
         unsafe { Self { xl: self.xl.sub(wx.mul(l)), l2: self.l2.sub(w.mul(l).mul(l)) } }
     }
 
-    /// The best scale, 0 where all numbers are.
+    /// The best scale, 0 where all quants are.
     #[inline(always)]
     unsafe fn scale(self) -> V {
         // SAFETY: the caller's promise.
@@ -50,28 +50,28 @@ impl<V: Vector> Sums<V> {
     }
 }
 
-/// Groups: element `i` of that in lane `l` is `x[i * V::LANES + l]`; its weight and its number likewise.
+/// Groups: element `i` of that in lane `l` is `x[i * V::LANES + l]`; its weight and its quant likewise.
 #[derive(Clone, Copy)]
 struct Groups {
     x: *const f32,
     w: *const f32,
-    numbers: *mut f32,
+    quants: *mut f32,
 }
 
 impl Groups {
-    /// Moves numbers, clamped to `low..=high`, as [`crate::fit`] does. Where `positive`, that is
+    /// Moves quants, clamped to `low..=high`, as [`crate::fit`] does. Where `positive`, that is
     /// [`crate::fit::search::fit_positive`]'s way, and `None` where one would become negative.
     ///
     /// # Safety
     ///
     /// The CPU has V's ISA; the pointers lead to GROUP · LANES elements.
     #[inline(always)]
-    unsafe fn move_numbers<V: Vector>(
+    unsafe fn move_quants<V: Vector>(
         self,
         (low, high): (i32, i32),
         positive: bool,
-        mut sums: Sums<V>,
-    ) -> Option<Sums<V>> {
+        mut sums: LaneSums<V>,
+    ) -> Option<LaneSums<V>> {
         // SAFETY: the caller's promise.
         unsafe {
             let zero = V::splat(0.0);
@@ -79,7 +79,7 @@ impl Groups {
                 let mut changed = false;
                 for i in (0..GROUP * V::LANES).step_by(V::LANES) {
                     let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
-                    let (wx, l) = (w.mul(v), V::load(self.numbers.add(i)));
+                    let (wx, l) = (w.mul(v), V::load(self.quants.add(i)));
                     let other = sums.without(w, wx, l);
                     let mut moves = zero.lt(other.xl);
                     if positive {
@@ -96,7 +96,7 @@ impl Groups {
                     moves = V::and(moves, V::and(zero.lt(this.l2), better));
                     if V::any(moves) {
                         changed = true;
-                        V::select(moves, number, l).store(self.numbers.add(i));
+                        V::select(moves, number, l).store(self.quants.add(i));
                         sums.xl = V::select(moves, this.xl, sums.xl);
                         sums.l2 = V::select(moves, this.l2, sums.l2);
                     }
@@ -110,7 +110,7 @@ impl Groups {
     }
 }
 
-/// The scales of groups under x² as weights; their numbers stay here.
+/// The scales of groups under x² as weights; their quants stay here.
 ///
 /// # Safety
 ///
@@ -120,7 +120,7 @@ pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) ->
     // SAFETY: the caller's promise; the arrays have room for the most lanes.
     unsafe {
         let (mut magnitude, mut extreme) = (V::splat(0.0), V::splat(0.0));
-        let (mut weights, mut numbers) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
+        let (mut weights, mut quants) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
         for i in (0..GROUP * V::LANES).step_by(V::LANES) {
             let v = V::load(x.add(i));
             let larger = magnitude.lt(v.abs());
@@ -129,21 +129,21 @@ pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) ->
             v.mul(v).store(weights.as_mut_ptr().add(i));
         }
         let inverse = V::splat(-(half as f32)).div(extreme);
-        let groups = Groups { x, w: weights.as_ptr(), numbers: numbers.as_mut_ptr() };
+        let groups = Groups { x, w: weights.as_ptr(), quants: quants.as_mut_ptr() };
         let clamp = (-half, half - 1);
-        let mut sums = Sums::<V>::zero();
+        let mut sums = LaneSums::<V>::zero();
         for i in (0..GROUP * V::LANES).step_by(V::LANES) {
             let (v, w) = (V::load(x.add(i)), V::load(groups.w.add(i)));
             let number = inverse.mul(v).nearest_int_clamped(clamp.0, clamp.1);
-            number.store(groups.numbers.add(i));
+            number.store(groups.quants.add(i));
             sums = sums.with(w, w.mul(v), number);
         }
-        let sums = groups.move_numbers(clamp, false, sums).unwrap_or(sums);
+        let sums = groups.move_quants(clamp, false, sums).unwrap_or(sums);
         V::select(magnitude.lt(V::splat(TINY)), V::splat(0.0), sums.scale())
     }
 }
 
-/// The scales of groups under the weights `w`; writes their numbers. `None` where an element is negative
+/// The scales of groups under the weights `w`; writes their quants. `None` where an element is negative
 /// or broken, or a number would be: for the scalar version.
 ///
 /// # Safety
@@ -154,7 +154,7 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
     x: *const f32,
     w: *const f32,
     levels: i32,
-    numbers: *mut f32,
+    quants: *mut f32,
 ) -> Option<V> {
     // SAFETY: the caller's promise.
     unsafe {
@@ -170,7 +170,7 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
             return None;
         }
         let tiny = max.lt(V::splat(TINY));
-        let groups = Groups { x, w, numbers };
+        let groups = Groups { x, w, quants };
         let mut chosen = V::splat(levels as f32).div(max);
         let mut best = groups.error(chosen, levels);
         for step in (-4..=4).filter(|&step| step != 0) {
@@ -180,25 +180,25 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
             best = V::select(better, this, best);
             chosen = V::select(better, inverse, chosen);
         }
-        let mut sums = Sums::zero();
+        let mut sums = LaneSums::zero();
         for i in (0..GROUP * V::LANES).step_by(V::LANES) {
             let (v, w) = (V::load(x.add(i)), V::load(w.add(i)));
-            // tiny groups' numbers are 0, which nothing moves
+            // tiny groups' quants are 0, which nothing moves
             let number = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
-            number.store(numbers.add(i));
+            number.store(quants.add(i));
             sums = sums.with(w, w.mul(v), number);
         }
-        let moved = groups.move_numbers((LEAST, levels), true, sums)?;
+        let moved = groups.move_quants((LEAST, levels), true, sums)?;
         Some(moved.scale())
     }
 }
 
 impl Groups {
-    /// `Σ w (x - l / inverse)²` for the numbers l under `inverse`.
+    /// `Σ w (x - l / inverse)²` for the quants l under `inverse`.
     ///
     /// # Safety
     ///
-    /// As [`Self::move_numbers`].
+    /// As [`Self::move_quants`].
     #[inline(always)]
     unsafe fn error<V: Vector>(self, inverse: V, levels: i32) -> V {
         // SAFETY: the caller's promise.

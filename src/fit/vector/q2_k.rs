@@ -2,7 +2,7 @@
 //! block.
 
 use super::affine::fit_affine;
-use super::k::round_numbers;
+use super::k::round_quants;
 use super::moves::fit_positive;
 use super::weights::{means_of_squares, of_lanes, weigh};
 use crate::block::q2_k::{LEVELS, MAX_SCALE, SUB, SUB_BLOCKS};
@@ -22,7 +22,7 @@ struct Fits {
     scales_and_mins: [Subs; 2 * BATCH],
     /// The sums of the weights, twice.
     weights: [Subs; 2 * BATCH],
-    /// The grids on which the numbers were rounded.
+    /// The grids on which the quants were rounded.
     inverses: [Subs; BATCH],
     mins: [Subs; BATCH],
 }
@@ -188,7 +188,7 @@ unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ
 #[inline(always)]
 unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K]) -> bool {
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
-    let mut numbers = InLanes::<SUB_BLOCKS>::new();
+    let mut quants = InLanes::<SUB_BLOCKS>::new();
     let mut bytes = [0u8; SUB_BLOCKS * MOST];
     let mut factors = [0f32; MOST];
     // SAFETY: the caller's promise; from `first` on there are as many lanes in `fits`, and in the arrays
@@ -198,12 +198,12 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K])
         W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
         W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
         let (x, w) = (xt.as_ptr(), wt.as_ptr());
-        let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, numbers.as_mut_ptr()) else {
+        let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
             return false;
         };
         factor.store(factors.as_mut_ptr());
         for i in (0..SUB_BLOCKS * W::LANES).step_by(W::LANES) {
-            W::load(numbers.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
+            W::load(quants.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
         }
     }
     for (l, out) in out.iter_mut().enumerate() {
@@ -214,7 +214,7 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K])
     true
 }
 
-/// The numbers under the scales as stored.
+/// The quants under the scales as stored.
 #[inline(always)]
 unsafe fn round_batch<V: Vector>(x: &[[f32; QK_K]], fits: &Fits, out: &mut [BlockQ2K]) {
     for (block, (x, out)) in x.iter().zip(out).enumerate() {
@@ -223,9 +223,9 @@ unsafe fn round_batch<V: Vector>(x: &[[f32; QK_K]], fits: &Fits, out: &mut [Bloc
             *stored = out.scale_and_min(j);
         }
         let grid = (&fits.inverses[block], &fits.mins[block]);
-        let mut numbers = [0u8; QK_K];
+        let mut quants = [0u8; QK_K];
         // SAFETY: the caller's promise.
-        unsafe { round_numbers::<V, _>(LEVELS, x, &stored, grid, &mut numbers) };
-        out.pack(&numbers);
+        unsafe { round_quants::<V, _>(LEVELS, x, &stored, grid, &mut quants) };
+        out.pack(&quants);
     }
 }

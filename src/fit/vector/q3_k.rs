@@ -20,7 +20,7 @@ struct ScaleFits {
     scales: [Subs; BATCH],
     /// The sums of the weights.
     weights: [Subs; BATCH],
-    /// The inverse scales by which the numbers were rounded; 0 for sub-blocks of zeros.
+    /// The inverse scales by which the quants were rounded; 0 for sub-blocks of zeros.
     inverses: [Subs; BATCH],
 }
 
@@ -52,7 +52,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
             }
             for (block, (x, out)) in x.iter().zip(out).enumerate() {
                 let inverses = importance.map(|_| &fits.inverses[block]);
-                round_numbers::<V>(x, inverses, out);
+                round_quants::<V>(x, inverses, out);
             }
         }
     }
@@ -178,16 +178,16 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [Block
     }
 }
 
-/// The numbers under the scales as stored; where a scale is 0, those of the sub-block's own fit, which is
+/// The quants under the scales as stored; where a scale is 0, those of the sub-block's own fit, which is
 /// made again if there are no `inverses`.
 #[inline(always)]
-unsafe fn round_numbers<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out: &mut BlockQ3K) {
-    let mut numbers = [0u8; QK_K];
+unsafe fn round_quants<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out: &mut BlockQ3K) {
+    let mut quants = [0u8; QK_K];
     for (j, scale) in out.all_scales().into_iter().enumerate() {
         let place = j * SUB..(j + 1) * SUB;
         let own = inverses.map(|inverses| inverses[j]);
         if scale == 0.0 && own.is_none() {
-            fit::fit_signed_by_moves(&x[place.clone()], HALF, &mut numbers[place]);
+            fit::fit_signed_by_moves(&x[place.clone()], HALF, &mut quants[place]);
             continue;
         }
         let offset = if scale == 0.0 && own == Some(0.0) { 0.0 } else { HALF as f32 };
@@ -201,9 +201,9 @@ unsafe fn round_numbers<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out
                     }
                     _ => v.nearest_quotient(scale, -HALF, HALF - 1),
                 };
-                q.add(V::splat(offset)).store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+                q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
             }
         }
     }
-    out.pack(&numbers);
+    out.pack(&quants);
 }

@@ -65,7 +65,7 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
     }
 }
 
-/// The block under the scales as stored; where a scale is 0, the numbers are those of the sub-block's
+/// The block under the scales as stored; where a scale is 0, the quants are those of the sub-block's
 /// own fit.
 ///
 /// # Safety
@@ -78,7 +78,7 @@ unsafe fn round<V: Vector>(
     inverses: &[f32; SUB_BLOCKS],
 ) -> BlockQ6K {
     let Some(mut block) = BlockQ6K::with_scales(scales) else { return BlockQ6K::ZERO };
-    let mut numbers = [0u8; QK_K];
+    let mut quants = [0u8; QK_K];
     for (j, &inverse) in inverses.iter().enumerate() {
         let scale = block.scale(j);
         let offset = if scale == 0.0 && inverse == 0.0 { 0.0 } else { 32.0 };
@@ -91,10 +91,10 @@ unsafe fn round<V: Vector>(
                 } else {
                     v.nearest_quotient(scale, -32, 31)
                 };
-                q.add(V::splat(offset)).store_bytes(i32::MAX, numbers.as_mut_ptr().add(i));
+                q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
             }
         }
     }
-    block.pack(&numbers);
+    block.pack(&quants);
     block
 }

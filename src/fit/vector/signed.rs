@@ -5,11 +5,11 @@ use crate::simd::{InLanes, Vector};
 /// The most elements that a group has.
 const MOST_ELEMENTS: usize = 32;
 
-/// Lane by lane the scale, and the inverse scale by which the numbers are rounded.
+/// Lane by lane the scale, and the inverse scale by which the quants are rounded.
 pub(crate) struct Fits<V: Vector> {
     pub scale: V,
     pub inverse: V,
-    /// Groups of zeros, whose numbers are all 0 and not `half`.
+    /// Groups of zeros, whose quants are all 0 and not `half`.
     pub is_zero: V::Mask,
 }
 
@@ -79,7 +79,7 @@ struct Group {
 }
 
 impl Group {
-    /// `Σ w x l` and `Σ w l²` for the numbers l under `inverse`, clamped from `BELOW` and `ABOVE`.
+    /// `Σ w x l` and `Σ w l²` for the quants l under `inverse`, clamped from `BELOW` and `ABOVE`.
     ///
     /// # Safety
     ///
