@@ -42,23 +42,32 @@
 pub mod block;
 mod check;
 pub mod dispatch;
-pub mod dot;
 pub mod error;
 pub mod error_sums;
-pub mod feedback;
-mod fit;
 mod float;
 pub mod isa;
 pub mod logits;
 pub mod lost_pages;
 pub mod matmul;
 pub mod model;
-mod panel;
 #[cfg(feature = "python")]
 mod python;
-mod refine;
 pub mod rows;
-mod simd;
 pub mod team;
 #[cfg(test)]
 mod testing;
+
+// What is written over vectors. An `unsafe fn` there lists its conditions once, under "Safety", and all that it calls
+// relies on them; most have the one of `simd::Vector`, that the CPU has the instruction set.
+#[allow(unsafe_op_in_unsafe_fn)]
+pub mod dot;
+#[allow(unsafe_op_in_unsafe_fn)]
+pub mod feedback;
+#[allow(unsafe_op_in_unsafe_fn)]
+mod fit;
+#[allow(unsafe_op_in_unsafe_fn)]
+mod panel;
+#[allow(unsafe_op_in_unsafe_fn)]
+mod refine;
+#[allow(unsafe_op_in_unsafe_fn)]
+mod simd;

@@ -22,13 +22,11 @@ impl Kernel for DequantizeRow<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let Self { kind, row, out } = self;
-        // SAFETY: the CPU has V's instruction set, and each there is on x86-64 has AVX2 and F16C.
-        unsafe {
-            match kind {
-                TensorType::IQ4NL => dequantize_nl(blocks(row), out),
-                TensorType::IQ4XS => dequantize_xs(blocks(row), out),
-                _ => decode::dequantize_row(kind, row, out),
-            }
+        // the CPU has V's instruction set, and each there is on x86-64 has AVX2 and F16C.
+        match kind {
+            TensorType::IQ4NL => dequantize_nl(blocks(row), out),
+            TensorType::IQ4XS => dequantize_xs(blocks(row), out),
+            _ => decode::dequantize_row(kind, row, out),
         }
     }
 }
@@ -36,8 +34,7 @@ impl Kernel for DequantizeRow<'_> {
 /// Decodes quants under their scale.
 #[inline(always)]
 unsafe fn decode(scale: f32, qs: &[u8; QK / 2], out: &mut [f32]) {
-    // SAFETY: the caller's promise.
-    let values = unsafe { look_up_bytes(&BYTES, qs) };
+    let values = look_up_bytes(&BYTES, qs);
     for (y, v) in out.iter_mut().zip(values) {
         *y = scale * f32::from(v as i8);
     }
@@ -47,8 +44,7 @@ unsafe fn decode(scale: f32, qs: &[u8; QK / 2], out: &mut [f32]) {
 #[inline(always)]
 unsafe fn dequantize_nl(blocks: &[BlockIQ4NL], out: &mut [f32]) {
     for (block, out) in blocks.iter().zip(out.chunks_exact_mut(QK)) {
-        // SAFETY: the caller's promise.
-        unsafe { decode(f16_to_f32(u16::from_le_bytes(block.d)), &block.qs, out) };
+        decode(f16_to_f32(u16::from_le_bytes(block.d)), &block.qs, out);
     }
 }
 
@@ -56,11 +52,9 @@ unsafe fn dequantize_nl(blocks: &[BlockIQ4NL], out: &mut [f32]) {
 #[inline(always)]
 unsafe fn dequantize_xs(blocks: &[BlockIQ4XS], out: &mut [f32]) {
     for (block, out) in blocks.iter().zip(out.chunks_exact_mut(QK_K)) {
-        // SAFETY: the caller's promise.
-        let d = unsafe { f16_to_f32(u16::from_le_bytes(block.d)) };
+        let d = f16_to_f32(u16::from_le_bytes(block.d));
         for (j, (qs, out)) in block.qs.iter().zip(out.chunks_exact_mut(QK)).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { decode(d * block.scale(j) as f32, qs, out) };
+            decode(d * block.scale(j) as f32, qs, out);
         }
     }
 }

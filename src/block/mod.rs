@@ -5,6 +5,7 @@
 
 mod decode;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
+#[allow(unsafe_op_in_unsafe_fn)] // as in the rooms over vectors
 mod decode_x86;
 mod float;
 mod hifi;

@@ -87,8 +87,7 @@ impl Block for BlockQ4K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let quants = self.quants(); // apart from the products, so that both loops become vectors
-        for (j, (out, quants)) in
-            out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
+        for (j, (out, quants)) in out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
         {
             let (scale, min) = self.scale_and_min(j);
             for (y, &q) in out.iter_mut().zip(quants) {

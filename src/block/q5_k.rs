@@ -82,8 +82,7 @@ impl Block for BlockQ5K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let quants = self.quants(); // as in Q4_K
-        for (j, (out, quants)) in
-            out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
+        for (j, (out, quants)) in out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
         {
             let (scale, min) = self.scale_and_min(j);
             for (y, &q) in out.iter_mut().zip(quants) {

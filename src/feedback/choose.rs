@@ -36,8 +36,7 @@ impl Kernel for ChooseQuants<'_> {
         }
         with_quants!(kind, B => {
             const N: usize = <B as crate::block::Block>::WEIGHTS;
-            // SAFETY: as the caller's.
-            unsafe { choose_rows::<Twice<V>, B, N>(hessian, x, encoded) }
+            choose_rows::<Twice<V>, B, N>(hessian, x, encoded)
         }, ())
     }
 }
@@ -54,26 +53,16 @@ unsafe fn choose_rows<L: Vector, B: Quants<N>, const N: usize>(
     for (x, blocks) in x.chunks(ROWS * row).zip(blocks.chunks_mut(ROWS * row)) {
         let lanes = L::LANES * row;
         batch.resize_with(blocks.len().div_ceil(lanes), || Rows::new::<L>(hessian.row_length()));
-        // SAFETY: the caller's promise.
-        unsafe {
-            for ((rows, x), blocks) in
-                batch.iter_mut().zip(x.chunks(lanes)).zip(blocks.chunks(lanes))
-            {
-                for place in 0..row {
-                    rows.read::<L, B, N>(
-                        place,
-                        x[place..].iter().zip(&blocks[place..]).step_by(row),
-                    );
-                }
+        for ((rows, x), blocks) in batch.iter_mut().zip(x.chunks(lanes)).zip(blocks.chunks(lanes)) {
+            for place in 0..row {
+                rows.read::<L, B, N>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
             }
-            choose::<L>(hessian, &mut batch);
-            for ((rows, x), blocks) in
-                batch.iter().zip(x.chunks(lanes)).zip(blocks.chunks_mut(lanes))
-            {
-                for place in 0..row {
-                    let x = x[place..].iter().step_by(row);
-                    rows.write::<L, B, N>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
-                }
+        }
+        choose::<L>(hessian, &mut batch);
+        for ((rows, x), blocks) in batch.iter().zip(x.chunks(lanes)).zip(blocks.chunks_mut(lanes)) {
+            for place in 0..row {
+                let x = x[place..].iter().step_by(row);
+                rows.write::<L, B, N>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
             }
         }
     }
@@ -85,8 +74,8 @@ unsafe fn choose<L: Vector>(hessian: &Hessian, batch: &mut [Rows]) {
     for group in hessian.groups() {
         for (tile, columns) in group.tiles().zip(group.order().chunks(TILE)) {
             for rows in &mut *batch {
-                // SAFETY: the caller's promise; columns are those of a row.
-                unsafe { rows.choose::<L>(tile, columns) };
+                // columns are those of a row.
+                rows.choose::<L>(tile, columns);
             }
         }
     }
@@ -128,17 +117,14 @@ impl Rows {
         let (mut errors, mut steps): (Blocks<N>, Blocks<N>) =
             ([[0.0; N]; MOST_LANES], [[0.0; N]; MOST_LANES]);
         for ((x, block), (errors, steps)) in blocks.zip(errors.iter_mut().zip(&mut steps)) {
-            // SAFETY: the caller's promise.
-            let view = unsafe { View::new::<L, B>(x, block) };
+            let view = View::new::<L, B>(x, block);
             (*errors, *steps) = (view.errors, view.steps);
         }
         let place = place * N * L::LANES;
-        // SAFETY: the caller's promise; there are as many blocks here as lanes, and room there.
-        unsafe {
-            let to = |quants: &mut [LaneRow]| quants.as_mut_ptr().cast::<f32>().add(place);
-            L::transpose(errors.as_ptr().cast(), N, to(&mut self.errors));
-            L::transpose(steps.as_ptr().cast(), N, to(&mut self.steps));
-        }
+        // there are as many blocks here as lanes, and room there.
+        let to = |quants: &mut [LaneRow]| quants.as_mut_ptr().cast::<f32>().add(place);
+        L::transpose(errors.as_ptr().cast(), N, to(&mut self.errors));
+        L::transpose(steps.as_ptr().cast(), N, to(&mut self.steps));
     }
 
     /// Chooses the quants of the next `columns`; `tile` has what each takes of the errors before, and of those
@@ -149,28 +135,26 @@ impl Rows {
         let steps = self.steps.as_mut_ptr().cast::<f32>();
         let chosen = self.chosen.as_mut_ptr().cast::<f32>();
         let before = tile.len() - TILE;
-        // SAFETY: the caller's promise; there are LANES quants of every column.
-        unsafe {
-            let mut shifts = [L::splat(0.0); TILE];
-            for (i, m) in tile[..before].iter().enumerate() {
-                let error = L::load(chosen.add(i * L::LANES));
-                for (shift, &m) in shifts.iter_mut().zip(m) {
-                    *shift = error.mul_add(L::splat(m), *shift);
-                }
+        // there are LANES quants of every column.
+        let mut shifts = [L::splat(0.0); TILE];
+        for (i, m) in tile[..before].iter().enumerate() {
+            let error = L::load(chosen.add(i * L::LANES));
+            for (shift, &m) in shifts.iter_mut().zip(m) {
+                *shift = error.mul_add(L::splat(m), *shift);
             }
-            for (t, &column) in columns.iter().enumerate() {
-                let at = column as usize * L::LANES;
-                let (e, step) = (L::load(errors.add(at)), L::load(steps.add(at)));
-                let wrong = e.add(shifts[t]);
-                // the change of its square, of which only the sign matters
-                let change = wrong.add(wrong).add(step).mul(step);
-                let taken = change.if_less(L::splat(0.0), step, L::splat(0.0));
-                step.sub(taken.add(taken)).store(steps.add(at));
-                let error = e.add(taken);
-                error.store(chosen.add((before + t) * L::LANES));
-                for u in t + 1..TILE {
-                    shifts[u] = error.mul_add(L::splat(tile[before + t][u]), shifts[u]);
-                }
+        }
+        for (t, &column) in columns.iter().enumerate() {
+            let at = column as usize * L::LANES;
+            let (e, step) = (L::load(errors.add(at)), L::load(steps.add(at)));
+            let wrong = e.add(shifts[t]);
+            // the change of its square, of which only the sign matters
+            let change = wrong.add(wrong).add(step).mul(step);
+            let taken = change.if_less(L::splat(0.0), step, L::splat(0.0));
+            step.sub(taken.add(taken)).store(steps.add(at));
+            let error = e.add(taken);
+            error.store(chosen.add((before + t) * L::LANES));
+            for u in t + 1..TILE {
+                shifts[u] = error.mul_add(L::splat(tile[before + t][u]), shifts[u]);
             }
         }
     }
@@ -185,8 +169,8 @@ impl Rows {
         let (mut steps, mut tile): (Blocks<N>, _) = ([[0.0; N]; MOST_LANES], [ZEROS; MOST_LANES]);
         for column in (0..N).step_by(L::LANES) {
             let from = (place * N + column) * L::LANES;
-            // SAFETY: the caller's promise; there are as many quants of that many columns, and room.
-            let tile = unsafe {
+            // there are as many quants of that many columns, and room.
+            let tile = {
                 let to = tile.as_mut_ptr().cast::<f32>();
                 L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
                 std::slice::from_raw_parts(to, L::LANES * L::LANES)
@@ -196,8 +180,7 @@ impl Rows {
             }
         }
         for ((x, block), steps) in blocks.zip(&steps) {
-            // SAFETY: the caller's promise.
-            let mut view = unsafe { View::new::<L, B>(x, block) };
+            let mut view = View::new::<L, B>(x, block);
             for (i, &step) in steps.iter().enumerate() {
                 // taken, a step is the way back: its sign has changed
                 let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
@@ -221,8 +204,8 @@ unsafe fn values_of<L: Vector, B: Quants<N>, const N: usize>(quants: &[u8; N]) -
         Values::From(first) => values.iter_mut().for_each(|value| *value += first),
         Values::Iq4 => {
             for values in values.chunks_exact_mut(L::LANES) {
-                // SAFETY: as the caller's; there are as many quants as lanes.
-                unsafe { iq4_value(L::load(values.as_ptr())).store(values.as_mut_ptr()) };
+                // there are as many quants as lanes.
+                iq4_value(L::load(values.as_ptr())).store(values.as_mut_ptr());
             }
         }
     }
@@ -244,8 +227,7 @@ impl<const N: usize> View<N> {
     unsafe fn new<L: Vector, B: Quants<N>>(x: &[f32; N], block: &B) -> Self {
         let quants = block.quants();
         let (mut others, mut errors, mut steps) = ([0u8; N], [0f32; N], [0f32; N]);
-        // SAFETY: the caller's promise; so below.
-        let values = unsafe { values_of::<L, B, N>(&quants) };
+        let values = values_of::<L, B, N>(&quants);
         let sub = N / B::SUB_BLOCKS;
         for j in 0..B::SUB_BLOCKS {
             let (scale, min) = block.scale_and_min(j);
@@ -258,8 +240,7 @@ impl<const N: usize> View<N> {
                 others[i] = other.clamp(0, i16::from(B::LAST)) as u8;
             }
         }
-        // SAFETY: as above.
-        let other_values = unsafe { values_of::<L, B, N>(&others) };
+        let other_values = values_of::<L, B, N>(&others);
         for j in 0..B::SUB_BLOCKS {
             let (scale, _) = block.scale_and_min(j);
             for i in j * sub..(j + 1) * sub {

@@ -33,22 +33,18 @@ const PLACES: [f32; 16] = {
 /// The vector version of [`crate::block::iq4::nearest`], with [`WHOLE`] added.
 #[inline(always)]
 pub(crate) unsafe fn nearest<V: Vector>(position: V) -> V {
-    // SAFETY: the caller's promise.
-    unsafe {
-        // in this order NaN becomes the last
-        let position = position.min(V::splat(HIGH)).max(V::splat(LOW));
-        let slope = position.abs().mul_add(V::splat(-BEND), V::splat(SLOPE));
-        let place = position.mul_add(slope, V::splat(WHOLE + FIRST));
-        let is_below = position.lt(V::look_up(&PLACES, place));
-        place.add(V::select(is_below, V::splat(0.0), V::splat(1.0)))
-    }
+    // in this order NaN becomes the last
+    let position = position.min(V::splat(HIGH)).max(V::splat(LOW));
+    let slope = position.abs().mul_add(V::splat(-BEND), V::splat(SLOPE));
+    let place = position.mul_add(slope, V::splat(WHOLE + FIRST));
+    let is_below = position.lt(V::look_up(&PLACES, place));
+    place.add(V::select(is_below, V::splat(0.0), V::splat(1.0)))
 }
 
 /// The value nearest to each `position`.
 #[inline(always)]
 pub(crate) unsafe fn nearest_value<V: Vector>(position: V) -> V {
-    // SAFETY: the caller's promise.
-    unsafe { V::look_up(&FLOATS, nearest(position)) }
+    V::look_up(&FLOATS, nearest(position))
 }
 
 /// The value for the quant in each lane.
@@ -58,8 +54,8 @@ pub(crate) unsafe fn nearest_value<V: Vector>(position: V) -> V {
 /// The CPU has V's instruction set.
 #[inline(always)]
 pub(crate) unsafe fn value_of<V: Vector>(quants: V) -> V {
-    // SAFETY: as the caller's; what is added leaves the quant in the lowest bits.
-    unsafe { V::look_up(&FLOATS, quants.add(V::splat(8_388_608.0))) }
+    // what is added leaves the quant in the lowest bits.
+    V::look_up(&FLOATS, quants.add(V::splat(8_388_608.0)))
 }
 
 #[cfg(test)]

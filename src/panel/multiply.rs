@@ -47,8 +47,7 @@ impl Step {
         let parts = scales.chunks_exact_mut(subs).zip(adds.chunks_exact_mut(subs));
         let parts = self.rows[row].chunks_exact_mut(B::WEIGHTS).zip(parts);
         for (block, (quants, (scales, adds))) in blocks.iter().zip(parts) {
-            // SAFETY: the caller's promise.
-            unsafe { block.unpack::<V>(quants, scales, adds) };
+            block.unpack::<V>(quants, scales, adds);
         }
         for sub in 0..blocks.len() * subs {
             self.scales[sub][row] = scales[sub];
@@ -76,8 +75,8 @@ impl Step {
             for row in (0..PANEL).step_by(V::LANES) {
                 let from = self.rows[row][4 * cell..].as_ptr();
                 let to = self.cells[cell][4 * row..].as_mut_ptr();
-                // SAFETY: the caller's promise; the quants of rows and cells are multiples of LANES.
-                unsafe { V::transpose(from, 4 * STEP, to, 4 * PANEL) }
+                // the quants of rows and cells are multiples of LANES.
+                V::transpose(from, 4 * STEP, to, 4 * PANEL)
             }
         }
     }
@@ -96,16 +95,13 @@ pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
     columns: PanelColumns<'_>,
     acc: &mut [[f32; PANEL]],
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let other = || unreachable!("columns of another form than the type takes");
-        match columns {
-            PanelColumns::Bytes(x) => {
-                with_quants!(kind, B => bytes::<V, B, R, C>(rows, x, acc), other())
-            }
-            PanelColumns::Floats(x) => by_family!(kind,
-                float: B => floats::<V, B, R, C>(rows, x, acc), small: B => other(), k: B => other()),
+    let other = || unreachable!("columns of another form than the type takes");
+    match columns {
+        PanelColumns::Bytes(x) => {
+            with_quants!(kind, B => bytes::<V, B, R, C>(rows, x, acc), other())
         }
+        PanelColumns::Floats(x) => by_family!(kind,
+                float: B => floats::<V, B, R, C>(rows, x, acc), small: B => other(), k: B => other()),
     }
 }
 
@@ -120,23 +116,21 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
     let sums = out.sums.as_chunks_mut::<{ GROUP / SUM }>().0;
     let factors = out.scales.iter_mut().zip(out.scaled_sums).zip(sums);
     for ((x, quants), ((scale, scaled_sum), sums)) in groups.zip(factors) {
-        // SAFETY: the caller's promise; a group is whole vectors.
-        unsafe {
-            let mut most = V::splat(0);
-            for i in (0..GROUP).step_by(V::LANES) {
-                most = V::max_abs(most, V::load_f32(x.as_ptr().add(i)));
-            }
-            let most = V::largest(most);
-            // of what is so small that the inverse would be infinite nothing is left
-            let inverse = V::splat_f32(if most < LEAST { 0.0 } else { 127.0 / most });
-            *scale = most / 127.0;
-            *sums = [0; GROUP / SUM];
-            for i in (0..GROUP).step_by(V::LANES) {
-                let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
-                V::store_bytes(ints, quants.as_mut_ptr().add(i));
-                // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
-                sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
-            }
+        // a group is whole vectors.
+        let mut most = V::splat(0);
+        for i in (0..GROUP).step_by(V::LANES) {
+            most = V::max_abs(most, V::load_f32(x.as_ptr().add(i)));
+        }
+        let most = V::largest(most);
+        // of what is so small that the inverse would be infinite nothing is left
+        let inverse = V::splat_f32(if most < LEAST { 0.0 } else { 127.0 / most });
+        *scale = most / 127.0;
+        *sums = [0; GROUP / SUM];
+        for i in (0..GROUP).step_by(V::LANES) {
+            let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
+            V::store_bytes(ints, quants.as_mut_ptr().add(i));
+            // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
+            sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
         }
         *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
     }
@@ -166,20 +160,15 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
             let (now, later) = row[start / B::WEIGHTS..].split_at((end - start) / B::WEIGHTS);
             // rows lie too far apart for the CPU to see it coming
             for ahead in (0..size_of_val(now)).step_by(CACHE_LINE) {
-                // SAFETY: the caller's promise.
-                unsafe { V::prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead)) }
+                V::prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead))
             }
-            // SAFETY: the caller's promise.
-            unsafe { step.set_quants::<V, B>(r, now) };
+            step.set_quants::<V, B>(r, now);
         }
-        // SAFETY: the caller's promise.
-        unsafe {
-            step.exchange::<V>((end - start) / 4);
-            for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
-                let tile = tile_columns(tile, columns.count());
-                for row in (0..PANEL).step_by(R * V::LANES) {
-                    bytes_tile::<V, B, R, C>(&step, row, columns, tile, start..end, acc);
-                }
+        step.exchange::<V>((end - start) / 4);
+        for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
+            let tile = tile_columns(tile, columns.count());
+            for row in (0..PANEL).step_by(R * V::LANES) {
+                bytes_tile::<V, B, R, C>(&step, row, columns, tile, start..end, acc);
             }
         }
     }
@@ -201,54 +190,52 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
     }
     let groups = columns.length / GROUP;
     for sub in 0..places.len() / B::SUB {
-        // SAFETY: the caller's promise; the sub-block lies within the step and the columns.
-        unsafe {
-            let mut sums = [[V::splat(0); C]; R];
-            if B::OFFSET != 0 {
-                let first = (places.start + sub * B::SUB) / SUM;
-                for c in 0..C {
-                    let x = &columns.sums[tile[c] * columns.length / SUM + first..];
-                    // infinities and NaN have sums that overflow, and scales that make the result NaN
-                    let sum = x[..B::SUB / SUM].iter().fold(0, |sum: i32, x| sum.wrapping_add(*x));
-                    for sums in &mut sums {
-                        sums[c] = V::splat((-B::OFFSET).wrapping_mul(sum));
-                    }
-                }
-            }
-            for cell in sub * B::SUB / 4..(sub + 1) * B::SUB / 4 {
-                let mut w = [V::splat(0); R];
-                for (r, w) in w.iter_mut().enumerate() {
-                    *w = V::load(step.cells[cell].as_ptr().add(4 * (row + r * V::LANES)));
-                }
-                for c in 0..C {
-                    let x = V::broadcast(quants[c].add(4 * cell));
-                    for r in 0..R {
-                        sums[r][c] = V::dot(sums[r][c], w[r], x, B::WIDE);
-                    }
-                }
-            }
-            let group = (places.start + sub * B::SUB) / GROUP;
+        // the sub-block lies within the step and the columns.
+        let mut sums = [[V::splat(0); C]; R];
+        if B::OFFSET != 0 {
+            let first = (places.start + sub * B::SUB) / SUM;
             for c in 0..C {
-                let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
-                let scale = V::splat_f32(factor);
-                let sum = if B::SUB == GROUP {
-                    *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
-                } else {
-                    let sum = (tile[c] * columns.length + places.start) / SUM + sub;
-                    factor * *columns.sums.get_unchecked(sum) as f32
-                };
-                for (r, sums) in sums.iter().enumerate() {
-                    let first = row + r * V::LANES;
-                    let to = acc[c].as_mut_ptr().add(first);
-                    let scales = V::load_f32(step.scales[sub].as_ptr().add(first));
-                    let scaled = V::mul(V::to_floats(sums[c]), scale);
-                    let mut total = V::fma(scaled, scales, V::load_f32(to));
-                    if B::ADDS {
-                        let adds = V::load_f32(step.adds[sub].as_ptr().add(first));
-                        total = V::fma(V::splat_f32(sum), adds, total);
-                    }
-                    V::store_f32(total, to);
+                let x = &columns.sums[tile[c] * columns.length / SUM + first..];
+                // infinities and NaN have sums that overflow, and scales that make the result NaN
+                let sum = x[..B::SUB / SUM].iter().fold(0, |sum: i32, x| sum.wrapping_add(*x));
+                for sums in &mut sums {
+                    sums[c] = V::splat((-B::OFFSET).wrapping_mul(sum));
                 }
+            }
+        }
+        for cell in sub * B::SUB / 4..(sub + 1) * B::SUB / 4 {
+            let mut w = [V::splat(0); R];
+            for (r, w) in w.iter_mut().enumerate() {
+                *w = V::load(step.cells[cell].as_ptr().add(4 * (row + r * V::LANES)));
+            }
+            for c in 0..C {
+                let x = V::broadcast(quants[c].add(4 * cell));
+                for r in 0..R {
+                    sums[r][c] = V::dot(sums[r][c], w[r], x, B::WIDE);
+                }
+            }
+        }
+        let group = (places.start + sub * B::SUB) / GROUP;
+        for c in 0..C {
+            let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
+            let scale = V::splat_f32(factor);
+            let sum = if B::SUB == GROUP {
+                *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
+            } else {
+                let sum = (tile[c] * columns.length + places.start) / SUM + sub;
+                factor * *columns.sums.get_unchecked(sum) as f32
+            };
+            for (r, sums) in sums.iter().enumerate() {
+                let first = row + r * V::LANES;
+                let to = acc[c].as_mut_ptr().add(first);
+                let scales = V::load_f32(step.scales[sub].as_ptr().add(first));
+                let scaled = V::mul(V::to_floats(sums[c]), scale);
+                let mut total = V::fma(scaled, scales, V::load_f32(to));
+                if B::ADDS {
+                    let adds = V::load_f32(step.adds[sub].as_ptr().add(first));
+                    total = V::fma(V::splat_f32(sum), adds, total);
+                }
+                V::store_f32(total, to);
             }
         }
     }
@@ -267,19 +254,15 @@ unsafe fn floats<V: PanelVector, B: Block, const R: usize, const C: usize>(
         for (r, row) in blocks::<B>(rows).chunks_exact(length).enumerate() {
             step.set_floats(r, &row[start..start + width]);
         }
-        // SAFETY: the caller's promise.
-        unsafe {
-            step.exchange::<V>(width);
-            for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
-                let mut quants = [x.as_ptr(); C];
-                for (quants, column) in
-                    quants.iter_mut().zip(tile_columns::<C>(tile, x.len() / length))
-                {
-                    *quants = x[column * length + start..][..width].as_ptr();
-                }
-                for row in (0..PANEL).step_by(R * V::LANES) {
-                    floats_tile::<V, R, C>(&step, row, quants, width, acc);
-                }
+        step.exchange::<V>(width);
+        for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
+            let mut quants = [x.as_ptr(); C];
+            for (quants, column) in quants.iter_mut().zip(tile_columns::<C>(tile, x.len() / length))
+            {
+                *quants = x[column * length + start..][..width].as_ptr();
+            }
+            for row in (0..PANEL).step_by(R * V::LANES) {
+                floats_tile::<V, R, C>(&step, row, quants, width, acc);
             }
         }
     }
@@ -294,27 +277,25 @@ unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
     width: usize,
     acc: &mut [[f32; PANEL]; C],
 ) {
-    // SAFETY: the caller's promise; the columns have `width` quants.
-    unsafe {
-        let mut sums = [[V::splat_f32(0.0); C]; R];
-        for cell in 0..width {
-            let mut w = [V::splat_f32(0.0); R];
-            for (r, w) in w.iter_mut().enumerate() {
-                let from = step.cells[cell].as_ptr().add(4 * (row + r * V::LANES));
-                *w = V::load_f32(from.cast());
-            }
-            for c in 0..C {
-                let x = V::splat_f32(*quants[c].add(cell));
-                for r in 0..R {
-                    sums[r][c] = V::fma(w[r], x, sums[r][c]);
-                }
-            }
+    // the columns have `width` quants.
+    let mut sums = [[V::splat_f32(0.0); C]; R];
+    for cell in 0..width {
+        let mut w = [V::splat_f32(0.0); R];
+        for (r, w) in w.iter_mut().enumerate() {
+            let from = step.cells[cell].as_ptr().add(4 * (row + r * V::LANES));
+            *w = V::load_f32(from.cast());
         }
         for c in 0..C {
-            for (r, sums) in sums.iter().enumerate() {
-                let to = acc[c].as_mut_ptr().add(row + r * V::LANES);
-                V::store_f32(V::add(V::load_f32(to), sums[c]), to);
+            let x = V::splat_f32(*quants[c].add(cell));
+            for r in 0..R {
+                sums[r][c] = V::fma(w[r], x, sums[r][c]);
             }
+        }
+    }
+    for c in 0..C {
+        for (r, sums) in sums.iter().enumerate() {
+            let to = acc[c].as_mut_ptr().add(row + r * V::LANES);
+            V::store_f32(V::add(V::load_f32(to), sums[c]), to);
         }
     }
 }

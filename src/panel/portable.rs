@@ -23,14 +23,12 @@ impl PanelVector for Portable {
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self::Ints {
-        // SAFETY: the trait's contract; so below.
-        unsafe { from.cast::<Self::Ints>().read_unaligned() }
+        from.cast::<Self::Ints>().read_unaligned()
     }
 
     #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self::Ints {
-        // SAFETY: as above.
-        unsafe { [from.cast::<i32>().read_unaligned(); LANES] }
+        [from.cast::<i32>().read_unaligned(); LANES]
     }
 
     #[inline(always)]
@@ -57,8 +55,7 @@ impl PanelVector for Portable {
 
     #[inline(always)]
     unsafe fn store_bytes(ints: Self::Ints, to: *mut u8) {
-        // SAFETY: as above.
-        unsafe { to.cast::<[u8; LANES]>().write_unaligned(ints.map(|x| x as u8)) }
+        to.cast::<[u8; LANES]>().write_unaligned(ints.map(|x| x as u8))
     }
 
     #[inline(always)]
@@ -78,14 +75,12 @@ impl PanelVector for Portable {
 
     #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self::Floats {
-        // SAFETY: as above.
-        unsafe { from.cast::<Self::Floats>().read_unaligned() }
+        from.cast::<Self::Floats>().read_unaligned()
     }
 
     #[inline(always)]
     unsafe fn store_f32(floats: Self::Floats, to: *mut f32) {
-        // SAFETY: as above.
-        unsafe { to.cast::<Self::Floats>().write_unaligned(floats) }
+        to.cast::<Self::Floats>().write_unaligned(floats)
     }
 
     #[inline(always)]
@@ -130,11 +125,8 @@ impl PanelVector for Portable {
     unsafe fn transpose(from: *const u8, stride: usize, to: *mut u8, to_stride: usize) {
         for row in 0..LANES {
             for cell in 0..LANES {
-                // SAFETY: as above.
-                unsafe {
-                    let cell_from = from.add(row * stride + 4 * cell).cast::<[u8; 4]>();
-                    to.add(cell * to_stride + 4 * row).cast::<[u8; 4]>().write(*cell_from);
-                }
+                let cell_from = from.add(row * stride + 4 * cell).cast::<[u8; 4]>();
+                to.add(cell * to_stride + 4 * row).cast::<[u8; 4]>().write(*cell_from);
             }
         }
     }

@@ -37,8 +37,7 @@ pub(crate) trait PanelBlock: Block {
 
 #[inline(always)]
 unsafe fn half<V: PanelVector>(bytes: [u8; 2]) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe { V::half(u16::from_le_bytes(bytes)) }
+    V::half(u16::from_le_bytes(bytes))
 }
 
 /// Low halves of 32 bytes, then the high halves, and so on.
@@ -100,8 +99,7 @@ impl PanelBlock for BlockQ4K {
         adds: &mut [f32],
     ) {
         split_nibbles(&self.qs, quants);
-        // SAFETY: the caller's promise.
-        let (d, dmin) = unsafe { (half::<V>(self.d), half::<V>(self.dmin)) };
+        let (d, dmin) = (half::<V>(self.d), half::<V>(self.dmin));
         k_scales(d, dmin, &self.scales, scales, adds);
     }
 }
@@ -122,8 +120,7 @@ impl PanelBlock for BlockQ5K {
                 *q |= ((h >> j) & 1) << 4;
             }
         }
-        // SAFETY: the caller's promise.
-        let (d, dmin) = unsafe { (half::<V>(self.d), half::<V>(self.dmin)) };
+        let (d, dmin) = (half::<V>(self.d), half::<V>(self.dmin));
         k_scales(d, dmin, &self.scales, scales, adds);
     }
 }
@@ -143,8 +140,7 @@ impl PanelBlock for BlockQ6K {
                 out[i + 96] = (ql[i + 32] >> 4) | ((qh[i] >> 6) << 4);
             }
         }
-        // SAFETY: the caller's promise.
-        let d = unsafe { half::<V>(self.d) };
+        let d = half::<V>(self.d);
         for (scale, &s) in scales.iter_mut().zip(&self.scales) {
             *scale = d * f32::from(s as i8);
         }
@@ -160,8 +156,7 @@ impl PanelBlock for BlockQ8_0 {
         for (out, q) in quants.iter_mut().zip(self.qs) {
             *out = q ^ 0x80;
         }
-        // SAFETY: the caller's promise.
-        scales[0] = unsafe { half::<V>(self.d) };
+        scales[0] = half::<V>(self.d);
     }
 }
 
@@ -171,11 +166,9 @@ impl PanelBlock for BlockIQ4NL {
 
     #[inline(always)]
     unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        // SAFETY: the caller's promise.
-        let values = unsafe { V::look_up(&UNSIGNED, &self.qs) };
+        let values = V::look_up(&UNSIGNED, &self.qs);
         quants.copy_from_slice(&values);
-        // SAFETY: the caller's promise.
-        scales[0] = unsafe { half::<V>(self.d) };
+        scales[0] = half::<V>(self.d);
     }
 }
 
@@ -186,11 +179,9 @@ impl PanelBlock for BlockIQ4XS {
     #[inline(always)]
     unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
         for (quants, qs) in quants.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
-            // SAFETY: the caller's promise.
-            *quants = unsafe { V::look_up(&UNSIGNED, qs) };
+            *quants = V::look_up(&UNSIGNED, qs);
         }
-        // SAFETY: the caller's promise.
-        let d = unsafe { half::<V>(self.d) };
+        let d = half::<V>(self.d);
         for (j, scale) in scales.iter_mut().enumerate() {
             *scale = d * self.scale(j) as f32;
         }
@@ -216,11 +207,8 @@ macro_rules! legacy_quants {
                     let pair: (i32, i32) = $pair(self, j);
                     (quants[j], quants[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
                 }
-                // SAFETY: the caller's promise.
-                unsafe {
-                    scales[0] = half::<V>(self.d);
+                scales[0] = half::<V>(self.d);
                     $(_adds[0] = half::<V>($add(self));)?
-                }
             }
         }
     };

@@ -7,6 +7,8 @@ mod lost_pages;
 mod model;
 mod support;
 
+use pyo3::prelude::*;
+
 /// The Rust core of q4hifi. Private: use the functions and classes of the package.
 #[pymodule]
 mod _core {

@@ -34,15 +34,12 @@ impl Kernel for RefineRows<'_> {
             importance: importance.map(|w| w.as_chunks().0),
             row: row_length / QK_K,
         };
-        // SAFETY: as the caller's.
-        unsafe {
-            match kind {
-                TensorType::IQ4XS => refine_blocks::<Twice<V>, BlockIQ4XS>(x, blocks_mut(out)),
-                TensorType::Q4K => refine_blocks::<Twice<V>, BlockQ4K>(x, blocks_mut(out)),
-                TensorType::Q5K => refine_blocks::<Twice<V>, BlockQ5K>(x, blocks_mut(out)),
-                TensorType::Q6K => refine_blocks::<Twice<V>, BlockQ6K>(x, blocks_mut(out)),
-                _ => {}
-            }
+        match kind {
+            TensorType::IQ4XS => refine_blocks::<Twice<V>, BlockIQ4XS>(x, blocks_mut(out)),
+            TensorType::Q4K => refine_blocks::<Twice<V>, BlockQ4K>(x, blocks_mut(out)),
+            TensorType::Q5K => refine_blocks::<Twice<V>, BlockQ5K>(x, blocks_mut(out)),
+            TensorType::Q6K => refine_blocks::<Twice<V>, BlockQ6K>(x, blocks_mut(out)),
+            _ => {}
         }
     }
 }
@@ -79,11 +76,8 @@ unsafe fn refine_blocks<L: Vector, B: Refined>(blocks: Blocks<'_>, out: &mut [B]
             weights[l] = weights_of(this, importance);
         }
         let mut found = [out[0]; MOST_BLOCKS];
-        // SAFETY: the caller's promise.
-        unsafe {
-            columns.fill::<L>(&x[..group], &weights[..group]);
-            B::search::<L>(&columns, &x[..group], &mut found[..group]);
-        }
+        columns.fill::<L>(&x[..group], &weights[..group]);
+        B::search::<L>(&columns, &x[..group], &mut found[..group]);
         for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
             found.dequantize(&mut decoded);
             let sums = error_sums(&x[l], Some(&weights[l]), &decoded);

@@ -47,8 +47,7 @@ pub(super) struct Bounds {
 impl Grid for Bounds {
     #[inline(always)]
     unsafe fn nearest<L: Vector>(self, place: L) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest() }
+        place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest()
     }
 }
 
@@ -59,8 +58,7 @@ pub(super) struct Iq4Values;
 impl Grid for Iq4Values {
     #[inline(always)]
     unsafe fn nearest<L: Vector>(self, place: L) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { nearest_iq4_value(place) }
+        nearest_iq4_value(place)
     }
 }
 
@@ -79,25 +77,19 @@ impl Columns {
     #[inline(always)]
     pub unsafe fn fill<L: Vector>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
         debug_assert!(x.len() * QK_K == L::LANES * self.length && x.len() == weights.len());
-        // SAFETY: the caller's promise.
-        unsafe {
-            L::transpose(x.as_ptr().cast(), self.length, self.x.0.as_mut_ptr());
-            L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
-        }
+        L::transpose(x.as_ptr().cast(), self.length, self.x.0.as_mut_ptr());
+        L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
     }
 
     /// Writes to `rest` what lies in `low..=high`; the others weigh nothing there and lie at its ends.
     #[inline(always)]
     pub unsafe fn narrow<L: Vector>(&self, low: L, high: L, rest: &mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let w = high.if_less(x, zero, x.if_less(low, zero, w));
-                w.store(rest.weights.0.as_mut_ptr().add(i * L::LANES));
-                x.max(low).min(high).store(rest.x.0.as_mut_ptr().add(i * L::LANES));
-            }
+        let zero = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let w = high.if_less(x, zero, x.if_less(low, zero, w));
+            w.store(rest.weights.0.as_mut_ptr().add(i * L::LANES));
+            x.max(low).min(high).store(rest.x.0.as_mut_ptr().add(i * L::LANES));
         }
     }
 
@@ -105,76 +97,62 @@ impl Columns {
     #[inline(always)]
     pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
-        // SAFETY: the caller's promise; i < 32.
-        unsafe {
-            let place = i * L::LANES;
-            (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
-        }
+        // i < 32.
+        let place = i * L::LANES;
+        (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
     }
 
     /// `Σ w` and `Σ w x`.
     #[inline(always)]
     pub unsafe fn totals<L: Vector>(&self) -> (L, L) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                sum_w = sum_w.add(w);
-                sum_x = w.mul_add(x, sum_x);
-            }
-            (sum_w, sum_x)
+        let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            sum_w = sum_w.add(w);
+            sum_x = w.mul_add(x, sum_x);
         }
+        (sum_w, sum_x)
     }
 
     /// Least and greatest number.
     #[inline(always)]
     pub unsafe fn ends<L: Vector>(&self) -> (L, L) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
-            for i in 1..self.length {
-                let (x, _) = self.at::<L>(i);
-                (low, high) = (x.min(low), x.max(high));
-            }
-            (low, high)
+        let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
+        for i in 1..self.length {
+            let (x, _) = self.at::<L>(i);
+            (low, high) = (x.min(low), x.max(high));
         }
+        (low, high)
     }
 
     /// Rounds to the grid.
     #[inline(always)]
     pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> GridSums<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = L::splat(0.0);
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let mut sums = GridSums { l: zero, l2: zero, xl: zero };
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let wq = w.mul(q);
-                sums.l = sums.l.add(wq);
-                sums.l2 = wq.mul_add(q, sums.l2);
-                sums.xl = wq.mul_add(x, sums.xl);
-            }
-            sums
+        let zero = L::splat(0.0);
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let mut sums = GridSums { l: zero, l2: zero, xl: zero };
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let wq = w.mul(q);
+            sums.l = sums.l.add(wq);
+            sums.l2 = wq.mul_add(q, sums.l2);
+            sums.xl = wq.mul_add(x, sums.xl);
         }
+        sums
     }
 
     /// Rounds to the grid; the first of the sums alone.
     #[inline(always)]
     pub unsafe fn sum_l<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let mut sum = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                sum = w.mul_add(q, sum);
-            }
-            sum
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let mut sum = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            sum = w.mul_add(q, sum);
         }
+        sum
     }
 
     /// As [`Self::error`], and the `N` greatest of its terms, in their order.
@@ -185,42 +163,36 @@ impl Columns {
         min: L,
         grid: impl Grid,
     ) -> (L, [L; N]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let against = L::splat(0.0).sub(scale);
-            let mut error = L::splat(0.0);
-            let mut worst = [L::splat(0.0); N];
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = q.mul_add(against, min.add(x));
-                let mut term = w.mul(miss).mul(miss);
-                error = error.add(term);
-                for worst in &mut worst {
-                    (*worst, term) = (worst.max(term), worst.min(term));
-                }
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let against = L::splat(0.0).sub(scale);
+        let mut error = L::splat(0.0);
+        let mut worst = [L::splat(0.0); N];
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let miss = q.mul_add(against, min.add(x));
+            let mut term = w.mul(miss).mul(miss);
+            error = error.add(term);
+            for worst in &mut worst {
+                (*worst, term) = (worst.max(term), worst.min(term));
             }
-            (error, worst)
         }
+        (error, worst)
     }
 
     /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
     #[inline(always)]
     pub unsafe fn error<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let against = L::splat(0.0).sub(scale);
-            let mut error = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = q.mul_add(against, min.add(x));
-                error = w.mul(miss).mul_add(miss, error);
-            }
-            error
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let against = L::splat(0.0).sub(scale);
+        let mut error = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let miss = q.mul_add(against, min.add(x));
+            error = w.mul(miss).mul_add(miss, error);
         }
+        error
     }
 }
 
@@ -228,11 +200,8 @@ impl Columns {
 /// grid has no scale.
 #[inline(always)]
 unsafe fn inverse_and_offset<L: Vector>(scale: L, min: L) -> (L, L) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let inverse = L::splat(1.0).div(scale);
-        let inverse = scale.if_less(zero, inverse, zero.if_less(scale, inverse, zero));
-        (inverse, min.mul(inverse))
-    }
+    let zero = L::splat(0.0);
+    let inverse = L::splat(1.0).div(scale);
+    let inverse = scale.if_less(zero, inverse, zero.if_less(scale, inverse, zero));
+    (inverse, min.mul(inverse))
 }

@@ -55,26 +55,23 @@ pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
 #[inline(always)]
 pub(super) unsafe fn lanes_of<L: Vector>(lanes: L) -> LaneArray {
     let mut array = [0f32; MOST_LANES];
-    // SAFETY: the caller's promise; there is room for the most lanes.
-    unsafe { lanes.store(array.as_mut_ptr()) };
+    // there is room for the most lanes.
+    lanes.store(array.as_mut_ptr());
     array
 }
 
 /// 1 in the lanes of the blocks whose `other` error is less, 0 elsewhere; `sub_blocks` lanes are one.
 #[inline(always)]
 pub(super) unsafe fn keep_better<L: Vector>(this: L, other: L, sub_blocks: usize) -> L {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (this, other) = (lanes_of(this), lanes_of(other));
-        let mut better = [0f32; MOST_LANES];
-        for at in (0..L::LANES).step_by(sub_blocks) {
-            let (mut a, mut b) = (0f32, 0f32);
-            for l in at..at + sub_blocks {
-                a += this[l];
-                b += other[l];
-            }
-            better[at..][..sub_blocks].fill(if b < a { 1.0 } else { 0.0 });
+    let (this, other) = (lanes_of(this), lanes_of(other));
+    let mut better = [0f32; MOST_LANES];
+    for at in (0..L::LANES).step_by(sub_blocks) {
+        let (mut a, mut b) = (0f32, 0f32);
+        for l in at..at + sub_blocks {
+            a += this[l];
+            b += other[l];
         }
-        L::load(better.as_ptr())
+        better[at..][..sub_blocks].fill(if b < a { 1.0 } else { 0.0 });
     }
+    L::load(better.as_ptr())
 }

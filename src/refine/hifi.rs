@@ -37,8 +37,7 @@ impl Kernel for RefineHifiRow<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: as the caller's.
-        unsafe { refine_hifi_row::<Twice<V>>(self.x, self.importance, self.blocks) }
+        refine_hifi_row::<Twice<V>>(self.x, self.importance, self.blocks)
     }
 }
 
@@ -63,15 +62,12 @@ unsafe fn refine_hifi_row<L: Vector>(
         }
         let outliers = blocks[0].index().len();
         let mut fits = [KFit::EMPTY; MOST_BLOCKS];
-        // SAFETY: the caller's promise.
-        unsafe {
-            columns.fill::<L>(&copies[..group], &weights[..group]);
-            let windows = windows(&copies[..group]);
-            let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
-            let (low, high) = ends_of::<L>(&windows, &taken);
-            columns.narrow::<L>(low, high, &mut rest);
-            k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
-        }
+        columns.fill::<L>(&copies[..group], &weights[..group]);
+        let windows = windows(&copies[..group]);
+        let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
+        let (low, high) = ends_of::<L>(&windows, &taken);
+        columns.narrow::<L>(low, high, &mut rest);
+        k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
             let found = HifiBlock::on_base(&copies[l], &weights[l], outliers, fit);
             let error = |block: &HifiBlock| {
@@ -103,8 +99,8 @@ unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> 
     for l in 0..L::LANES {
         (low[l], high[l]) = (windows[l][taken[l]].low, windows[l][taken[l]].high);
     }
-    // SAFETY: the caller's promise; there is room for the most lanes.
-    unsafe { (L::load(low.as_ptr()), L::load(high.as_ptr())) }
+    // there is room for the most lanes.
+    (L::load(low.as_ptr()), L::load(high.as_ptr()))
 }
 
 /// How many weights each lane's window leaves out.
@@ -119,8 +115,7 @@ unsafe fn spread<L: Vector>(
     let mut errors = [[f32::INFINITY; MOST_LANES]; MOST + 1];
     let mut windowed = [[0u8; MOST_LANES]; MOST + 1];
     for k in 0..=DEPTH.min(outliers) {
-        // SAFETY: the caller's promise.
-        let remaining = unsafe {
+        let remaining = {
             let (low, high) = ends_of::<L>(windows, &[k; MOST_LANES]);
             columns.narrow::<L>(low, high, rest);
             remaining_errors::<L>(rest)
@@ -146,18 +141,15 @@ unsafe fn spread<L: Vector>(
 /// The error of the best fit, and what remains of it without the worst one, two, … weights.
 #[inline(always)]
 unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE + 1] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let group = Group::<L>::new(columns, BOUNDS);
-        let fits = group.fit_sub_blocks(STARTS);
-        let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
-        let mut remaining = [lanes_of(error); INSIDE + 1];
-        for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
-            error = error.sub(worst);
-            *remaining = lanes_of(error);
-        }
-        remaining
+    let group = Group::<L>::new(columns, BOUNDS);
+    let fits = group.fit_sub_blocks(STARTS);
+    let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
+    let mut remaining = [lanes_of(error); INSIDE + 1];
+    for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
+        error = error.sub(worst);
+        *remaining = lanes_of(error);
     }
+    remaining
 }
 
 /// How many of `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is

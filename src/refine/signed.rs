@@ -94,70 +94,61 @@ impl<B: Signed> Refined for B {
 
     #[inline(always)]
     unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let choice = best::<L, B>(columns);
-            let (d, scales) = (lanes_of(choice.d), lanes_of(choice.scale));
-            let sub_blocks = <B as Signed>::SUB_BLOCKS;
-            for (b, (x, out)) in x.iter().zip(out).enumerate() {
-                let at = b * sub_blocks;
-                *out = B::encode(x, d[at], &scales[at..][..sub_blocks]);
-            }
+        let choice = best::<L, B>(columns);
+        let (d, scales) = (lanes_of(choice.d), lanes_of(choice.scale));
+        let sub_blocks = <B as Signed>::SUB_BLOCKS;
+        for (b, (x, out)) in x.iter().zip(out).enumerate() {
+            let at = b * sub_blocks;
+            *out = B::encode(x, d[at], &scales[at..][..sub_blocks]);
         }
     }
 }
 
 #[inline(always)]
 unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (scale, cost) = fit_sub_blocks::<L, B>(columns);
-        let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
-        let mut candidates = [Candidates::default(); MOST_BLOCKS];
-        for (at, candidates) in (0..L::LANES).step_by(B::SUB_BLOCKS).zip(&mut candidates) {
-            let block = at..at + B::SUB_BLOCKS;
-            *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
-        }
-        let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
-        for n in 1..TRIES {
-            best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
-        }
-        for _ in 0..ROUNDS {
-            let refitted = refit_factor::<L, B>(columns, best);
-            let wanted = refitted.d.mul(refitted.scale);
-            best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
-        }
-        best
+    let (scale, cost) = fit_sub_blocks::<L, B>(columns);
+    let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
+    let mut candidates = [Candidates::default(); MOST_BLOCKS];
+    for (at, candidates) in (0..L::LANES).step_by(B::SUB_BLOCKS).zip(&mut candidates) {
+        let block = at..at + B::SUB_BLOCKS;
+        *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
     }
+    let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
+    for n in 1..TRIES {
+        best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
+    }
+    for _ in 0..ROUNDS {
+        let refitted = refit_factor::<L, B>(columns, best);
+        let wanted = refitted.d.mul(refitted.scale);
+        best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
+    }
+    best
 }
 
 /// The scale of every sub-block that leaves the least error, and what an error of it costs.
 #[inline(always)]
 unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (low, high) = columns.ends::<L>();
-        let magnitude = zero.sub(low).max(high);
-        let (mut best, mut cost, mut most) = (zero, zero, zero);
-        let (starts, first, step) = B::STARTS;
-        for start in 0..2 * starts {
-            let steps = first + step * (start / 2) as f32;
-            let sign = if start % 2 == 0 { 1.0 } else { -1.0 };
-            let mut scale = magnitude.div(L::splat(sign * steps));
-            for _ in 0..=MOVES {
-                let sums = columns.sums(scale, zero, B::GRID);
-                let moved = sums.xl.div(sums.l2);
-                let moved = zero.if_less(sums.l2, moved, zero);
-                let explained = moved.mul(sums.xl);
-                best = most.if_less(explained, moved, best);
-                cost = most.if_less(explained, sums.l2, cost);
-                most = explained.max(most);
-                scale = moved;
-            }
+    let zero = L::splat(0.0);
+    let (low, high) = columns.ends::<L>();
+    let magnitude = zero.sub(low).max(high);
+    let (mut best, mut cost, mut most) = (zero, zero, zero);
+    let (starts, first, step) = B::STARTS;
+    for start in 0..2 * starts {
+        let steps = first + step * (start / 2) as f32;
+        let sign = if start % 2 == 0 { 1.0 } else { -1.0 };
+        let mut scale = magnitude.div(L::splat(sign * steps));
+        for _ in 0..=MOVES {
+            let sums = columns.sums(scale, zero, B::GRID);
+            let moved = sums.xl.div(sums.l2);
+            let moved = zero.if_less(sums.l2, moved, zero);
+            let explained = moved.mul(sums.xl);
+            best = most.if_less(explained, moved, best);
+            cost = most.if_less(explained, sums.l2, cost);
+            most = explained.max(most);
+            scale = moved;
         }
-        (best, cost)
     }
+    (best, cost)
 }
 
 /// The `n`-th of each block's candidates.
@@ -170,11 +161,8 @@ unsafe fn place<L: Vector, B: Signed>(
     for (d, candidates) in d.chunks_mut(B::SUB_BLOCKS).zip(candidates) {
         d.fill(candidates[n]);
     }
-    // SAFETY: the caller's promise.
-    unsafe {
-        let infinite = L::splat(f32::INFINITY);
-        Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
-    }
+    let infinite = L::splat(f32::INFINITY);
+    Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
 }
 
 /// The best of the whole scales nearest to the `wanted` ones and next to these, with the factors of `choice`.
@@ -184,60 +172,51 @@ unsafe fn neighbours<L: Vector, B: Signed>(
     wanted: L,
     choice: Choice<L>,
 ) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (lowest, largest) = (L::splat(B::LOWEST), L::splat(B::SCALES.top));
-        let mut best = choice;
-        let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
-        best.error = L::splat(f32::INFINITY);
-        for a in [-1.0, 0.0, 1.0] {
-            let scale = middle.add(L::splat(a)).max(lowest).min(largest);
-            let error = columns.error(choice.d.mul(scale), zero, B::GRID);
-            best.scale = error.if_less(best.error, scale, best.scale);
-            best.error = error.min(best.error);
-        }
-        best
+    let zero = L::splat(0.0);
+    let (lowest, largest) = (L::splat(B::LOWEST), L::splat(B::SCALES.top));
+    let mut best = choice;
+    let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
+    best.error = L::splat(f32::INFINITY);
+    for a in [-1.0, 0.0, 1.0] {
+        let scale = middle.add(L::splat(a)).max(lowest).min(largest);
+        let error = columns.error(choice.d.mul(scale), zero, B::GRID);
+        best.scale = error.if_less(best.error, scale, best.scale);
+        best.error = error.min(best.error);
     }
+    best
 }
 
 /// The factor that is best for the quants of `choice`.
 #[inline(always)]
 unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let Choice { d, scale, .. } = choice;
-        let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
-        let (xl, l2) = (lanes_of(scale.mul(sums.xl)), lanes_of(scale.mul(scale).mul(sums.l2)));
-        let mut d = lanes_of(d);
-        for at in (0..L::LANES).step_by(B::SUB_BLOCKS) {
-            let (mut sum_xl, mut sum_l2) = (0f64, 0f64);
-            for l in at..at + B::SUB_BLOCKS {
-                sum_xl += f64::from(xl[l]);
-                sum_l2 += f64::from(l2[l]);
-            }
-            // the sign is the factor's own
-            let old = d[at];
-            let magnitude = nearest_factor((sum_xl / sum_l2).abs(), old.abs());
-            d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
+    let Choice { d, scale, .. } = choice;
+    let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
+    let (xl, l2) = (lanes_of(scale.mul(sums.xl)), lanes_of(scale.mul(scale).mul(sums.l2)));
+    let mut d = lanes_of(d);
+    for at in (0..L::LANES).step_by(B::SUB_BLOCKS) {
+        let (mut sum_xl, mut sum_l2) = (0f64, 0f64);
+        for l in at..at + B::SUB_BLOCKS {
+            sum_xl += f64::from(xl[l]);
+            sum_l2 += f64::from(l2[l]);
         }
-        Choice { d: L::load(d.as_ptr()), ..choice }
+        // the sign is the factor's own
+        let old = d[at];
+        let magnitude = nearest_factor((sum_xl / sum_l2).abs(), old.abs());
+        d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
     }
+    Choice { d: L::load(d.as_ptr()), ..choice }
 }
 
 impl<L: Vector> Choice<L> {
     /// For every block the better of two choices.
     #[inline(always)]
     unsafe fn or<B: Signed>(self, other: Self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let other_is_better = keep_better::<L>(self.error, other.error, B::SUB_BLOCKS);
-            let zero = L::splat(0.0);
-            Self {
-                d: zero.if_less(other_is_better, other.d, self.d),
-                scale: zero.if_less(other_is_better, other.scale, self.scale),
-                error: zero.if_less(other_is_better, other.error, self.error),
-            }
+        let other_is_better = keep_better::<L>(self.error, other.error, B::SUB_BLOCKS);
+        let zero = L::splat(0.0);
+        Self {
+            d: zero.if_less(other_is_better, other.d, self.d),
+            scale: zero.if_less(other_is_better, other.scale, self.scale),
+            error: zero.if_less(other_is_better, other.error, self.error),
         }
     }
 }

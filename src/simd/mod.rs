@@ -1,6 +1,10 @@
 //! Vectors of f32: one trait, an implementation for every instruction set, and the way to run a computation on one.
 //!
 //! Nothing here knows what is computed.
+//!
+//! What is written over vectors is `unsafe`, because it may run only where the CPU has the instruction set. An
+//! `unsafe fn` lists all that it asks of its caller under "Safety", or has the one condition of [`Vector`]; what it
+//! does relies on that, without saying so again.
 
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 mod avx2;
@@ -15,6 +19,8 @@ mod twice;
 mod vector;
 
 pub(crate) use kernel::{Kernel, Loop};
+#[cfg(test)]
+pub(crate) use portable::Portable;
 pub(crate) use run::{run, run_loop};
 pub(crate) use twice::Twice;
 #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(unused_imports))]

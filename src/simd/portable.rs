@@ -48,18 +48,15 @@ impl<const N: usize> Vector for Portable<N> {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the trait's contract; so below.
-        Self(unsafe { from.cast::<[f32; N]>().read_unaligned() })
+        Self(from.cast::<[f32; N]>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self {
-        // SAFETY: as above.
-        Self(unsafe { from.cast::<[u16; N]>().read_unaligned() }.map(f16_to_f32))
+        Self(from.cast::<[u16; N]>().read_unaligned().map(f16_to_f32))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as above.
-        unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
+        to.cast::<[f32; N]>().write_unaligned(self.0)
     }
     #[inline(always)]
     unsafe fn smallest(self) -> f32 {
@@ -111,8 +108,7 @@ impl<const N: usize> Vector for Portable<N> {
             let in_range = (-2_147_483_648.0..2_147_483_648.0).contains(&v);
             (if in_range { v as i32 } else { i32::MIN }).min(most) as u8
         };
-        // SAFETY: as above.
-        unsafe { to.cast::<[u8; N]>().write_unaligned(self.0.map(byte)) }
+        to.cast::<[u8; N]>().write_unaligned(self.0.map(byte))
     }
     #[inline(always)]
     unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self {
@@ -120,8 +116,7 @@ impl<const N: usize> Vector for Portable<N> {
     }
     #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
-        // SAFETY: as above.
-        Self(from_fn(|l| unsafe { *from.add(l / 4 * stride + l % 4) }))
+        Self(from_fn(|l| *from.add(l / 4 * stride + l % 4)))
     }
     #[inline(always)]
     unsafe fn transpose_fours(vectors: [Self; 4]) -> [Self; 4] {
@@ -131,8 +126,7 @@ impl<const N: usize> Vector for Portable<N> {
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
         for l in 0..N {
             for i in 0..length {
-                // SAFETY: as above.
-                unsafe { *to.add(i * N + l) = *from.add(l * length + i) };
+                *to.add(i * N + l) = *from.add(l * length + i);
             }
         }
     }

@@ -82,8 +82,7 @@ pub(crate) trait Vector: Copy {
     /// `if self < other { this } else { that }`
     #[inline(always)]
     unsafe fn if_less(self, other: Self, this: Self, that: Self) -> Self {
-        // SAFETY: as the caller's.
-        unsafe { Self::select(self.lt(other), this, that) }
+        Self::select(self.lt(other), this, that)
     }
     /// Both.
     unsafe fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
@@ -115,15 +114,13 @@ pub(crate) trait Vector: Copy {
     /// Four numbers from each of `from`, `from + stride`, …, a lane each: vector `i` has those at `i`.
     #[inline(always)]
     unsafe fn load_transposed(from: *const f32, stride: usize) -> [Self; 4] {
-        // SAFETY: the caller gives room for four numbers a lane.
-        unsafe {
-            Self::transpose_fours([
-                Self::load_fours(from, 4 * stride),
-                Self::load_fours(from.add(stride), 4 * stride),
-                Self::load_fours(from.add(2 * stride), 4 * stride),
-                Self::load_fours(from.add(3 * stride), 4 * stride),
-            ])
-        }
+        // the caller gives room for four numbers a lane.
+        Self::transpose_fours([
+            Self::load_fours(from, 4 * stride),
+            Self::load_fours(from.add(stride), 4 * stride),
+            Self::load_fours(from.add(2 * stride), 4 * stride),
+            Self::load_fours(from.add(3 * stride), 4 * stride),
+        ])
     }
 
     /// Turns groups into lanes: `to[i * LANES + l] = from[l * length + i]`, where `length`, a multiple
@@ -131,14 +128,12 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
         for i in (0..length).step_by(4) {
-            // SAFETY: the caller gives room for LANES groups, here and there.
-            unsafe {
-                let [a, b, c, d] = Self::load_transposed(from.add(i), length);
-                a.store(to.add(i * Self::LANES));
-                b.store(to.add((i + 1) * Self::LANES));
-                c.store(to.add((i + 2) * Self::LANES));
-                d.store(to.add((i + 3) * Self::LANES));
-            }
+            // the caller gives room for LANES groups, here and there.
+            let [a, b, c, d] = Self::load_transposed(from.add(i), length);
+            a.store(to.add(i * Self::LANES));
+            b.store(to.add((i + 1) * Self::LANES));
+            c.store(to.add((i + 2) * Self::LANES));
+            d.store(to.add((i + 3) * Self::LANES));
         }
     }
 
@@ -146,8 +141,7 @@ pub(crate) trait Vector: Copy {
     /// NaN gives `low`.
     #[inline(always)]
     unsafe fn nearest_in(self, low: i32, high: i32) -> Self {
-        // SAFETY: as the caller's.
-        unsafe { self.max(Self::splat(low as f32)).min(Self::splat(high as f32)).nearest() }
+        self.max(Self::splat(low as f32)).min(Self::splat(high as f32)).nearest()
     }
 
     /// `self / divisor` as [`Self::nearest_int_clamped`] has it.
@@ -156,28 +150,22 @@ pub(crate) trait Vector: Copy {
     /// farther from a tie than that, both round to the same number, and dividing takes far longer.
     #[inline(always)]
     unsafe fn nearest_quotient(self, divisor: f32, low: i32, high: i32) -> Self {
-        // SAFETY: as the caller's.
-        unsafe {
-            let product = self.mul(Self::splat(1.0 / divisor));
-            let nearest = product.nearest();
-            let clear = product.sub(nearest).abs().lt(Self::splat(0.499));
-            let small = product.abs().lt(Self::splat(1000.0));
-            if Self::all(Self::and(clear, small)) {
-                nearest.max(Self::splat(low as f32)).min(Self::splat(high as f32))
-            } else {
-                self.div(Self::splat(divisor)).nearest_int_clamped(low, high)
-            }
+        let product = self.mul(Self::splat(1.0 / divisor));
+        let nearest = product.nearest();
+        let clear = product.sub(nearest).abs().lt(Self::splat(0.499));
+        let small = product.abs().lt(Self::splat(1000.0));
+        if Self::all(Self::and(clear, small)) {
+            nearest.max(Self::splat(low as f32)).min(Self::splat(high as f32))
+        } else {
+            self.div(Self::splat(divisor)).nearest_int_clamped(low, high)
         }
     }
 
     /// The nearest whole number, ties to even, of a number within ±2²².
     #[inline(always)]
     unsafe fn nearest(self) -> Self {
-        // SAFETY: as the caller's.
-        unsafe {
-            let magic = Self::splat(ROUNDING);
-            self.add(magic).sub(magic)
-        }
+        let magic = Self::splat(ROUNDING);
+        self.add(magic).sub(magic)
     }
 }
 
@@ -187,29 +175,24 @@ macro_rules! forward_to_intrinsics {
     ($splat:ident, $load:ident, $store:ident, $sqrt:ident, { $($method:ident: $intrinsic:ident),* }) => {
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
-            // SAFETY: the trait's contract; so below.
-            unsafe { Self($splat(value)) }
+            Self($splat(value))
         }
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above.
-            unsafe { Self($load(from)) }
+            Self($load(from))
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: as above.
-            unsafe { $store(to, self.0) }
+            $store(to, self.0)
         }
         #[inline(always)]
         unsafe fn sqrt(self) -> Self {
-            // SAFETY: as above.
-            unsafe { Self($sqrt(self.0)) }
+            Self($sqrt(self.0))
         }
         $(
             #[inline(always)]
             unsafe fn $method(self, other: Self) -> Self {
-                // SAFETY: as above.
-                unsafe { Self($intrinsic(self.0, other.0)) }
+                Self($intrinsic(self.0, other.0))
             }
         )*
     };

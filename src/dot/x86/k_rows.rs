@@ -24,8 +24,7 @@ macro_rules! k_rows {
                 $activations: &Activations,
                 $out: &mut [f32],
             ) {
-                // SAFETY: as the caller's.
-                unsafe { $dot_rows }
+                $dot_rows
             }
         }
     )*};

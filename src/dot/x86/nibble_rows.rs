@@ -30,24 +30,22 @@ pub(super) trait NibbleBlock: Bytes {
 impl NibbleBlock for BlockQ4K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // SAFETY: the caller's promise; within the block.
-        unsafe { V::nibbles(self.qs.as_ptr().add(64 * usize::from(second))) }
+        // within the block.
+        V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)))
     }
 }
 
 impl NibbleBlock for BlockQ5K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // SAFETY: the caller's promise; within the block.
-        unsafe {
-            let [low, high] = V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)));
-            let bits = _mm256_loadu_si256(self.qh.as_ptr().cast());
-            // bit j is that of sub-block j
-            if second {
-                [V::with_bits::<4, 6, 4>(low, bits), V::with_bits::<5, 7, 4>(high, bits)]
-            } else {
-                [V::with_bits::<0, 2, 4>(low, bits), V::with_bits::<1, 3, 4>(high, bits)]
-            }
+        // within the block.
+        let [low, high] = V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)));
+        let bits = _mm256_loadu_si256(self.qh.as_ptr().cast());
+        // bit j is that of sub-block j
+        if second {
+            [V::with_bits::<4, 6, 4>(low, bits), V::with_bits::<5, 7, 4>(high, bits)]
+        } else {
+            [V::with_bits::<0, 2, 4>(low, bits), V::with_bits::<1, 3, 4>(high, bits)]
         }
     }
 }
@@ -60,16 +58,13 @@ k_rows! {
 /// Scales and minima as words, eight a row; `headers` are the first 16 bytes of a block in each row.
 #[inline(always)]
 unsafe fn unpack_scales<V: DotVector>(headers: V::Integers) -> [V::Integers; 2] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        // words of the packed scales: [low scales, both low nibbles, low minima, both low nibbles]
-        let low = V::shift_right(V::shuffle::<0b11_10_11_01>(headers), [0, 0, 0, 4]);
-        let low = V::and(low, [0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f]);
-        // the top two bits of the low ones belong to the others
-        let high = V::shift_right(V::shuffle::<0b10_10_01_01>(headers), [2; 4]);
-        let high = V::and(high, [0, 0x3030_3030, 0, 0x3030_3030]);
-        V::widen_bytes(V::or(low, high))
-    }
+    // words of the packed scales: [low scales, both low nibbles, low minima, both low nibbles]
+    let low = V::shift_right(V::shuffle::<0b11_10_11_01>(headers), [0, 0, 0, 4]);
+    let low = V::and(low, [0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f]);
+    // the top two bits of the low ones belong to the others
+    let high = V::shift_right(V::shuffle::<0b10_10_01_01>(headers), [2; 4]);
+    let high = V::and(high, [0, 0x3030_3030, 0, 0x3030_3030]);
+    V::widen_bytes(V::or(low, high))
 }
 
 /// The integers of one row's block, without the minima.
@@ -81,12 +76,10 @@ unsafe fn scaled_sums<V: DotVector, B: NibbleBlock>(
     row: usize,
 ) -> V::Integers {
     let y = y.qs.as_ptr().cast::<u8>();
-    // SAFETY: the caller's promise; all within the blocks.
-    unsafe {
-        let first = V::scaled_of_32(block.quants::<V>(false), y, scales, row, false);
-        let second = V::scaled_of_32(block.quants::<V>(true), y.add(128), scales, row, true);
-        V::add(first, second)
-    }
+    // all within the blocks.
+    let first = V::scaled_of_32(block.quants::<V>(false), y, scales, row, false);
+    let second = V::scaled_of_32(block.quants::<V>(true), y.add(128), scales, row, true);
+    V::add(first, second)
 }
 
 /// The first 16 bytes of a block in each row, unpacked.
@@ -101,25 +94,21 @@ struct Headers<V: DotVector> {
 impl<V: DotVector> Headers<V> {
     #[inline(always)]
     unsafe fn unpack(headers: V::Integers, d8: f32) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [scales, minima] = unpack_scales::<V>(headers);
-            let pairs = _mm256_cvtph_ps(V::first_dwords(headers));
-            let pairs = _mm256_mul_ps(pairs, _mm256_set1_ps(d8));
-            let halves = (_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
-            let factors = [
-                _mm_shuffle_ps::<0b10_00_10_00>(halves.0, halves.1),
-                _mm_shuffle_ps::<0b11_01_11_01>(halves.0, halves.1),
-            ];
-            Self { scales, minima, factors }
-        }
+        let [scales, minima] = unpack_scales::<V>(headers);
+        let pairs = _mm256_cvtph_ps(V::first_dwords(headers));
+        let pairs = _mm256_mul_ps(pairs, _mm256_set1_ps(d8));
+        let halves = (_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+        let factors = [
+            _mm_shuffle_ps::<0b10_00_10_00>(halves.0, halves.1),
+            _mm_shuffle_ps::<0b11_01_11_01>(halves.0, halves.1),
+        ];
+        Self { scales, minima, factors }
     }
 
     /// Of each row the sum of minima times sums of activations.
     #[inline(always)]
     unsafe fn minima_sums(&self, y: &NibbleOrder) -> __m128i {
-        // SAFETY: the caller's promise.
-        unsafe { V::part_totals(V::madd(self.minima, V::repeat(y.sums.as_ptr().cast()))) }
+        V::part_totals(V::madd(self.minima, V::repeat(y.sums.as_ptr().cast())))
     }
 }
 
@@ -133,44 +122,39 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
     y: &[NibbleOrder],
 ) -> [f32; MAX_ROWS] {
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
-    // SAFETY: the caller's promise: so many blocks, and as many blocks' outliers.
-    unsafe {
-        let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
-        let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
-        for (i, y) in y.iter().enumerate() {
-            let start = blocks.as_ptr().add(first * length + i).cast();
-            let headers = if ONE {
-                V::first_16(start)
-            } else {
-                V::rows_of_16(start, length * size_of::<B>())
-            };
-            let headers = Headers::<V>::unpack(headers, y.d);
-            let [d, dmin] = headers.factors;
-            mins = _mm_fmadd_ps(_mm_cvtepi32_ps(headers.minima_sums(y)), dmin, mins);
-            let mut sums = [V::zero(); MAX_ROWS];
-            for row in 0..rows {
-                let place = (first + row) * length + i;
-                let block = blocks.get_unchecked(place);
-                prefetch(block, size_of::<B>());
-                sums[row] = scaled_sums::<V, B>(block, y, headers.scales, row);
-                if let Some(outliers) = &outliers {
-                    added[row] = outliers.add::<V, N>(added[row], i, place);
-                }
-            }
-            acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(sums)), d, acc);
-        }
-        let mut out = [[0f32; MAX_ROWS]; 2];
-        _mm_storeu_ps(out[0].as_mut_ptr(), acc);
-        _mm_storeu_ps(out[1].as_mut_ptr(), mins);
-        let [mut out, mins] = out;
+    // so many blocks, and as many blocks' outliers.
+    let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
+    let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
+    for (i, y) in y.iter().enumerate() {
+        let start = blocks.as_ptr().add(first * length + i).cast();
+        let headers =
+            if ONE { V::first_16(start) } else { V::rows_of_16(start, length * size_of::<B>()) };
+        let headers = Headers::<V>::unpack(headers, y.d);
+        let [d, dmin] = headers.factors;
+        mins = _mm_fmadd_ps(_mm_cvtepi32_ps(headers.minima_sums(y)), dmin, mins);
+        let mut sums = [V::zero(); MAX_ROWS];
         for row in 0..rows {
-            if outliers.is_some() {
-                out[row] += V::total_sixteen_floats(added[row]);
+            let place = (first + row) * length + i;
+            let block = blocks.get_unchecked(place);
+            prefetch(block, size_of::<B>());
+            sums[row] = scaled_sums::<V, B>(block, y, headers.scales, row);
+            if let Some(outliers) = &outliers {
+                added[row] = outliers.add::<V, N>(added[row], i, place);
             }
-            out[row] -= mins[row];
         }
-        out
+        acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(sums)), d, acc);
     }
+    let mut out = [[0f32; MAX_ROWS]; 2];
+    _mm_storeu_ps(out[0].as_mut_ptr(), acc);
+    _mm_storeu_ps(out[1].as_mut_ptr(), mins);
+    let [mut out, mins] = out;
+    for row in 0..rows {
+        if outliers.is_some() {
+            out[row] += V::total_sixteen_floats(added[row]);
+        }
+        out[row] -= mins[row];
+    }
+    out
 }
 
 /// See [`crate::dispatch::dot_rows`]; the lengths have been checked.
@@ -188,15 +172,13 @@ pub(super) unsafe fn dot_rows<V: DotVector, B: NibbleBlock, const N: usize>(
     let blocks = blocks::<B>(data);
     let (groups, rest) = out.split_at_mut(out.len() / V::ROWS * V::ROWS);
     let rest_from = groups.len();
-    // SAFETY: the caller's promise; there are `out.len()` rows.
-    unsafe {
-        for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
-            let products = dot_group::<V, B, N, false>(blocks, outliers, i * V::ROWS, y);
-            out.copy_from_slice(&products[..V::ROWS]);
-        }
-        for (i, out) in rest.iter_mut().enumerate() {
-            *out = dot_group::<V, B, N, true>(blocks, outliers, rest_from + i, y)[0];
-        }
+    // there are `out.len()` rows.
+    for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
+        let products = dot_group::<V, B, N, false>(blocks, outliers, i * V::ROWS, y);
+        out.copy_from_slice(&products[..V::ROWS]);
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = dot_group::<V, B, N, true>(blocks, outliers, rest_from + i, y)[0];
     }
 }
 
@@ -209,14 +191,11 @@ pub(super) unsafe fn dot_rows<V: DotVector, B: NibbleBlock, const N: usize>(
 #[inline(always)]
 pub(super) unsafe fn block_sums<V: DotVector, B: NibbleBlock>(block: &[u8], y: &BlockQ8K) -> KSums {
     let (block, y) = (&blocks::<B>(block)[0], NibbleOrder::new(y));
-    // SAFETY: the caller's promise.
-    unsafe {
-        let headers = V::first_16(std::ptr::from_ref(block).cast());
-        let headers = Headers::<V>::unpack(headers, y.d);
-        let sums = scaled_sums::<V, B>(block, &y, headers.scales, 0);
-        KSums {
-            scaled: _mm_cvtsi128_si32(V::totals([sums, V::zero(), V::zero(), V::zero()])),
-            mins: _mm_cvtsi128_si32(headers.minima_sums(&y)),
-        }
+    let headers = V::first_16(std::ptr::from_ref(block).cast());
+    let headers = Headers::<V>::unpack(headers, y.d);
+    let sums = scaled_sums::<V, B>(block, &y, headers.scales, 0);
+    KSums {
+        scaled: _mm_cvtsi128_si32(V::totals([sums, V::zero(), V::zero(), V::zero()])),
+        mins: _mm_cvtsi128_si32(headers.minima_sums(&y)),
     }
 }

@@ -27,36 +27,26 @@ pub(super) trait LegacyDot: Bytes {
 /// 32 quants of five bits, the fifth of quant j being bit j of `bits`.
 #[inline(always)]
 unsafe fn five_bits_32(qs: &[u8; QK / 2], bits: [u8; 4]) -> __m256i {
-    // SAFETY: AVX2; the callers' ISAs have it.
-    unsafe {
-        let bits = _mm256_set1_epi32(i32::from_le_bytes(bits));
-        let byte = _mm256_setr_epi64x(
-            0,
-            0x0101_0101_0101_0101,
-            0x0202_0202_0202_0202,
-            0x0303_0303_0303_0303,
-        );
-        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, byte), bit), bit);
-        _mm256_or_si256(nibbles_32(qs), _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
-    }
+    // AVX2; the callers' ISAs have it.
+    let bits = _mm256_set1_epi32(i32::from_le_bytes(bits));
+    let byte =
+        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, byte), bit), bit);
+    _mm256_or_si256(nibbles_32(qs), _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
 }
 
 /// `Σ (u - offset)·y`
 #[inline(always)]
 unsafe fn dot_offset<V: DotVector>(unsigned: __m256i, offset: i8, y: __m256i) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let excess = V::dot_32(_mm256_set1_epi8(offset), y);
-        _mm256_sub_epi32(V::dot_32(unsigned, y), excess)
-    }
+    let excess = V::dot_32(_mm256_set1_epi8(offset), y);
+    _mm256_sub_epi32(V::dot_32(unsigned, y), excess)
 }
 
 /// `Σ x·y`
 #[inline(always)]
 unsafe fn dot_signed<V: DotVector>(x: __m256i, y: __m256i) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe { V::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x)) }
+    V::dot_32(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x))
 }
 
 macro_rules! legacy_dot {
@@ -67,8 +57,7 @@ macro_rules! legacy_dot {
             #[inline(always)]
             unsafe fn sums<V: DotVector>(&self, $y: __m256i) -> __m256i {
                 let $b = self;
-                // SAFETY: the caller's promise.
-                unsafe { $sums }
+                $sums
             }
         }
     };
@@ -90,24 +79,21 @@ unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
     y: &[A],
     factors: &[[f32; 2]],
 ) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
-        for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
-            prefetch(block, size_of::<B>());
-            let sums = block.sums::<V>(_mm256_loadu_si256(y.quants().as_ptr().cast()));
-            // scale times scale, minimum times sum
-            let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
-            // in every type the scale is first, and the minimum second if there is one
-            let own = _mm_cvtph_ps(_mm_loadl_epi64(std::ptr::from_ref(block).cast()));
-            let products = _mm_mul_ps(own, factors);
-            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(products), acc);
-            if B::MIN {
-                mins = _mm_add_ps(mins, products);
-            }
+    let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
+    for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
+        prefetch(block, size_of::<B>());
+        let sums = block.sums::<V>(_mm256_loadu_si256(y.quants().as_ptr().cast()));
+        // scale times scale, minimum times sum
+        let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
+        // in every type the scale is first, and the minimum second if there is one
+        let own = _mm_cvtph_ps(_mm_loadl_epi64(std::ptr::from_ref(block).cast()));
+        let products = _mm_mul_ps(own, factors);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(products), acc);
+        if B::MIN {
+            mins = _mm_add_ps(mins, products);
         }
-        total_eight_floats(acc) + _mm_cvtss_f32(_mm_movehdup_ps(mins))
     }
+    total_eight_floats(acc) + _mm_cvtss_f32(_mm_movehdup_ps(mins))
 }
 
 /// Numbers of 16 or 32 bits.
@@ -120,8 +106,7 @@ macro_rules! number_dot {
         impl NumberDot for $block {
             #[inline(always)]
             unsafe fn load<V: DotVector>(from: *const u8) -> V::Floats {
-                // SAFETY: the caller's promise.
-                unsafe { V::$load(from) }
+                V::$load(from)
             }
         }
     };
@@ -145,20 +130,14 @@ impl<V: DotVector> Sixteen<V> {
     unsafe fn add_products<B: NumberDot>(&mut self, w: *const u8, x: *const f32) {
         for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::LANES) {
             let i = v * V::LANES;
-            // SAFETY: the caller's promise.
-            unsafe {
-                let w = B::load::<V>(w.add(i * size_of::<B>()));
-                *acc = V::fma(w, V::load_f32(x.add(i).cast()), *acc);
-            }
+            let w = B::load::<V>(w.add(i * size_of::<B>()));
+            *acc = V::fma(w, V::load_f32(x.add(i).cast()), *acc);
         }
     }
 
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Self([V::add_floats(self.0[0], other.0[0]), V::add_floats(self.0[1], other.0[1])])
-        }
+        Self([V::add_floats(self.0[0], other.0[0]), V::add_floats(self.0[1], other.0[1])])
     }
 }
 
@@ -167,27 +146,25 @@ impl<V: DotVector> Sixteen<V> {
 unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
     let (w, count) = (row.as_ptr(), x.len());
     let x = x.as_ptr();
-    // SAFETY: the caller's promise; every load lies in the slices, or in the padded copies.
-    unsafe {
-        let mut acc = [Sixteen::<V>([V::zero_floats(); 2]); 4];
-        let mut i = 0;
-        while i + 64 <= count {
-            prefetch(w.add(i), 64 * size_of::<B>());
-            for (k, acc) in acc.iter_mut().enumerate() {
-                acc.add_products::<B>(w.add(i + 16 * k).cast(), x.add(i + 16 * k));
-            }
-            i += 64;
+    // every load lies in the slices, or in the padded copies.
+    let mut acc = [Sixteen::<V>([V::zero_floats(); 2]); 4];
+    let mut i = 0;
+    while i + 64 <= count {
+        prefetch(w.add(i), 64 * size_of::<B>());
+        for (k, acc) in acc.iter_mut().enumerate() {
+            acc.add_products::<B>(w.add(i + 16 * k).cast(), x.add(i + 16 * k));
         }
-        while i < count {
-            let n = 16.min(count - i);
-            let (mut few, mut y) = ([0u8; 64], [0f32; 16]);
-            std::ptr::copy_nonoverlapping(w.add(i).cast(), few.as_mut_ptr(), n * size_of::<B>());
-            std::ptr::copy_nonoverlapping(x.add(i), y.as_mut_ptr(), n);
-            acc[0].add_products::<B>(few.as_ptr(), y.as_ptr());
-            i += n;
-        }
-        V::total_sixteen_floats(acc[0].add(acc[1]).add(acc[2].add(acc[3])).0)
+        i += 64;
     }
+    while i < count {
+        let n = 16.min(count - i);
+        let (mut few, mut y) = ([0u8; 64], [0f32; 16]);
+        std::ptr::copy_nonoverlapping(w.add(i).cast(), few.as_mut_ptr(), n * size_of::<B>());
+        std::ptr::copy_nonoverlapping(x.add(i), y.as_mut_ptr(), n);
+        acc[0].add_products::<B>(few.as_ptr(), y.as_ptr());
+        i += n;
+    }
+    V::total_sixteen_floats(acc[0].add(acc[1]).add(acc[2].add(acc[3])).0)
 }
 
 #[inline(always)]
@@ -198,8 +175,7 @@ pub(super) unsafe fn legacy_rows<V: DotVector, B: LegacyDot, A: Activation32>(
     out: &mut [f32],
 ) {
     for (row, out) in blocks::<B>(data).chunks_exact(y.len()).zip(out) {
-        // SAFETY: the caller's promise.
-        *out = unsafe { dot_legacy::<V, B, A>(row, y, factors) };
+        *out = dot_legacy::<V, B, A>(row, y, factors);
     }
 }
 
@@ -210,7 +186,6 @@ pub(super) unsafe fn number_rows<V: DotVector, B: NumberDot>(
     out: &mut [f32],
 ) {
     for (row, out) in blocks::<B>(data).chunks_exact(x.len()).zip(out) {
-        // SAFETY: the caller's promise.
-        *out = unsafe { dot_numbers::<V, B>(row, x) };
+        *out = dot_numbers::<V, B>(row, x);
     }
 }

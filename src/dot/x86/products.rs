@@ -30,16 +30,13 @@ pub(super) unsafe fn block_sums<V: DotVector>(
     block: &[u8],
     y: &BlockQ8K,
 ) -> KSums {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match kind {
-            TensorType::Q4K => nibble_rows::block_sums::<V, BlockQ4K>(block, y),
-            TensorType::Q5K => nibble_rows::block_sums::<V, BlockQ5K>(block, y),
-            TensorType::IQ4XS => rows::block_sums::<V, BlockIQ4XS>(block, &HalfOrder::new(y)),
-            TensorType::Q2K => rows::block_sums::<V, BlockQ2K>(block, y),
-            TensorType::Q3K => rows::block_sums::<V, BlockQ3K>(block, y),
-            _ => rows::block_sums::<V, BlockQ6K>(block, y),
-        }
+    match kind {
+        TensorType::Q4K => nibble_rows::block_sums::<V, BlockQ4K>(block, y),
+        TensorType::Q5K => nibble_rows::block_sums::<V, BlockQ5K>(block, y),
+        TensorType::IQ4XS => rows::block_sums::<V, BlockIQ4XS>(block, &HalfOrder::new(y)),
+        TensorType::Q2K => rows::block_sums::<V, BlockQ2K>(block, y),
+        TensorType::Q3K => rows::block_sums::<V, BlockQ3K>(block, y),
+        _ => rows::block_sums::<V, BlockQ6K>(block, y),
     }
 }
 
@@ -55,32 +52,29 @@ pub(super) unsafe fn dot_rows<V: DotVector>(
     out: &mut [f32],
 ) {
     let Activations { column, factors, nibble_order: k, .. } = activations;
-    // SAFETY: the caller's promise.
-    unsafe {
-        match rows {
-            Rows::Hifi { base, index, residual } => {
-                let sparse = activations.sparse.as_ref().expect("checked at the border");
-                let outliers = Some(Outliers { index, residual, sparse });
-                match sparse.outliers {
-                    4 => nibble_rows::dot_rows::<V, BlockQ4K, 4>(base, outliers, k, out),
-                    8 => nibble_rows::dot_rows::<V, BlockQ4K, 8>(base, outliers, k, out),
-                    16 => nibble_rows::dot_rows::<V, BlockQ4K, 16>(base, outliers, k, out),
-                    32 => nibble_rows::dot_rows::<V, BlockQ4K, 32>(base, outliers, k, out),
-                    _ => nibble_rows::dot_rows::<V, BlockQ4K, 0>(base, outliers, k, out),
-                }
+    match rows {
+        Rows::Hifi { base, index, residual } => {
+            let sparse = activations.sparse.as_ref().expect("checked at the border");
+            let outliers = Some(Outliers { index, residual, sparse });
+            match sparse.outliers {
+                4 => nibble_rows::dot_rows::<V, BlockQ4K, 4>(base, outliers, k, out),
+                8 => nibble_rows::dot_rows::<V, BlockQ4K, 8>(base, outliers, k, out),
+                16 => nibble_rows::dot_rows::<V, BlockQ4K, 16>(base, outliers, k, out),
+                32 => nibble_rows::dot_rows::<V, BlockQ4K, 32>(base, outliers, k, out),
+                _ => nibble_rows::dot_rows::<V, BlockQ4K, 0>(base, outliers, k, out),
             }
-            Rows::Plain(kind, data) => by_family!(kind,
-                float: B => {
-                    let Column::F32(x) = column else { unreachable!("checked at the border") };
-                    number_rows::<V, B>(data, x, out);
-                },
-                small: B => match column {
-                    Column::Q8_0(y) => legacy_rows::<V, B, _>(data, y, factors, out),
-                    Column::Q8_1(y) => legacy_rows::<V, B, _>(data, y, factors, out),
-                    _ => unreachable!("checked at the border"),
-                },
-                k: B => B::dot_rows::<V>(data, activations, out)
-            ),
         }
+        Rows::Plain(kind, data) => by_family!(kind,
+            float: B => {
+                let Column::F32(x) = column else { unreachable!("checked at the border") };
+                number_rows::<V, B>(data, x, out);
+            },
+            small: B => match column {
+                Column::Q8_0(y) => legacy_rows::<V, B, _>(data, y, factors, out),
+                Column::Q8_1(y) => legacy_rows::<V, B, _>(data, y, factors, out),
+                _ => unreachable!("checked at the border"),
+            },
+            k: B => B::dot_rows::<V>(data, activations, out)
+        ),
     }
 }

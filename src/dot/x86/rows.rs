@@ -31,13 +31,11 @@ pub(super) trait RowBlock: Bytes {
 /// Four f16 as f32, times `scale`.
 #[inline(always)]
 unsafe fn scaled_halves(halves: [u16; MAX_ROWS], scale: f32) -> __m128 {
-    // SAFETY: F16C; the callers' ISAs have it.
-    unsafe {
-        let [a, b, c, d] = halves;
-        let low = u64::from(a) | u64::from(b) << 16;
-        let all = low | u64::from(c) << 32 | u64::from(d) << 48;
-        _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64)), _mm_set1_ps(scale))
-    }
+    // F16C; the callers' ISAs have it.
+    let [a, b, c, d] = halves;
+    let low = u64::from(a) | u64::from(b) << 16;
+    let all = low | u64::from(c) << 32 | u64::from(d) << 48;
+    _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64)), _mm_set1_ps(scale))
 }
 
 /// The products of [`DotVector::ROWS`] rows of `y.len()` blocks, of which `first` is the first, or of
@@ -49,30 +47,28 @@ unsafe fn dot_group<V: DotVector, B: RowBlock, const ONE: bool>(
     y: &[B::Activations],
 ) -> [f32; MAX_ROWS] {
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
-    // SAFETY: the caller's promise: so many blocks.
-    unsafe {
-        let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
-        for (i, y) in y.iter().enumerate() {
-            let mut scaled = [V::zero(); MAX_ROWS];
-            let mut taken = [_mm256_setzero_si256(); MAX_ROWS];
-            let (mut d, mut dmin) = ([0u16; MAX_ROWS], [0u16; MAX_ROWS]);
-            for row in 0..rows {
-                let block = blocks.get_unchecked((first + row) * length + i);
-                prefetch(block, size_of::<B>());
-                (scaled[row], taken[row]) = block.sums::<V>(y);
-                [d[row], dmin[row]] = block.factors();
-            }
-            let d = scaled_halves(d, B::scale(y));
-            acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(scaled)), d, acc);
-            if B::MINS {
-                let dmin = scaled_halves(dmin, B::scale(y));
-                mins = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals_of_eight(taken)), dmin, mins);
-            }
+    // so many blocks.
+    let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
+    for (i, y) in y.iter().enumerate() {
+        let mut scaled = [V::zero(); MAX_ROWS];
+        let mut taken = [_mm256_setzero_si256(); MAX_ROWS];
+        let (mut d, mut dmin) = ([0u16; MAX_ROWS], [0u16; MAX_ROWS]);
+        for row in 0..rows {
+            let block = blocks.get_unchecked((first + row) * length + i);
+            prefetch(block, size_of::<B>());
+            (scaled[row], taken[row]) = block.sums::<V>(y);
+            [d[row], dmin[row]] = block.factors();
         }
-        let mut out = [0f32; MAX_ROWS];
-        _mm_storeu_ps(out.as_mut_ptr(), _mm_sub_ps(acc, mins));
-        out
+        let d = scaled_halves(d, B::scale(y));
+        acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(scaled)), d, acc);
+        if B::MINS {
+            let dmin = scaled_halves(dmin, B::scale(y));
+            mins = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals_of_eight(taken)), dmin, mins);
+        }
     }
+    let mut out = [0f32; MAX_ROWS];
+    _mm_storeu_ps(out.as_mut_ptr(), _mm_sub_ps(acc, mins));
+    out
 }
 
 /// See [`crate::dispatch::dot_rows`]; the lengths have been checked.
@@ -89,15 +85,13 @@ pub(super) unsafe fn dot_rows<V: DotVector, B: RowBlock>(
     let blocks = blocks::<B>(data);
     let (groups, rest) = out.split_at_mut(out.len() / V::ROWS * V::ROWS);
     let rest_from = groups.len();
-    // SAFETY: the caller's promise; there are `out.len()` rows.
-    unsafe {
-        for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
-            let products = dot_group::<V, B, false>(blocks, i * V::ROWS, y);
-            out.copy_from_slice(&products[..V::ROWS]);
-        }
-        for (i, out) in rest.iter_mut().enumerate() {
-            *out = dot_group::<V, B, true>(blocks, rest_from + i, y)[0];
-        }
+    // there are `out.len()` rows.
+    for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
+        let products = dot_group::<V, B, false>(blocks, i * V::ROWS, y);
+        out.copy_from_slice(&products[..V::ROWS]);
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = dot_group::<V, B, true>(blocks, rest_from + i, y)[0];
     }
 }
 
@@ -112,13 +106,10 @@ pub(super) unsafe fn block_sums<V: DotVector, B: RowBlock>(
     block: &[u8],
     y: &B::Activations,
 ) -> KSums {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (scaled, mins) = blocks::<B>(block)[0].sums::<V>(y);
-        let (none, nothing) = (V::zero(), _mm256_setzero_si256());
-        KSums {
-            scaled: _mm_cvtsi128_si32(V::totals([scaled, none, none, none])),
-            mins: _mm_cvtsi128_si32(V::totals_of_eight([mins, nothing, nothing, nothing])),
-        }
+    let (scaled, mins) = blocks::<B>(block)[0].sums::<V>(y);
+    let (none, nothing) = (V::zero(), _mm256_setzero_si256());
+    KSums {
+        scaled: _mm_cvtsi128_si32(V::totals([scaled, none, none, none])),
+        mins: _mm_cvtsi128_si32(V::totals_of_eight([mins, nothing, nothing, nothing])),
     }
 }

@@ -35,26 +35,20 @@ impl Sixteens for BlockQ2K {
 
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // SAFETY: the caller's promise; within the block.
-        unsafe { V::two_bits(self.qs.as_ptr().add(32 * usize::from(second))) }
+        // within the block.
+        V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)))
     }
 
     #[inline(always)]
     unsafe fn scales(&self) -> __m128i {
-        // SAFETY: the caller's promise; so below.
-        unsafe {
-            let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
-            _mm_and_si128(bytes, _mm_set1_epi8(0x0f))
-        }
+        let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
+        _mm_and_si128(bytes, _mm_set1_epi8(0x0f))
     }
 
     #[inline(always)]
     unsafe fn taken_off(&self) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
-            _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(bytes))
-        }
+        let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
+        _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(bytes))
     }
 
     #[inline(always)]
@@ -66,32 +60,26 @@ impl Sixteens for BlockQ2K {
 impl Sixteens for BlockQ3K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // SAFETY: the caller's promise; within the block.
-        unsafe {
-            let [first, next] = V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)));
-            let bits = _mm256_loadu_si256(self.hmask.as_ptr().cast());
-            if second {
-                [V::with_bits::<4, 5, 2>(first, bits), V::with_bits::<6, 7, 2>(next, bits)]
-            } else {
-                [V::with_bits::<0, 1, 2>(first, bits), V::with_bits::<2, 3, 2>(next, bits)]
-            }
+        // within the block.
+        let [first, next] = V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)));
+        let bits = _mm256_loadu_si256(self.hmask.as_ptr().cast());
+        if second {
+            [V::with_bits::<4, 5, 2>(first, bits), V::with_bits::<6, 7, 2>(next, bits)]
+        } else {
+            [V::with_bits::<0, 1, 2>(first, bits), V::with_bits::<2, 3, 2>(next, bits)]
         }
     }
 
     #[inline(always)]
     unsafe fn scales(&self) -> __m128i {
         let scales = self.unpack_scales();
-        // SAFETY: as above.
-        unsafe {
-            let scales = _mm_loadu_si128(scales.as_ptr().cast());
-            _mm_sub_epi8(scales, _mm_set1_epi8(q3_k::HALF_SCALE as i8))
-        }
+        let scales = _mm_loadu_si128(scales.as_ptr().cast());
+        _mm_sub_epi8(scales, _mm_set1_epi8(q3_k::HALF_SCALE as i8))
     }
 
     #[inline(always)]
     unsafe fn taken_off(&self) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_slli_epi16::<2>(_mm256_cvtepi8_epi16(self.scales())) }
+        _mm256_slli_epi16::<2>(_mm256_cvtepi8_epi16(self.scales()))
     }
 
     #[inline(always)]
@@ -104,20 +92,18 @@ impl Sixteens for BlockQ6K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         let half = usize::from(second);
-        // SAFETY: the caller's promise; within the block.
-        unsafe { V::six_bits(self.ql.as_ptr().add(64 * half), self.qh.as_ptr().add(32 * half)) }
+        // within the block.
+        V::six_bits(self.ql.as_ptr().add(64 * half), self.qh.as_ptr().add(32 * half))
     }
 
     #[inline(always)]
     unsafe fn scales(&self) -> __m128i {
-        // SAFETY: as above.
-        unsafe { _mm_loadu_si128(self.scales.as_ptr().cast()) }
+        _mm_loadu_si128(self.scales.as_ptr().cast())
     }
 
     #[inline(always)]
     unsafe fn taken_off(&self) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_slli_epi16::<5>(_mm256_cvtepi8_epi16(self.scales())) }
+        _mm256_slli_epi16::<5>(_mm256_cvtepi8_epi16(self.scales()))
     }
 
     #[inline(always)]
@@ -133,19 +119,17 @@ impl<B: Sixteens> RowBlock for B {
     #[inline(always)]
     unsafe fn sums<V: DotVector>(&self, y: &BlockQ8K) -> (V::Integers, __m256i) {
         let y8 = y.qs.as_ptr();
-        // SAFETY: the caller's promise; all within the blocks.
-        unsafe {
-            let scales = V::scales_of_16(self.scales());
-            let first = V::scaled_of_16::<false>(self.quants::<V>(false), y8, scales);
-            let second = V::scaled_of_16::<true>(self.quants::<V>(true), y8.add(128), scales);
-            let scaled = V::add(first, second);
-            let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
-            let taken = _mm256_madd_epi16(self.taken_off(), bsums);
-            if B::MINS {
-                (scaled, taken)
-            } else {
-                (V::sub_eight(scaled, taken), _mm256_setzero_si256())
-            }
+        // all within the blocks.
+        let scales = V::scales_of_16(self.scales());
+        let first = V::scaled_of_16::<false>(self.quants::<V>(false), y8, scales);
+        let second = V::scaled_of_16::<true>(self.quants::<V>(true), y8.add(128), scales);
+        let scaled = V::add(first, second);
+        let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
+        let taken = _mm256_madd_epi16(self.taken_off(), bsums);
+        if B::MINS {
+            (scaled, taken)
+        } else {
+            (V::sub_eight(scaled, taken), _mm256_setzero_si256())
         }
     }
 

@@ -132,34 +132,30 @@ pub(super) trait DotVector: Copy {
 /// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
 #[inline(always)]
 pub(super) unsafe fn add_pairs(a: __m256i, b: __m256i) -> __m256i {
-    // SAFETY: AVX2; the callers' ISAs have it.
-    unsafe { _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) }
+    // AVX2; the callers' ISAs have it.
+    _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
 }
 
 /// Lane r is the sum of the i32 lanes of row r, for the first two rows.
 #[inline(always)]
 pub(super) unsafe fn totals_of_two([a, b, ..]: [__m256i; MAX_ROWS]) -> __m128i {
-    // SAFETY: AVX2; the callers' ISAs have it.
-    unsafe {
-        let sums = add_pairs(a, b);
-        let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))
-    }
+    // AVX2; the callers' ISAs have it.
+    let sums = add_pairs(a, b);
+    let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+    _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))
 }
 
 #[inline(always)]
 pub(super) unsafe fn total_eight_floats(x: __m256) -> f32 {
-    // SAFETY: AVX; the callers' ISAs have it.
-    unsafe {
-        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
-    }
+    // AVX; the callers' ISAs have it.
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
 /// What the quants of IQ4_NL and IQ4_XS stand for, in every part.
 #[inline(always)]
 pub(super) unsafe fn table_values() -> __m256i {
-    // SAFETY: AVX2; the callers' ISAs have it.
-    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(VALUES.as_ptr().cast())) }
+    // AVX2; the callers' ISAs have it.
+    _mm256_broadcastsi128_si256(_mm_loadu_si128(VALUES.as_ptr().cast()))
 }

@@ -32,78 +32,74 @@ pub(crate) unsafe fn fit_affine<V: Vector, const GROUP: usize>(
     levels: i32,
     search: Search,
 ) -> Option<Fits<V>> {
-    // SAFETY: the caller's promises are the trait's contract.
-    unsafe {
-        let zero = V::splat(0.0);
-        let (mut low, mut max) = (V::load(x), V::load(x));
-        let mut sum_w = V::load(w);
-        let mut sum_x = sum_w.mul(low);
-        for i in 1..GROUP {
-            let v = V::load(x.add(i * V::LANES));
-            let w = V::load(w.add(i * V::LANES));
-            low = v.min(low);
-            max = v.max(max);
-            sum_w = sum_w.add(w);
-            sum_x = sum_x.add(w.mul(v));
-        }
-        let mut min = zero.min(low);
-        let flat = max.le(min);
+    let zero = V::splat(0.0);
+    let (mut low, mut max) = (V::load(x), V::load(x));
+    let mut sum_w = V::load(w);
+    let mut sum_x = sum_w.mul(low);
+    for i in 1..GROUP {
+        let v = V::load(x.add(i * V::LANES));
+        let w = V::load(w.add(i * V::LANES));
+        low = v.min(low);
+        max = v.max(max);
+        sum_w = sum_w.add(w);
+        sum_x = sum_x.add(w.mul(v));
+    }
+    let mut min = zero.min(low);
+    let flat = max.le(min);
 
-        let mut quants = InLanes::<GROUP>::new();
-        let absolute = search.absolute;
-        let mut groups = Groups::<GROUP> { x, w, quants: quants.as_mut_ptr(), levels, absolute };
-        let mut inverse = V::splat(levels as f32).div(max.sub(min));
+    let mut quants = InLanes::<GROUP>::new();
+    let absolute = search.absolute;
+    let mut groups = Groups::<GROUP> { x, w, quants: quants.as_mut_ptr(), levels, absolute };
+    let mut inverse = V::splat(levels as f32).div(max.sub(min));
+    let ends = Ends::of(inverse, min, low, max);
+    if !ends.in_range(flat) {
+        return None;
+    }
+    let (mut grid_inverse, mut grid_min) = (inverse, min);
+    let mut scale = V::splat(1.0).div(inverse);
+    groups.sums(inverse, min, ends.outside(levels));
+    let mut best = groups.error(scale, min);
+
+    inverse = numerator::<V>(search, levels, 0).div(max.sub(min));
+    for step in 0..=search.steps {
         let ends = Ends::of(inverse, min, low, max);
-        if !ends.in_range(flat) {
+        if !search.clamp_first && !ends.in_range(flat) {
             return None;
         }
-        let (mut grid_inverse, mut grid_min) = (inverse, min);
-        let mut scale = V::splat(1.0).div(inverse);
-        groups.sums(inverse, min, ends.outside(levels));
-        let mut best = groups.error(scale, min);
-
-        inverse = numerator::<V>(search, levels, 0).div(max.sub(min));
-        for step in 0..=search.steps {
-            let ends = Ends::of(inverse, min, low, max);
-            if !search.clamp_first && !ends.in_range(flat) {
-                return None;
-            }
-            let (sum_l, sum_l2, sum_xl) = groups.sums(inverse, min, ends.outside(levels));
-            let determinant = sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
-            let mut this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
-            let mut this_min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
-            if !V::all(this_min.le(zero)) {
-                let positive = zero.lt(this_min);
-                this_min = V::select(positive, zero, this_min);
-                this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
-            }
-            // both ways the next step can begin, divided while the error is added up
-            let next = numerator::<V>(search, levels, step + 1);
-            let next = (next.div(max.sub(this_min)), next.div(max.sub(min)));
-            let error = groups.error(this_scale, this_min);
-            let better = V::and(zero.lt(determinant), error.lt(best));
-            best = V::select(better, error, best);
-            scale = V::select(better, this_scale, scale);
-            grid_inverse = V::select(better, inverse, grid_inverse);
-            grid_min = V::select(better, min, grid_min);
-            min = V::select(better, this_min, min);
-            inverse = V::select(better, next.0, next.1);
+        let (sum_l, sum_l2, sum_xl) = groups.sums(inverse, min, ends.outside(levels));
+        let determinant = sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
+        let mut this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
+        let mut this_min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
+        if !V::all(this_min.le(zero)) {
+            let positive = zero.lt(this_min);
+            this_min = V::select(positive, zero, this_min);
+            this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
         }
-        Some(Fits {
-            scale: V::select(flat, zero, scale),
-            min: V::splat(-0.0).sub(min), // the exact negative, zero's too
-            sum_w,
-            grid_inverse: V::select(flat, zero, grid_inverse),
-            grid_min,
-        })
+        // both ways the next step can begin, divided while the error is added up
+        let next = numerator::<V>(search, levels, step + 1);
+        let next = (next.div(max.sub(this_min)), next.div(max.sub(min)));
+        let error = groups.error(this_scale, this_min);
+        let better = V::and(zero.lt(determinant), error.lt(best));
+        best = V::select(better, error, best);
+        scale = V::select(better, this_scale, scale);
+        grid_inverse = V::select(better, inverse, grid_inverse);
+        grid_min = V::select(better, min, grid_min);
+        min = V::select(better, this_min, min);
+        inverse = V::select(better, next.0, next.1);
     }
+    Some(Fits {
+        scale: V::select(flat, zero, scale),
+        min: V::splat(-0.0).sub(min), // the exact negative, zero's too
+        sum_w,
+        grid_inverse: V::select(flat, zero, grid_inverse),
+        grid_min,
+    })
 }
 
 /// What a candidate's inverse scale is made of, the range of the group being the rest.
 #[inline(always)]
 unsafe fn numerator<V: Vector>(search: Search, levels: i32, step: u32) -> V {
-    // SAFETY: the caller's promise.
-    unsafe { V::splat(search.first + search.step * step as f32 + levels as f32) }
+    V::splat(search.first + search.step * step as f32 + levels as f32)
 }
 
 /// Where a group's least and greatest weight lie on a grid, in its steps. Rounding is monotonous, so
@@ -116,33 +112,26 @@ impl<V: Vector> Ends<V> {
     /// The CPU has V's ISA; so below.
     #[inline(always)]
     unsafe fn of(inverse: V, min: V, low: V, max: V) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self(inverse.mul(low.sub(min)), inverse.mul(max.sub(min))) }
+        Self(inverse.mul(low.sub(min)), inverse.mul(max.sub(min)))
     }
 
     /// Whether clamping before rounding is the same as after it: where the sum with 1.5·2²³ is exact.
     /// `flat` groups do not matter.
     #[inline(always)]
     unsafe fn in_range(&self, flat: V::Mask) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let limit = V::splat(4_000_000.0);
-            V::all(V::or(flat, V::and(self.0.abs().lt(limit), self.1.abs().lt(limit))))
-        }
+        let limit = V::splat(4_000_000.0);
+        V::all(V::or(flat, V::and(self.0.abs().lt(limit), self.1.abs().lt(limit))))
     }
 
     /// Whether some quant would be below 0, and above `levels`, without clamping. What rounds to NaN
     /// does not count: that is flat groups.
     #[inline(always)]
     unsafe fn outside(&self, levels: i32) -> (bool, bool) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (below, above) = (V::splat(-0.5), V::splat(levels as f32 + 0.5));
-            (
-                V::any(V::or(self.0.lt(below), self.1.lt(below))),
-                V::any(V::or(above.le(self.0), above.le(self.1))),
-            )
-        }
+        let (below, above) = (V::splat(-0.5), V::splat(levels as f32 + 0.5));
+        (
+            V::any(V::or(self.0.lt(below), self.1.lt(below))),
+            V::any(V::or(above.le(self.0), above.le(self.1))),
+        )
     }
 }
 
@@ -165,14 +154,11 @@ impl<const GROUP: usize> Groups<GROUP> {
     /// As [`fit_affine`]; so below.
     #[inline(always)]
     unsafe fn sums<V: Vector>(&mut self, inverse: V, min: V, outside: (bool, bool)) -> (V, V, V) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match outside {
-                (false, false) => self.clamped_sums::<V, false, false>(inverse, min),
-                (true, false) => self.clamped_sums::<V, true, false>(inverse, min),
-                (false, true) => self.clamped_sums::<V, false, true>(inverse, min),
-                (true, true) => self.clamped_sums::<V, true, true>(inverse, min),
-            }
+        match outside {
+            (false, false) => self.clamped_sums::<V, false, false>(inverse, min),
+            (true, false) => self.clamped_sums::<V, true, false>(inverse, min),
+            (false, true) => self.clamped_sums::<V, false, true>(inverse, min),
+            (true, true) => self.clamped_sums::<V, true, true>(inverse, min),
         }
     }
 
@@ -182,47 +168,41 @@ impl<const GROUP: usize> Groups<GROUP> {
         inverse: V,
         min: V,
     ) -> (V, V, V) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (zero, top) = (V::splat(0.0), V::splat(self.levels as f32));
-            let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-            for i in 0..GROUP {
-                let v = V::load(self.x.add(i * V::LANES));
-                let w = V::load(self.w.add(i * V::LANES));
-                let mut position = inverse.mul(v.sub(min));
-                if BELOW {
-                    position = position.max(zero);
-                }
-                if ABOVE {
-                    position = position.min(top);
-                }
-                let l = position.nearest();
-                l.store(self.quants.add(i * V::LANES));
-                let wl = w.mul(l);
-                sum_l = sum_l.add(wl);
-                sum_l2 = sum_l2.add(wl.mul(l));
-                sum_xl = sum_xl.add(wl.mul(v));
+        let (zero, top) = (V::splat(0.0), V::splat(self.levels as f32));
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+        for i in 0..GROUP {
+            let v = V::load(self.x.add(i * V::LANES));
+            let w = V::load(self.w.add(i * V::LANES));
+            let mut position = inverse.mul(v.sub(min));
+            if BELOW {
+                position = position.max(zero);
             }
-            (sum_l, sum_l2, sum_xl)
+            if ABOVE {
+                position = position.min(top);
+            }
+            let l = position.nearest();
+            l.store(self.quants.add(i * V::LANES));
+            let wl = w.mul(l);
+            sum_l = sum_l.add(wl);
+            sum_l2 = sum_l2.add(wl.mul(l));
+            sum_xl = sum_xl.add(wl.mul(v));
         }
+        (sum_l, sum_l2, sum_xl)
     }
 
     /// `Σ w (scale · l + min - x)²`, or of magnitudes.
     #[inline(always)]
     unsafe fn error<V: Vector>(&self, scale: V, min: V) -> V {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut error = V::splat(0.0);
-            for i in 0..GROUP {
-                let v = V::load(self.x.add(i * V::LANES));
-                let w = V::load(self.w.add(i * V::LANES));
-                let l = V::load(self.quants.add(i * V::LANES));
-                let difference = scale.mul(l).add(min).sub(v);
-                let distance =
-                    if self.absolute { difference.abs() } else { difference.mul(difference) };
-                error = error.add(w.mul(distance));
-            }
-            error
+        let mut error = V::splat(0.0);
+        for i in 0..GROUP {
+            let v = V::load(self.x.add(i * V::LANES));
+            let w = V::load(self.w.add(i * V::LANES));
+            let l = V::load(self.quants.add(i * V::LANES));
+            let difference = scale.mul(l).add(min).sub(v);
+            let distance =
+                if self.absolute { difference.abs() } else { difference.mul(difference) };
+            error = error.add(w.mul(distance));
         }
+        error
     }
 }

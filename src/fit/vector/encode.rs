@@ -25,8 +25,7 @@ impl<B: EncodeVector> Kernel for QuantizeRows<'_, B> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: as the caller's.
-        unsafe { quantize_rows::<V, B>(self.x, self.row_length, self.importance, self.out) }
+        quantize_rows::<V, B>(self.x, self.row_length, self.importance, self.out)
     }
 }
 
@@ -47,13 +46,11 @@ unsafe fn quantize_rows<V: Vector, B: EncodeVector>(
     for (x, out) in batches {
         let mut mean_squares = [0f32; MOST_ROWS_AT_ONCE];
         if B::WEIGHS_BY_ROW && importance.is_some() {
-            // SAFETY: the caller's promise.
-            unsafe { fill_mean_squares::<V>(x, row_length, &mut mean_squares) };
+            fill_mean_squares::<V>(x, row_length, &mut mean_squares);
         }
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact_mut(row_blocks));
         for ((x, out), mean_square) in rows.zip(mean_squares) {
-            // SAFETY: the caller's promise.
-            unsafe { B::encode_row::<V>(x, importance, mean_square, out) };
+            B::encode_row::<V>(x, importance, mean_square, out);
         }
     }
 }
@@ -77,16 +74,14 @@ unsafe fn fill_mean_squares<V: Vector>(
             }
             continue;
         }
-        // SAFETY: the caller's promise; x has LANES rows, out LANES places.
-        unsafe {
-            let mut sum = V::splat(0.0);
-            for i in (0..row_length).step_by(4) {
-                for v in V::load_transposed(x.as_ptr().add(i), row_length) {
-                    sum = sum.add(v.mul(v));
-                }
+        // x has LANES rows, out LANES places.
+        let mut sum = V::splat(0.0);
+        for i in (0..row_length).step_by(4) {
+            for v in V::load_transposed(x.as_ptr().add(i), row_length) {
+                sum = sum.add(v.mul(v));
             }
-            sum.div(V::splat(row_length as f32)).store(out.as_mut_ptr());
         }
+        sum.div(V::splat(row_length as f32)).store(out.as_mut_ptr());
     }
 }
 
@@ -125,8 +120,7 @@ macro_rules! kernels {
                 $mean_square: f32,
                 $out: &mut [Self],
             ) {
-                // SAFETY: the caller's promise.
-                unsafe { $encode }
+                $encode
             }
         })*
     };
@@ -163,12 +157,9 @@ unsafe fn symmetric<V: Vector, B>(
     out: &mut [B],
     store: fn(f32, &[u8; QK]) -> B,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match importance {
-            Some(w) => legacy::quantize_symmetric::<V, B>(x, w, mean_square, half, out, store),
-            None => legacy_plain::quantize_symmetric::<V, B>(x, half, out, store),
-        }
+    match importance {
+        Some(w) => legacy::quantize_symmetric::<V, B>(x, w, mean_square, half, out, store),
+        None => legacy_plain::quantize_symmetric::<V, B>(x, half, out, store),
     }
 }
 
@@ -182,12 +173,9 @@ unsafe fn affine<V: Vector, B>(
     out: &mut [B],
     store: fn(f32, f32, &[u8; QK]) -> B,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match importance {
-            Some(w) => legacy::quantize_affine::<V, B>(x, w, mean_square, levels, out, store),
-            None => legacy_plain::quantize_affine::<V, B>(x, levels, out, store),
-        }
+    match importance {
+        Some(w) => legacy::quantize_affine::<V, B>(x, w, mean_square, levels, out, store),
+        None => legacy_plain::quantize_affine::<V, B>(x, levels, out, store),
     }
 }
 
@@ -203,8 +191,7 @@ unsafe fn quantize_k_row<V: Vector, B: Bytes>(
     let mut fits = [KFit::EMPTY; MOST_BLOCKS];
     for (i, (x, out)) in x.chunks(MOST_BLOCKS).zip(out.chunks_mut(MOST_BLOCKS)).enumerate() {
         let importance = importance.map(|w| &w.as_chunks().0[MOST_BLOCKS * i..][..x.len()]);
-        // SAFETY: the caller's promise.
-        unsafe { fit_blocks::<V>(parameters, x, importance, &mut fits[..x.len()]) };
+        fit_blocks::<V>(parameters, x, importance, &mut fits[..x.len()]);
         for (out, fit) in out.iter_mut().zip(&fits) {
             *out = pack(fit);
         }

@@ -32,19 +32,10 @@ pub(crate) unsafe fn encode_blocks<V: Vector>(
         start = range.end;
         let importance = importance.map(|w| &w[range.clone()]);
         let (x, out) = (&x[range.clone()], &mut out[range]);
-        // SAFETY: the caller's promise.
-        unsafe {
-            if out.len() > V::LANES / SUB_BLOCKS {
-                encode_group::<Twice<V>, V>(
-                    x,
-                    importance,
-                    outliers,
-                    (&mut columns, &mut guesses),
-                    out,
-                );
-            } else {
-                encode_group::<V, V>(x, importance, outliers, (&mut columns, &mut guesses), out);
-            }
+        if out.len() > V::LANES / SUB_BLOCKS {
+            encode_group::<Twice<V>, V>(x, importance, outliers, (&mut columns, &mut guesses), out);
+        } else {
+            encode_group::<V, V>(x, importance, outliers, (&mut columns, &mut guesses), out);
         }
     }
 }
@@ -62,8 +53,7 @@ impl Kernel for EncodeHifiRow<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: as the caller's.
-        unsafe { encode_blocks::<V>(self.x, self.importance, self.outliers, self.out) }
+        encode_blocks::<V>(self.x, self.importance, self.outliers, self.out)
     }
 }
 
@@ -89,18 +79,16 @@ unsafe fn encode_group<G: Vector, V: Vector>(
 ) {
     let mut plain = [KFit::EMPTY; MOST_BLOCKS];
     let mut fits = [WindowFits::default(); MOST_BLOCKS];
-    // SAFETY: the caller's promise; a V at each multiple of its lanes lies in G.
-    unsafe {
-        columns.fit::<G>(&Q4_K, x, importance, &mut plain[..x.len()]);
-        if outliers > 0 {
-            for first in (0..G::LANES).step_by(V::LANES) {
-                let groups = Groups {
-                    x: columns.x.as_ptr().add(first),
-                    weights: columns.importance.as_ptr().add(first),
-                    stride: G::LANES,
-                };
-                groups.refit::<V>(outliers, &mut guesses.gain, &mut fits[first / SUB_BLOCKS..]);
-            }
+    // a V at each multiple of its lanes lies in G.
+    columns.fit::<G>(&Q4_K, x, importance, &mut plain[..x.len()]);
+    if outliers > 0 {
+        for first in (0..G::LANES).step_by(V::LANES) {
+            let groups = Groups {
+                x: columns.x.as_ptr().add(first),
+                weights: columns.importance.as_ptr().add(first),
+                stride: G::LANES,
+            };
+            groups.refit::<V>(outliers, &mut guesses.gain, &mut fits[first / SUB_BLOCKS..]);
         }
     }
     let mut scales = [RoundedScales::default(); MOST_BLOCKS];
@@ -118,8 +106,7 @@ unsafe fn encode_group<G: Vector, V: Vector>(
             continue;
         }
         let refit = Refit::new(x, importance, bases[l]);
-        // SAFETY: the caller's promise.
-        let index = unsafe { choose::<V>(outliers, &refit.scores, &mut guesses.score) };
+        let index = choose::<V>(outliers, &refit.scores, &mut guesses.score);
         *out = HifiBlock::better(x, importance, outliers, &plain[l], refit, index);
     }
 }
@@ -135,129 +122,120 @@ impl Groups {
     /// The vector version of [`crate::fit::refit::fit`].
     #[inline(always)]
     unsafe fn refit<V: Vector>(&self, outliers: usize, guess: &mut i32, fits: &mut [WindowFits]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (low, high) = self.windows::<V>(outliers, guess);
-            let fitted = self.fit_windows::<V>(low, high);
-            let mut quants = [[0f32; MOST]; 6];
-            for (quants, fitted) in quants.iter_mut().zip(fitted) {
-                fitted.store(quants.as_mut_ptr());
-            }
-            let of = |i: usize, l: usize| quants[i].as_chunks::<SUB_BLOCKS>().0[l];
-            for (l, fit) in fits.iter_mut().take(V::LANES / SUB_BLOCKS).enumerate() {
-                *fit = WindowFits {
-                    scale: of(0, l),
-                    min: of(1, l),
-                    sum_w: of(2, l),
-                    sum_x: of(3, l),
-                    sum_l: of(4, l),
-                    sum_l2: of(5, l),
-                };
-            }
+        let (low, high) = self.windows::<V>(outliers, guess);
+        let fitted = self.fit_windows::<V>(low, high);
+        let mut quants = [[0f32; MOST]; 6];
+        for (quants, fitted) in quants.iter_mut().zip(fitted) {
+            fitted.store(quants.as_mut_ptr());
+        }
+        let of = |i: usize, l: usize| quants[i].as_chunks::<SUB_BLOCKS>().0[l];
+        for (l, fit) in fits.iter_mut().take(V::LANES / SUB_BLOCKS).enumerate() {
+            *fit = WindowFits {
+                scale: of(0, l),
+                min: of(1, l),
+                sum_w: of(2, l),
+                sum_x: of(3, l),
+                sum_l: of(4, l),
+                sum_l2: of(5, l),
+            };
         }
     }
 
     /// The ends of each sub-block's window.
     #[inline(always)]
     unsafe fn windows<V: Vector>(&self, outliers: usize, guess: &mut i32) -> (V, V) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = V::splat(0.0);
-            let mut sorted = InLanes::<GROUP>::new();
-            let mut weight = zero;
-            for i in 0..GROUP {
-                V::load(self.x.add(i * self.stride)).store(sorted.as_mut_ptr().add(i * V::LANES));
-                weight = weight.add(V::load(self.weights.add(i * self.stride)));
-            }
-            sort_ends::<V>(sorted.as_mut_ptr());
-            let sorted = |i: usize| V::load(sorted.as_ptr().add(i * V::LANES));
-
-            let mut windows = [(zero, zero); DEPTH + 1];
-            let mut costs = [zero; DEPTH + 1];
-            for k in 0..=DEPTH {
-                let (mut low, mut high) = (zero, V::splat(f32::INFINITY));
-                let mut length = high;
-                for above in 0..=k {
-                    let this_low = sorted(k - above).min(zero);
-                    let this_high = sorted(GROUP - 1 - above);
-                    let this_length = this_high.sub(this_low);
-                    let shorter = this_length.lt(length);
-                    low = V::select(shorter, this_low, low);
-                    high = V::select(shorter, this_high, high);
-                    length = V::select(shorter, this_length, length);
-                }
-                windows[k] = (low, high);
-                costs[k] = weight.mul(length.mul(length));
-            }
-            let mut gains = [V::splat(f32::INFINITY); DEPTH];
-            for a in 0..DEPTH {
-                let mut most = V::splat(f32::NEG_INFINITY);
-                for b in (a + 1..=DEPTH).rev() {
-                    most = costs[a].sub(costs[b]).mul(V::splat(share(b - a))).max(most);
-                    gains[b - 1] = most.min(gains[b - 1]);
-                }
-            }
-
-            let limits = block_limits::<V>(outliers, &gains, guess);
-            let (mut low, mut high) = windows[0];
-            for (gain, window) in gains.iter().zip(&windows[1..]) {
-                let taken = limits.lt(*gain);
-                low = V::select(taken, window.0, low);
-                high = V::select(taken, window.1, high);
-            }
-            (low, high)
+        let zero = V::splat(0.0);
+        let mut sorted = InLanes::<GROUP>::new();
+        let mut weight = zero;
+        for i in 0..GROUP {
+            V::load(self.x.add(i * self.stride)).store(sorted.as_mut_ptr().add(i * V::LANES));
+            weight = weight.add(V::load(self.weights.add(i * self.stride)));
         }
+        sort_ends::<V>(sorted.as_mut_ptr());
+        let sorted = |i: usize| V::load(sorted.as_ptr().add(i * V::LANES));
+
+        let mut windows = [(zero, zero); DEPTH + 1];
+        let mut costs = [zero; DEPTH + 1];
+        for k in 0..=DEPTH {
+            let (mut low, mut high) = (zero, V::splat(f32::INFINITY));
+            let mut length = high;
+            for above in 0..=k {
+                let this_low = sorted(k - above).min(zero);
+                let this_high = sorted(GROUP - 1 - above);
+                let this_length = this_high.sub(this_low);
+                let shorter = this_length.lt(length);
+                low = V::select(shorter, this_low, low);
+                high = V::select(shorter, this_high, high);
+                length = V::select(shorter, this_length, length);
+            }
+            windows[k] = (low, high);
+            costs[k] = weight.mul(length.mul(length));
+        }
+        let mut gains = [V::splat(f32::INFINITY); DEPTH];
+        for a in 0..DEPTH {
+            let mut most = V::splat(f32::NEG_INFINITY);
+            for b in (a + 1..=DEPTH).rev() {
+                most = costs[a].sub(costs[b]).mul(V::splat(share(b - a))).max(most);
+                gains[b - 1] = most.min(gains[b - 1]);
+            }
+        }
+
+        let limits = block_limits::<V>(outliers, &gains, guess);
+        let (mut low, mut high) = windows[0];
+        for (gain, window) in gains.iter().zip(&windows[1..]) {
+            let taken = limits.lt(*gain);
+            low = V::select(taken, window.0, low);
+            high = V::select(taken, window.1, high);
+        }
+        (low, high)
     }
 
     /// Scale, minimum, and the sums of [`WindowFits`].
     #[inline(always)]
     unsafe fn fit_windows<V: Vector>(&self, low: V, high: V) -> [V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (zero, magic) = (V::splat(0.0), V::splat(ROUNDING));
-            let length = high.sub(low);
-            let mut inverses = [zero; CANDIDATES];
-            for (c, inverse) in inverses.iter_mut().enumerate() {
-                let positive = zero.lt(length);
-                *inverse = V::select(positive, V::splat(candidate(c)).div(length), zero);
-            }
-            let (mut sum_w, mut sum_x) = (zero, zero);
-            let mut sums = [[zero; 3]; CANDIDATES];
-            for i in 0..GROUP {
-                let v = V::load(self.x.add(i * self.stride));
-                let w = V::load(self.weights.add(i * self.stride));
-                let w = V::select(V::or(v.lt(low), high.lt(v)), zero, w);
-                let v = v.max(low).min(high);
-                sum_w = sum_w.add(w);
-                sum_x = sum_x.add(w.mul(v));
-                let above = v.sub(low);
-                for c in 0..CANDIDATES {
-                    let l = above.mul_add(inverses[c], magic).sub(magic);
-                    let wl = w.mul(l);
-                    sums[c][0] = sums[c][0].add(wl);
-                    sums[c][1] = wl.mul_add(l, sums[c][1]);
-                    sums[c][2] = wl.mul_add(v, sums[c][2]);
-                }
-            }
-            let (mut scale, mut deducted) = (zero, V::splat(-0.0).sub(low));
-            let (mut best, mut best_l, mut best_l2) = (zero, zero, zero);
-            for [sum_l, sum_l2, sum_xl] in sums {
-                let determinant = sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
-                let this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
-                let min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
-                let positive = zero.lt(min);
-                let min = V::select(positive, zero, min);
-                let this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
-                let explained = this_scale.mul(sum_xl).add(min.mul(sum_x));
-                let better = V::and(zero.lt(determinant), best.lt(explained));
-                best = V::select(better, explained, best);
-                scale = V::select(better, this_scale, scale);
-                deducted = V::select(better, V::splat(-0.0).sub(min), deducted);
-                best_l = V::select(better, sum_l, best_l);
-                best_l2 = V::select(better, sum_l2, best_l2);
-            }
-            [scale, deducted, sum_w, sum_x, best_l, best_l2]
+        let (zero, magic) = (V::splat(0.0), V::splat(ROUNDING));
+        let length = high.sub(low);
+        let mut inverses = [zero; CANDIDATES];
+        for (c, inverse) in inverses.iter_mut().enumerate() {
+            let positive = zero.lt(length);
+            *inverse = V::select(positive, V::splat(candidate(c)).div(length), zero);
         }
+        let (mut sum_w, mut sum_x) = (zero, zero);
+        let mut sums = [[zero; 3]; CANDIDATES];
+        for i in 0..GROUP {
+            let v = V::load(self.x.add(i * self.stride));
+            let w = V::load(self.weights.add(i * self.stride));
+            let w = V::select(V::or(v.lt(low), high.lt(v)), zero, w);
+            let v = v.max(low).min(high);
+            sum_w = sum_w.add(w);
+            sum_x = sum_x.add(w.mul(v));
+            let above = v.sub(low);
+            for c in 0..CANDIDATES {
+                let l = above.mul_add(inverses[c], magic).sub(magic);
+                let wl = w.mul(l);
+                sums[c][0] = sums[c][0].add(wl);
+                sums[c][1] = wl.mul_add(l, sums[c][1]);
+                sums[c][2] = wl.mul_add(v, sums[c][2]);
+            }
+        }
+        let (mut scale, mut deducted) = (zero, V::splat(-0.0).sub(low));
+        let (mut best, mut best_l, mut best_l2) = (zero, zero, zero);
+        for [sum_l, sum_l2, sum_xl] in sums {
+            let determinant = sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
+            let this_scale = sum_w.mul(sum_xl).sub(sum_x.mul(sum_l)).div(determinant);
+            let min = sum_l2.mul(sum_x).sub(sum_l.mul(sum_xl)).div(determinant);
+            let positive = zero.lt(min);
+            let min = V::select(positive, zero, min);
+            let this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
+            let explained = this_scale.mul(sum_xl).add(min.mul(sum_x));
+            let better = V::and(zero.lt(determinant), best.lt(explained));
+            best = V::select(better, explained, best);
+            scale = V::select(better, this_scale, scale);
+            deducted = V::select(better, V::splat(-0.0).sub(min), deducted);
+            best_l = V::select(better, sum_l, best_l);
+            best_l2 = V::select(better, sum_l2, best_l2);
+        }
+        [scale, deducted, sum_w, sum_x, best_l, best_l2]
     }
 }
 
@@ -266,21 +244,19 @@ impl Groups {
 unsafe fn block_limits<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &mut i32) -> V {
     let mut by_block = [[[0f32; SUB_BLOCKS]; 64 / SUB_BLOCKS]; MOST_BLOCKS];
     let mut lanes = [0f32; MOST];
-    // SAFETY: the caller's promise; there is room for the most lanes.
-    unsafe {
-        for (i, gain) in gains.iter().enumerate() {
-            gain.store(lanes.as_mut_ptr());
-            for (l, gains) in lanes.as_chunks().0.iter().enumerate() {
-                by_block[l][i] = *gains;
-            }
+    // there is room for the most lanes.
+    for (i, gain) in gains.iter().enumerate() {
+        gain.store(lanes.as_mut_ptr());
+        for (l, gains) in lanes.as_chunks().0.iter().enumerate() {
+            by_block[l][i] = *gains;
         }
-        for l in 0..V::LANES / SUB_BLOCKS {
-            let limit =
-                limit::<V, LIMIT_GRID>(outliers, by_block[l].as_flattened().as_chunks().0, guess);
-            lanes[l * SUB_BLOCKS..][..SUB_BLOCKS].fill(limit);
-        }
-        V::load(lanes.as_ptr())
     }
+    for l in 0..V::LANES / SUB_BLOCKS {
+        let limit =
+            limit::<V, LIMIT_GRID>(outliers, by_block[l].as_flattened().as_chunks().0, guess);
+        lanes[l * SUB_BLOCKS..][..SUB_BLOCKS].fill(limit);
+    }
+    V::load(lanes.as_ptr())
 }
 
 /// Bit `i` is whether value `i` is above the limit.
@@ -288,8 +264,8 @@ unsafe fn block_limits<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &m
 unsafe fn above<V: Vector>(values: &[f32; 64], limit: V) -> u64 {
     let mut bits = 0;
     for i in (0..64).step_by(V::LANES) {
-        // SAFETY: the caller's promise; LANES divides 64.
-        bits |= unsafe { V::bits(limit.lt(V::load(values.as_ptr().add(i)))) } << i;
+        // LANES divides 64.
+        bits |= V::bits(limit.lt(V::load(values.as_ptr().add(i)))) << i;
     }
     bits
 }
@@ -313,8 +289,7 @@ unsafe fn limit<V: Vector, const GRID: u32>(
     while high - low > 1 {
         let mut larger = 0;
         for values in values {
-            // SAFETY: the caller's promise.
-            let bits = unsafe { above(values, V::splat(f32::from_bits((middle as u32) << GRID))) };
+            let bits = above(values, V::splat(f32::from_bits((middle as u32) << GRID)));
             larger += bits.count_ones() as i32;
         }
         if larger == count {
@@ -340,13 +315,11 @@ unsafe fn choose<V: Vector>(
     guess: &mut i32,
 ) -> [u8; MAX_OUTLIERS] {
     let scores = scores.as_chunks().0;
-    // SAFETY: the caller's promise.
-    let limit = unsafe { limit::<V, 0>(count, scores, guess) };
+    let limit = limit::<V, 0>(count, scores, guess);
     let mut bits = [0u64; QK_K / 64];
     let mut ties = count;
     for (bits, scores) in bits.iter_mut().zip(scores) {
-        // SAFETY: the caller's promise.
-        *bits = unsafe { above(scores, V::splat(limit)) };
+        *bits = above(scores, V::splat(limit));
         ties -= bits.count_ones() as usize;
     }
     if ties > 0 {
@@ -373,14 +346,12 @@ unsafe fn choose<V: Vector>(
 #[inline(always)]
 unsafe fn sort_ends<V: Vector>(quants: *mut f32) {
     for &(i, j) in &NETWORK {
-        // SAFETY: the caller's promise; both are below 32.
-        unsafe {
-            let (to_i, to_j) =
-                (quants.add(usize::from(i) * V::LANES), quants.add(usize::from(j) * V::LANES));
-            let (a, b) = (V::load(to_i), V::load(to_j));
-            a.min(b).store(to_i);
-            a.max(b).store(to_j);
-        }
+        // both are below 32.
+        let (to_i, to_j) =
+            (quants.add(usize::from(i) * V::LANES), quants.add(usize::from(j) * V::LANES));
+        let (a, b) = (V::load(to_i), V::load(to_j));
+        a.min(b).store(to_i);
+        a.max(b).store(to_j);
     }
 }
 

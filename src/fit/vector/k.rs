@@ -37,13 +37,10 @@ pub(crate) unsafe fn fit_blocks<V: Vector>(
         start = range.end;
         let importance = importance.map(|w| &w[range.clone()]);
         let (x, fits) = (&x[range.clone()], &mut fits[range]);
-        // SAFETY: the caller's promise.
-        unsafe {
-            if fits.len() > V::LANES / SUB_BLOCKS {
-                columns.fit::<Twice<V>>(parameters, x, importance, fits);
-            } else {
-                columns.fit::<V>(parameters, x, importance, fits);
-            }
+        if fits.len() > V::LANES / SUB_BLOCKS {
+            columns.fit::<Twice<V>>(parameters, x, importance, fits);
+        } else {
+            columns.fit::<V>(parameters, x, importance, fits);
         }
     }
 }
@@ -89,8 +86,8 @@ impl Columns {
         let blocks = V::LANES / SUB_BLOCKS;
         let x = filled(x, &mut x_copy[..blocks]);
         let importance = importance.map(|w| filled(w, &mut importance_copy[..blocks]));
-        // SAFETY: the caller's promise; there are as many blocks as the vector holds.
-        if unsafe { self.fit_filled::<V>(parameters, x, importance, fits) } {
+        // there are as many blocks as the vector holds.
+        if self.fit_filled::<V>(parameters, x, importance, fits) {
             return;
         }
         for (l, fit) in fits.iter_mut().enumerate() {
@@ -112,53 +109,45 @@ impl Columns {
         fits: &mut [KFit],
     ) -> bool {
         let Self { x: xt, importance: it, weights: wt } = self;
-        // SAFETY: the caller's promise; every pointer stays in its array: a lane l < LANES, i < 32.
-        unsafe {
-            V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
-            match importance {
-                None => {
-                    for i in 0..GROUP {
-                        V::splat(1.0).store(it.as_mut_ptr().add(i * V::LANES));
-                    }
-                    plain_weights::<V>(xt, wt);
+        // every pointer stays in its array: a lane l < LANES, i < 32.
+        V::transpose(x.as_ptr().cast(), GROUP, xt.as_mut_ptr());
+        match importance {
+            None => {
+                for i in 0..GROUP {
+                    V::splat(1.0).store(it.as_mut_ptr().add(i * V::LANES));
                 }
-                Some(importance) => {
-                    V::transpose(importance.as_ptr().cast(), GROUP, it.as_mut_ptr());
-                    let sigma2 = of_lanes::<SUB_BLOCKS>(&means_of_squares::<MOST_BLOCKS>(x, 2.0));
-                    let sigma2 = V::load(sigma2.as_ptr());
-                    weigh::<V, GROUP>(sigma2, xt.as_ptr(), it.as_ptr(), wt.as_mut_ptr());
-                }
+                plain_weights::<V>(xt, wt);
+            }
+            Some(importance) => {
+                V::transpose(importance.as_ptr().cast(), GROUP, it.as_mut_ptr());
+                let sigma2 = of_lanes::<SUB_BLOCKS>(&means_of_squares::<MOST_BLOCKS>(x, 2.0));
+                let sigma2 = V::load(sigma2.as_ptr());
+                weigh::<V, GROUP>(sigma2, xt.as_ptr(), it.as_ptr(), wt.as_mut_ptr());
             }
         }
         let search = importance.map_or(parameters.search, |_| Search::FINE);
         // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
-        let sub =
-            unsafe { fit_affine::<V, GROUP>(xt.as_ptr(), wt.as_ptr(), parameters.levels, search) };
+        let sub = fit_affine::<V, GROUP>(xt.as_ptr(), wt.as_ptr(), parameters.levels, search);
         let Some(sub) = sub else { return false };
         let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
         let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
-        // SAFETY: the arrays have room for the most lanes.
-        unsafe {
-            sub.scale.store(scales.as_mut_ptr());
-            sub.min.store(mins.as_mut_ptr());
-            sub.sum_w.store(sums.as_mut_ptr());
-            sub.grid_inverse.store(grid_inverses.as_mut_ptr());
-            sub.grid_min.store(grid_mins.as_mut_ptr());
-        }
+        // the arrays have room for the most lanes.
+        sub.scale.store(scales.as_mut_ptr());
+        sub.min.store(mins.as_mut_ptr());
+        sub.sum_w.store(sums.as_mut_ptr());
+        sub.grid_inverse.store(grid_inverses.as_mut_ptr());
+        sub.grid_min.store(grid_mins.as_mut_ptr());
         let (scales, mins) = (scales.as_chunks().0, mins.as_chunks().0);
         for (l, fit) in fits.iter_mut().enumerate() {
             let sums = &sums.as_chunks().0[l];
             parameters.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
             let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
-            // SAFETY: the caller's promise.
-            unsafe {
-                let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
-                let mut stored = [(0.0, 0.0); SUB_BLOCKS];
-                for (j, stored) in stored.iter_mut().enumerate() {
-                    *stored = fit.scale_and_min(d, dmin, j);
-                }
-                round_quants::<V, _>(parameters.levels, &x[l], &stored, grid, &mut fit.quants);
+            let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
+            let mut stored = [(0.0, 0.0); SUB_BLOCKS];
+            for (j, stored) in stored.iter_mut().enumerate() {
+                *stored = fit.scale_and_min(d, dmin, j);
             }
+            round_quants::<V, _>(parameters.levels, &x[l], &stored, grid, &mut fit.quants);
         }
         true
     }
@@ -179,18 +168,16 @@ fn filled<'a>(blocks: &'a [[f32; QK_K]], copy: &'a mut [[f32; QK_K]]) -> &'a [[f
 /// Root mean square of the sub-block + |x|.
 #[inline(always)]
 unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>) {
-    // SAFETY: the caller's promise; i * LANES stays in the arrays.
-    unsafe {
-        let mut sum = V::splat(0.0);
-        for i in 0..GROUP {
-            let v = V::load(xt.as_ptr().add(i * V::LANES));
-            sum = sum.add(v.mul(v));
-        }
-        let root_mean_square = sum.div(V::splat(GROUP as f32)).sqrt();
-        for i in 0..GROUP {
-            let v = V::load(xt.as_ptr().add(i * V::LANES));
-            root_mean_square.add(v.abs()).store(wt.as_mut_ptr().add(i * V::LANES));
-        }
+    // i * LANES stays in the arrays.
+    let mut sum = V::splat(0.0);
+    for i in 0..GROUP {
+        let v = V::load(xt.as_ptr().add(i * V::LANES));
+        sum = sum.add(v.mul(v));
+    }
+    let root_mean_square = sum.div(V::splat(GROUP as f32)).sqrt();
+    for i in 0..GROUP {
+        let v = V::load(xt.as_ptr().add(i * V::LANES));
+        root_mean_square.add(v.abs()).store(wt.as_mut_ptr().add(i * V::LANES));
     }
 }
 
@@ -212,17 +199,15 @@ pub(super) unsafe fn round_quants<V: Vector, const N: usize>(
     for (j, (&inverse, &grid_min)) in inverses.iter().zip(mins).enumerate() {
         let (scale, min) = stored[j];
         for i in (j * group..(j + 1) * group).step_by(V::LANES) {
-            // SAFETY: the caller's promise; LANES divides 16.
-            unsafe {
-                let v = V::load(x.as_ptr().add(i));
-                let q = if scale == 0.0 {
-                    let position = V::splat(inverse).mul(v.sub(V::splat(grid_min)));
-                    position.nearest_in(0, levels)
-                } else {
-                    v.add(V::splat(min)).nearest_quotient(scale, 0, levels)
-                };
-                q.store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
-            }
+            // LANES divides 16.
+            let v = V::load(x.as_ptr().add(i));
+            let q = if scale == 0.0 {
+                let position = V::splat(inverse).mul(v.sub(V::splat(grid_min)));
+                position.nearest_in(0, levels)
+            } else {
+                v.add(V::splat(min)).nearest_quotient(scale, 0, levels)
+            };
+            q.store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
         }
     }
 }

@@ -29,13 +29,11 @@ impl Blocks<'_> {
     unsafe fn in_lanes<V: Vector>(&self) -> (InLanes<GROUP>, InLanes<GROUP>) {
         let (mut xt, mut wt) = (InLanes::new(), InLanes::new());
         let mut copy = [[0f32; QK]; MOST];
-        // SAFETY: the caller's promise; the arrays have room for the most lanes.
-        unsafe {
-            V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
-            V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
-            let mean_square = V::splat(self.mean_square);
-            weigh::<V, GROUP>(mean_square, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
-        }
+        // the arrays have room for the most lanes.
+        V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
+        V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
+        let mean_square = V::splat(self.mean_square);
+        weigh::<V, GROUP>(mean_square, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
         (xt, wt)
     }
 }
@@ -65,12 +63,10 @@ unsafe fn round<V: Vector>(
 ) -> [u8; QK] {
     let mut quants = [0u8; QK];
     for i in (0..QK).step_by(V::LANES) {
-        // SAFETY: the caller's promise; LANES divides 32.
-        unsafe {
-            let v = V::load(x.as_ptr().add(i));
-            let q = V::splat(inverse).mul(v.sub(V::splat(min))).nearest_in(low, high);
-            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
-        }
+        // LANES divides 32.
+        let v = V::load(x.as_ptr().add(i));
+        let q = V::splat(inverse).mul(v.sub(V::splat(min))).nearest_in(low, high);
+        q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
     }
     quants
 }
@@ -131,18 +127,15 @@ unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
     out: &mut [B],
 ) {
     let [mut scales, mut inverses, mut offsets] = [[0f32; MOST]; 3];
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    unsafe {
-        let (xt, wt) = blocks.in_lanes::<W>();
-        let fits = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), GROUP, half);
-        let offset = W::select(fits.is_zero, W::splat(0.0), W::splat(half as f32));
-        fits.scale.store(scales.as_mut_ptr());
-        fits.inverse.store(inverses.as_mut_ptr());
-        offset.store(offsets.as_mut_ptr());
-    }
+    // the arrays have room for the most lanes.
+    let (xt, wt) = blocks.in_lanes::<W>();
+    let fits = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), GROUP, half);
+    let offset = W::select(fits.is_zero, W::splat(0.0), W::splat(half as f32));
+    fits.scale.store(scales.as_mut_ptr());
+    fits.inverse.store(inverses.as_mut_ptr());
+    offset.store(offsets.as_mut_ptr());
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-        // SAFETY: the caller's promise.
-        let quants = unsafe { round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]) };
+        let quants = round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]);
         *out = store(scales[l], &quants);
     }
 }
@@ -174,14 +167,12 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
     store: fn(f32, f32, &[u8; QK]) -> B,
     out: &mut [B],
 ) {
-    // SAFETY: the caller's promise.
-    let (xt, wt) = unsafe { blocks.in_lanes::<W>() };
-    // SAFETY: the caller's promise.
-    let fits = unsafe { fit_affine::<W, GROUP>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE) };
+    let (xt, wt) = blocks.in_lanes::<W>();
+    let fits = fit_affine::<W, GROUP>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE);
     let Some(fits) = fits else {
         for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-            // SAFETY: `in_lanes` has written every element of every lane.
-            let weight = |i| unsafe { *wt.as_ptr().add(i * W::LANES + l) };
+            // `in_lanes` has written every element of every lane.
+            let weight = |i| *wt.as_ptr().add(i * W::LANES + l);
             let w = std::array::from_fn::<f32, QK, _>(weight);
             let mut quants = [0u8; QK];
             let fit = fit::fit_affine(x, &w, levels, Search::FINE, &mut quants);
@@ -190,16 +181,13 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
         return;
     };
     let [mut scales, mut mins, mut inverses, mut grid_mins] = [[0f32; MOST]; 4];
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    unsafe {
-        fits.scale.store(scales.as_mut_ptr());
-        fits.min.store(mins.as_mut_ptr());
-        fits.grid_inverse.store(inverses.as_mut_ptr());
-        fits.grid_min.store(grid_mins.as_mut_ptr());
-    }
+    // the arrays have room for the most lanes.
+    fits.scale.store(scales.as_mut_ptr());
+    fits.min.store(mins.as_mut_ptr());
+    fits.grid_inverse.store(inverses.as_mut_ptr());
+    fits.grid_min.store(grid_mins.as_mut_ptr());
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-        // SAFETY: the caller's promise.
-        let quants = unsafe { round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0) };
+        let quants = round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0);
         *out = store(scales[l], -mins[l], &quants);
     }
 }

@@ -23,30 +23,24 @@ impl<V: Vector> LaneSums<V> {
     /// The CPU has V's ISA; so below.
     #[inline(always)]
     unsafe fn zero() -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self { xl: V::splat(0.0), l2: V::splat(0.0) } }
+        Self { xl: V::splat(0.0), l2: V::splat(0.0) }
     }
 
     #[inline(always)]
     unsafe fn with(self, w: V, wx: V, l: V) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self { xl: self.xl.add(wx.mul(l)), l2: self.l2.add(w.mul(l).mul(l)) } }
+        Self { xl: self.xl.add(wx.mul(l)), l2: self.l2.add(w.mul(l).mul(l)) }
     }
 
     #[inline(always)]
     unsafe fn without(self, w: V, wx: V, l: V) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self { xl: self.xl.sub(wx.mul(l)), l2: self.l2.sub(w.mul(l).mul(l)) } }
+        Self { xl: self.xl.sub(wx.mul(l)), l2: self.l2.sub(w.mul(l).mul(l)) }
     }
 
     /// The best scale, 0 where all quants are.
     #[inline(always)]
     unsafe fn scale(self) -> V {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = V::splat(0.0);
-            V::select(zero.lt(self.l2), self.xl.div(self.l2), zero)
-        }
+        let zero = V::splat(0.0);
+        V::select(zero.lt(self.l2), self.xl.div(self.l2), zero)
     }
 }
 
@@ -72,38 +66,35 @@ impl Groups {
         positive: bool,
         mut sums: LaneSums<V>,
     ) -> Option<LaneSums<V>> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = V::splat(0.0);
-            for _ in 0..5 {
-                let mut changed = false;
-                for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-                    let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
-                    let (wx, l) = (w.mul(v), V::load(self.quants.add(i)));
-                    let other = sums.without(w, wx, l);
-                    let mut moves = zero.lt(other.xl);
-                    if positive {
-                        moves = V::and(moves, zero.lt(other.l2));
-                    }
-                    let number = v.mul(other.l2).div(other.xl).nearest_int_clamped(low, high);
-                    if positive && V::any(V::and(moves, number.lt(zero))) {
-                        return None;
-                    }
-                    moves = V::and(moves, V::or(number.lt(l), l.lt(number)));
-                    let this = other.with(w, wx, number);
-                    let gain = this.xl.mul(this.xl).mul(sums.l2);
-                    let better = sums.xl.mul(sums.xl).mul(this.l2).lt(gain);
-                    moves = V::and(moves, V::and(zero.lt(this.l2), better));
-                    if V::any(moves) {
-                        changed = true;
-                        V::select(moves, number, l).store(self.quants.add(i));
-                        sums.xl = V::select(moves, this.xl, sums.xl);
-                        sums.l2 = V::select(moves, this.l2, sums.l2);
-                    }
+        let zero = V::splat(0.0);
+        for _ in 0..5 {
+            let mut changed = false;
+            for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+                let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
+                let (wx, l) = (w.mul(v), V::load(self.quants.add(i)));
+                let other = sums.without(w, wx, l);
+                let mut moves = zero.lt(other.xl);
+                if positive {
+                    moves = V::and(moves, zero.lt(other.l2));
                 }
-                if !changed {
-                    break;
+                let number = v.mul(other.l2).div(other.xl).nearest_int_clamped(low, high);
+                if positive && V::any(V::and(moves, number.lt(zero))) {
+                    return None;
                 }
+                moves = V::and(moves, V::or(number.lt(l), l.lt(number)));
+                let this = other.with(w, wx, number);
+                let gain = this.xl.mul(this.xl).mul(sums.l2);
+                let better = sums.xl.mul(sums.xl).mul(this.l2).lt(gain);
+                moves = V::and(moves, V::and(zero.lt(this.l2), better));
+                if V::any(moves) {
+                    changed = true;
+                    V::select(moves, number, l).store(self.quants.add(i));
+                    sums.xl = V::select(moves, this.xl, sums.xl);
+                    sums.l2 = V::select(moves, this.l2, sums.l2);
+                }
+            }
+            if !changed {
+                break;
             }
         }
         Some(sums)
@@ -117,30 +108,28 @@ impl Groups {
 /// The CPU has V's ISA; `x` holds GROUP · LANES elements.
 #[inline(always)]
 pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) -> V {
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    unsafe {
-        let (mut magnitude, mut extreme) = (V::splat(0.0), V::splat(0.0));
-        let (mut weights, mut quants) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
-        for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-            let v = V::load(x.add(i));
-            let larger = magnitude.lt(v.abs());
-            magnitude = V::select(larger, v.abs(), magnitude);
-            extreme = V::select(larger, v, extreme);
-            v.mul(v).store(weights.as_mut_ptr().add(i));
-        }
-        let inverse = V::splat(-(half as f32)).div(extreme);
-        let groups = Groups { x, w: weights.as_ptr(), quants: quants.as_mut_ptr() };
-        let clamp = (-half, half - 1);
-        let mut sums = LaneSums::<V>::zero();
-        for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-            let (v, w) = (V::load(x.add(i)), V::load(groups.w.add(i)));
-            let number = inverse.mul(v).nearest_int_clamped(clamp.0, clamp.1);
-            number.store(groups.quants.add(i));
-            sums = sums.with(w, w.mul(v), number);
-        }
-        let sums = groups.move_quants(clamp, false, sums).unwrap_or(sums);
-        V::select(magnitude.lt(V::splat(TINY)), V::splat(0.0), sums.scale())
+    // the arrays have room for the most lanes.
+    let (mut magnitude, mut extreme) = (V::splat(0.0), V::splat(0.0));
+    let (mut weights, mut quants) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
+    for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+        let v = V::load(x.add(i));
+        let larger = magnitude.lt(v.abs());
+        magnitude = V::select(larger, v.abs(), magnitude);
+        extreme = V::select(larger, v, extreme);
+        v.mul(v).store(weights.as_mut_ptr().add(i));
     }
+    let inverse = V::splat(-(half as f32)).div(extreme);
+    let groups = Groups { x, w: weights.as_ptr(), quants: quants.as_mut_ptr() };
+    let clamp = (-half, half - 1);
+    let mut sums = LaneSums::<V>::zero();
+    for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+        let (v, w) = (V::load(x.add(i)), V::load(groups.w.add(i)));
+        let number = inverse.mul(v).nearest_int_clamped(clamp.0, clamp.1);
+        number.store(groups.quants.add(i));
+        sums = sums.with(w, w.mul(v), number);
+    }
+    let sums = groups.move_quants(clamp, false, sums).unwrap_or(sums);
+    V::select(magnitude.lt(V::splat(TINY)), V::splat(0.0), sums.scale())
 }
 
 /// The scales of groups under the weights `w`; writes their quants. `None` where an element is negative
@@ -156,41 +145,38 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
     levels: i32,
     quants: *mut f32,
 ) -> Option<V> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (zero, most) = (V::splat(0.0), V::splat(f32::MAX));
-        let mut max = zero;
-        let mut regular = zero.le(zero);
-        for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-            let v = V::load(x.add(i));
-            max = max.max(v);
-            regular = V::and(regular, V::and(zero.le(v), v.le(most)));
-        }
-        if !V::all(regular) {
-            return None;
-        }
-        let tiny = max.lt(V::splat(TINY));
-        let groups = Groups { x, w, quants };
-        let mut chosen = V::splat(levels as f32).div(max);
-        let mut best = groups.error(chosen, levels);
-        for step in (-4..=4).filter(|&step| step != 0) {
-            let inverse = V::splat(0.1 * step as f32 + levels as f32).div(max);
-            let this = groups.error(inverse, levels);
-            let better = this.lt(best);
-            best = V::select(better, this, best);
-            chosen = V::select(better, inverse, chosen);
-        }
-        let mut sums = LaneSums::zero();
-        for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-            let (v, w) = (V::load(x.add(i)), V::load(w.add(i)));
-            // tiny groups' quants are 0, which nothing moves
-            let number = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
-            number.store(quants.add(i));
-            sums = sums.with(w, w.mul(v), number);
-        }
-        let moved = groups.move_quants((LEAST, levels), true, sums)?;
-        Some(moved.scale())
+    let (zero, most) = (V::splat(0.0), V::splat(f32::MAX));
+    let mut max = zero;
+    let mut regular = zero.le(zero);
+    for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+        let v = V::load(x.add(i));
+        max = max.max(v);
+        regular = V::and(regular, V::and(zero.le(v), v.le(most)));
     }
+    if !V::all(regular) {
+        return None;
+    }
+    let tiny = max.lt(V::splat(TINY));
+    let groups = Groups { x, w, quants };
+    let mut chosen = V::splat(levels as f32).div(max);
+    let mut best = groups.error(chosen, levels);
+    for step in (-4..=4).filter(|&step| step != 0) {
+        let inverse = V::splat(0.1 * step as f32 + levels as f32).div(max);
+        let this = groups.error(inverse, levels);
+        let better = this.lt(best);
+        best = V::select(better, this, best);
+        chosen = V::select(better, inverse, chosen);
+    }
+    let mut sums = LaneSums::zero();
+    for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+        let (v, w) = (V::load(x.add(i)), V::load(w.add(i)));
+        // tiny groups' quants are 0, which nothing moves
+        let number = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
+        number.store(quants.add(i));
+        sums = sums.with(w, w.mul(v), number);
+    }
+    let moved = groups.move_quants((LEAST, levels), true, sums)?;
+    Some(moved.scale())
 }
 
 impl Groups {
@@ -201,16 +187,13 @@ impl Groups {
     /// As [`Self::move_quants`].
     #[inline(always)]
     unsafe fn error<V: Vector>(self, inverse: V, levels: i32) -> V {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (mut sum, scale) = (V::splat(0.0), V::splat(1.0).div(inverse));
-            for i in (0..GROUP * V::LANES).step_by(V::LANES) {
-                let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
-                let number = inverse.mul(v).nearest_in(0, levels);
-                let difference = v.sub(scale.mul(number));
-                sum = sum.add(w.mul(difference).mul(difference));
-            }
-            sum
+        let (mut sum, scale) = (V::splat(0.0), V::splat(1.0).div(inverse));
+        for i in (0..GROUP * V::LANES).step_by(V::LANES) {
+            let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
+            let number = inverse.mul(v).nearest_in(0, levels);
+            let difference = v.sub(scale.mul(number));
+            sum = sum.add(w.mul(difference).mul(difference));
         }
+        sum
     }
 }

@@ -47,13 +47,10 @@ pub(crate) unsafe fn quantize<V: Vector>(
     };
     for (i, (x, out)) in x.chunks(BATCH).zip(out.chunks_mut(BATCH)).enumerate() {
         let importance = importance.map(|w| &w[i * BATCH..][..x.len()]);
-        // SAFETY: the caller's promise.
-        unsafe {
-            if fit_batch::<V>(x, importance, &mut fits) {
-                store_scales::<V>(importance.is_some(), &fits, out);
-                round_batch::<V>(x, &fits, out);
-                continue;
-            }
+        if fit_batch::<V>(x, importance, &mut fits) {
+            store_scales::<V>(importance.is_some(), &fits, out);
+            round_batch::<V>(x, &fits, out);
+            continue;
         }
         for (l, (x, out)) in x.iter().zip(out).enumerate() {
             *out = BlockQ2K::quantize(x, importance.map(|w| &w[l]));
@@ -80,13 +77,11 @@ unsafe fn fit_batch<V: Vector>(
     let mut first = 0;
     while first < x.len() {
         let rest = x.len() - first;
-        // SAFETY: the caller's promise; if there are fewer, it is one block of two, half the lanes.
-        let fine = unsafe {
-            if rest >= blocks {
-                fit_blocks::<Twice<V>>(first, x, importance, &means, fits)
-            } else {
-                fit_blocks::<V>(first, x, importance, &means, fits)
-            }
+        // if there are fewer, it is one block of two, half the lanes.
+        let fine = if rest >= blocks {
+            fit_blocks::<Twice<V>>(first, x, importance, &means, fits)
+        } else {
+            fit_blocks::<V>(first, x, importance, &means, fits)
         };
         if !fine {
             return false;
@@ -108,8 +103,8 @@ unsafe fn fit_blocks<W: Vector>(
     let blocks = W::LANES / SUB_BLOCKS;
     let x = &x[first..first + blocks];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    let sub = unsafe {
+    // the arrays have room for the most lanes.
+    let sub = {
         W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
         match importance {
             None => {
@@ -130,14 +125,11 @@ unsafe fn fit_blocks<W: Vector>(
     };
     let Some(sub) = sub else { return false };
     let [mut scales, mut mins, mut sums, mut inverses, mut grid_mins] = [[0f32; MOST]; 5];
-    // SAFETY: as above.
-    unsafe {
-        sub.scale.store(scales.as_mut_ptr());
-        sub.min.store(mins.as_mut_ptr());
-        sub.sum_w.store(sums.as_mut_ptr());
-        sub.grid_inverse.store(inverses.as_mut_ptr());
-        sub.grid_min.store(grid_mins.as_mut_ptr());
-    }
+    sub.scale.store(scales.as_mut_ptr());
+    sub.min.store(mins.as_mut_ptr());
+    sub.sum_w.store(sums.as_mut_ptr());
+    sub.grid_inverse.store(inverses.as_mut_ptr());
+    sub.grid_min.store(grid_mins.as_mut_ptr());
     for l in 0..blocks {
         let block = first + l;
         fits.scales_and_mins[2 * block] = scales.as_chunks().0[l];
@@ -168,13 +160,11 @@ unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ
         let lanes = if twice { 2 * V::LANES } else { V::LANES };
         let end = out.len().min(first + lanes / 2);
         let part = &mut out[first..end];
-        // SAFETY: the caller's promise; the blocks have no more lanes than that.
-        let fine = unsafe {
-            if twice {
-                fit_scales::<Twice<V>>(first, fits, part)
-            } else {
-                fit_scales::<V>(first, fits, part)
-            }
+        // the blocks have no more lanes than that.
+        let fine = if twice {
+            fit_scales::<Twice<V>>(first, fits, part)
+        } else {
+            fit_scales::<V>(first, fits, part)
         };
         if !fine {
             part.iter_mut().enumerate().for_each(|(l, out)| *out = of(first + l));
@@ -191,20 +181,17 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K])
     let mut quants = InLanes::<SUB_BLOCKS>::new();
     let mut bytes = [0u8; SUB_BLOCKS * MOST];
     let mut factors = [0f32; MOST];
-    // SAFETY: the caller's promise; from `first` on there are as many lanes in `fits`, and in the arrays
-    // room for the most.
-    unsafe {
-        let (x, w) = (fits.scales_and_mins.as_ptr(), fits.weights.as_ptr());
-        W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
-        W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
-        let (x, w) = (xt.as_ptr(), wt.as_ptr());
-        let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
-            return false;
-        };
-        factor.store(factors.as_mut_ptr());
-        for i in (0..SUB_BLOCKS * W::LANES).step_by(W::LANES) {
-            W::load(quants.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
-        }
+    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    let (x, w) = (fits.scales_and_mins.as_ptr(), fits.weights.as_ptr());
+    W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
+    W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
+    let (x, w) = (xt.as_ptr(), wt.as_ptr());
+    let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
+        return false;
+    };
+    factor.store(factors.as_mut_ptr());
+    for i in (0..SUB_BLOCKS * W::LANES).step_by(W::LANES) {
+        W::load(quants.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
     }
     for (l, out) in out.iter_mut().enumerate() {
         let rounded =
@@ -224,8 +211,7 @@ unsafe fn round_batch<V: Vector>(x: &[[f32; QK_K]], fits: &Fits, out: &mut [Bloc
         }
         let grid = (&fits.inverses[block], &fits.mins[block]);
         let mut quants = [0u8; QK_K];
-        // SAFETY: the caller's promise.
-        unsafe { round_quants::<V, _>(LEVELS, x, &stored, grid, &mut quants) };
+        round_quants::<V, _>(LEVELS, x, &stored, grid, &mut quants);
         out.pack(&quants);
     }
 }

@@ -39,21 +39,18 @@ pub(crate) unsafe fn quantize<V: Vector>(
     let mut fits = ScaleFits { scales: zeros, weights: zeros, inverses: zeros };
     for (i, (x, out)) in x.chunks(BATCH).zip(out.chunks_mut(BATCH)).enumerate() {
         let importance = importance.map(|w| &w[i * BATCH..][..x.len()]);
-        // SAFETY: the caller's promise.
-        unsafe {
-            fit_batch::<V>(x, importance, &mut fits);
-            match importance {
-                None => {
-                    for (out, scales) in out.iter_mut().zip(&fits.scales) {
-                        *out = BlockQ3K::with_scales(scales);
-                    }
+        fit_batch::<V>(x, importance, &mut fits);
+        match importance {
+            None => {
+                for (out, scales) in out.iter_mut().zip(&fits.scales) {
+                    *out = BlockQ3K::with_scales(scales);
                 }
-                Some(_) => store_scales::<V>(&fits, out),
             }
-            for (block, (x, out)) in x.iter().zip(out).enumerate() {
-                let inverses = importance.map(|_| &fits.inverses[block]);
-                round_quants::<V>(x, inverses, out);
-            }
+            Some(_) => store_scales::<V>(&fits, out),
+        }
+        for (block, (x, out)) in x.iter().zip(out).enumerate() {
+            let inverses = importance.map(|_| &fits.inverses[block]);
+            round_quants::<V>(x, inverses, out);
         }
     }
 }
@@ -75,13 +72,11 @@ unsafe fn fit_batch<V: Vector>(
     };
     let blocks = 2 * V::LANES / SUB_BLOCKS;
     for first in (0..x.len()).step_by(blocks) {
-        // SAFETY: the caller's promise; if there are fewer, it is one block of two, half the lanes.
-        unsafe {
-            if x.len() - first >= blocks {
-                fit_blocks::<Twice<V>>(first, x, importance, &means, fits);
-            } else {
-                fit_blocks::<V>(first, x, importance, &means, fits);
-            }
+        // if there are fewer, it is one block of two, half the lanes.
+        if x.len() - first >= blocks {
+            fit_blocks::<Twice<V>>(first, x, importance, &means, fits);
+        } else {
+            fit_blocks::<V>(first, x, importance, &means, fits);
         }
     }
 }
@@ -99,26 +94,24 @@ unsafe fn fit_blocks<W: Vector>(
     let x = &x[first..first + blocks];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
     let [mut scales, mut sums, mut inverses] = [[0f32; MOST]; 3];
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    unsafe {
-        W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
-        match importance {
-            None => fit_signed_by_moves::<W>(xt.as_ptr(), HALF).store(scales.as_mut_ptr()),
-            Some(importance) => {
-                let importance = &importance[first..first + blocks];
-                W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
-                let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
-                let mean = W::load(means.as_ptr());
-                weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
-                let mut sum = W::splat(0.0);
-                for i in (0..SUB * W::LANES).step_by(W::LANES) {
-                    sum = sum.add(W::load(wt.as_ptr().add(i)));
-                }
-                let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, HALF);
-                fit.scale.store(scales.as_mut_ptr());
-                fit.inverse.store(inverses.as_mut_ptr());
-                sum.store(sums.as_mut_ptr());
+    // the arrays have room for the most lanes.
+    W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+    match importance {
+        None => fit_signed_by_moves::<W>(xt.as_ptr(), HALF).store(scales.as_mut_ptr()),
+        Some(importance) => {
+            let importance = &importance[first..first + blocks];
+            W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
+            let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
+            let mean = W::load(means.as_ptr());
+            weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
+            let mut sum = W::splat(0.0);
+            for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                sum = sum.add(W::load(wt.as_ptr().add(i)));
             }
+            let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, HALF);
+            fit.scale.store(scales.as_mut_ptr());
+            fit.inverse.store(inverses.as_mut_ptr());
+            sum.store(sums.as_mut_ptr());
         }
     }
     for l in 0..blocks {
@@ -136,13 +129,11 @@ unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
         let twice = out.len() - first > V::LANES;
         let end = out.len().min(first + if twice { 2 * V::LANES } else { V::LANES });
         let part = &mut out[first..end];
-        // SAFETY: the caller's promise; the blocks have no more lanes than that.
-        unsafe {
-            if twice {
-                fit_scales::<Twice<V>>(first, fits, part);
-            } else {
-                fit_scales::<V>(first, fits, part);
-            }
+        // the blocks have no more lanes than that.
+        if twice {
+            fit_scales::<Twice<V>>(first, fits, part);
+        } else {
+            fit_scales::<V>(first, fits, part);
         }
         first = end;
     }
@@ -153,15 +144,12 @@ unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
 unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [BlockQ3K]) {
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
     let [mut factors, mut inverses] = [[0f32; MOST]; 2];
-    // SAFETY: the caller's promise; from `first` on there are as many lanes in `fits`, and in the arrays
-    // room for the most.
-    unsafe {
-        W::transpose(fits.scales.as_ptr().add(first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
-        W::transpose(fits.weights.as_ptr().add(first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
-        let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
-        fit.scale.store(factors.as_mut_ptr());
-        fit.inverse.store(inverses.as_mut_ptr());
-    }
+    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    W::transpose(fits.scales.as_ptr().add(first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
+    W::transpose(fits.weights.as_ptr().add(first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
+    let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
+    fit.scale.store(factors.as_mut_ptr());
+    fit.inverse.store(inverses.as_mut_ptr());
     for (l, out) in out.iter_mut().enumerate() {
         let (scales, weights) = (&fits.scales[first + l], &fits.weights[first + l]);
         let mut rounded = [0u8; SUB_BLOCKS];
@@ -192,17 +180,15 @@ unsafe fn round_quants<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out:
         }
         let offset = if scale == 0.0 && own == Some(0.0) { 0.0 } else { HALF as f32 };
         for i in place.step_by(V::LANES) {
-            // SAFETY: the caller's promise; LANES divides 16.
-            unsafe {
-                let v = V::load(x.as_ptr().add(i));
-                let q = match own {
-                    Some(inverse) if scale == 0.0 => {
-                        v.mul(V::splat(inverse)).nearest_int_clamped(-HALF, HALF - 1)
-                    }
-                    _ => v.nearest_quotient(scale, -HALF, HALF - 1),
-                };
-                q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
-            }
+            // LANES divides 16.
+            let v = V::load(x.as_ptr().add(i));
+            let q = match own {
+                Some(inverse) if scale == 0.0 => {
+                    v.mul(V::splat(inverse)).nearest_int_clamped(-HALF, HALF - 1)
+                }
+                _ => v.nearest_quotient(scale, -HALF, HALF - 1),
+            };
+            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
         }
     }
     out.pack(&quants);

@@ -19,13 +19,11 @@ pub(crate) unsafe fn quantize<V: Vector>(
     let blocks = 2 * V::LANES / SUB_BLOCKS;
     for (i, (x, out)) in x.chunks(blocks).zip(out.chunks_mut(blocks)).enumerate() {
         let importance = importance.map(|w| &w[i * blocks..][..x.len()]);
-        // SAFETY: the caller's promise; if there are fewer, it is one block of two, half the lanes.
-        unsafe {
-            if x.len() == blocks {
-                quantize_blocks::<V, Twice<V>>(x, importance, out);
-            } else {
-                quantize_blocks::<V, V>(x, importance, out);
-            }
+        // if there are fewer, it is one block of two, half the lanes.
+        if x.len() == blocks {
+            quantize_blocks::<V, Twice<V>>(x, importance, out);
+        } else {
+            quantize_blocks::<V, V>(x, importance, out);
         }
     }
 }
@@ -42,26 +40,23 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
     debug_assert!(x.len() * SUB_BLOCKS == W::LANES);
     let (mut scales, mut inverses) = ([0f32; MOST], [0f32; MOST]);
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // SAFETY: the caller's promise; the arrays have room for the most lanes.
-    unsafe {
-        W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
-        match importance {
-            None => {
-                for i in (0..SUB * W::LANES).step_by(W::LANES) {
-                    let v = W::load(xt.as_ptr().add(i));
-                    v.mul(v).store(wt.as_mut_ptr().add(i));
-                }
+    // the arrays have room for the most lanes.
+    W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+    match importance {
+        None => {
+            for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                let v = W::load(xt.as_ptr().add(i));
+                v.mul(v).store(wt.as_mut_ptr().add(i));
             }
-            Some(w) => W::transpose(w.as_ptr().cast(), SUB, wt.as_mut_ptr()),
         }
-        let Fits { scale, inverse, .. } = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, 32);
-        scale.store(scales.as_mut_ptr());
-        inverse.store(inverses.as_mut_ptr());
+        Some(w) => W::transpose(w.as_ptr().cast(), SUB, wt.as_mut_ptr()),
     }
+    let Fits { scale, inverse, .. } = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, 32);
+    scale.store(scales.as_mut_ptr());
+    inverse.store(inverses.as_mut_ptr());
     let fits = scales.as_chunks().0.iter().zip(inverses.as_chunks().0);
     for ((x, out), (scales, inverses)) in x.iter().zip(out).zip(fits) {
-        // SAFETY: the caller's promise.
-        *out = unsafe { round::<V>(x, scales, inverses) };
+        *out = round::<V>(x, scales, inverses);
     }
 }
 
@@ -83,16 +78,14 @@ unsafe fn round<V: Vector>(
         let scale = block.scale(j);
         let offset = if scale == 0.0 && inverse == 0.0 { 0.0 } else { 32.0 };
         for i in (j * SUB..(j + 1) * SUB).step_by(V::LANES) {
-            // SAFETY: the caller's promise; LANES divides 16.
-            unsafe {
-                let v = V::load(x.as_ptr().add(i));
-                let q = if scale == 0.0 {
-                    v.mul(V::splat(inverse)).nearest_int_clamped(-32, 31)
-                } else {
-                    v.nearest_quotient(scale, -32, 31)
-                };
-                q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
-            }
+            // LANES divides 16.
+            let v = V::load(x.as_ptr().add(i));
+            let q = if scale == 0.0 {
+                v.mul(V::splat(inverse)).nearest_int_clamped(-32, 31)
+            } else {
+                v.nearest_quotient(scale, -32, 31)
+            };
+            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
         }
     }
     block.pack(&quants);

@@ -26,46 +26,43 @@ pub(crate) unsafe fn fit_signed<V: Vector>(
     group: usize,
     half: i32,
 ) -> Fits<V> {
-    // SAFETY: the caller's promises are the trait's contract.
-    unsafe {
-        let zero = V::splat(0.0);
-        let (mut magnitude, mut extreme) = (zero, zero);
-        let mut wx = InLanes::<MOST_ELEMENTS>::new();
-        for i in (0..group * V::LANES).step_by(V::LANES) {
-            let v = V::load(x.add(i));
-            let larger = magnitude.lt(v.abs());
-            magnitude = V::select(larger, v.abs(), magnitude);
-            extreme = V::select(larger, v, extreme);
-            V::load(w.add(i)).mul(v).store(wx.as_mut_ptr().add(i));
-        }
-        let tiny = magnitude.lt(V::splat(crate::fit::search::TINY));
+    let zero = V::splat(0.0);
+    let (mut magnitude, mut extreme) = (zero, zero);
+    let mut wx = InLanes::<MOST_ELEMENTS>::new();
+    for i in (0..group * V::LANES).step_by(V::LANES) {
+        let v = V::load(x.add(i));
+        let larger = magnitude.lt(v.abs());
+        magnitude = V::select(larger, v.abs(), magnitude);
+        extreme = V::select(larger, v, extreme);
+        V::load(w.add(i)).mul(v).store(wx.as_mut_ptr().add(i));
+    }
+    let tiny = magnitude.lt(V::splat(crate::fit::search::TINY));
 
-        let group = Group { x, w, wx: wx.as_ptr(), length: group, half };
-        let mut chosen = V::splat(-(half as f32)).div(extreme);
-        let (sum_xl, sum_l2) = group.sums::<V, false, true>(chosen);
-        let mut scale = V::select(sum_l2.le(zero), zero, sum_xl.div(sum_l2));
-        let mut best = scale.mul(sum_xl);
-        for step in (-9..=9).filter(|&step| step != 0) {
-            let inverse = V::splat(-(half as f32 + 0.1 * step as f32)).div(extreme);
-            // No magnitude exceeds half + step / 10 by more than rounding errors, so most candidates
-            // need one clamp or none. Tiny groups do not matter.
-            let (sum_xl, sum_l2) = match step {
-                ..-5 => group.sums::<V, false, false>(inverse),
-                -5..5 => group.sums::<V, false, true>(inverse),
-                5.. => group.sums::<V, true, true>(inverse),
-            };
-            let gain = best.mul(sum_l2).lt(sum_xl.mul(sum_xl));
-            let better = V::and(zero.lt(sum_l2), gain);
-            let this_scale = sum_xl.div(sum_l2);
-            chosen = V::select(better, inverse, chosen);
-            scale = V::select(better, this_scale, scale);
-            best = V::select(better, this_scale.mul(sum_xl), best);
-        }
-        Fits {
-            scale: V::select(tiny, zero, scale),
-            inverse: V::select(tiny, zero, chosen),
-            is_zero: tiny,
-        }
+    let group = Group { x, w, wx: wx.as_ptr(), length: group, half };
+    let mut chosen = V::splat(-(half as f32)).div(extreme);
+    let (sum_xl, sum_l2) = group.sums::<V, false, true>(chosen);
+    let mut scale = V::select(sum_l2.le(zero), zero, sum_xl.div(sum_l2));
+    let mut best = scale.mul(sum_xl);
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let inverse = V::splat(-(half as f32 + 0.1 * step as f32)).div(extreme);
+        // No magnitude exceeds half + step / 10 by more than rounding errors, so most candidates
+        // need one clamp or none. Tiny groups do not matter.
+        let (sum_xl, sum_l2) = match step {
+            ..-5 => group.sums::<V, false, false>(inverse),
+            -5..5 => group.sums::<V, false, true>(inverse),
+            5.. => group.sums::<V, true, true>(inverse),
+        };
+        let gain = best.mul(sum_l2).lt(sum_xl.mul(sum_xl));
+        let better = V::and(zero.lt(sum_l2), gain);
+        let this_scale = sum_xl.div(sum_l2);
+        chosen = V::select(better, inverse, chosen);
+        scale = V::select(better, this_scale, scale);
+        best = V::select(better, this_scale.mul(sum_xl), best);
+    }
+    Fits {
+        scale: V::select(tiny, zero, scale),
+        inverse: V::select(tiny, zero, chosen),
+        is_zero: tiny,
     }
 }
 
@@ -86,24 +83,21 @@ impl Group {
     /// As [`fit_signed`].
     #[inline(always)]
     unsafe fn sums<V: Vector, const BELOW: bool, const ABOVE: bool>(&self, inverse: V) -> (V, V) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            // no value exceeds half + 1, so clamping first is the same as after rounding
-            let (low, high) = (V::splat(-self.half as f32), V::splat((self.half - 1) as f32));
-            let (mut sum_xl, mut sum_l2) = (V::splat(0.0), V::splat(0.0));
-            for i in (0..self.length * V::LANES).step_by(V::LANES) {
-                let mut position = inverse.mul(V::load(self.x.add(i)));
-                if BELOW {
-                    position = position.max(low);
-                }
-                if ABOVE {
-                    position = position.min(high);
-                }
-                let l = position.nearest();
-                sum_xl = sum_xl.add(V::load(self.wx.add(i)).mul(l));
-                sum_l2 = sum_l2.add(V::load(self.w.add(i)).mul(l).mul(l));
+        // no value exceeds half + 1, so clamping first is the same as after rounding
+        let (low, high) = (V::splat(-self.half as f32), V::splat((self.half - 1) as f32));
+        let (mut sum_xl, mut sum_l2) = (V::splat(0.0), V::splat(0.0));
+        for i in (0..self.length * V::LANES).step_by(V::LANES) {
+            let mut position = inverse.mul(V::load(self.x.add(i)));
+            if BELOW {
+                position = position.max(low);
             }
-            (sum_xl, sum_l2)
+            if ABOVE {
+                position = position.min(high);
+            }
+            let l = position.nearest();
+            sum_xl = sum_xl.add(V::load(self.wx.add(i)).mul(l));
+            sum_l2 = sum_l2.add(V::load(self.w.add(i)).mul(l).mul(l));
         }
+        (sum_xl, sum_l2)
     }
 }

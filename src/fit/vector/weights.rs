@@ -18,12 +18,9 @@ pub(super) unsafe fn weigh<V: Vector, const N: usize>(
     to: *mut f32,
 ) {
     for i in (0..N * V::LANES).step_by(V::LANES) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let v = V::load(x.add(i));
-            let importance = V::load(importance.add(i));
-            importance.mul(mean.add(v.mul(v)).sqrt()).store(to.add(i));
-        }
+        let v = V::load(x.add(i));
+        let importance = V::load(importance.add(i));
+        importance.mul(mean.add(v.mul(v)).sqrt()).store(to.add(i));
     }
 }
 
