@@ -4,6 +4,7 @@
 use super::iq4::VALUES;
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// An IQ4_NL block.
@@ -25,6 +26,8 @@ impl BlockIQ4NL {
     }
 }
 packed_quants!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
+
+formula!(BlockIQ4NL: [QK; 1], 15, Values::Iq4, false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4NL {}

@@ -4,6 +4,7 @@
 use super::iq4::VALUES;
 use super::layout::{Block, Bytes, QK, QK_K};
 use super::legacy::{all_nibbles, pack_nibbles, unpack_nibbles};
+use super::quants::{Values, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = QK_K / QK;
@@ -73,6 +74,8 @@ impl BlockIQ4XS {
         (low | high << 4) as i32 - 32
     }
 }
+
+formula!(BlockIQ4XS: [QK_K; 8], 15, Values::Iq4, false, |b, j| (b.factor() * b.scale(j) as f32, 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4XS {}

@@ -2,6 +2,7 @@
 //! minima of four bits. 84 bytes for 256 weights, 2.625 bits a weight.
 
 use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use super::two_bits::{self, TWO_BITS_BYTES};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -63,6 +64,8 @@ impl BlockQ2K {
         (d * f32::from(self.scales[j] & 0x0f), dmin * f32::from(self.scales[j] >> 4))
     }
 }
+
+formula!(BlockQ2K: [QK_K; 16], 3, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ2K {}

@@ -2,6 +2,7 @@
 //! bits. 110 bytes for 256 weights, 3.4375 bits a weight.
 
 use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use super::two_bits::{self, TWO_BITS_BYTES};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -91,6 +92,8 @@ impl BlockQ3K {
         quants
     }
 }
+
+formula!(BlockQ3K: [QK_K; 16], 7, Values::From(-4.0), false, |b, j| (b.all_scales()[j], 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ3K {}

@@ -2,6 +2,7 @@
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q4_0 block.
@@ -26,6 +27,8 @@ impl BlockQ4_0 {
     }
 }
 packed_quants!(BlockQ4_0: qs = pack_nibbles; all_nibbles);
+
+formula!(BlockQ4_0: [QK; 1], 15, Values::From(-8.0), false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_0 {}

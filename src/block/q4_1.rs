@@ -2,6 +2,7 @@
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q4_1 block.
@@ -32,6 +33,8 @@ impl BlockQ4_1 {
     }
 }
 packed_quants!(BlockQ4_1: qs = pack_nibbles; all_nibbles);
+
+formula!(BlockQ4_1: [QK; 1], 15, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_1 {}

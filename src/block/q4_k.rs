@@ -4,6 +4,7 @@
 use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
 use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use crate::float::nearest_int;
 
 /// A Q4_K block.
@@ -77,6 +78,8 @@ impl BlockQ4K {
         }
     }
 }
+
+formula!(BlockQ4K: [QK_K; 8], 15, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4K {}

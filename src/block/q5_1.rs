@@ -4,6 +4,7 @@ use super::layout::{Block, Bytes, QK};
 use super::legacy::{
     all_five_bits, pack_fifth_bits, pack_nibbles, packed_quants, unpack_five_bits,
 };
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q5_1 block.
@@ -37,6 +38,8 @@ impl BlockQ5_1 {
     }
 }
 packed_quants!(BlockQ5_1: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
+
+formula!(BlockQ5_1: [QK; 1], 31, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_1 {}

@@ -4,6 +4,7 @@
 use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
 use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 
 /// A Q5_K block.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +73,8 @@ impl BlockQ5K {
         }
     }
 }
+
+formula!(BlockQ5K: [QK_K; 8], 31, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5K {}

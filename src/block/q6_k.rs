@@ -2,6 +2,7 @@
 //! bytes. 210 bytes for 256 weights, 6.5625 bits a weight.
 
 use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use crate::float::f16_to_f32;
 
 pub(crate) const SUB_BLOCKS: usize = 16;
@@ -64,6 +65,8 @@ impl BlockQ6K {
         }
     }
 }
+
+formula!(BlockQ6K: [QK_K; 16], 63, Values::From(-32.0), false, |b, j| (b.scale(j), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ6K {}

@@ -1,6 +1,7 @@
 //! Q8_0: `w = d · q`, q in -127..=127. 34 bytes for 32 weights, 8.5 bits a weight.
 
 use super::layout::{Block, Bytes, QK};
+use super::quants::{Values, f16, formula};
 use crate::float::f16_to_f32;
 
 /// A Q8_0 block.
@@ -27,6 +28,8 @@ impl BlockQ8_0 {
         self.qs = quants.map(|q| q ^ 0x80);
     }
 }
+
+formula!(BlockQ8_0: [QK; 1], 255, Values::From(-128.0), false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ8_0 {}

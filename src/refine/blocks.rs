@@ -9,9 +9,27 @@ use crate::error_sums::error_sums;
 use crate::simd::{Kernel, Twice, Vector};
 use std::slice;
 
+/// `$body` with `$block` standing for the block of a type that can be refined, `$otherwise` for the other types.
+macro_rules! with_refined {
+    ($kind:expr, $block:ident => $body:expr, $otherwise:expr) => {
+        with_refined!(@ $kind, $block => $body, $otherwise;
+            IQ4XS BlockIQ4XS, Q4K BlockQ4K, Q5K BlockQ5K, Q6K BlockQ6K)
+    };
+    (@ $kind:expr, $block:ident => $body:expr, $otherwise:expr; $($type:ident $of:ident),*) => {
+        match $kind {
+            $(TensorType::$type => {
+                #[allow(dead_code)]
+                type $block = $of;
+                $body
+            })*
+            _ => $otherwise,
+        }
+    };
+}
+
 /// Whether blocks of that type can be refined.
-pub fn is_refinable(kind: TensorType) -> bool {
-    matches!(kind, TensorType::IQ4XS | TensorType::Q4K | TensorType::Q5K | TensorType::Q6K)
+pub(crate) fn is_refinable(kind: TensorType) -> bool {
+    with_refined!(kind, B => true, false)
 }
 
 /// Makes the blocks `out` of rows `x` better where it can; `importance` is that of a row's columns.
@@ -34,13 +52,7 @@ impl Kernel for RefineRows<'_> {
             importance: importance.map(|w| w.as_chunks().0),
             row: row_length / QK_K,
         };
-        match kind {
-            TensorType::IQ4XS => refine_blocks::<Twice<V>, BlockIQ4XS>(x, blocks_mut(out)),
-            TensorType::Q4K => refine_blocks::<Twice<V>, BlockQ4K>(x, blocks_mut(out)),
-            TensorType::Q5K => refine_blocks::<Twice<V>, BlockQ5K>(x, blocks_mut(out)),
-            TensorType::Q6K => refine_blocks::<Twice<V>, BlockQ6K>(x, blocks_mut(out)),
-            _ => {}
-        }
+        with_refined!(kind, B => refine_blocks::<Twice<V>, B>(x, blocks_mut(out)), ())
     }
 }
 

@@ -126,7 +126,7 @@ impl Columns {
             }
         }
         let search = importance.map_or(parameters.search, |_| Search::FINE);
-        // SAFETY: the caller's promise; the arrays hold 32 · LANES elements.
+        // the arrays hold 32 · LANES elements
         let sub = fit_affine::<V, GROUP>(xt.as_ptr(), wt.as_ptr(), parameters.levels, search);
         let Some(sub) = sub else { return false };
         let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);

@@ -87,7 +87,7 @@ macro_rules! for_each_vector {
             };
             start = range.end;
             let out = &mut $out[range];
-            // SAFETY: the caller's promise; there are no more blocks than lanes.
+            // SAFETY: as the caller's; there are no more blocks than lanes.
             unsafe {
                 if twice {
                     $fit::<$vector, Twice<$vector>, _>(&blocks, $($argument,)* out);
