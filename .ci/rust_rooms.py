@@ -1,8 +1,8 @@
 """Checks the rooms of src/: no circle of files, and no room uses a later one.
 
-A `use` of `crate::…`, `super::…` or `self::…` is an arrow from its file to the file that defines the name; a re-export
-(`pub use`, `pub(crate) use`) in between is followed and is no arrow itself. Tests may use everything: blocks of
-`#[cfg(test)] mod …` and files named tests.rs are left out.
+A `use` of `crate::…`, `super::…` or `self::…` is an arrow from its file to the file that defines the name.
+Re-exports (`pub use`, `pub(crate) use`) in between are followed, and are no arrows themselves. Tests may use
+everything: blocks of `#[cfg(test)] mod …` and files named tests.rs are left out.
 
     python3 .ci/rust_rooms.py           # prints offending arrows, and exits with 1 if there are any
     python3 .ci/rust_rooms.py --arrows  # prints all arrows between rooms
@@ -82,8 +82,8 @@ class Module:
     """A file: its path of modules, its children, what it re-exports, and the paths that it uses."""
 
     def __init__(self, name: Names, file: Path) -> None:
+        """Reads the file."""
         self.name, self.file = name, file
-        self.is_folder = file.name in ("mod.rs", "lib.rs")
         text = without_tests_and_comments(file.read_text())
         # inside `mod name { … }`, super is this module
         inline = re.compile(r"(\bmod \w+ \{.*?)\bsuper::", re.DOTALL)
@@ -93,12 +93,12 @@ class Module:
         self.exports: dict[str, Names] = {}
         self.uses: set[Names] = set()
         for visibility, tree in re.findall(r"(pub(?:\([^)]*\))? )?\buse ([^;]+);", text):
-            for path, name in leaves(tree):
-                absolute = self.absolute(path)
+            for leaf, alias in leaves(tree):
+                absolute = self.absolute(leaf)
                 if absolute is None:
                     continue
-                if visibility and name != "_":
-                    self.exports[name] = absolute
+                if visibility and alias != "_":
+                    self.exports[alias] = absolute
                 else:
                     self.uses.add(absolute)
         body = re.sub(r"(pub(?:\([^)]*\))? )?\buse [^;]+;", "", text)
@@ -106,7 +106,6 @@ class Module:
             absolute = self.absolute(tuple(path.split("::")))
             if absolute is not None:
                 self.uses.add(absolute)
-        self.defines = set(re.findall(r"\b(?:fn|struct|enum|trait|type|const|static|macro_rules!) (\w+)", text))
 
     def absolute(self, path: Names) -> Names | None:
         """The path from the crate's root on; None of another crate's."""
@@ -125,6 +124,7 @@ class Module:
 
 
 def read_modules() -> dict[Names, Module]:
+    """Every file of src/ but the tests."""
     modules = {}
     for file in sorted(SRC.rglob("*.rs")):
         parts = file.relative_to(SRC).with_suffix("").parts
@@ -149,6 +149,7 @@ def defining(modules: dict[Names, Module], path: Names) -> Names | None:
 
 
 def arrows(modules: dict[Names, Module]) -> dict[Names, set[Names]]:
+    """The files whose names each file uses."""
     found: dict[Names, set[Names]] = {}
     for module in modules.values():
         targets = {defining(modules, path) for path in module.uses}
@@ -185,10 +186,13 @@ def circles(graph: dict[Names, set[Names]]) -> list[list[Names]]:
 
 
 def main() -> int:
+    """Prints what is wrong; the exit status."""
     modules = read_modules()
     graph = arrows(modules)
     show = {name: str(module.file.relative_to(SRC)) for name, module in modules.items()}
-    faults = [f"no place in the order of rooms: {show[name]}" for name in modules if name and name[0] not in RANK]
+    faults = [
+        f"no place in the order of rooms: {show[name]}" for name in modules if name and name[0] not in RANK
+    ]
     for name, targets in graph.items():
         for target in sorted(targets):
             if not name or not target or name[0] == target[0] or name[0] not in RANK or target[0] not in RANK:
@@ -200,7 +204,9 @@ def main() -> int:
         inner = [f"    {show[a]} -> {show[b]}" for a in group for b in sorted(graph[a]) if b in group]
         faults += inner
     if "--arrows" in sys.argv:
-        between = sorted({(a[0], b[0]) for a, targets in graph.items() for b in targets if a and b and a[0] != b[0]})
+        between = sorted(
+            {(a[0], b[0]) for a, targets in graph.items() for b in targets if a and b and a[0] != b[0]}
+        )
         print("\n".join(f"{a} -> {b}" for a, b in between))
     print("\n".join(faults) if faults else f"{len(modules)} files, no circle, no arrow upwards")
     return 1 if faults else 0

@@ -23,5 +23,6 @@ pub(crate) use kernel::{Kernel, Loop};
 pub(crate) use portable::Portable;
 pub(crate) use run::{run, run_loop};
 pub(crate) use twice::Twice;
-#[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(unused_imports))]
-pub(crate) use vector::{InLanes, MOST_LANES, Vector};
+#[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
+pub(crate) use vector::InLanes;
+pub(crate) use vector::{MOST_LANES, Vector};

@@ -5,6 +5,7 @@
 //! operation fuses or reorders unless its name says so: lane by lane each is the scalar one, bit for bit.
 
 use crate::float::ROUNDING;
+#[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 use std::mem::MaybeUninit;
 
 /// The most lanes that a vector has.
@@ -14,9 +15,11 @@ pub(crate) const MOST_LANES: usize = 32;
 ///
 /// Aligned so that no vector straddles cache lines, which would cost a second access; not filled,
 /// because zeros that are overwritten cost as much as some of the kernels' passes.
+#[cfg(any(test, all(target_arch = "x86_64", not(portable))))] // where the fits are compiled
 #[repr(C, align(64))]
 pub(crate) struct InLanes<const N: usize>(MaybeUninit<[[f32; MOST_LANES]; N]>);
 
+#[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 impl<const N: usize> InLanes<N> {
     #[inline(always)]
     pub fn new() -> Self {
