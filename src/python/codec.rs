@@ -43,7 +43,9 @@ fn encoding_of(refine: bool, inputs: Option<&Inputs>) -> PyResult<Encoding<'_>> 
         (false, None) => Ok(Encoding::Ggml),
         (true, None) => Ok(Encoding::Refined),
         (true, Some(inputs)) => Ok(Encoding::ErrorFeedback(&inputs.inner)),
-        (false, Some(_)) => Err(PyValueError::new_err("inputs need refine")),
+        (false, Some(_)) => {
+            Err(PyValueError::new_err("inputs are for error feedback, which needs refine"))
+        }
     }
 }
 
@@ -61,7 +63,7 @@ pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
 }
 
 /// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
-/// errors are made to cancel where `inputs` are known.
+/// by error feedback (GPTQ, LDLQ) where `inputs` are given too.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
     inputs = None))]

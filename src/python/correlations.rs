@@ -1,4 +1,4 @@
-//! Correlations of inputs, and what is known of inputs in all.
+//! Correlations of inputs, and the Hessian that error feedback takes.
 
 use super::support::{detached, slice};
 use crate::check::expect_length;
@@ -41,7 +41,8 @@ pub(super) fn products_of<'py>(
     Ok(PyArray1::from_vec(py, py.detach(|| correlations::products(bytes, squares))))
 }
 
-/// What is known of the inputs of rows: the importance of each column, and correlations of so many tokens, or none.
+/// H = E[x xᵀ] of the inputs x of rows, factored for error feedback: from the importance of each column and correlations
+/// from that number of tokens, or none.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Inputs {
     pub(super) inner: Hessian,
