@@ -18,7 +18,7 @@ use libloading::Library;
 use matrix::{Format, LENGTHS, Matrix, assert_near};
 use q4hifi::block::TensorType;
 use q4hifi::dot::Activations;
-use q4hifi::kernel::Isa;
+use q4hifi::isa::Isa;
 use std::ffi::{c_int, c_void};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -208,7 +208,7 @@ fn main() {
     };
     let ggml = Ggml::load(&paths).unwrap_or_else(|error| panic!("{VARIABLE}={paths}: {error}"));
     let cases = |formats: &[Format]| {
-        let isas = [Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available());
+        let isas = Isa::available().filter(|&isa| isa != Isa::Scalar);
         let isas = LENGTHS.into_iter().flat_map(|n| isas.clone().map(move |isa| (n, isa)));
         let cases = isas.flat_map(|(n, isa)| {
             formats.iter().map(move |&format| Case::new(format, isa, &weights(n)))

@@ -6,7 +6,7 @@ mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use q4hifi::block::TensorType;
-use q4hifi::rows::{Source, dequantize, quantize};
+use q4hifi::rows::{Encoding, Source, dequantize, quantize};
 use std::hint::black_box;
 use support::{ROW, ROWS, weights};
 
@@ -19,7 +19,7 @@ fn benches(c: &mut Criterion) {
     group.throughput(Throughput::Elements(x.len() as u64));
     for kind in TensorType::ALL {
         let mut data = vec![0u8; ROWS * kind.row_bytes(ROW).expect("whole blocks")];
-        quantize(source, kind, None, &mut data).expect("finite");
+        quantize(source, kind, None, Encoding::Ggml, &mut data).expect("finite");
         let data = Source::new(kind, &data, ROW).expect("whole rows");
         let mut out = vec![0f32; x.len()];
         group.bench_function(kind.name(), |b| {

@@ -12,9 +12,9 @@ mod support;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use matrix::{Format, LENGTHS, Matrix, assert_near};
 use q4hifi::block::{BlockQ8_0, QK, QK_K, TensorType};
-use q4hifi::dot::BlockQ8K;
-use q4hifi::dot::activations::Quantize;
-use q4hifi::kernel::{Isa, quantize_activations};
+use q4hifi::dispatch::quantize_activations;
+use q4hifi::dot::{BlockQ8K, Quantize};
+use q4hifi::isa::Isa;
 use std::hint::black_box;
 use support::{ROWS, weights};
 
@@ -28,7 +28,7 @@ fn dots(c: &mut Criterion) {
             let name = matrix.format.name();
             let mut out = vec![0f32; ROWS];
             group.throughput(Throughput::Elements((ROWS * n) as u64));
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for isa in Isa::available() {
                 let y = matrix.format.activations(isa, &x);
                 group.bench_function(format!("{n}/{}/{name}", isa.name()), |b| {
                     b.iter(|| matrix.dot(isa, black_box(&y), black_box(&mut out)));
@@ -46,7 +46,7 @@ fn bench_activations<B: Quantize>(c: &mut Criterion, name: &str, zero: B) {
     let mut out = vec![zero; x.len() / B::NUMBERS];
     let mut group = c.benchmark_group("activations");
     group.throughput(Throughput::Elements(x.len() as u64));
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+    for isa in Isa::available() {
         group.bench_function(format!("{name}/{}", isa.name()), |b| {
             b.iter(|| quantize_activations(isa, black_box(&x), &mut out));
         });

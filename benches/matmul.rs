@@ -10,11 +10,9 @@ mod support;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use q4hifi::block::{QK_K, TensorType};
-use q4hifi::hifi::rows::{Outliers, OutliersMut};
-use q4hifi::kernel::Isa;
+use q4hifi::isa::Isa;
 use q4hifi::matmul::Matrix;
-use q4hifi::{hifi, rows};
-use rows::Source;
+use q4hifi::rows::{self, Encoding, Outliers, OutliersMut, Source};
 use std::hint::black_box;
 use support::weights;
 
@@ -31,7 +29,7 @@ fn bench(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, matrix: Matrix<'_
         let terms = || last.iter().zip(&x[x.len() - LENGTH..]).map(|(w, x)| f64::from(w * x));
         let (expected, magnitude): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
         group.throughput(Throughput::Elements((ROWS * LENGTH * columns) as u64));
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for isa in Isa::available() {
             if isa == Isa::Scalar && columns > 16 {
                 continue; // too slow to wait for
             }
@@ -61,7 +59,7 @@ fn matmul(c: &mut Criterion) {
     };
     for kind in TensorType::ALL {
         let mut data = vec![0u8; ROWS * kind.row_bytes(LENGTH).expect("whole blocks")];
-        rows::quantize(source, kind, None, &mut data).expect("finite");
+        rows::quantize(source, kind, None, Encoding::Ggml, &mut data).expect("finite");
         let matrix = Matrix::new(Source::new(kind, &data, LENGTH).expect("rows"));
         bench(&mut group, kind.name(), matrix, &last_of(&data, kind));
     }
@@ -70,11 +68,11 @@ fn matmul(c: &mut Criterion) {
         let mut base = vec![0u8; w.len() / QK_K * TensorType::Q4K.block_bytes()];
         let (mut index, mut residual) = (vec![0u8; count], vec![0u8; 2 * count]);
         let parts = OutliersMut { outliers, index: &mut index, residual: &mut residual };
-        hifi::rows::quantize(source, None, &mut base, parts).expect("finite");
+        rows::quantize_hifi(source, None, Encoding::Ggml, &mut base, parts).expect("finite");
         let parts = Outliers { outliers, index: &index, residual: &residual };
         let blocks = Source::new(TensorType::Q4K, &base, LENGTH).expect("rows");
         let mut decoded = vec![0f32; w.len()];
-        hifi::rows::dequantize(blocks, parts, &mut decoded).expect("rows");
+        rows::dequantize_hifi(blocks, parts, &mut decoded).expect("rows");
         let matrix = Matrix::hifi(&base, LENGTH, parts).expect("as many");
         bench(&mut group, &format!("Q4_HIFI-{outliers}"), matrix, &decoded[w.len() - LENGTH..]);
     }

@@ -8,8 +8,7 @@ mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use q4hifi::block::TensorType;
-use q4hifi::hifi::rows::{OutliersMut, quantize as quantize_hifi};
-use q4hifi::rows::{Source, quantize};
+use q4hifi::rows::{Encoding, OutliersMut, Source, quantize, quantize_hifi};
 use std::hint::black_box;
 use support::{ROW, ROWS, weights};
 
@@ -34,7 +33,8 @@ fn benches(c: &mut Criterion) {
             let mut out = vec![0u8; ROWS * kind.row_bytes(ROW).expect("whole blocks")];
             group.bench_function(format!("{}/{name}", kind.name()), |b| {
                 b.iter(|| {
-                    let sums = pool.install(|| quantize(black_box(source), kind, w, &mut out));
+                    let sums = pool
+                        .install(|| quantize(black_box(source), kind, w, Encoding::Ggml, &mut out));
                     assert!(sums.expect("finite").relative() < most, "{kind:?}");
                 });
             });
@@ -49,8 +49,9 @@ fn benches(c: &mut Criterion) {
                 b.iter(|| {
                     let parts =
                         OutliersMut { outliers, index: &mut index, residual: &mut residual };
-                    let sums =
-                        pool.install(|| quantize_hifi(black_box(source), w, &mut base, parts));
+                    let sums = pool.install(|| {
+                        quantize_hifi(black_box(source), w, Encoding::Ggml, &mut base, parts)
+                    });
                     assert!(sums.expect("finite").relative() < 0.02, "Q4_HIFI");
                 });
             });

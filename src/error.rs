@@ -1,6 +1,5 @@
 //! What can go wrong at the border of the crate. Below it, lengths are only debug-asserted.
 
-use crate::kernel::Isa;
 use std::fmt;
 
 /// An input that cannot be quantized or dequantized as asked.
@@ -10,7 +9,12 @@ pub enum QuantError {
     /// A type id or name that the codec does not know.
     UnknownType(String),
     /// `Q4HIFI_ISA` names an instruction set that there is not, or not on this CPU.
-    IsaNotAvailable(String),
+    IsaNotAvailable {
+        /// What the variable says.
+        name: String,
+        /// The names of those that this CPU has.
+        available: Vec<&'static str>,
+    },
     /// The length of a row is not a multiple of the type's block.
     RowLength {
         /// Weights in a row.
@@ -66,10 +70,8 @@ impl fmt::Display for QuantError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownType(name) => write!(f, "unknown tensor type {name}"),
-            Self::IsaNotAvailable(name) => {
-                let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-                let names: Vec<&str> = available.map(Isa::name).collect();
-                write!(f, "Q4HIFI_ISA is {name:?}; this CPU has {}", names.join(", "))
+            Self::IsaNotAvailable { name, available } => {
+                write!(f, "Q4HIFI_ISA is {name:?}; this CPU has {}", available.join(", "))
             }
             Self::RowLength { row_length, block, name } => write!(
                 f,

@@ -62,13 +62,23 @@ pub fn f32_to_bf16(value: f32) -> u16 {
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// The nearest integer, ties to even, by adding 1.5·2²³ and reading the mantissa.
+/// 1.5 · 2²³. A number within ±2²² plus this, minus this again, is the nearest whole number, ties to even: the sum
+/// has no bits left for fractions.
+pub(crate) const ROUNDING: f32 = 12_582_912.0;
+
+/// The nearest whole number, ties to even, of a number within ±2²².
+#[inline(always)]
+pub(crate) fn nearest(value: f32) -> f32 {
+    (value + ROUNDING) - ROUNDING
+}
+
+/// The nearest integer, ties to even, by adding [`ROUNDING`] and reading the mantissa.
 ///
 /// Meant for |value| < 2²². Beyond it the result is what the same bits give in ggml, which its
 /// quantizers then clamp; a NaN gives 0.
 #[inline(always)]
 pub fn nearest_int(value: f32) -> i32 {
-    let bits = (value + 12_582_912.0).to_bits() as i32;
+    let bits = (value + ROUNDING).to_bits() as i32;
     (bits & 0x007f_ffff) - 0x0040_0000
 }
 
@@ -118,16 +128,21 @@ pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     f64::from_bits(bits.wrapping_add(step)) as f32
 }
 
+/// 1 / d, or 0 where d is 0.
+#[inline(always)]
+pub(crate) fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
 /// `e^x` to about two units in the last place; 0 below -87.3, e^88 above 88. Of plain arithmetic, so that every
 /// machine gives the same: a C library's differs from one CPU to another.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest whole number
     const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6]; // the first has trailing zeros: n · it is exact
     let bounded = if x > 88.0 { 88.0 } else { x };
     let bounded = if bounded < -87.3 { -87.3 } else { bounded };
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
+    let shifted = bounded * std::f32::consts::LOG2_E + ROUNDING;
+    let n = shifted - ROUNDING;
     let r = (bounded - n * LN2[0]) - n * LN2[1];
     // the series of e^r to r⁷/7!, |r| <= ln 2 / 2
     let mut p = 1.0 / 5040.0;

@@ -59,7 +59,7 @@ impl<T> Start<T> {
     ///
     /// Element `i` is within the data.
     unsafe fn at(&self, i: usize) -> *mut T {
-        // SAFETY: the caller's promise.
+        // SAFETY: as the caller's: element `i` is within the data.
         unsafe { self.0.add(i) }
     }
 }

@@ -2,10 +2,12 @@
 
 use super::support::{ROW, ROWS, weights};
 use q4hifi::block::{QK_K, TensorType};
+use q4hifi::dispatch::{self, dot_rows};
 use q4hifi::dot::{Activations, Rows};
-use q4hifi::hifi;
-use q4hifi::kernel::{Isa, dot_rows};
-use q4hifi::rows::{Source, dequantize, quantize};
+use q4hifi::isa::Isa;
+use q4hifi::rows::{
+    Encoding, Outliers, OutliersMut, Source, dequantize, dequantize_hifi, quantize, quantize_hifi,
+};
 
 /// Widths of a 1.5 B model: of a layer, and of its feed-forward part.
 pub const LENGTHS: [usize; 2] = [ROW, 8960];
@@ -44,8 +46,8 @@ impl Format {
 
     pub fn activations(self, isa: Isa, x: &[f32]) -> Activations {
         match self {
-            Self::Plain(kind) => Activations::new(isa, kind, x),
-            Self::Hifi(outliers) => Activations::for_hifi(isa, x, outliers),
+            Self::Plain(kind) => dispatch::activations(isa, kind, x),
+            Self::Hifi(outliers) => dispatch::hifi_activations(isa, x, outliers),
         }
         .expect("whole blocks, few outliers")
     }
@@ -72,15 +74,15 @@ impl Matrix {
         let (mut index, mut residual) = (vec![0u8; count], vec![0u8; 2 * count]);
         let mut decoded = vec![0f32; w.len()];
         if outliers == 0 {
-            quantize(source, kind, None, &mut data).expect("finite");
+            quantize(source, kind, None, Encoding::Ggml, &mut data).expect("finite");
             dequantize(Source::new(kind, &data, n).expect("rows"), &mut decoded).expect("rows");
         } else {
             let (index, residual) = (&mut index, &mut residual);
-            let parts = hifi::rows::OutliersMut { outliers, index, residual };
-            hifi::rows::quantize(source, None, &mut data, parts).expect("finite");
-            let parts = hifi::rows::Outliers { outliers, index, residual };
+            let parts = OutliersMut { outliers, index, residual };
+            quantize_hifi(source, None, Encoding::Ggml, &mut data, parts).expect("finite");
+            let parts = Outliers { outliers, index, residual };
             let base = Source::new(kind, &data, n).expect("rows");
-            hifi::rows::dequantize(base, parts, &mut decoded).expect("rows");
+            dequantize_hifi(base, parts, &mut decoded).expect("rows");
         }
         Self { format, n, data, index, residual, decoded }
     }

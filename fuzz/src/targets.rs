@@ -4,14 +4,13 @@
 //! functions of q4hifi. The first bytes of an input choose the options; the rest are blocks, floats or
 //! both. Buffers are exactly as long as necessary, so that a sanitizer detects every access beyond them.
 
-use q4hifi::block::{QK_K, TensorType};
-use q4hifi::hifi::rows::{Outliers, OutliersMut};
-use q4hifi::hifi::{HifiBlock, MAX_OUTLIERS, fork, rows as hifi};
-use q4hifi::kernel::{self, Isa};
+use q4hifi::block::{HifiBlock, MAX_OUTLIERS, QK_K, TensorType};
+use q4hifi::dispatch;
+use q4hifi::feedback::Hessian;
+use q4hifi::isa::Isa;
 use q4hifi::logits::{self, Logits};
 use q4hifi::matmul::Matrix;
-use q4hifi::refine::Inputs;
-use q4hifi::rows::{self, Source};
+use q4hifi::rows::{self, Encoding, Outliers, OutliersMut, Source, hifi_fork as fork};
 
 /// A function that takes arbitrary bytes, and panics if it finds a bug.
 pub type Target = fn(&[u8]);
@@ -70,20 +69,17 @@ pub fn encode(data: &[u8]) {
         let columns = input.floats(row_length);
         let pairs = row_length * (row_length - 1) / 2;
         let correlations: Vec<i8> = input.cycle(pairs).map(|byte| byte as i8).collect();
-        Inputs::new(&columns, &correlations, input.float())
+        Hessian::new(&columns, &correlations, input.float())
     });
-    let inputs = match &inputs {
-        Some(Ok(inputs)) => Some(inputs),
+    let encoding = match &inputs {
         Some(Err(_)) => return,
-        None => None,
+        Some(Ok(hessian)) if refine => Encoding::ErrorFeedback(hessian),
+        _ if refine => Encoding::Refined,
+        _ => Encoding::Ggml,
     };
     let source = Source::from_f32(&x, row_length).expect("whole blocks");
     let mut out = vec![0u8; n_rows * kind.row_bytes(row_length).expect("whole blocks")];
-    let found = if refine {
-        rows::quantize_refined(source, kind, importance, inputs, &mut out)
-    } else {
-        rows::quantize(source, kind, importance, &mut out)
-    };
+    let found = rows::quantize(source, kind, importance, encoding, &mut out);
     let is_legal = x.iter().all(|x| x.is_finite())
         && importance.is_none_or(|w| w.iter().all(|w| w.is_finite() && *w >= 0.0));
     assert_eq!(found.is_ok(), is_legal, "{found:?}");
@@ -92,9 +88,9 @@ pub fn encode(data: &[u8]) {
     }
     let blocks = |isa| {
         let mut out = vec![0u8; out.len()];
-        kernel::quantize_rows(isa, kind, &x, row_length, importance, &mut out);
+        dispatch::quantize_rows(isa, kind, &x, row_length, importance, &mut out);
         if refine {
-            kernel::refine_rows(isa, kind, &x, row_length, importance, &mut out);
+            dispatch::refine_rows(isa, kind, &x, row_length, importance, &mut out);
         }
         out
     };
@@ -133,11 +129,8 @@ fn outliers_of_weights(mut input: Input<'_>, count: usize, is_weighted: bool, re
     let source = Source::from_f32(&x, QK_K).expect("a block");
     let (mut base, mut index, mut residual) = split_buffers(1, count);
     let parts = OutliersMut { outliers: count, index: &mut index, residual: &mut residual };
-    let found = if refine {
-        hifi::quantize_refined(source, importance, None, &mut base, parts)
-    } else {
-        hifi::quantize(source, importance, &mut base, parts)
-    };
+    let encoding = if refine { Encoding::Refined } else { Encoding::Ggml };
+    let found = rows::quantize_hifi(source, importance, encoding, &mut base, parts);
     let is_legal = count <= MAX_OUTLIERS
         && x.iter().all(|x| x.is_finite())
         && importance.is_none_or(|w| w.iter().all(|w| w.is_finite() && *w >= 0.0));
@@ -174,7 +167,7 @@ fn check_split(base: &[u8], count: usize, index: &[u8], residual: &[u8]) -> Opti
     let source = Source::new(TensorType::Q4K, base, QK_K).expect("whole blocks");
     let outliers = Outliers { outliers: count, index, residual };
     let mut weights = vec![0f32; source.rows() * QK_K];
-    hifi::dequantize(source, outliers, &mut weights).ok()?;
+    rows::dequantize_hifi(source, outliers, &mut weights).ok()?;
     let mut blocks = vec![0u8; source.rows() * fork::row_bytes(QK_K).expect("a block")];
     if fork::from_split(source, outliers, &mut blocks).is_ok() {
         let mut from_fork = vec![0f32; weights.len()];
@@ -320,12 +313,12 @@ impl Input<'_> {
 }
 
 fn available() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    Isa::available()
 }
 
 fn decoded(isa: Isa, kind: TensorType, blocks: &[u8]) -> Vec<f32> {
     let mut out = vec![f32::NAN; blocks.len() / kind.block_bytes() * kind.block_weights()];
-    kernel::dequantize_row(isa, kind, blocks, &mut out);
+    dispatch::dequantize_row(isa, kind, blocks, &mut out);
     out
 }
 

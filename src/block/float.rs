@@ -1,6 +1,6 @@
 //! F32, F16, BF16: blocks of a single number.
 
-use super::{Block, Bytes};
+use super::layout::{Block, Bytes};
 use crate::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 macro_rules! number_block {
@@ -9,6 +9,14 @@ macro_rules! number_block {
         #[derive(Debug, Clone, Copy)]
         #[repr(C)]
         pub struct $name([u8; $bytes]);
+
+        impl $name {
+            /// The number nearest to `value`.
+            #[inline(always)]
+            pub fn new(value: f32) -> Self {
+                Self($encode(value))
+            }
+        }
 
         // SAFETY: a single byte array.
         unsafe impl Bytes for $name {}
@@ -19,13 +27,6 @@ macro_rules! number_block {
             #[inline(always)]
             fn dequantize(&self, out: &mut [f32]) {
                 out[0] = $decode(self.0);
-            }
-
-            #[inline(always)]
-            fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
-                for (number, &value) in out.iter_mut().zip(x) {
-                    number.0 = $encode(value);
-                }
             }
         }
     };

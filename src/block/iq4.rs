@@ -1,10 +1,7 @@
-//! What IQ4_NL and IQ4_XS share: the sixteen values that a number of four bits stands for, closer
-//! together near zero, and the search for the scale of 32 weights.
+//! What IQ4_NL and IQ4_XS share: the sixteen values that a quant of four bits stands for, closer together near
+//! zero.
 
-use super::QK;
-use crate::fit::TINY;
-
-/// What the numbers stand for.
+/// What the quants stand for.
 pub(crate) const VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -23,142 +20,25 @@ pub(crate) const UNSIGNED: [u8; 16] = {
     unsigned
 };
 
-/// Midway between neighbouring values: where the nearest one changes. All are multiples of a half, so
-/// that comparing with them is the same as comparing the distances to the two values.
-pub(crate) const MIDDLES: [f32; 15] = {
-    let mut middles = [0f32; 15];
+/// The values as floats.
+pub(crate) const FLOATS: [f32; 16] = {
+    let mut floats = [0f32; 16];
     let mut i = 0;
-    while i < middles.len() {
-        middles[i] = (VALUES[i] as f32 + VALUES[i + 1] as f32) / 2.0;
+    while i < floats.len() {
+        floats[i] = VALUES[i] as f32;
         i += 1;
     }
-    middles
+    floats
 };
 
-/// The grids tried have the extreme weight at the lowest value moved by -`MOST_STEPS`..=`MOST_STEPS`.
-pub(crate) const MOST_STEPS: i32 = 7;
-
-/// The number whose value is nearest to `position`, the upper one of two. NaN gives the last.
-#[inline(always)]
-pub(crate) fn nearest(position: f32) -> u8 {
-    MIDDLES.partition_point(|&middle| position >= middle || position.is_nan()) as u8
-}
-
-/// The numbers of 32 weights under an inverse scale.
-#[inline(always)]
-pub(crate) fn numbers(x: &[f32; QK], inverse: f32) -> [u8; QK] {
-    let mut numbers = [0u8; QK];
-    for middle in MIDDLES {
-        // as in `nearest`, without a branch, which no CPU could predict
-        for (number, &v) in numbers.iter_mut().zip(x) {
-            let position = inverse * v;
-            *number += u8::from(position >= middle || position.is_nan());
-        }
+/// The values as bytes.
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+pub(crate) const BYTES: [u8; 16] = {
+    let mut bytes = [0u8; 16];
+    let mut i = 0;
+    while i < bytes.len() {
+        bytes[i] = VALUES[i] as u8;
+        i += 1;
     }
-    numbers
-}
-
-/// The weights of the fit: importance · √(`sigma2` + x²), or x² without importance.
-#[inline(always)]
-pub(super) fn weights(x: &[f32; QK], importance: Option<&[f32]>, sigma2: f32) -> [f32; QK] {
-    std::array::from_fn(|i| match importance {
-        Some(importance) => importance[i] * (sigma2 + x[i] * x[i]).sqrt(),
-        None => x[i] * x[i],
-    })
-}
-
-/// Twice the mean square of a block, added up in order.
-#[inline(always)]
-pub(crate) fn sigma2(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |sum, v| sum + v * v) * (2.0 / x.len() as f32)
-}
-
-/// The scale under which the values fit 32 weights best; 0 for zeros.
-///
-/// For each grid tried the numbers are rounded, and the best scale for them is the least-squares one.
-/// The first grid gives the extreme weight the lowest value's magnitude with the other sign.
-pub(super) fn fit_scale(x: &[f32; QK], weights: &[f32; QK]) -> f32 {
-    let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-    for &v in x {
-        if v.abs() > magnitude {
-            magnitude = v.abs();
-            extreme = v;
-        }
-    }
-    if magnitude < TINY {
-        return 0.0;
-    }
-
-    let sums = |inverse: f32| {
-        let (mut sum_qx, mut sum_q2) = (0.0f32, 0.0f32);
-        for (&v, &w) in x.iter().zip(weights) {
-            let q = f32::from(VALUES[usize::from(nearest(inverse * v))]);
-            sum_qx += w * q * v;
-            sum_q2 += w * q * q;
-        }
-        (sum_qx, sum_q2)
-    };
-
-    let lowest = i32::from(VALUES[0]);
-    let (sum_qx, sum_q2) = sums(1.0 / (-extreme / lowest as f32));
-    let mut scale = if sum_q2 > 0.0 { sum_qx / sum_q2 } else { 0.0 };
-    let mut best = scale * sum_qx;
-    for step in -MOST_STEPS..=MOST_STEPS {
-        let (sum_qx, sum_q2) = sums((step + lowest) as f32 / extreme);
-        if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
-            scale = sum_qx / sum_q2;
-            best = scale * sum_qx;
-        }
-    }
-    scale
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By the distances themselves.
-    fn nearest_by_distance(position: f32) -> u8 {
-        let value = |i: usize| f32::from(VALUES[i]);
-        let above = (1..15).find(|&i| position < value(i)).unwrap_or(15);
-        let lower = position - value(above - 1) < value(above) - position;
-        (above - usize::from(lower)) as u8
-    }
-
-    #[test]
-    fn the_nearest_value_is_found_up_to_ties() {
-        for (i, middle) in MIDDLES.into_iter().enumerate() {
-            assert_eq!(nearest(middle.next_down()), i as u8);
-            assert_eq!(nearest(middle), i as u8 + 1);
-        }
-        let mut position = -140f32;
-        while position < 140.0 {
-            assert_eq!(nearest(position), nearest_by_distance(position), "{position}");
-            position += 0.001;
-        }
-        for middle in MIDDLES {
-            let mut position = middle;
-            for _ in 0..100 {
-                position = position.next_down();
-            }
-            for _ in 0..200 {
-                assert_eq!(nearest(position), nearest_by_distance(position), "{position}");
-                position = position.next_up();
-            }
-        }
-        assert_eq!((nearest(f32::NEG_INFINITY), nearest(f32::INFINITY)), (0, 15));
-        assert_eq!(nearest(f32::NAN), 15);
-    }
-
-    /// Weights on a grid come back exactly, whatever the sign of the scale.
-    #[test]
-    fn a_grid_is_found() {
-        for sign in [0.25f32, -0.25] {
-            let x: [f32; QK] = std::array::from_fn(|i| sign * f32::from(VALUES[i * 5 % 16]));
-            let scale = fit_scale(&x, &[1.0; QK]);
-            assert_eq!(scale, sign);
-            assert_eq!(numbers(&x, 1.0 / scale), std::array::from_fn(|i| (i * 5 % 16) as u8));
-        }
-        assert_eq!(fit_scale(&[0.0; QK], &[1.0; QK]), 0.0);
-    }
-}
+    bytes
+};

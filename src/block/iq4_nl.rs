@@ -1,9 +1,10 @@
 //! IQ4_NL: `w = d · VALUES[q]`, sixteen values closer together near zero. 18 bytes for 32 weights,
 //! 4.5 bits a weight.
 
-use super::iq4::{VALUES, fit_scale, numbers, sigma2, weights};
-use super::legacy::{all_nibbles, inverse, pack_nibbles, packed_numbers, unpack_nibbles};
-use super::{Block, Bytes, QK};
+use super::iq4::VALUES;
+use super::layout::{Block, Bytes, QK};
+use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// An IQ4_NL block.
@@ -12,19 +13,21 @@ use crate::float::{f16_to_f32, f32_to_f16};
 pub struct BlockIQ4NL {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Numbers j and j + 16 in the low and high half of byte j.
+    /// Quants j and j + 16 in the low and high half of byte j.
     pub qs: [u8; QK / 2],
 }
 const _: () = assert!(size_of::<BlockIQ4NL>() == 18);
 
 impl BlockIQ4NL {
-    /// Packed numbers under their scale.
+    /// Packed quants under their scale.
     #[inline(always)]
     pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs }
     }
 }
-packed_numbers!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
+packed_quants!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
+
+formula!(BlockIQ4NL: [QK; 1], 15, Values::Iq4, false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4NL {}
@@ -39,14 +42,6 @@ impl Block for BlockIQ4NL {
             let (low, high) = unpack_nibbles(&self.qs, j);
             out[j] = d * f32::from(VALUES[low as usize]);
             out[j + QK / 2] = d * f32::from(VALUES[high as usize]);
-        }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for (i, (block, x)) in out.iter_mut().zip(x.as_chunks::<QK>().0).enumerate() {
-            let importance = importance.map(|w| &w[i * QK..]);
-            let scale = fit_scale(x, &weights(x, importance, sigma2(x)));
-            *block = Self::new(scale, pack_nibbles(&numbers(x, inverse(scale))));
         }
     }
 }

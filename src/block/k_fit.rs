@@ -1,30 +1,9 @@
-//! The fit that Q4_K and Q5_K share: a scale and a minimum for each of eight sub-blocks, both
-//! rounded to six bits under a common factor, then the numbers; and the parts of it that Q2_K and
-//! Q3_K have too.
+//! A block of Q4_K or Q5_K whose quants are not packed yet.
 
-use super::QK_K;
-pub(crate) use super::k_scales::SUB_BLOCKS;
-use super::k_scales::{SCALES_BYTES, pack, unpack};
-use crate::fit::{Affine, Search, fit_affine, fit_positive};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use super::k_scales::{SCALES_BYTES, unpack};
+use super::layout::QK_K;
 
-/// Weights in a sub-block of Q4_K and Q5_K.
-const SUB: usize = QK_K / SUB_BLOCKS;
-/// The largest 6-bit scale or minimum.
-const MAX_SCALE: i32 = 63;
-
-/// What distinguishes the types.
-pub(crate) struct Recipe {
-    /// Numbers are in 0..=levels.
-    pub levels: i32,
-    /// The candidate grids without importance.
-    pub search: Search,
-    /// The bound of the scales and minima that are fitted under importance. A negative one wraps to
-    /// a large byte, which ggml cuts off in Q5_K and packs as it is in Q4_K.
-    pub largest_packed: u8,
-}
-
-/// A fitted block, before its numbers are packed.
+/// A fitted block, before its quants are packed.
 #[derive(Clone, Copy)]
 pub(crate) struct KFit {
     /// f16 bits.
@@ -32,159 +11,17 @@ pub(crate) struct KFit {
     /// f16 bits.
     pub dmin: u16,
     pub scales: [u8; SCALES_BYTES],
-    pub numbers: [u8; QK_K],
+    pub quants: [u8; QK_K],
 }
 
 impl KFit {
     /// A block of zeros.
-    pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], numbers: [0; QK_K] };
+    pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], quants: [0; QK_K] };
 
     /// Scale and minimum of sub-block `j` as stored, `d` and `dmin` being the block's.
     #[inline]
     pub fn scale_and_min(&self, d: f32, dmin: f32, j: usize) -> (f32, f32) {
         let (scale, min) = unpack(&self.scales, j);
         (d * f32::from(scale), dmin * f32::from(min))
-    }
-}
-
-/// The fits of a block's `N` sub-blocks and the sum of the weights of each.
-pub(crate) struct SubFits<const N: usize> {
-    pub scales: [f32; N],
-    pub mins: [f32; N],
-    pub weights: [f32; N],
-    pub numbers: [u8; QK_K],
-}
-
-impl<const N: usize> SubFits<N> {
-    pub fn new(x: &[f32; QK_K], weights: &[f32; QK_K], levels: i32, search: Search) -> Self {
-        let mut fits =
-            Self { scales: [0.0; N], mins: [0.0; N], weights: [0.0; N], numbers: [0; QK_K] };
-        for j in 0..N {
-            let place = j * (QK_K / N)..(j + 1) * (QK_K / N);
-            let (x, weights) = (&x[place.clone()], &weights[place.clone()]);
-            let numbers = &mut fits.numbers[place];
-            let Affine { scale, min } = fit_affine(x, weights, levels, search, numbers);
-            (fits.scales[j], fits.mins[j]) = (scale, min);
-            fits.weights[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-        }
-        fits
-    }
-}
-
-impl Recipe {
-    pub fn fit(&self, x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> KFit {
-        let weights = match importance {
-            None => plain_weights(x),
-            Some(importance) => importance_weights(x, importance, 2.0),
-        };
-        let search = importance.map_or(self.search, |_| Search::FINE);
-        let sub = SubFits::<SUB_BLOCKS>::new(x, &weights, self.levels, search);
-        let mut fit = KFit { numbers: sub.numbers, ..KFit::EMPTY };
-        let sums = importance.map(|_| &sub.weights);
-        self.store_scales(&sub.scales, &sub.mins, sums, &mut fit);
-        let (d, dmin, mut numbers) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin), fit.numbers);
-        let scale_and_min = |j| fit.scale_and_min(d, dmin, j);
-        round_numbers::<SUB_BLOCKS>(x, self.levels, scale_and_min, &mut numbers);
-        KFit { numbers, ..fit }
-    }
-
-    /// Rounds the scales and minima of the sub-blocks to six bits.
-    pub fn store_scales(
-        &self,
-        scales: &[f32; SUB_BLOCKS],
-        mins: &[f32; SUB_BLOCKS],
-        weights: Option<&[f32; SUB_BLOCKS]>,
-        fit: &mut KFit,
-    ) {
-        let bounds = [MAX_SCALE as u8, self.largest_packed];
-        let round = |values| round_scales(values, weights, MAX_SCALE, bounds);
-        let ((d, scales), (dmin, mins)) = (round(scales), round(mins));
-        fit.d = f32_to_f16(d);
-        fit.dmin = f32_to_f16(dmin);
-        fit.scales = pack(&scales, &mins);
-    }
-}
-
-/// Without importance: root mean square of the sub-block + |x|.
-fn plain_weights(x: &[f32; QK_K]) -> [f32; QK_K] {
-    let mut weights = [0.0; QK_K];
-    for (weights, x) in weights.chunks_exact_mut(SUB).zip(x.chunks_exact(SUB)) {
-        let root_mean_square = (sum_of_squares(x) / SUB as f32).sqrt();
-        for (w, &v) in weights.iter_mut().zip(x) {
-            *w = root_mean_square + v.abs();
-        }
-    }
-    weights
-}
-
-/// With importance: importance · √(`times` the mean square of the block + x²).
-pub(crate) fn importance_weights(
-    x: &[f32; QK_K],
-    importance: &[f32; QK_K],
-    times: f32,
-) -> [f32; QK_K] {
-    let sigma2 = times * sum_of_squares(x) / QK_K as f32;
-    std::array::from_fn(|i| importance[i] * (sigma2 + x[i] * x[i]).sqrt())
-}
-
-fn sum_of_squares(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |sum, v| sum + v * v)
-}
-
-/// Rounds the scales or the minima of sub-blocks to 0..=`most` under a common factor: with the sums of
-/// their weights by a search, without to multiples of the largest. A negative one wraps to a large
-/// byte, which `bounds` cut off, without weights and with.
-pub(crate) fn round_scales<const N: usize>(
-    values: &[f32; N],
-    weights: Option<&[f32; N]>,
-    most: i32,
-    bounds: [u8; 2],
-) -> (f32, [u8; N]) {
-    match weights {
-        None => {
-            let max = values.iter().fold(0.0f32, |max, &v| if v > max { v } else { max });
-            let inverse = if max > 0.0 { most as f32 / max } else { 0.0 };
-            let rounded = values.map(|v| (nearest_int(inverse * v) as u8).min(bounds[0]));
-            (max / most as f32, rounded)
-        }
-        Some(weights) => {
-            let mut rounded = [0u8; N];
-            let factor = fit_positive(values, weights, most, &mut rounded);
-            (factor, rounded.map(|v| v.min(bounds[1])))
-        }
-    }
-}
-
-/// The numbers, each 0 to `levels`, under the scales and minima as stored, which `scale_and_min` gives
-/// for each of `N` sub-blocks; where a scale is 0, those that there are.
-pub(crate) fn round_numbers<const N: usize>(
-    x: &[f32; QK_K],
-    levels: i32,
-    scale_and_min: impl Fn(usize) -> (f32, f32),
-    numbers: &mut [u8; QK_K],
-) {
-    let subs = numbers.chunks_exact_mut(QK_K / N).zip(x.chunks_exact(QK_K / N));
-    for (j, (numbers, x)) in subs.enumerate() {
-        let (scale, min) = scale_and_min(j);
-        if scale == 0.0 {
-            continue;
-        }
-        for (q, &v) in numbers.iter_mut().zip(x) {
-            *q = nearest_int((v + min) / scale).clamp(0, levels) as u8;
-        }
-    }
-}
-
-/// Encodes a row of 256-weight blocks one by one.
-pub(crate) fn for_each_block<B>(
-    x: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut [B],
-    quantize: impl Fn(&[f32; QK_K], Option<&[f32; QK_K]>) -> B,
-) {
-    let (x, _) = x.as_chunks::<QK_K>();
-    let importance = importance.map(|w| w.as_chunks::<QK_K>().0);
-    for (i, (block, x)) in out.iter_mut().zip(x).enumerate() {
-        *block = quantize(x, importance.map(|w| &w[i]));
     }
 }

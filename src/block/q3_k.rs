@@ -1,15 +1,14 @@
 //! Q3_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 4)`, q in 0..8, signed scales of six
 //! bits. 110 bytes for 256 weights, 3.4375 bits a weight.
 
-use super::k_fit::{for_each_block, importance_weights};
+use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use super::two_bits::{self, TWO_BITS_BYTES};
-use super::{Block, Bytes, QK_K};
-use crate::fit::{fit_signed, fit_signed_by_moves};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
-/// Numbers are in -HALF..HALF, before they are stored.
+/// Quants are in -HALF..HALF, before they are stored.
 pub(crate) const HALF: i32 = 4;
 /// Scales are in -HALF_SCALE..HALF_SCALE, before they are stored.
 pub(crate) const HALF_SCALE: i32 = 32;
@@ -18,9 +17,9 @@ pub(crate) const HALF_SCALE: i32 = 32;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ3K {
-    /// Bit j of byte i is the third bit of number 32 j + i.
+    /// Bit j of byte i is the third bit of quant 32 j + i.
     pub hmask: [u8; QK_K / 8],
-    /// Low two bits of the numbers, laid out as in Q2_K.
+    /// Low two bits of the quants, laid out as in Q2_K.
     pub qs: [u8; TWO_BITS_BYTES],
     /// Scales + 32. Bytes 0..8 hold the low four bits of scales j and j + 8; byte 8 + i the high two
     /// bits of scales i, i + 4, i + 8 and i + 12.
@@ -31,64 +30,6 @@ pub struct BlockQ3K {
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
 impl BlockQ3K {
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
-        let mut fitted = [0f32; SUB_BLOCKS];
-        let subs = x.as_chunks::<SUB>().0.iter().zip(numbers.as_chunks_mut::<SUB>().0);
-        let mut block = match importance {
-            None => {
-                for (scale, (x, numbers)) in fitted.iter_mut().zip(subs) {
-                    *scale = fit_signed_by_moves(x, HALF, numbers);
-                }
-                Self::with_scales(&fitted)
-            }
-            Some(importance) => {
-                let weights = importance_weights(x, importance, 2.0);
-                let weights = weights.as_chunks::<SUB>().0;
-                let mut sums = [0f32; SUB_BLOCKS];
-                for (j, (x, numbers)) in subs.enumerate() {
-                    fitted[j] = fit_signed(x, Some(&weights[j]), HALF, numbers);
-                    sums[j] = weights[j].iter().fold(0.0, |sum, w| sum + w);
-                }
-                let mut scales = [0u8; SUB_BLOCKS];
-                let d = fit_signed(&fitted, Some(&sums), HALF_SCALE, &mut scales);
-                Self::from_scales(d, &scales)
-            }
-        };
-        for (j, scale) in block.all_scales().into_iter().enumerate() {
-            if scale == 0.0 {
-                continue;
-            }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
-                *q = (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8;
-            }
-        }
-        block.pack(&numbers);
-        block
-    }
-
-    /// A block with the scales of its sub-blocks rounded to multiples of the largest, which is -32.
-    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> Self {
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for &scale in fitted {
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = scale;
-            }
-        }
-        if extreme == 0.0 {
-            return Self::from_scales(0.0, &[0; SUB_BLOCKS]);
-        }
-        let inverse = -(HALF_SCALE as f32) / extreme;
-        let scales = fitted.map(|scale| {
-            let rounded = i32::from(nearest_int(inverse * scale) as i8);
-            (rounded.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8
-        });
-        Self::from_scales(1.0 / inverse, &scales)
-    }
-
     /// A block of these scales, each 0 to 63, and of zeros.
     pub(crate) fn from_scales(d: f32, scales: &[u8; SUB_BLOCKS]) -> Self {
         let mut packed = [0u8; 12];
@@ -127,30 +68,32 @@ impl BlockQ3K {
         self.unpack_scales().map(|scale| d * (i32::from(scale) - HALF_SCALE) as f32)
     }
 
-    /// Stores the numbers, each 0 to 7.
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
-        self.qs = two_bits::pack(numbers);
+    /// Stores the quants, each 0 to 7.
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
+        self.qs = two_bits::pack(quants);
         self.hmask = [0; QK_K / 8];
-        for (j, numbers) in numbers.chunks_exact(32).enumerate() {
-            for (bits, number) in self.hmask.iter_mut().zip(numbers) {
+        for (j, quants) in quants.chunks_exact(32).enumerate() {
+            for (bits, number) in self.hmask.iter_mut().zip(quants) {
                 *bits |= (number >> 2) << j;
             }
         }
     }
 
-    /// The numbers, each 0 to 7.
+    /// The quants, each 0 to 7.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        two_bits::unpack(&self.qs, &mut numbers);
-        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
-            for (number, bits) in numbers.iter_mut().zip(&self.hmask) {
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        two_bits::unpack(&self.qs, &mut quants);
+        for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
+            for (number, bits) in quants.iter_mut().zip(&self.hmask) {
                 *number |= ((bits >> j) & 1) << 2;
             }
         }
-        numbers
+        quants
     }
 }
+
+formula!(BlockQ3K: [QK_K; 16], 7, Values::From(-4.0), false, |b, j| (b.all_scales()[j], 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ3K {}
@@ -160,17 +103,13 @@ impl Block for BlockQ3K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let numbers = self.numbers();
-        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB));
-        for ((out, numbers), scale) in subs.zip(self.all_scales()) {
-            for (y, &q) in out.iter_mut().zip(numbers) {
+        let quants = self.quants();
+        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB));
+        for ((out, quants), scale) in subs.zip(self.all_scales()) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * (i32::from(q) - HALF) as f32;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits a weight.
 
-use super::legacy::{all_nibbles, pack_nibbles, packed_numbers, quantize_affine, unpack_nibbles};
-use super::{Block, Bytes, QK};
+use super::layout::{Block, Bytes, QK};
+use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q4_1 block.
@@ -12,26 +13,28 @@ pub struct BlockQ4_1 {
     pub d: [u8; 2],
     /// Minimum, f16.
     pub m: [u8; 2],
-    /// Numbers j and j + 16 in the low and high half of byte j.
+    /// Quants j and j + 16 in the low and high half of byte j.
     pub qs: [u8; QK / 2],
 }
 const _: () = assert!(size_of::<BlockQ4_1>() == 20);
 
-/// The largest number.
+/// The largest quant.
 pub(crate) const LEVELS: i8 = 15;
 
 impl BlockQ4_1 {
-    /// Packs 32 numbers under their scale and minimum.
+    /// Packs 32 quants under their scale and minimum.
     #[inline(always)]
-    pub(crate) fn new(d: f32, m: f32, numbers: &[u8; QK]) -> Self {
+    pub(crate) fn new(d: f32, m: f32, quants: &[u8; QK]) -> Self {
         Self {
             d: f32_to_f16(d).to_le_bytes(),
             m: f32_to_f16(m).to_le_bytes(),
-            qs: pack_nibbles(numbers),
+            qs: pack_nibbles(quants),
         }
     }
 }
-packed_numbers!(BlockQ4_1: qs = pack_nibbles; all_nibbles);
+packed_quants!(BlockQ4_1: qs = pack_nibbles; all_nibbles);
+
+formula!(BlockQ4_1: [QK; 1], 15, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_1 {}
@@ -48,10 +51,5 @@ impl Block for BlockQ4_1 {
             out[j] = low as f32 * d + m;
             out[j + QK / 2] = high as f32 * d + m;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

@@ -1,10 +1,10 @@
 //! Q4_K: eight sub-blocks of 32 weights, `w = d · scale · q - dmin · min`, q in 0..16, scales and
 //! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
 
-use super::k_fit::{KFit, Recipe};
+use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
-use super::{Block, Bytes, QK_K};
-use crate::fit::Search;
+use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 use crate::float::nearest_int;
 
 /// A Q4_K block.
@@ -17,33 +17,28 @@ pub struct BlockQ4K {
     pub dmin: [u8; 2],
     /// Scales and minima, six bits each.
     pub scales: [u8; SCALES_BYTES],
-    /// Numbers: byte 32 j + i holds number i of sub-blocks 2 j (low half) and 2 j + 1 (high half).
+    /// Quants: byte 32 j + i holds quant i of sub-blocks 2 j (low half) and 2 j + 1 (high half).
     pub qs: [u8; QK_K / 2],
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-/// How the type is fitted.
-pub(crate) const RECIPE: Recipe = Recipe { levels: 15, search: Search::Q4_K, largest_packed: 255 };
+/// Quants are in 0..=LEVELS.
+pub(crate) const LEVELS: i32 = 15;
 
 impl BlockQ4K {
     /// A block of zeros.
     pub(crate) const ZERO: Self =
         Self { d: [0; 2], dmin: [0; 2], scales: [0; SCALES_BYTES], qs: [0; QK_K / 2] };
 
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        Self::from_fit(&RECIPE.fit(x, importance))
-    }
-
-    /// Makes the number at `place` the one whose value is nearest to zero.
-    pub fn set_nearest_to_zero(&mut self, place: usize) {
-        let (scale, min) = self.scale_and_min(place / 32);
+    /// Makes the quant at `index` the one whose value is nearest to zero.
+    pub fn set_nearest_to_zero(&mut self, index: usize) {
+        let (scale, min) = self.scale_and_min(index / 32);
         if scale == 0.0 {
             return;
         }
-        let number = nearest_int(min / scale).clamp(0, RECIPE.levels) as u8;
-        let shift = place / 32 % 2 * 4;
-        let byte = &mut self.qs[place / 64 * 32 + place % 32];
+        let number = nearest_int(min / scale).clamp(0, LEVELS) as u8;
+        let shift = index / 32 % 2 * 4;
+        let byte = &mut self.qs[index / 64 * 32 + index % 32];
         *byte = (*byte & !(0x0f << shift)) | (number << shift);
     }
 
@@ -53,36 +48,38 @@ impl BlockQ4K {
         scale_and_min(self.d, self.dmin, &self.scales, j)
     }
 
-    /// The numbers, each 0 to 15.
+    /// The quants, each 0 to 15.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
-            for (number, &q) in numbers.iter_mut().zip(&self.qs[j / 2 * 32..]) {
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
+            for (number, &q) in quants.iter_mut().zip(&self.qs[j / 2 * 32..]) {
                 *number = (q >> (j % 2 * 4)) & 0x0f;
             }
         }
-        numbers
+        quants
     }
 
     /// Packs a fitted block.
     pub(crate) fn from_fit(fit: &KFit) -> Self {
         let (d, dmin) = (fit.d.to_le_bytes(), fit.dmin.to_le_bytes());
         let mut block = Self { d, dmin, scales: fit.scales, ..Self::ZERO };
-        block.pack(&fit.numbers);
+        block.pack(&fit.quants);
         block
     }
 
-    /// Stores the numbers, each 0 to 15.
+    /// Stores the quants, each 0 to 15.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
-        for (qs, q) in self.qs.chunks_exact_mut(32).zip(numbers.chunks_exact(64)) {
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
+        for (qs, q) in self.qs.chunks_exact_mut(32).zip(quants.chunks_exact(64)) {
             for i in 0..32 {
                 qs[i] = q[i] | (q[i + 32] << 4);
             }
         }
     }
 }
+
+formula!(BlockQ4K: [QK_K; 8], 15, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4K {}
@@ -92,18 +89,13 @@ impl Block for BlockQ4K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let numbers = self.numbers(); // apart from the products, so that both loops become vectors
-        for (j, (out, numbers)) in
-            out.chunks_exact_mut(32).zip(numbers.chunks_exact(32)).enumerate()
+        let quants = self.quants(); // apart from the products, so that both loops become vectors
+        for (j, (out, quants)) in out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
         {
             let (scale, min) = self.scale_and_min(j);
-            for (y, &q) in out.iter_mut().zip(numbers) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * f32::from(q) - min;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        super::k_fit::for_each_block(x, importance, out, Self::quantize);
     }
 }

@@ -1,10 +1,10 @@
 //! Q5_0: `w = d · (q - 16)`, q in 0..32. 22 bytes for 32 weights, 5.5 bits a weight.
 
+use super::layout::{Block, Bytes, QK};
 use super::legacy::{
-    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, quantize_symmetric,
-    unpack_five_bits,
+    all_five_bits, pack_fifth_bits, pack_nibbles, packed_quants, unpack_five_bits,
 };
-use super::{Block, Bytes, QK};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q5_0 block.
@@ -13,28 +13,30 @@ use crate::float::{f16_to_f32, f32_to_f16};
 pub struct BlockQ5_0 {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Bit j is the fifth bit of number j.
+    /// Bit j is the fifth bit of quant j.
     pub qh: [u8; 4],
-    /// Low four bits of numbers j and j + 16 in byte j.
+    /// Low four bits of quants j and j + 16 in byte j.
     pub qs: [u8; QK / 2],
 }
 const _: () = assert!(size_of::<BlockQ5_0>() == 22);
 
-/// The number that stands for 0.
+/// The quant that stands for 0.
 pub(crate) const HALF: i8 = 16;
 
 impl BlockQ5_0 {
-    /// Packs 32 numbers under their scale.
+    /// Packs 32 quants under their scale.
     #[inline(always)]
-    pub(crate) fn new(d: f32, numbers: &[u8; QK]) -> Self {
+    pub(crate) fn new(d: f32, quants: &[u8; QK]) -> Self {
         Self {
             d: f32_to_f16(d).to_le_bytes(),
-            qh: pack_fifth_bits(numbers),
-            qs: pack_nibbles(numbers),
+            qh: pack_fifth_bits(quants),
+            qs: pack_nibbles(quants),
         }
     }
 }
-packed_numbers!(BlockQ5_0: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
+packed_quants!(BlockQ5_0: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
+
+formula!(BlockQ5_0: [QK; 1], 31, Values::From(-16.0), false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_0 {}
@@ -50,10 +52,5 @@ impl Block for BlockQ5_0 {
             out[j] = (low - 16) as f32 * d;
             out[j + QK / 2] = (high - 16) as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_symmetric(x, importance, HALF, out, Self::new);
     }
 }

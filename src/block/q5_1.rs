@@ -1,9 +1,10 @@
 //! Q5_1: `w = d · q + m`, q in 0..32. 24 bytes for 32 weights, 6 bits a weight.
 
+use super::layout::{Block, Bytes, QK};
 use super::legacy::{
-    all_five_bits, pack_fifth_bits, pack_nibbles, packed_numbers, quantize_affine, unpack_five_bits,
+    all_five_bits, pack_fifth_bits, pack_nibbles, packed_quants, unpack_five_bits,
 };
-use super::{Block, Bytes, QK};
+use super::quants::{Values, f16, formula};
 use crate::float::{f16_to_f32, f32_to_f16};
 
 /// A Q5_1 block.
@@ -14,29 +15,31 @@ pub struct BlockQ5_1 {
     pub d: [u8; 2],
     /// Minimum, f16.
     pub m: [u8; 2],
-    /// Bit j is the fifth bit of number j.
+    /// Bit j is the fifth bit of quant j.
     pub qh: [u8; 4],
-    /// Low four bits of numbers j and j + 16 in byte j.
+    /// Low four bits of quants j and j + 16 in byte j.
     pub qs: [u8; QK / 2],
 }
 const _: () = assert!(size_of::<BlockQ5_1>() == 24);
 
-/// The largest number.
+/// The largest quant.
 pub(crate) const LEVELS: i8 = 31;
 
 impl BlockQ5_1 {
-    /// Packs 32 numbers under their scale and minimum.
+    /// Packs 32 quants under their scale and minimum.
     #[inline(always)]
-    pub(crate) fn new(d: f32, m: f32, numbers: &[u8; QK]) -> Self {
+    pub(crate) fn new(d: f32, m: f32, quants: &[u8; QK]) -> Self {
         Self {
             d: f32_to_f16(d).to_le_bytes(),
             m: f32_to_f16(m).to_le_bytes(),
-            qh: pack_fifth_bits(numbers),
-            qs: pack_nibbles(numbers),
+            qh: pack_fifth_bits(quants),
+            qs: pack_nibbles(quants),
         }
     }
 }
-packed_numbers!(BlockQ5_1: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
+packed_quants!(BlockQ5_1: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
+
+formula!(BlockQ5_1: [QK; 1], 31, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_1 {}
@@ -53,10 +56,5 @@ impl Block for BlockQ5_1 {
             out[j] = low as f32 * d + m;
             out[j + QK / 2] = high as f32 * d + m;
         }
-    }
-
-    #[inline(always)]
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        quantize_affine(x, importance, LEVELS, out, Self::new);
     }
 }

@@ -1,10 +1,10 @@
-//! Q5_K: as Q4_K with numbers of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
+//! Q5_K: as Q4_K with quants of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
 //! 176 bytes for 256 weights, 5.5 bits a weight.
 
-use super::k_fit::{KFit, Recipe};
+use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
-use super::{Block, Bytes, QK_K};
-use crate::fit::Search;
+use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
 
 /// A Q5_K block.
 #[derive(Debug, Clone, Copy)]
@@ -16,47 +16,39 @@ pub struct BlockQ5K {
     pub dmin: [u8; 2],
     /// Scales and minima, six bits each.
     pub scales: [u8; SCALES_BYTES],
-    /// Bit j of byte i is the fifth bit of number i of sub-block j.
+    /// Bit j of byte i is the fifth bit of quant i of sub-block j.
     pub qh: [u8; QK_K / 8],
-    /// Low four bits of the numbers, laid out as in Q4_K.
+    /// Low four bits of the quants, laid out as in Q4_K.
     pub qs: [u8; QK_K / 2],
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
-/// How the type is fitted.
-pub(crate) const RECIPE: Recipe = Recipe { levels: 31, search: Search::Q5_K, largest_packed: 63 };
-
 impl BlockQ5K {
-    /// Encodes a block with the plain fit, or with `importance`.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        Self::from_fit(&RECIPE.fit(x, importance))
-    }
-
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
         scale_and_min(self.d, self.dmin, &self.scales, j)
     }
 
-    /// The numbers of sub-block `j`, each 0 to 31.
+    /// The quants of sub-block `j`, each 0 to 31.
     #[inline(always)]
-    fn numbers_of(&self, j: usize) -> impl Iterator<Item = u8> {
+    fn quants_of(&self, j: usize) -> impl Iterator<Item = u8> {
         let qs = &self.qs[j / 2 * 32..][..32];
         qs.iter()
             .zip(&self.qh)
             .map(move |(q, h)| ((q >> (j % 2 * 4)) & 0x0f) | (((h >> j) & 1) << 4))
     }
 
-    /// The numbers, each 0 to 31.
+    /// The quants, each 0 to 31.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
-        for (j, numbers) in numbers.chunks_exact_mut(32).enumerate() {
-            for (number, q) in numbers.iter_mut().zip(self.numbers_of(j)) {
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
+        for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
+            for (number, q) in quants.iter_mut().zip(self.quants_of(j)) {
                 *number = q;
             }
         }
-        numbers
+        quants
     }
 
     /// Packs a fitted block.
@@ -64,15 +56,15 @@ impl BlockQ5K {
         let (d, dmin) = (fit.d.to_le_bytes(), fit.dmin.to_le_bytes());
         let (qh, qs) = ([0; QK_K / 8], [0; QK_K / 2]);
         let mut block = Self { d, dmin, scales: fit.scales, qh, qs };
-        block.pack(&fit.numbers);
+        block.pack(&fit.quants);
         block
     }
 
-    /// Stores the numbers, each 0 to 31.
+    /// Stores the quants, each 0 to 31.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
         (self.qh, self.qs) = ([0; QK_K / 8], [0; QK_K / 2]);
-        for (j, q) in numbers.chunks_exact(32).enumerate() {
+        for (j, q) in quants.chunks_exact(32).enumerate() {
             let qs = &mut self.qs[j / 2 * 32..][..32];
             for i in 0..32 {
                 qs[i] |= (q[i] & 0x0f) << (j % 2 * 4);
@@ -82,6 +74,8 @@ impl BlockQ5K {
     }
 }
 
+formula!(BlockQ5K: [QK_K; 8], 31, Values::From(0.0), true, |b, j| b.scale_and_min(j));
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5K {}
 
@@ -90,18 +84,13 @@ impl Block for BlockQ5K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let numbers = self.numbers(); // as in Q4_K
-        for (j, (out, numbers)) in
-            out.chunks_exact_mut(32).zip(numbers.chunks_exact(32)).enumerate()
+        let quants = self.quants(); // as in Q4_K
+        for (j, (out, quants)) in out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
         {
             let (scale, min) = self.scale_and_min(j);
-            for (y, &q) in out.iter_mut().zip(numbers) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * f32::from(q) - min;
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        super::k_fit::for_each_block(x, importance, out, Self::quantize);
     }
 }

@@ -1,10 +1,9 @@
 //! Q6_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 32)`, q in 0..64, scales signed
 //! bytes. 210 bytes for 256 weights, 6.5625 bits a weight.
 
-use super::k_fit::for_each_block;
-use super::{Block, Bytes, QK_K};
-use crate::fit::{TINY, fit_signed};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use super::layout::{Block, Bytes, QK_K};
+use super::quants::{Values, formula};
+use crate::float::f16_to_f32;
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
@@ -13,9 +12,9 @@ pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ6K {
-    /// Low four bits: for each half of the block, byte i of 64 holds numbers i and i + 64.
+    /// Low four bits: for each half of the block, byte i of 64 holds quants i and i + 64.
     pub ql: [u8; QK_K / 2],
-    /// High two bits: for each half, byte i of 32 holds numbers i, i + 32, i + 64 and i + 96.
+    /// High two bits: for each half, byte i of 32 holds quants i, i + 32, i + 64 and i + 96.
     pub qh: [u8; QK_K / 4],
     /// Scales of the sub-blocks, signed.
     pub scales: [u8; SUB_BLOCKS],
@@ -29,76 +28,32 @@ impl BlockQ6K {
     pub(crate) const ZERO: Self =
         Self { ql: [0; QK_K / 2], qh: [0; QK_K / 4], scales: [0; SUB_BLOCKS], d: [0; 2] };
 
-    /// Encodes a block, with importance or x² as the weights of the fit.
-    pub fn quantize(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let mut numbers = [0u8; QK_K];
-        let mut fitted = [0f32; SUB_BLOCKS];
-        for (j, scale) in fitted.iter_mut().enumerate() {
-            let place = j * SUB..(j + 1) * SUB;
-            let weights = importance.map(|w| &w[place.clone()]);
-            *scale = fit_signed(&x[place.clone()], weights, 32, &mut numbers[place]);
-        }
-        let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
-        for j in 0..SUB_BLOCKS {
-            let scale = block.scale(j);
-            if scale == 0.0 {
-                continue;
-            }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in numbers[place.clone()].iter_mut().zip(&x[place]) {
-                *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
-            }
-        }
-        block.pack(&numbers);
-        block
-    }
-
-    /// A block with the scales of its sub-blocks rounded to bytes; None if all are zero.
-    pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> Option<Self> {
-        let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
-        for &scale in fitted {
-            if scale.abs() > magnitude {
-                magnitude = scale.abs();
-                extreme = scale;
-            }
-        }
-        if magnitude < TINY {
-            return None;
-        }
-        let inverse = -128.0 / extreme;
-        Some(Self {
-            scales: fitted.map(|scale| nearest_int(inverse * scale).min(127) as u8),
-            d: f32_to_f16(1.0 / inverse).to_le_bytes(),
-            ..Self::ZERO
-        })
-    }
-
     /// The scale of sub-block `j` as stored.
     #[inline]
     pub(crate) fn scale(&self, j: usize) -> f32 {
         f16_to_f32(u16::from_le_bytes(self.d)) * f32::from(self.scales[j] as i8)
     }
 
-    /// The numbers, each 0 to 63.
+    /// The quants, each 0 to 63.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK_K] {
-        let mut numbers = [0u8; QK_K];
+    pub(crate) fn quants(&self) -> [u8; QK_K] {
+        let mut quants = [0u8; QK_K];
         let halves = self.ql.chunks_exact(64).zip(self.qh.chunks_exact(32));
-        for ((ql, qh), numbers) in halves.zip(numbers.chunks_exact_mut(128)) {
+        for ((ql, qh), quants) in halves.zip(quants.chunks_exact_mut(128)) {
             for quarter in 0..4 {
-                for (i, q) in numbers[quarter * 32..][..32].iter_mut().enumerate() {
+                for (i, q) in quants[quarter * 32..][..32].iter_mut().enumerate() {
                     let low = (ql[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 0x0f;
                     *q = low | ((qh[i] >> (quarter * 2)) & 3) << 4;
                 }
             }
         }
-        numbers
+        quants
     }
 
-    /// Stores the numbers, each 0 to 63.
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK_K]) {
+    /// Stores the quants, each 0 to 63.
+    pub(crate) fn pack(&mut self, quants: &[u8; QK_K]) {
         let halves = self.ql.chunks_exact_mut(64).zip(self.qh.chunks_exact_mut(32));
-        for ((ql, qh), q) in halves.zip(numbers.chunks_exact(128)) {
+        for ((ql, qh), q) in halves.zip(quants.chunks_exact(128)) {
             for i in 0..32 {
                 ql[i] = (q[i] & 0x0f) | (q[i + 64] << 4);
                 ql[i + 32] = (q[i + 32] & 0x0f) | (q[i + 96] << 4);
@@ -111,6 +66,8 @@ impl BlockQ6K {
     }
 }
 
+formula!(BlockQ6K: [QK_K; 16], 63, Values::From(-32.0), false, |b, j| (b.scale(j), 0.0));
+
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ6K {}
 
@@ -120,17 +77,13 @@ impl Block for BlockQ6K {
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
-        let numbers = self.numbers(); // apart from the products, so that both loops become vectors
-        let subs = out.chunks_exact_mut(SUB).zip(numbers.chunks_exact(SUB)).zip(&self.scales);
-        for ((out, numbers), &scale) in subs {
+        let quants = self.quants(); // apart from the products, so that both loops become vectors
+        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB)).zip(&self.scales);
+        for ((out, quants), &scale) in subs {
             let scale = d * f32::from(scale as i8);
-            for (y, &q) in out.iter_mut().zip(numbers) {
+            for (y, &q) in out.iter_mut().zip(quants) {
                 *y = scale * f32::from(q as i8 - 32);
             }
         }
-    }
-
-    fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        for_each_block(x, importance, out, Self::quantize);
     }
 }

@@ -1,8 +1,8 @@
 //! Q8_0: `w = d · q`, q in -127..=127. 34 bytes for 32 weights, 8.5 bits a weight.
 
-use super::legacy::{inverse, largest_magnitude};
-use super::{Block, Bytes, QK};
-use crate::float::{f16_to_f32, f32_to_f16, round_to_i8};
+use super::layout::{Block, Bytes, QK};
+use super::quants::{Values, f16, formula};
+use crate::float::f16_to_f32;
 
 /// A Q8_0 block.
 #[derive(Debug, Clone, Copy)]
@@ -10,24 +10,26 @@ use crate::float::{f16_to_f32, f32_to_f16, round_to_i8};
 pub struct BlockQ8_0 {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK],
 }
 const _: () = assert!(size_of::<BlockQ8_0>() == 34);
 
 impl BlockQ8_0 {
-    /// The numbers + 128.
+    /// The quants + 128.
     #[inline(always)]
-    pub(crate) fn numbers(&self) -> [u8; QK] {
+    pub(crate) fn quants(&self) -> [u8; QK] {
         self.qs.map(|q| q ^ 0x80)
     }
 
-    /// Stores numbers + 128.
+    /// Stores quants + 128.
     #[inline(always)]
-    pub(crate) fn pack(&mut self, numbers: &[u8; QK]) {
-        self.qs = numbers.map(|q| q ^ 0x80);
+    pub(crate) fn pack(&mut self, quants: &[u8; QK]) {
+        self.qs = quants.map(|q| q ^ 0x80);
     }
 }
+
+formula!(BlockQ8_0: [QK; 1], 255, Values::From(-128.0), false, |b, _| (f16(b.d), 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ8_0 {}
@@ -40,19 +42,6 @@ impl Block for BlockQ8_0 {
         let d = f16_to_f32(u16::from_le_bytes(self.d));
         for (y, &q) in out.iter_mut().zip(&self.qs) {
             *y = f32::from(q as i8) * d;
-        }
-    }
-
-    /// The nearest number, ties away from zero; importance is not used.
-    #[inline(always)]
-    fn quantize_row(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
-        for (block, x) in out.iter_mut().zip(x.chunks_exact(QK)) {
-            let d = largest_magnitude(x) / 127.0;
-            let id = inverse(d);
-            block.d = f32_to_f16(d).to_le_bytes();
-            for (q, &v) in block.qs.iter_mut().zip(x) {
-                *q = round_to_i8(v * id) as u8;
-            }
         }
     }
 }

@@ -5,25 +5,25 @@
 //! and so the dot products NaN, which is what they would be in f32.
 
 use crate::block::iq4::OFFSET;
-use crate::block::{BlockQ8_0, Bytes, QK, QK_K, TensorType};
+use crate::block::{
+    BlockQ8_0, Bytes, MAX_OUTLIERS, QK, QK_K, Quants, TensorType, Values, by_family,
+};
 use crate::error::QuantError;
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
-use crate::hifi::MAX_OUTLIERS;
-use crate::kernel::{self, Isa};
 
-/// Numbers that one of Q8_K's sums covers.
+/// Quants that one of Q8_K's sums covers.
 pub const SUM: usize = 16;
 
-/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the numbers by sixteens.
+/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the quants by sixteens.
 /// 292 bytes for 256 activations.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ8K {
     /// Scale, f32.
     pub d: [u8; 4],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK_K],
-    /// Sums of sixteen numbers each, i16.
+    /// Sums of sixteen quants each, i16.
     pub bsums: [[u8; 2]; QK_K / SUM],
 }
 const _: () = assert!(size_of::<BlockQ8K>() == 292);
@@ -45,9 +45,9 @@ impl BlockQ8K {
 pub struct BlockQ8_1 {
     /// Scale, f16.
     pub d: [u8; 2],
-    /// Scale times the sum of the numbers, f16.
+    /// Scale times the sum of the quants, f16.
     pub s: [u8; 2],
-    /// Numbers, signed.
+    /// Quants, signed.
     pub qs: [u8; QK],
 }
 const _: () = assert!(size_of::<BlockQ8_1>() == 36);
@@ -120,7 +120,7 @@ impl Quantize for BlockQ8_1 {
     }
 }
 
-/// Writes the numbers and returns the scale.
+/// Writes the quants and returns the scale.
 #[inline(always)]
 fn quantize_32(x: &[f32; QK], qs: &mut [u8; QK]) -> f32 {
     let magnitude = largest_magnitude(x);
@@ -146,10 +146,34 @@ fn first_of_magnitude(x: &[f32; QK_K], magnitude: f32) -> f32 {
     found.copied().unwrap_or(f32::NAN)
 }
 
+/// The form of activations that a type's rows are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    F32,
+    Q8_0,
+    Q8_1,
+    /// Q8_K, and in the order of [`NibbleOrder`].
+    Q8KNibbles,
+    /// Q8_K, and in the order of [`HalfOrder`].
+    Q8KHalves,
+}
+
+fn form_of(kind: TensorType) -> Form {
+    by_family!(kind,
+        float: B => Form::F32,
+        small: B => if B::HAS_MIN { Form::Q8_1 } else { Form::Q8_0 },
+        k: B => match B::VALUES {
+            Values::From(_) => Form::Q8KNibbles,
+            Values::Iq4 => Form::Q8KHalves,
+        }
+    )
+}
+
 /// A column of activations, in the form that rows of a type are multiplied by.
 #[derive(Debug, Clone)]
 pub struct Activations {
     len: usize,
+    form: Form,
     pub(crate) column: Column,
     pub(crate) sparse: Option<Sparse>,
     /// Scale and sum of each block of Q8_0 and Q8_1, as f32.
@@ -171,7 +195,7 @@ pub(crate) enum Column {
 }
 
 /// A Q8_K block in the order in which 64 bytes of nibbles hold their weights, low ones first: sub-blocks
-/// of 32 numbers 0, 2, 1, 3 and 4, 6, 5, 7.
+/// of 32 quants 0, 2, 1, 3 and 4, 6, 5, 7.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct NibbleOrder {
@@ -195,7 +219,7 @@ impl NibbleOrder {
 }
 
 /// A Q8_K block in the order in which 64 bytes of IQ4_XS hold their weights: the first halves of four
-/// sub-blocks of 32 numbers, then their second halves.
+/// sub-blocks of 32 quants, then their second halves.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct HalfOrder {
@@ -230,44 +254,44 @@ pub(crate) struct Sparse {
 
 impl Activations {
     /// Activations for rows of type `kind`; their number is whole blocks of it.
-    pub fn new(isa: Isa, kind: TensorType, x: &[f32]) -> Result<Self, QuantError> {
+    #[inline(always)]
+    pub fn new(kind: TensorType, x: &[f32]) -> Result<Self, QuantError> {
         kind.row_bytes(x.len())?;
-        let column = match kind {
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => Column::F32(x.to_vec()),
-            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 | TensorType::IQ4NL => {
-                Column::Q8_0(encode(isa, x))
-            }
-            TensorType::Q4_1 | TensorType::Q5_1 => Column::Q8_1(encode(isa, x)),
-            TensorType::Q2K
-            | TensorType::Q3K
-            | TensorType::Q4K
-            | TensorType::Q5K
-            | TensorType::Q6K
-            | TensorType::IQ4XS => Column::Q8K(encode(isa, x)),
-        };
         let half = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
-        let factors = match &column {
-            Column::Q8_0(blocks) => blocks.iter().map(|b| [half(b.d), 0.0]).collect(),
-            Column::Q8_1(blocks) => blocks.iter().map(|b| [half(b.d), half(b.s)]).collect(),
-            Column::F32(_) | Column::Q8K(_) => Vec::new(),
-        };
-        let (mut nibble_order, mut half_order) = (Vec::new(), Vec::new());
-        match &column {
-            Column::Q8K(blocks) if kind == TensorType::IQ4XS => {
-                half_order.extend(blocks.iter().map(HalfOrder::new));
+        let (mut factors, mut nibble_order, mut half_order) = (Vec::new(), Vec::new(), Vec::new());
+        let form = form_of(kind);
+        let column = match form {
+            Form::F32 => Column::F32(x.to_vec()),
+            Form::Q8_0 => {
+                let blocks = encode::<BlockQ8_0>(x);
+                factors.extend(blocks.iter().map(|b| [half(b.d), 0.0]));
+                Column::Q8_0(blocks)
             }
-            Column::Q8K(blocks) => nibble_order.extend(blocks.iter().map(NibbleOrder::new)),
-            _ => {}
-        }
-        Ok(Self { len: x.len(), column, sparse: None, factors, nibble_order, half_order })
+            Form::Q8_1 => {
+                let blocks = encode::<BlockQ8_1>(x);
+                factors.extend(blocks.iter().map(|b| [half(b.d), half(b.s)]));
+                Column::Q8_1(blocks)
+            }
+            Form::Q8KNibbles | Form::Q8KHalves => {
+                let blocks = encode::<BlockQ8K>(x);
+                if form == Form::Q8KHalves {
+                    half_order.extend(blocks.iter().map(HalfOrder::new));
+                } else {
+                    nibble_order.extend(blocks.iter().map(NibbleOrder::new));
+                }
+                Column::Q8K(blocks)
+            }
+        };
+        Ok(Self { len: x.len(), form, column, sparse: None, factors, nibble_order, half_order })
     }
 
     /// Activations for rows of Q4_HIFI with so many outliers a block, and for all K-quants.
-    pub fn for_hifi(isa: Isa, x: &[f32], outliers: usize) -> Result<Self, QuantError> {
+    #[inline(always)]
+    pub fn for_hifi(x: &[f32], outliers: usize) -> Result<Self, QuantError> {
         if outliers > MAX_OUTLIERS {
             return Err(QuantError::TooManyOutliers { asked: outliers, most: MAX_OUTLIERS });
         }
-        let mut activations = Self::new(isa, TensorType::Q4K, x)?;
+        let mut activations = Self::new(TensorType::Q4K, x)?;
         let Column::Q8K(blocks) = &activations.column else { unreachable!("Q4_K takes Q8_K") };
         let values = |b: &BlockQ8K| b.qs.map(|q| b.scale() * f32::from(q as i8));
         let values = blocks.iter().flat_map(values).collect();
@@ -292,20 +316,7 @@ impl Activations {
 
     /// Whether they are in the form that rows of `kind` take.
     pub fn suit(&self, kind: TensorType) -> bool {
-        let whole = self.len.is_multiple_of(kind.block_weights());
-        whole
-            && match self.column {
-                Column::F32(_) => kind.block_weights() == 1,
-                Column::Q8_0(_) => {
-                    use TensorType::{IQ4NL, Q4_0, Q5_0, Q8_0};
-                    matches!(kind, Q4_0 | Q5_0 | Q8_0 | IQ4NL)
-                }
-                Column::Q8_1(_) => matches!(kind, TensorType::Q4_1 | TensorType::Q5_1),
-                Column::Q8K(_) => {
-                    let halves = !self.half_order.is_empty();
-                    kind.block_weights() == QK_K && halves == (kind == TensorType::IQ4XS)
-                }
-            }
+        self.len.is_multiple_of(kind.block_weights()) && self.form == form_of(kind)
     }
 
     /// The activations as the dot products take them.
@@ -322,8 +333,9 @@ impl Activations {
     }
 }
 
-fn encode<B: Quantize>(isa: Isa, x: &[f32]) -> Vec<B> {
+#[inline(always)]
+fn encode<B: Quantize>(x: &[f32]) -> Vec<B> {
     let mut out = vec![B::ZERO; x.len() / B::NUMBERS];
-    kernel::quantize_activations(isa, x, &mut out);
+    B::encode(x, &mut out);
     out
 }

@@ -1,4 +1,4 @@
-//! The obvious version: unpack a block's numbers, multiply, add. The oracle of the kernels, bit for bit, and
+//! The obvious version: unpack a block's quants, multiply, add. The oracle of the kernels, bit for bit, and
 //! what runs where there is no kernel.
 //!
 //! Integers are exact; so that floats are the same on every ISA, their order is:
@@ -6,22 +6,21 @@
 //! | rows | order |
 //! |---|---|
 //! | K-quants, IQ4_XS | a sum that takes the blocks in turn; minima have one of their own, taken off at the end |
-//! | legacy types, IQ4_NL | eight lanes, lane l takes numbers 4 l to 4 l + 3 of every block; minima have a sum of their own |
-//! | F32, F16, BF16 | four times sixteen lanes, which take 64 numbers in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
+//! | legacy types, IQ4_NL | eight lanes, lane l takes quants 4 l to 4 l + 3 of every block; minima have a sum of their own |
+//! | F32, F16, BF16 | four times sixteen lanes, which take 64 quants in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
 //! | outliers | sixteen lanes, see `add_outliers` |
 //!
 //! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
 //! multiply-add.
 
-use super::Rows;
 use super::activations::{Activations, BlockQ8_1, BlockQ8K, Column};
+use super::rows::Rows;
 use crate::block::iq4::VALUES;
 use crate::block::k_scales::{SUB_BLOCKS, unpack};
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
 use crate::block::{
-    Block, BlockBF16, BlockF16, BlockF32, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0,
-    BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
-    blocks, q3_k,
+    Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType, blocks, by_family, q3_k,
 };
 use crate::float::{f16_to_f32, mul_add};
 
@@ -48,8 +47,8 @@ pub trait LegacyBlock: Block {
     /// The scale, and what is added to every weight.
     fn factors(&self) -> (f32, f32);
 
-    /// The numbers, their offset taken off.
-    fn numbers(&self) -> [i32; QK];
+    /// The quants, their offset taken off.
+    fn quants(&self) -> [i32; QK];
 }
 
 #[inline(always)]
@@ -63,7 +62,7 @@ fn dot_i32(a: impl Iterator<Item = i32>, b: &[u8]) -> i32 {
     a.zip(b).map(|(a, &b)| a * i32::from(b as i8)).sum()
 }
 
-/// The integers of Q4_K and Q5_K, whose number `i` of sub-block `j` is `number(j, i)`.
+/// The integers of Q4_K and Q5_K, whose quant `i` of sub-block `j` is `number(j, i)`.
 #[inline(always)]
 fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, number: impl Fn(usize, usize) -> u8) -> KSums {
     let mut sums = KSums { scaled: 0, mins: 0 };
@@ -78,7 +77,7 @@ fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, number: impl Fn(usize, usize)
     sums
 }
 
-/// The sums of the products of sixteen numbers each, `number(i)` being number i.
+/// The sums of the products of sixteen numbers each, `number(i)` being quant i.
 #[inline(always)]
 fn dots_of_16(y: &BlockQ8K, number: impl Fn(usize) -> i32) -> [i32; QK_K / 16] {
     std::array::from_fn(|j| dot_i32((16 * j..16 * j + 16).map(&number), &y.qs[16 * j..]))
@@ -92,9 +91,9 @@ impl KBlock for BlockQ2K {
 
     #[inline(always)]
     fn sums(&self, y: &BlockQ8K) -> KSums {
-        let numbers = self.numbers();
+        let quants = self.quants();
         let mut sums = KSums { scaled: 0, mins: 0 };
-        for (j, dot) in dots_of_16(y, |i| i32::from(numbers[i])).into_iter().enumerate() {
+        for (j, dot) in dots_of_16(y, |i| i32::from(quants[i])).into_iter().enumerate() {
             sums.scaled += i32::from(self.scales[j] & 0x0f) * dot;
             sums.mins += i32::from(self.scales[j] >> 4) * i32::from(i16::from_le_bytes(y.bsums[j]));
         }
@@ -110,8 +109,8 @@ impl KBlock for BlockQ3K {
 
     #[inline(always)]
     fn sums(&self, y: &BlockQ8K) -> KSums {
-        let numbers = self.numbers();
-        let dots = dots_of_16(y, |i| i32::from(numbers[i]) - q3_k::HALF);
+        let quants = self.quants();
+        let dots = dots_of_16(y, |i| i32::from(quants[i]) - q3_k::HALF);
         let scaled = dots.into_iter().zip(self.unpack_scales());
         let scaled = scaled.map(|(dot, scale)| (i32::from(scale) - q3_k::HALF_SCALE) * dot).sum();
         KSums { scaled, mins: 0 }
@@ -184,7 +183,7 @@ impl KBlock for BlockIQ4XS {
 }
 
 macro_rules! legacy_block {
-    ($block:ident, $add:expr, $numbers:expr) => {
+    ($block:ident, $add:expr, $quants:expr) => {
         impl LegacyBlock for $block {
             #[inline(always)]
             fn factors(&self) -> (f32, f32) {
@@ -192,8 +191,8 @@ macro_rules! legacy_block {
             }
 
             #[inline(always)]
-            fn numbers(&self) -> [i32; QK] {
-                $numbers(self)
+            fn quants(&self) -> [i32; QK] {
+                $quants(self)
             }
         }
     };
@@ -201,15 +200,15 @@ macro_rules! legacy_block {
 
 #[inline(always)]
 fn both_halves(pair: impl Fn(usize) -> (i32, i32), offset: i32) -> [i32; QK] {
-    let mut numbers = [0; QK];
+    let mut quants = [0; QK];
     for j in 0..QK / 2 {
         let (low, high) = pair(j);
-        (numbers[j], numbers[j + QK / 2]) = (low - offset, high - offset);
+        (quants[j], quants[j + QK / 2]) = (low - offset, high - offset);
     }
-    numbers
+    quants
 }
 
-/// What 32 numbers of IQ4_NL and IQ4_XS stand for.
+/// What 32 quants of IQ4_NL and IQ4_XS stand for.
 #[inline(always)]
 fn table_values(qs: &[u8; QK / 2]) -> [i32; QK] {
     both_halves(|j| unpack_nibbles(qs, j), 0).map(|q| i32::from(VALUES[q as usize]))
@@ -228,20 +227,20 @@ legacy_block!(BlockQ8_0, |_| 0.0, |b: &Self| b.qs.map(|q| i32::from(q as i8)));
 
 /// A block of 32 eight-bit activations.
 pub trait Activation32: Copy {
-    /// Numbers, signed.
-    fn numbers(&self) -> &[u8; QK];
+    /// Quants, signed.
+    fn quants(&self) -> &[u8; QK];
 }
 
 impl Activation32 for BlockQ8_0 {
     #[inline(always)]
-    fn numbers(&self) -> &[u8; QK] {
+    fn quants(&self) -> &[u8; QK] {
         &self.qs
     }
 }
 
 impl Activation32 for BlockQ8_1 {
     #[inline(always)]
-    fn numbers(&self) -> &[u8; QK] {
+    fn quants(&self) -> &[u8; QK] {
         &self.qs
     }
 }
@@ -273,10 +272,10 @@ fn dot_legacy<B: LegacyBlock, A: Activation32>(row: &[u8], y: &[A], factors: &[[
     let (mut lanes, mut mins) = ([0f32; 8], 0f32);
     for (block, (y, &[d8, s8])) in blocks::<B>(row).iter().zip(y.iter().zip(factors)) {
         let (d, m) = block.factors();
-        let numbers = block.numbers();
-        let fours = numbers.as_chunks::<4>().0.iter().zip(y.numbers().as_chunks::<4>().0);
-        for (lane, (numbers, y)) in lanes.iter_mut().zip(fours) {
-            *lane = mul_add(dot_i32(numbers.iter().copied(), y) as f32, d * d8, *lane);
+        let quants = block.quants();
+        let fours = quants.as_chunks::<4>().0.iter().zip(y.quants().as_chunks::<4>().0);
+        for (lane, (quants, y)) in lanes.iter_mut().zip(fours) {
+            *lane = mul_add(dot_i32(quants.iter().copied(), y) as f32, d * d8, *lane);
         }
         mins += m * s8;
     }
@@ -323,23 +322,20 @@ fn total<const N: usize>(mut lanes: [f32; N]) -> f32 {
 
 fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f32 {
     let f = &activations.factors;
-    match (kind, &activations.column) {
-        (TensorType::Q2K, Column::Q8K(y)) => dot_k::<BlockQ2K>(row, y).total(),
-        (TensorType::Q3K, Column::Q8K(y)) => dot_k::<BlockQ3K>(row, y).total(),
-        (TensorType::Q4K, Column::Q8K(y)) => dot_k::<BlockQ4K>(row, y).total(),
-        (TensorType::Q5K, Column::Q8K(y)) => dot_k::<BlockQ5K>(row, y).total(),
-        (TensorType::Q6K, Column::Q8K(y)) => dot_k::<BlockQ6K>(row, y).total(),
-        (TensorType::IQ4XS, Column::Q8K(y)) => dot_k::<BlockIQ4XS>(row, y).total(),
-        (TensorType::IQ4NL, Column::Q8_0(y)) => dot_legacy::<BlockIQ4NL, _>(row, y, f),
-        (TensorType::Q4_0, Column::Q8_0(y)) => dot_legacy::<BlockQ4_0, _>(row, y, f),
-        (TensorType::Q5_0, Column::Q8_0(y)) => dot_legacy::<BlockQ5_0, _>(row, y, f),
-        (TensorType::Q8_0, Column::Q8_0(y)) => dot_legacy::<BlockQ8_0, _>(row, y, f),
-        (TensorType::Q4_1, Column::Q8_1(y)) => dot_legacy::<BlockQ4_1, _>(row, y, f),
-        (TensorType::Q5_1, Column::Q8_1(y)) => dot_legacy::<BlockQ5_1, _>(row, y, f),
-        (TensorType::F32, Column::F32(x)) => dot_numbers::<BlockF32>(row, x),
-        (TensorType::F16, Column::F32(x)) => dot_numbers::<BlockF16>(row, x),
-        (TensorType::BF16, Column::F32(x)) => dot_numbers::<BlockBF16>(row, x),
-        _ => unreachable!("checked at the border"),
+    let other = || unreachable!("checked at the border");
+    match &activations.column {
+        Column::F32(x) => {
+            by_family!(kind, float: B => dot_numbers::<B>(row, x), small: B => other(), k: B => other())
+        }
+        Column::Q8_0(y) => {
+            by_family!(kind, float: B => other(), small: B => dot_legacy::<B, _>(row, y, f), k: B => other())
+        }
+        Column::Q8_1(y) => {
+            by_family!(kind, float: B => other(), small: B => dot_legacy::<B, _>(row, y, f), k: B => other())
+        }
+        Column::Q8K(y) => {
+            by_family!(kind, float: B => other(), small: B => other(), k: B => dot_k::<B>(row, y).total())
+        }
     }
 }
 

@@ -1,19 +1,20 @@
 //! Kernels against the oracle, and the oracle against decoded weights.
 
-use super::activations::{Column, Quantize, SUM};
+use super::activations::{Column, SUM};
 use super::scalar::{KBlock, KSums};
-use super::{Activations, BlockQ8_1, BlockQ8K, Rows};
+use super::{Activations, BlockQ8_1, BlockQ8K, Quantize, Rows};
 use crate::block::{
     BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, QK, QK_K, TensorType,
     blocks, bytes_of,
 };
-use crate::hifi::rows::{Outliers, OutliersMut};
-use crate::kernel::{self, Isa, block_sums, dot_row, dot_rows, quantize_activations};
-use crate::rows::Source;
+use crate::dispatch::{self, block_sums, dot_row, dot_rows, quantize_activations};
+use crate::error::QuantError;
+use crate::isa::Isa;
+use crate::rows::{Encoding, Outliers, OutliersMut, Source};
 use crate::testing::weights;
 
 fn isas() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    Isa::available()
 }
 
 /// Bytes of all values, reproducible.
@@ -100,10 +101,15 @@ fn every_type_on_every_isa_is_the_product_of_decoded_weights() {
         let source = Source::from_f32(&w, n).unwrap();
         for kind in TensorType::ALL {
             let mut data = vec![0u8; rows * kind.row_bytes(n).unwrap()];
-            crate::rows::quantize(source, kind, None, &mut data).unwrap();
+            crate::rows::quantize(source, kind, None, Encoding::Ggml, &mut data).unwrap();
             let mut decoded = vec![0f32; w.len()];
             crate::rows::dequantize(Source::new(kind, &data, n).unwrap(), &mut decoded).unwrap();
-            check(Rows::Plain(kind, &data), |isa| Activations::new(isa, kind, &x), &decoded, n);
+            check(
+                Rows::Plain(kind, &data),
+                |isa| dispatch::activations(isa, kind, &x),
+                &decoded,
+                n,
+            );
         }
     }
 }
@@ -115,10 +121,15 @@ fn numbers_need_no_whole_vectors() {
         let (w, x) = (weights(2 * n, 35), weights(n, 36));
         for kind in [TensorType::F32, TensorType::F16, TensorType::BF16] {
             let mut data = vec![0u8; 2 * kind.row_bytes(n).unwrap()];
-            kernel::quantize_row(Isa::Scalar, kind, &w, None, &mut data);
+            dispatch::quantize_row(Isa::Scalar, kind, &w, None, &mut data);
             let mut decoded = vec![0f32; w.len()];
-            kernel::dequantize_row(Isa::Scalar, kind, &data, &mut decoded);
-            check(Rows::Plain(kind, &data), |isa| Activations::new(isa, kind, &x), &decoded, n);
+            dispatch::dequantize_row(Isa::Scalar, kind, &data, &mut decoded);
+            check(
+                Rows::Plain(kind, &data),
+                |isa| dispatch::activations(isa, kind, &x),
+                &decoded,
+                n,
+            );
         }
     }
 }
@@ -133,21 +144,21 @@ fn outliers_of_any_number_are_added() {
             let mut base = vec![0u8; rows * TensorType::Q4K.row_bytes(n).unwrap()];
             let (mut index, mut residual) = (vec![0u8; count], vec![0u8; 2 * count]);
             let parts = OutliersMut { outliers, index: &mut index, residual: &mut residual };
-            crate::hifi::rows::quantize(source, None, &mut base, parts).unwrap();
+            crate::rows::quantize_hifi(source, None, Encoding::Ggml, &mut base, parts).unwrap();
             let parts = Outliers { outliers, index: &index, residual: &residual };
             let blocks = Source::new(TensorType::Q4K, &base, n).unwrap();
             let mut decoded = vec![0f32; w.len()];
-            crate::hifi::rows::dequantize(blocks, parts, &mut decoded).unwrap();
+            crate::rows::dequantize_hifi(blocks, parts, &mut decoded).unwrap();
             let rows = Rows::Hifi { base: &base, index: &index, residual: &residual };
-            check(rows, |isa| Activations::for_hifi(isa, &x, outliers), &decoded, n);
+            check(rows, |isa| dispatch::hifi_activations(isa, &x, outliers), &decoded, n);
         }
     }
 }
 
 /// Every ISA against the scalar version, bit for bit, and that against the decoded weights.
-fn check<E: std::fmt::Debug>(
+fn check(
     rows: Rows<'_>,
-    activations: impl Fn(Isa) -> Result<Activations, E>,
+    activations: impl Fn(Isa) -> Result<Activations, QuantError>,
     decoded: &[f32],
     n: usize,
 ) {
@@ -244,9 +255,9 @@ fn broken_activations_give_nan() {
         x[9] = broken;
         for kind in [TensorType::Q4K, TensorType::Q4_0, TensorType::IQ4XS, TensorType::F32] {
             let mut row = vec![0u8; kind.row_bytes(QK_K).unwrap()];
-            kernel::quantize_row(Isa::Scalar, kind, &weights(QK_K, 41), None, &mut row);
+            dispatch::quantize_row(Isa::Scalar, kind, &weights(QK_K, 41), None, &mut row);
             for isa in isas() {
-                let y = Activations::new(isa, kind, &x).unwrap();
+                let y = dispatch::activations(isa, kind, &x).unwrap();
                 let product = dot_row(isa, Rows::Plain(kind, &row), &y);
                 assert!(!product.is_finite(), "{kind:?} {isa:?} {broken}: {product}");
             }
@@ -257,20 +268,20 @@ fn broken_activations_give_nan() {
 #[test]
 #[should_panic(expected = "bytes of 1 rows of 256 weights")]
 fn a_short_row_is_refused() {
-    let y = Activations::new(Isa::Scalar, TensorType::Q4K, &[0.5; QK_K]).unwrap();
+    let y = Activations::new(TensorType::Q4K, &[0.5; QK_K]).unwrap();
     dot_row(Isa::Scalar, Rows::Plain(TensorType::Q4K, &[0; 143]), &y);
 }
 
 #[test]
 #[should_panic(expected = "activations for another type than Q8_0")]
 fn activations_of_another_form_are_refused() {
-    let y = Activations::new(Isa::Scalar, TensorType::Q4K, &[0.5; QK_K]).unwrap();
+    let y = Activations::new(TensorType::Q4K, &[0.5; QK_K]).unwrap();
     dot_row(Isa::Scalar, Rows::Plain(TensorType::Q8_0, &[0; 34 * 8]), &y);
 }
 
 #[test]
 fn lengths_that_do_not_fit_are_errors() {
-    assert!(Activations::new(Isa::Scalar, TensorType::Q4K, &[0.5; 100]).is_err());
-    assert!(Activations::new(Isa::Scalar, TensorType::F32, &[]).is_err());
-    assert!(Activations::for_hifi(Isa::Scalar, &[0.5; QK_K], 33).is_err());
+    assert!(Activations::new(TensorType::Q4K, &[0.5; 100]).is_err());
+    assert!(Activations::new(TensorType::F32, &[]).is_err());
+    assert!(Activations::for_hifi(&[0.5; QK_K], 33).is_err());
 }

@@ -1,12 +1,14 @@
 //! What the outliers of Q4_HIFI add to the products with many columns.
 //!
-//! Every row has its own places, so nothing is shared between rows; but many columns share an
+//! Every row has its own indices, so nothing is shared between rows; but many columns share an
 //! outlier. The activations are therefore brought into an order in which those of [`BATCH`] columns
 //! at one place are neighbours: an outlier then costs one multiply-add for a vector of columns.
 
 use crate::block::{QK_K, TensorType};
-use crate::hifi::rows::Outliers;
-use crate::kernel::{self, Isa};
+use crate::dispatch;
+use crate::isa::Isa;
+use crate::rows::Outliers;
+use crate::simd::{Loop, run_loop};
 
 /// Columns side by side: few enough that a batch of long columns stays in a core's cache.
 pub(crate) const BATCH: usize = 32;
@@ -23,7 +25,7 @@ impl OutlierPart {
     /// Of `rows` rows.
     pub fn new(isa: Isa, outliers: Outliers<'_>, rows: usize) -> Self {
         let mut residual = vec![0f32; outliers.index.len()];
-        kernel::dequantize_row(isa, TensorType::F16, outliers.residual, &mut residual);
+        dispatch::dequantize_row(isa, TensorType::F16, outliers.residual, &mut residual);
         let n = outliers.outliers;
         let blocks = outliers.index.len() / (rows * n);
         Self {
@@ -59,7 +61,8 @@ pub(crate) fn add_outliers(
     mut out: Vec<&mut [f32]>,
 ) {
     let mut sums = vec![[0f32; BATCH]; out[0].len()];
-    kernel::add_outlier_products(isa, &outliers.index, &outliers.residual, batch, &mut sums);
+    let OutlierPart { index, residual } = outliers;
+    run_loop(isa, AddOutlierProducts { index, residual, x: batch, sums: &mut sums });
     for (c, out) in out.iter_mut().enumerate() {
         for (out, sums) in out.iter_mut().zip(&sums) {
             *out += sums[c];
@@ -81,25 +84,32 @@ fn block_by_block<T: Copy>(rows_first: &[T], blocks: usize, outliers: usize) -> 
 ///
 /// The outliers lie block by block, so that a block's activations stay in the innermost cache for
 /// all rows.
-#[inline(always)]
-pub(crate) fn add_outlier_products(
-    index: &[u8],
-    residual: &[f32],
-    x: &[[f32; BATCH]],
-    sums: &mut [[f32; BATCH]],
-) {
-    let x = x.as_chunks::<QK_K>().0;
-    let outliers = index.len() / (x.len() * sums.len());
-    let mut index = index.chunks_exact(outliers).zip(residual.chunks_exact(outliers));
-    for x in x {
-        for (sums, (index, residual)) in sums.iter_mut().zip(&mut index) {
-            let mut total = *sums;
-            for (&place, &residual) in index.iter().zip(residual) {
-                for (total, x) in total.iter_mut().zip(&x[usize::from(place)]) {
-                    *total = residual.mul_add(*x, *total);
+struct AddOutlierProducts<'a> {
+    index: &'a [u8],
+    residual: &'a [f32],
+    x: &'a [[f32; BATCH]],
+    sums: &'a mut [[f32; BATCH]],
+}
+
+impl Loop for AddOutlierProducts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { index, residual, x, sums } = self;
+        let x = x.as_chunks::<QK_K>().0;
+        let outliers = index.len() / (x.len() * sums.len());
+        let mut index = index.chunks_exact(outliers).zip(residual.chunks_exact(outliers));
+        for x in x {
+            for (sums, (index, residual)) in sums.iter_mut().zip(&mut index) {
+                let mut total = *sums;
+                for (&place, &residual) in index.iter().zip(residual) {
+                    for (total, x) in total.iter_mut().zip(&x[usize::from(place)]) {
+                        *total = residual.mul_add(*x, *total);
+                    }
                 }
+                *sums = total;
             }
-            *sums = total;
         }
     }
 }

@@ -1,16 +1,13 @@
-use super::{MANY, Matrix, PANEL};
+use super::matrix::{MANY, Matrix};
 use crate::block::{QK_K, TensorType};
 use crate::error::QuantError;
-use crate::hifi::{
-    self,
-    rows::{Outliers, OutliersMut},
-};
-use crate::kernel::Isa;
-use crate::rows::{self, Source};
+use crate::isa::Isa;
+use crate::panel::PANEL;
+use crate::rows::{self, Encoding, Outliers, OutliersMut, Source};
 use crate::testing::weights;
 
 fn available() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    Isa::available()
 }
 
 /// `Σ w·x` and `Σ |w·x|` in f64.
@@ -49,7 +46,7 @@ fn check(case: &str, w: &[f32], x: &[f32], out: &[f32], rows: usize, tolerance: 
 
 fn encode(w: &[f32], n: usize, kind: TensorType) -> Vec<u8> {
     let mut data = vec![0; w.len() / n * kind.row_bytes(n).unwrap()];
-    rows::quantize(Source::from_f32(w, n).unwrap(), kind, None, &mut data).unwrap();
+    rows::quantize(Source::from_f32(w, n).unwrap(), kind, None, Encoding::Ggml, &mut data).unwrap();
     data
 }
 
@@ -98,11 +95,12 @@ fn outliers_are_added_whatever_their_number() {
         let mut base = vec![0; w.len() / QK_K * TensorType::Q4K.block_bytes()];
         let (mut index, mut residual) = (vec![0u8; count], vec![0u8; 2 * count]);
         let parts = OutliersMut { outliers, index: &mut index, residual: &mut residual };
-        hifi::rows::quantize(Source::from_f32(&w, n).unwrap(), None, &mut base, parts).unwrap();
+        let source = Source::from_f32(&w, n).unwrap();
+        rows::quantize_hifi(source, None, Encoding::Ggml, &mut base, parts).unwrap();
         let parts = Outliers { outliers, index: &index, residual: &residual };
         let mut decoded = vec![0f32; w.len()];
         let blocks = Source::new(TensorType::Q4K, &base, n).unwrap();
-        hifi::rows::dequantize(blocks, parts, &mut decoded).unwrap();
+        rows::dequantize_hifi(blocks, parts, &mut decoded).unwrap();
         let matrix = Matrix::hifi(&base, n, parts).unwrap();
         for columns in [1, 3, MANY, 37] {
             let x = exact_activations(columns * n, 64);

@@ -8,8 +8,10 @@
 use super::config::Config;
 use super::kv_cache::{BLOCK, LayerCache};
 use super::ops::SoftmaxStep;
-use crate::kernel::multiply_half::Product;
-use crate::kernel::{self, Isa};
+use crate::dispatch;
+use crate::dot::half::HalfProduct;
+use crate::isa::Isa;
+use crate::simd::run_loop;
 use crate::team;
 use std::cell::RefCell;
 
@@ -108,8 +110,8 @@ impl Heads<'_> {
                 let filled = BLOCK.min(last + 1 - start);
                 scores.fill(0.0);
                 let b = self.cache.keys(block, head);
-                let product = Product { a: q, stride: size, k: size, b, n: BLOCK, c: scores };
-                kernel::multiply_half(self.isa, product);
+                let product = HalfProduct { a: q, stride: size, k: size, b, n: BLOCK, c: scores };
+                dispatch::multiply_half(self.isa, product);
                 let rows = scores.chunks_exact_mut(BLOCK).zip(weighted.chunks_exact_mut(size));
                 for (row, ((scores, weighted), (greatest, sum))) in
                     rows.zip(state.iter_mut()).enumerate()
@@ -118,12 +120,12 @@ impl Heads<'_> {
                     let from = seen_from(position).saturating_sub(start).min(BLOCK);
                     let to = (position + 1).saturating_sub(start).clamp(from, BLOCK);
                     let visible = from..to;
-                    kernel::run(self.isa, SoftmaxStep { scores, visible, greatest, sum, weighted });
+                    run_loop(self.isa, SoftmaxStep { scores, visible, greatest, sum, weighted });
                 }
                 let b = self.cache.values(block, head);
                 let product =
-                    Product { a: scores, stride: BLOCK, k: filled, b, n: size, c: weighted };
-                kernel::multiply_half(self.isa, product);
+                    HalfProduct { a: scores, stride: BLOCK, k: filled, b, n: size, c: weighted };
+                dispatch::multiply_half(self.isa, product);
             }
             let weighted = weighted.chunks_exact(head_width).zip(state.chunks_exact(group));
             for (out, (weighted, state)) in out.chunks_exact_mut(width).zip(weighted) {

@@ -1,11 +1,11 @@
-//! Sums of the squared inputs of every matrix, and of their products ([`crate::correlations`]): what an
+//! InputSums of the squared inputs of every matrix, and of their products ([`crate::feedback::correlations`]): what an
 //! importance matrix is made of.
 
 use super::config::Config;
-use super::weights::Role;
+use super::role::Role;
 use crate::block::QK;
-use crate::correlations::{GROUP, ProductSums};
-use crate::kernel::Isa;
+use crate::feedback::correlations::{GROUP, ProductSums};
+use crate::isa::Isa;
 use crate::team;
 
 /// A place in a model where rows enter matrices; several matrices may share it.
@@ -35,16 +35,16 @@ impl Site {
     }
 }
 
-/// Sums over all rows that it saw.
+/// InputSums over all rows that it saw.
 #[derive(Debug, Clone)]
 pub struct Collector {
     n_layer: usize,
-    sites: Vec<Sums>,
+    sites: Vec<InputSums>,
 }
 
 /// The sums of one place.
 #[derive(Debug, Clone)]
-pub struct Sums {
+pub struct InputSums {
     /// Of the squares, a column each.
     pub squares: Vec<f64>,
     /// Of the products of two; None where nothing would ask for them.
@@ -62,7 +62,7 @@ impl Collector {
             [config.n_embd, config.n_query(), config.n_embd, config.n_ff][site % IN_LAYER]
         };
         let n_sites = config.n_layer * IN_LAYER + 1; // the output's is one of n_embd
-        let sums = |site| Sums {
+        let sums = |site| InputSums {
             squares: vec![0.0; width(site)],
             products: asked_for(site, width(site)).then(|| ProductSums::new(width(site))),
             count: 0,
@@ -71,7 +71,7 @@ impl Collector {
     }
 
     /// What the matrix of that role was multiplied by; None where the role has no matrix.
-    pub fn sums(&self, role: Role, layer: Option<usize>) -> Option<&Sums> {
+    pub fn sums(&self, role: Role, layer: Option<usize>) -> Option<&InputSums> {
         let site = Site::of(role)?;
         let layer = if site == Site::Output { 0 } else { layer.filter(|&i| i < self.n_layer)? };
         Some(&self.sites[self.place(site, layer)])

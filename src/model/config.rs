@@ -2,7 +2,7 @@
 
 use super::error::ModelError;
 use super::rope::RopeConfig;
-use crate::kernel::multiply_half::COLUMNS;
+use crate::dot::half::COLUMNS;
 
 /// The shape of a model and the choices of its architecture.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
 //! What can go wrong in the runtime.
 
-use super::weights::Role;
+use super::role::Role;
 use crate::error::QuantError;
 use std::fmt;
 

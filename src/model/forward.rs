@@ -8,8 +8,9 @@ use super::kv_cache::Sequence;
 use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
 use super::rope::Rope;
 use super::weights::{Builder, Layer, Linear, Tensors};
-use crate::kernel::{self, Isa};
+use crate::isa::Isa;
 use crate::matmul::Matrix;
+use crate::simd::run_loop;
 use crate::team;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -316,7 +317,7 @@ impl Pass<'_, '_> {
             let pairs = cos.len() / (state.len() / n);
             each_row(rows, width, |i, row| {
                 if let Some(weight) = weight {
-                    kernel::run(isa, NormHeads { row, weight, eps: config.norm_eps });
+                    run_loop(isa, NormHeads { row, weight, eps: config.norm_eps });
                 }
                 let at = (first_row + i) * pairs;
                 rotate(isa, config, row, &cos[at..][..pairs], &sin[at..][..pairs]);
@@ -361,8 +362,8 @@ impl Pass<'_, '_> {
         each_row(gate, config.n_ff, |i, gate| {
             let up = &up[i * config.n_ff..][..config.n_ff];
             match config.activation {
-                Activation::Silu => kernel::run(isa, Silu { gate, up }),
-                Activation::Gelu => kernel::run(isa, Gelu { gate, up }),
+                Activation::Silu => run_loop(isa, Silu { gate, up }),
+                Activation::Gelu => run_loop(isa, Gelu { gate, up }),
             }
         });
         collect(Site::FfnDown, gate);
@@ -406,7 +407,7 @@ pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
 pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
     let n = config.n_embd;
     each_row(out, n, |i, out| {
-        kernel::run(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
+        run_loop(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
     });
 }
 
@@ -421,16 +422,16 @@ pub(super) fn add(
     let n = config.n_embd;
     if let Some(weight) = weight {
         let eps = config.norm_eps;
-        each_row(part, n, |_, row| kernel::run(isa, NormHeads { row, weight, eps }));
+        each_row(part, n, |_, row| run_loop(isa, NormHeads { row, weight, eps }));
     }
-    each_row(state, n, |i, x| kernel::run(isa, Add { x, y: &part[i * n..][..n] }));
+    each_row(state, n, |i, x| run_loop(isa, Add { x, y: &part[i * n..][..n] }));
 }
 
 pub(super) fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
     let head_size = config.head_size;
     match config.pairs {
-        Pairs::Neighbours => kernel::run(isa, Rotate::<false> { row, head_size, cos, sin }),
-        Pairs::Halves => kernel::run(isa, Rotate::<true> { row, head_size, cos, sin }),
+        Pairs::Neighbours => run_loop(isa, Rotate::<false> { row, head_size, cos, sin }),
+        Pairs::Halves => run_loop(isa, Rotate::<true> { row, head_size, cos, sin }),
     }
 }
 
@@ -442,7 +443,7 @@ pub(super) fn apply(
 ) -> Result<(), ModelError> {
     linear.matrix.matmul(x, out)?;
     if let Some(bias) = &linear.bias {
-        each_row(out, bias.len(), |_, x| kernel::run(isa, Add { x, y: bias }));
+        each_row(out, bias.len(), |_, x| run_loop(isa, Add { x, y: bias }));
     }
     Ok(())
 }

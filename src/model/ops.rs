@@ -1,8 +1,8 @@
 //! The small loops of a transformer, over one row each: compiled for every ISA, see
-//! [`crate::kernel::run`].
+//! [`crate::simd::run_loop`].
 
 use crate::float::exp;
-use crate::kernel::Loop;
+use crate::simd::Loop;
 
 const LANES: usize = 16;
 

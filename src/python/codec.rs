@@ -4,24 +4,24 @@
 //! that hold whole rows; nothing is copied on the way in.
 
 use super::correlations::Inputs;
-use super::{detached, slice};
-use crate::block::{QK_K, TensorType};
+use super::support::{detached, slice};
+use crate::block::{MAX_OUTLIERS, QK_K, TensorType};
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
-use crate::hifi::{self, fork};
-use crate::kernel::Isa;
+use crate::isa::Isa;
 use crate::matmul::Matrix;
-use crate::rows::{self, Source};
+use crate::rows::{self, Encoding, Outliers, OutliersMut, Source, hifi_fork as fork};
 use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
-/// Float32, a number a column.
-type Numbers<'py> = Option<PyReadonlyArray1<'py, f32>>;
-type Sums = (f64, f64);
+/// Float32, one for each column.
+type PerColumn<'py> = Option<PyReadonlyArray1<'py, f32>>;
+type ErrorPair = (f64, f64);
 
-fn sums(sums: ErrorSums) -> Sums {
+fn sums(sums: ErrorSums) -> ErrorPair {
     (sums.error, sums.reference)
 }
 
@@ -33,8 +33,20 @@ fn source_of<'a>(
     Ok(Source::new(TensorType::from_id(kind)?, slice(data, "source")?, row_length)?)
 }
 
-fn importance_slice<'a>(importance: &'a Numbers<'_>) -> PyResult<Option<&'a [f32]>> {
+fn importance_slice<'a>(importance: &'a PerColumn<'_>) -> PyResult<Option<&'a [f32]>> {
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
+}
+
+/// What the two arguments of Python's functions come to.
+fn encoding_of(refine: bool, inputs: Option<&Inputs>) -> PyResult<Encoding<'_>> {
+    match (refine, inputs) {
+        (false, None) => Ok(Encoding::Ggml),
+        (true, None) => Ok(Encoding::Refined),
+        (true, Some(inputs)) => Ok(Encoding::ErrorFeedback(&inputs.inner)),
+        (false, Some(_)) => {
+            Err(PyValueError::new_err("inputs are for error feedback, which needs refine"))
+        }
+    }
 }
 
 /// `(name, id, weights a block, bytes a block)` of every type of the codec.
@@ -47,12 +59,11 @@ pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
 /// The name of the instruction set in use, and of all that this CPU has, slowest first.
 #[pyfunction]
 pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
-    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    Ok((Isa::active()?.name(), available.map(Isa::name).collect()))
+    Ok((Isa::active()?.name(), Isa::available().map(Isa::name).collect()))
 }
 
 /// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
-/// errors are made to cancel where `inputs` are known.
+/// by error feedback (GPTQ, LDLQ) where `inputs` are given too.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
     inputs = None))]
@@ -63,27 +74,22 @@ pub(super) fn quantize<'py>(
     source_type: u32,
     row_length: usize,
     target_type: u32,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
     inputs: Option<&Inputs>,
-) -> PyResult<(Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, ErrorPair)> {
     let target = TensorType::from_id(target_type)?;
     let importance = importance_slice(&importance)?;
-    let inputs = inputs.map(|inputs| &inputs.inner);
+    let encoding = encoding_of(refine, inputs)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * target.row_bytes(row_length)?];
-    let error = detached(py, threads, || {
-        if refine {
-            rows::quantize_refined(source, target, importance, inputs, &mut out)
-        } else {
-            rows::quantize(source, target, importance, &mut out)
-        }
-    })?;
+    let error =
+        detached(py, threads, || rows::quantize(source, target, importance, encoding, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
-/// Encodes rows as Q4_HIFI, in the split layout: base, places, residuals; else as [`quantize`].
+/// Encodes rows as Q4_HIFI, in the split layout: base, indices, residuals; else as [`quantize`].
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false,
     inputs = None))]
@@ -94,22 +100,18 @@ pub(super) fn quantize_hifi<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
     inputs: Option<&Inputs>,
-) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>, ErrorPair)> {
     let importance = importance_slice(&importance)?;
-    let inputs = inputs.map(|inputs| &inputs.inner);
+    let encoding = encoding_of(refine, inputs)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut parts = Parts::new(source.rows(), row_length, outliers)?;
     let error = detached(py, threads, || {
         let (base, outliers) = parts.split_mut();
-        if refine {
-            hifi::rows::quantize_refined(source, importance, inputs, base, outliers)
-        } else {
-            hifi::rows::quantize(source, importance, base, outliers)
-        }
+        rows::quantize_hifi(source, importance, encoding, base, outliers)
     })?;
     let (base, index, residual) = parts.into_arrays(py);
     Ok((base, index, residual, sums(error)))
@@ -125,15 +127,15 @@ pub(super) fn quantize_hifi_fork<'py>(
     source_type: u32,
     row_length: usize,
     outliers: usize,
-    importance: Numbers<'py>,
+    importance: PerColumn<'py>,
     threads: usize,
     refine: bool,
-) -> PyResult<(Bytes<'py>, Sums)> {
+) -> PyResult<(Bytes<'py>, ErrorPair)> {
     let importance = importance_slice(&importance)?;
     let source = source_of(&source, source_type, row_length)?;
     let mut out = vec![0u8; source.rows() * fork::row_bytes(row_length)?];
-    let encode = if refine { fork::quantize_refined } else { fork::quantize };
-    let error = detached(py, threads, || encode(source, importance, outliers, &mut out))?;
+    let error =
+        detached(py, threads, || fork::quantize(source, importance, refine, outliers, &mut out))?;
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
@@ -166,13 +168,13 @@ pub(super) fn dequantize_hifi<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = hifi::rows::Outliers {
+    let outliers = Outliers {
         outliers,
         index: slice(&index, "index")?,
         residual: slice(&residual, "residual")?,
     };
     let mut out = vec![0f32; base.rows() * row_length];
-    detached(py, threads, || hifi::rows::dequantize(base, outliers, &mut out))?;
+    detached(py, threads, || rows::dequantize_hifi(base, outliers, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
 }
 
@@ -191,7 +193,7 @@ pub(super) fn dequantize_hifi_fork<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// Takes Q4_HIFI rows of the fork layout apart: base, places, residuals.
+/// Takes Q4_HIFI rows of the fork layout apart: base, indices, residuals.
 #[pyfunction]
 pub(super) fn fork_to_split<'py>(
     py: Python<'py>,
@@ -219,7 +221,7 @@ pub(super) fn split_to_fork<'py>(
     outliers: usize,
 ) -> PyResult<Bytes<'py>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = hifi::rows::Outliers {
+    let outliers = Outliers {
         outliers,
         index: slice(&index, "index")?,
         residual: slice(&residual, "residual")?,
@@ -292,7 +294,7 @@ pub(super) fn matmul_hifi<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let (index, residual) = (slice(&index, "index")?, slice(&residual, "residual")?);
-    let outliers = hifi::rows::Outliers { outliers, index, residual };
+    let outliers = Outliers { outliers, index, residual };
     let matrix = Matrix::hifi(slice(&base, "base")?, row_length, outliers)?;
     products(py, matrix, &activations, threads)
 }
@@ -319,8 +321,8 @@ struct Parts {
 
 impl Parts {
     fn new(rows: usize, row_length: usize, outliers: usize) -> Result<Self, QuantError> {
-        if outliers > hifi::MAX_OUTLIERS {
-            return Err(QuantError::TooManyOutliers { asked: outliers, most: hifi::MAX_OUTLIERS });
+        if outliers > MAX_OUTLIERS {
+            return Err(QuantError::TooManyOutliers { asked: outliers, most: MAX_OUTLIERS });
         }
         let base = rows * TensorType::Q4K.row_bytes(row_length)?;
         let index = rows * (row_length / QK_K) * outliers;
@@ -332,9 +334,9 @@ impl Parts {
         })
     }
 
-    fn split_mut(&mut self) -> (&mut [u8], hifi::rows::OutliersMut<'_>) {
+    fn split_mut(&mut self) -> (&mut [u8], OutliersMut<'_>) {
         let Self { outliers, base, index, residual } = self;
-        (base, hifi::rows::OutliersMut { outliers: *outliers, index, residual })
+        (base, OutliersMut { outliers: *outliers, index, residual })
     }
 
     fn into_arrays<'py>(self, py: Python<'py>) -> (Bytes<'py>, Bytes<'py>, Bytes<'py>) {

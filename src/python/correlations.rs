@@ -1,10 +1,9 @@
-//! Correlations of inputs, and what is known of inputs in all.
+//! Correlations of inputs, and the Hessian that error feedback takes.
 
-use super::{detached, slice};
-use crate::correlations;
+use super::support::{detached, slice};
+use crate::check::expect_length;
 use crate::error::QuantError;
-use crate::refine;
-use crate::rows::expect_length;
+use crate::feedback::{Hessian, correlations};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -42,10 +41,11 @@ pub(super) fn products_of<'py>(
     Ok(PyArray1::from_vec(py, py.detach(|| correlations::products(bytes, squares))))
 }
 
-/// What is known of the inputs of rows: the importance of each column, and correlations of so many tokens, or none.
+/// H = E[x xᵀ] of the inputs x of rows, factored for error feedback: from the importance of each column and correlations
+/// from that number of tokens, or none.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Inputs {
-    pub(super) inner: refine::Inputs,
+    pub(super) inner: Hessian,
 }
 
 #[pymethods]
@@ -60,8 +60,7 @@ impl Inputs {
     ) -> PyResult<Self> {
         let importance = slice(&importance, "importance")?;
         let correlations = slice(&correlations, "correlations")?;
-        let inner =
-            detached(py, threads, || refine::Inputs::new(importance, correlations, tokens))?;
+        let inner = detached(py, threads, || Hessian::new(importance, correlations, tokens))?;
         Ok(Self { inner })
     }
 }

@@ -1,6 +1,6 @@
 //! Rows of logits, float32 [rows, n_vocab], and the statistics of them.
 
-use super::{detached, slice};
+use super::support::{detached, slice};
 use crate::logits::{self, Divergence, Logits, log_prob_codes};
 use numpy::{PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;

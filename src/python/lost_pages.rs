@@ -1,6 +1,6 @@
 //! Watching over arrays that lie in mapped files.
 
-use super::slice;
+use super::support::slice;
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 

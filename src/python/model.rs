@@ -1,12 +1,11 @@
 //! The runtime: models, sequences, samplers.
 
-use super::{Unavailable, pool, slice};
+use super::support::{Unavailable, pool, slice};
 use crate::block::TensorType;
-use crate::hifi::rows::Outliers;
 use crate::matmul::Matrix;
 use crate::model::{self, Activation, BATCH, Builder, Config, Local, ModelError, Pairs, Request};
 use crate::model::{Role, RopeConfig, Sampling, Temperature, Yarn};
-use crate::rows::Source;
+use crate::rows::{Outliers, Source};
 use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;

@@ -1,23 +1,24 @@
 //! A group of blocks turned into lanes, a sub-block each, and what is weighed there.
 
-use super::lanes::{Lanes, MOST_LANES};
 use crate::block::QK_K;
+use crate::fit::nearest_iq4_value;
+use crate::simd::{MOST_LANES, Vector};
 
-/// Room for 32 numbers in each of the most lanes; of `length` numbers those at `i * LANES + lane`.
+/// Room for 32 quants in each of the most lanes; of `length` quants those at `i * LANES + lane`.
 #[repr(C, align(64))]
-struct Numbers([f32; 32 * MOST_LANES]);
+struct LaneRows([f32; 32 * MOST_LANES]);
 
 /// The weights of the sub-blocks of a group of blocks, and what their errors are multiplied by.
 pub(super) struct Columns {
-    x: Numbers,
-    weights: Numbers,
+    x: LaneRows,
+    weights: LaneRows,
     /// Weights in a sub-block.
     length: usize,
 }
 
-/// What the numbers q on a grid add up to in each lane.
+/// What the quants q on a grid add up to in each lane.
 #[derive(Clone, Copy)]
-pub(super) struct Sums<L> {
+pub(super) struct GridSums<L> {
     /// `Σ w q`
     pub l: L,
     /// `Σ w q²`
@@ -26,14 +27,14 @@ pub(super) struct Sums<L> {
     pub xl: L,
 }
 
-/// The numbers q that a type has. A lane's grid are the values `scale · q - min`.
+/// The quants q that a type has. A lane's grid are the values `scale · q - min`.
 pub(super) trait Grid: Copy {
-    /// The number nearest to a place between them.
+    /// The quant nearest to a position between them.
     ///
     /// # Safety
     ///
     /// The CPU has L's ISA.
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L;
+    unsafe fn nearest<L: Vector>(self, place: L) -> L;
 }
 
 /// The whole numbers in `bottom..=top`.
@@ -45,9 +46,8 @@ pub(super) struct Bounds {
 
 impl Grid for Bounds {
     #[inline(always)]
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest() }
+    unsafe fn nearest<L: Vector>(self, place: L) -> L {
+        place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest()
     }
 }
 
@@ -57,16 +57,15 @@ pub(super) struct Iq4Values;
 
 impl Grid for Iq4Values {
     #[inline(always)]
-    unsafe fn nearest<L: Lanes>(self, place: L) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { place.nearest_iq4() }
+    unsafe fn nearest<L: Vector>(self, place: L) -> L {
+        nearest_iq4_value(place)
     }
 }
 
 impl Columns {
     #[inline(always)]
     pub fn new(length: usize) -> Self {
-        let zeros = || Numbers([0.0; 32 * MOST_LANES]);
+        let zeros = || LaneRows([0.0; 32 * MOST_LANES]);
         Self { x: zeros(), weights: zeros(), length }
     }
 
@@ -74,164 +73,135 @@ impl Columns {
     ///
     /// # Safety
     ///
-    /// The CPU has L's ISA; so below. There are [`Lanes::LANES`] sub-blocks.
+    /// The CPU has L's ISA; so below. There are [`Vector::LANES`] sub-blocks.
     #[inline(always)]
-    pub unsafe fn fill<L: Lanes>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
+    pub unsafe fn fill<L: Vector>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
         debug_assert!(x.len() * QK_K == L::LANES * self.length && x.len() == weights.len());
-        // SAFETY: the caller's promise.
-        unsafe {
-            L::transpose(x.as_ptr().cast(), self.length, self.x.0.as_mut_ptr());
-            L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
-        }
+        L::transpose(x.as_ptr().cast(), self.length, self.x.0.as_mut_ptr());
+        L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
     }
 
     /// Writes to `rest` what lies in `low..=high`; the others weigh nothing there and lie at its ends.
     #[inline(always)]
-    pub unsafe fn narrow<L: Lanes>(&self, low: L, high: L, rest: &mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let w = high.if_less(x, zero, x.if_less(low, zero, w));
-                w.store(rest.weights.0.as_mut_ptr().add(i * L::LANES));
-                x.max(low).min(high).store(rest.x.0.as_mut_ptr().add(i * L::LANES));
-            }
+    pub unsafe fn narrow<L: Vector>(&self, low: L, high: L, rest: &mut Self) {
+        let zero = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let w = high.if_less(x, zero, x.if_less(low, zero, w));
+            w.store(rest.weights.0.as_mut_ptr().add(i * L::LANES));
+            x.max(low).min(high).store(rest.x.0.as_mut_ptr().add(i * L::LANES));
         }
     }
 
-    /// Number `i` of each sub-block and its weight.
+    /// Quant `i` of each sub-block and its weight.
     #[inline(always)]
-    pub unsafe fn at<L: Lanes>(&self, i: usize) -> (L, L) {
+    pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
-        // SAFETY: the caller's promise; i < 32.
-        unsafe {
-            let place = i * L::LANES;
-            (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
-        }
+        // i < 32.
+        let place = i * L::LANES;
+        (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
     }
 
     /// `Σ w` and `Σ w x`.
     #[inline(always)]
-    pub unsafe fn totals<L: Lanes>(&self) -> (L, L) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                sum_w = sum_w.add(w);
-                sum_x = w.mul_add(x, sum_x);
-            }
-            (sum_w, sum_x)
+    pub unsafe fn totals<L: Vector>(&self) -> (L, L) {
+        let (mut sum_w, mut sum_x) = (L::splat(0.0), L::splat(0.0));
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            sum_w = sum_w.add(w);
+            sum_x = w.mul_add(x, sum_x);
         }
+        (sum_w, sum_x)
     }
 
     /// Least and greatest number.
     #[inline(always)]
-    pub unsafe fn ends<L: Lanes>(&self) -> (L, L) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
-            for i in 1..self.length {
-                let (x, _) = self.at::<L>(i);
-                (low, high) = (x.min(low), x.max(high));
-            }
-            (low, high)
+    pub unsafe fn ends<L: Vector>(&self) -> (L, L) {
+        let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
+        for i in 1..self.length {
+            let (x, _) = self.at::<L>(i);
+            (low, high) = (x.min(low), x.max(high));
         }
+        (low, high)
     }
 
     /// Rounds to the grid.
     #[inline(always)]
-    pub unsafe fn sums<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> Sums<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = L::splat(0.0);
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let mut sums = Sums { l: zero, l2: zero, xl: zero };
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let wq = w.mul(q);
-                sums.l = sums.l.add(wq);
-                sums.l2 = wq.mul_add(q, sums.l2);
-                sums.xl = wq.mul_add(x, sums.xl);
-            }
-            sums
+    pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> GridSums<L> {
+        let zero = L::splat(0.0);
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let mut sums = GridSums { l: zero, l2: zero, xl: zero };
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let wq = w.mul(q);
+            sums.l = sums.l.add(wq);
+            sums.l2 = wq.mul_add(q, sums.l2);
+            sums.xl = wq.mul_add(x, sums.xl);
         }
+        sums
     }
 
     /// Rounds to the grid; the first of the sums alone.
     #[inline(always)]
-    pub unsafe fn sum_l<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let mut sum = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                sum = w.mul_add(q, sum);
-            }
-            sum
+    pub unsafe fn sum_l<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let mut sum = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            sum = w.mul_add(q, sum);
         }
+        sum
     }
 
     /// As [`Self::error`], and the `N` greatest of its terms, in their order.
     #[inline(always)]
-    pub unsafe fn worst<L: Lanes, const N: usize>(
+    pub unsafe fn worst<L: Vector, const N: usize>(
         &self,
         scale: L,
         min: L,
         grid: impl Grid,
     ) -> (L, [L; N]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let against = L::splat(0.0).sub(scale);
-            let mut error = L::splat(0.0);
-            let mut worst = [L::splat(0.0); N];
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = q.mul_add(against, min.add(x));
-                let mut term = w.mul(miss).mul(miss);
-                error = error.add(term);
-                for worst in &mut worst {
-                    (*worst, term) = (worst.max(term), worst.min(term));
-                }
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let against = L::splat(0.0).sub(scale);
+        let mut error = L::splat(0.0);
+        let mut worst = [L::splat(0.0); N];
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let miss = q.mul_add(against, min.add(x));
+            let mut term = w.mul(miss).mul(miss);
+            error = error.add(term);
+            for worst in &mut worst {
+                (*worst, term) = (worst.max(term), worst.min(term));
             }
-            (error, worst)
         }
+        (error, worst)
     }
 
     /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
     #[inline(always)]
-    pub unsafe fn error<L: Lanes>(&self, scale: L, min: L, grid: impl Grid) -> L {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (inverse, offset) = inverse_and_offset(scale, min);
-            let against = L::splat(0.0).sub(scale);
-            let mut error = L::splat(0.0);
-            for i in 0..self.length {
-                let (x, w) = self.at::<L>(i);
-                let q = grid.nearest(x.mul_add(inverse, offset));
-                let miss = q.mul_add(against, min.add(x));
-                error = w.mul(miss).mul_add(miss, error);
-            }
-            error
+    pub unsafe fn error<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
+        let (inverse, offset) = inverse_and_offset(scale, min);
+        let against = L::splat(0.0).sub(scale);
+        let mut error = L::splat(0.0);
+        for i in 0..self.length {
+            let (x, w) = self.at::<L>(i);
+            let q = grid.nearest(x.mul_add(inverse, offset));
+            let miss = q.mul_add(against, min.add(x));
+            error = w.mul(miss).mul_add(miss, error);
         }
+        error
     }
 }
 
 /// What a number is multiplied by, and what is then added, for its place on the grid; 0 where the
 /// grid has no scale.
 #[inline(always)]
-unsafe fn inverse_and_offset<L: Lanes>(scale: L, min: L) -> (L, L) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let inverse = L::splat(1.0).div(scale);
-        let inverse = scale.if_less(zero, inverse, zero.if_less(scale, inverse, zero));
-        (inverse, min.mul(inverse))
-    }
+unsafe fn inverse_and_offset<L: Vector>(scale: L, min: L) -> (L, L) {
+    let zero = L::splat(0.0);
+    let inverse = L::splat(1.0).div(scale);
+    let inverse = scale.if_less(zero, inverse, zero.if_less(scale, inverse, zero));
+    (inverse, min.mul(inverse))
 }

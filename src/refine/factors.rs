@@ -1,7 +1,7 @@
 //! The factors of a block: what its whole scales, or minima, are multiplied by.
 
 use super::columns::Bounds;
-use crate::float::{f16_to_f32, f32_to_f16};
+use crate::float::{f16_to_f32, f32_to_f16, nearest};
 
 /// Factors compared.
 const COMPARED: usize = 32;
@@ -30,7 +30,7 @@ pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) 
             let number = v * inverses[c];
             let number = if number > bounds.bottom { number } else { bounds.bottom };
             let number = if number < bounds.top { number } else { bounds.top };
-            let miss = factors[c] * ((number + 12_582_912.0) - 12_582_912.0) - v;
+            let miss = factors[c] * nearest(number) - v;
             errors[c] += cost * (miss * miss);
         }
     }

@@ -8,14 +8,14 @@
 //! any other Q4_K block, with the ranges' ends left out.
 
 use super::columns::{Bounds, Columns};
+use super::group::{LaneArray, MOST_BLOCKS, lanes_of, weights_of};
+use super::k;
 use super::k::{Group, Starts};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, k, lanes_of, weights_of};
-use crate::block::QK_K;
-use crate::block::k_fit::{KFit, SUB_BLOCKS};
+use crate::block::k_scales::SUB_BLOCKS;
+use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::error_sums::error_sums;
-use crate::hifi::refit::{DEPTH, SUB, Window, shortest_windows};
-use crate::hifi::{HifiBlock, MAX_OUTLIERS};
+use crate::fit::{DEPTH, SUB, Window, shortest_windows};
+use crate::simd::{Kernel, MOST_LANES, Twice, Vector};
 
 /// The grids tried for an entry of the table.
 const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
@@ -26,12 +26,26 @@ const MOST: usize = DEPTH + INSIDE;
 const BOUNDS: Bounds = Bounds { bottom: 0.0, top: 15.0 };
 
 /// Makes the encoded `blocks` of a row `x` better where it can.
-///
+pub(crate) struct RefineHifiRow<'a> {
+    pub x: &'a [[f32; QK_K]],
+    pub importance: Option<&'a [[f32; QK_K]]>,
+    pub blocks: &'a mut [HifiBlock],
+}
+
+impl Kernel for RefineHifiRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        refine_hifi_row::<Twice<V>>(self.x, self.importance, self.blocks)
+    }
+}
+
 /// # Safety
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
-pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
+unsafe fn refine_hifi_row<L: Vector>(
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
     blocks: &mut [HifiBlock],
@@ -48,15 +62,12 @@ pub(crate) unsafe fn refine_hifi_row<L: Lanes>(
         }
         let outliers = blocks[0].index().len();
         let mut fits = [KFit::EMPTY; MOST_BLOCKS];
-        // SAFETY: the caller's promise.
-        unsafe {
-            columns.fill::<L>(&copies[..group], &weights[..group]);
-            let windows = windows(&copies[..group]);
-            let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
-            let (low, high) = ends_of::<L>(&windows, &taken);
-            columns.narrow::<L>(low, high, &mut rest);
-            k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
-        }
+        columns.fill::<L>(&copies[..group], &weights[..group]);
+        let windows = windows(&copies[..group]);
+        let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
+        let (low, high) = ends_of::<L>(&windows, &taken);
+        columns.narrow::<L>(low, high, &mut rest);
+        k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
             let found = HifiBlock::on_base(&copies[l], &weights[l], outliers, fit);
             let error = |block: &HifiBlock| {
@@ -83,18 +94,18 @@ fn windows(x: &[[f32; QK_K]]) -> Windows {
 
 /// The windows of which each lane leaves out as many as `taken` says.
 #[inline(always)]
-unsafe fn ends_of<L: Lanes>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
+unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
     let (mut low, mut high) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
     for l in 0..L::LANES {
         (low[l], high[l]) = (windows[l][taken[l]].low, windows[l][taken[l]].high);
     }
-    // SAFETY: the caller's promise; there is room for the most lanes.
-    unsafe { (L::load(low.as_ptr()), L::load(high.as_ptr())) }
+    // there is room for the most lanes.
+    (L::load(low.as_ptr()), L::load(high.as_ptr()))
 }
 
 /// How many weights each lane's window leaves out.
 #[inline(always)]
-unsafe fn spread<L: Lanes>(
+unsafe fn spread<L: Vector>(
     columns: &Columns,
     rest: &mut Columns,
     windows: &Windows,
@@ -104,8 +115,7 @@ unsafe fn spread<L: Lanes>(
     let mut errors = [[f32::INFINITY; MOST_LANES]; MOST + 1];
     let mut windowed = [[0u8; MOST_LANES]; MOST + 1];
     for k in 0..=DEPTH.min(outliers) {
-        // SAFETY: the caller's promise.
-        let remaining = unsafe {
+        let remaining = {
             let (low, high) = ends_of::<L>(windows, &[k; MOST_LANES]);
             columns.narrow::<L>(low, high, rest);
             remaining_errors::<L>(rest)
@@ -130,19 +140,16 @@ unsafe fn spread<L: Lanes>(
 
 /// The error of the best fit, and what remains of it without the worst one, two, … weights.
 #[inline(always)]
-unsafe fn remaining_errors<L: Lanes>(columns: &Columns) -> [InLanes; INSIDE + 1] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let group = Group::<L>::new(columns, BOUNDS);
-        let fits = group.fit_sub_blocks(STARTS);
-        let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
-        let mut remaining = [lanes_of(error); INSIDE + 1];
-        for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
-            error = error.sub(worst);
-            *remaining = lanes_of(error);
-        }
-        remaining
+unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE + 1] {
+    let group = Group::<L>::new(columns, BOUNDS);
+    let fits = group.fit_sub_blocks(STARTS);
+    let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
+    let mut remaining = [lanes_of(error); INSIDE + 1];
+    for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
+        error = error.sub(worst);
+        *remaining = lanes_of(error);
     }
+    remaining
 }
 
 /// How many of `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is

@@ -1,13 +1,12 @@
 //! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under two factors.
 
-use super::columns::{Bounds, Columns, Sums};
+use super::columns::{Bounds, Columns, GridSums};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{InLanes, MOST_BLOCKS, Refined, keep_better, lanes_of};
-use crate::block::k_fit::{KFit, SUB_BLOCKS};
-use crate::block::k_scales::pack;
-use crate::block::{BlockQ4K, BlockQ5K, QK_K};
+use super::group::{LaneArray, MOST_BLOCKS, Refined, keep_better, lanes_of};
+use crate::block::k_scales::{SUB_BLOCKS, pack};
+use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::simd::{MOST_LANES, Vector};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
@@ -18,11 +17,11 @@ const SIX_BITS: Bounds = Bounds { bottom: 0.0, top: LARGEST };
 #[derive(Clone, Copy)]
 pub(super) struct Starts {
     pub count: usize,
-    /// How many steps more than the numbers have there are from the least weight to the greatest: in
-    /// the first grid and between grids, for numbers of four bits.
+    /// How many steps more than the quants have there are from the least weight to the greatest: in
+    /// the first grid and between grids, for quants of four bits.
     pub first: f32,
     pub step: f32,
-    /// How often a grid is moved to where its numbers would have it.
+    /// How often a grid is moved to where its quants would have it.
     pub moves: usize,
 }
 
@@ -39,10 +38,9 @@ macro_rules! k_block {
             const SUB_BLOCKS: usize = SUB_BLOCKS;
 
             #[inline(always)]
-            unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
+            unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
                 let mut fits = [KFit::EMPTY; MOST_BLOCKS];
-                // SAFETY: the caller's promise.
-                unsafe { search::<L>(columns, x, $top, &mut fits) };
+                search::<L>(columns, x, $top, &mut fits);
                 for (out, fit) in out.iter_mut().zip(&fits) {
                     *out = Self::from_fit(fit);
                 }
@@ -64,10 +62,10 @@ struct Choice<L> {
 }
 
 /// The sub-blocks' own fits, without regard to what scales can be stored.
-pub(super) struct SubFits<L> {
+pub(super) struct OwnFits<L> {
     pub scale: L,
     pub min: L,
-    /// For the numbers of the fit.
+    /// For the quants of the fit.
     sum_l: L,
     sum_l2: L,
 }
@@ -80,234 +78,212 @@ pub(super) struct Group<'a, L> {
     sum_x: L,
 }
 
-/// The best blocks found for `columns`, with the numbers in 0..=`top` that `x` has there.
+/// The best blocks found for `columns`, with the quants in 0..=`top` that `x` has there.
 ///
 /// # Safety
 ///
 /// The CPU has L's ISA; so below.
 #[inline(always)]
-pub(super) unsafe fn search<L: Lanes>(
+pub(super) unsafe fn search<L: Vector>(
     columns: &Columns,
     x: &[[f32; QK_K]],
     top: f32,
     out: &mut [KFit],
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let choice = Group::<L>::new(columns, Bounds { bottom: 0.0, top }).best();
-        let (d, dmin) = (lanes_of(choice.d), lanes_of(choice.dmin));
-        let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
-        for (b, (x, out)) in x.iter().zip(out).enumerate() {
-            let at = b * SUB_BLOCKS;
-            let six_bits = |numbers: &InLanes| std::array::from_fn(|j| numbers[at + j] as u8);
-            let mut fit = KFit {
-                d: f32_to_f16(d[at]),
-                dmin: f32_to_f16(dmin[at]),
-                scales: pack(&six_bits(&scale), &six_bits(&min)),
-                ..KFit::EMPTY
-            };
-            round_numbers(x, top, &mut fit);
-            *out = fit;
-        }
+    let choice = Group::<L>::new(columns, Bounds { bottom: 0.0, top }).best();
+    let (d, dmin) = (lanes_of(choice.d), lanes_of(choice.dmin));
+    let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
+    for (b, (x, out)) in x.iter().zip(out).enumerate() {
+        let at = b * SUB_BLOCKS;
+        let six_bits = |quants: &LaneArray| std::array::from_fn(|j| quants[at + j] as u8);
+        let mut fit = KFit {
+            d: f32_to_f16(d[at]),
+            dmin: f32_to_f16(dmin[at]),
+            scales: pack(&six_bits(&scale), &six_bits(&min)),
+            ..KFit::EMPTY
+        };
+        round_quants(x, top, &mut fit);
+        *out = fit;
     }
 }
 
-impl<'a, L: Lanes> Group<'a, L> {
+impl<'a, L: Vector> Group<'a, L> {
     #[inline(always)]
     pub unsafe fn new(columns: &'a Columns, bounds: Bounds) -> Self {
-        // SAFETY: the caller's promise.
-        let (sum_w, sum_x) = unsafe { columns.totals::<L>() };
+        let (sum_w, sum_x) = columns.totals::<L>();
         Self { columns, bounds, sum_w, sum_x }
     }
 
     #[inline(always)]
     unsafe fn best(&self) -> Choice<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let fits = self.fit_sub_blocks(STARTS);
-            let blocks = BlockFits::new(self, &fits);
-            let mut best = self.neighbours::<0>(blocks.place(0));
-            for n in 1..TRIES {
-                let choice = self.neighbours::<0>(blocks.place(n));
-                best = best.or(choice);
-            }
-            for _ in 0..ROUNDS {
-                best = best.or(self.neighbours::<1>(self.refit_factors(best)));
-            }
-            best
+        let fits = self.fit_sub_blocks(STARTS);
+        let blocks = BlockFits::new(self, &fits);
+        let mut best = self.neighbours::<0>(blocks.place(0));
+        for n in 1..TRIES {
+            let choice = self.neighbours::<0>(blocks.place(n));
+            best = best.or(choice);
         }
+        for _ in 0..ROUNDS {
+            best = best.or(self.neighbours::<1>(self.refit_factors(best)));
+        }
+        best
     }
 
-    /// Fits scale and minimum of every sub-block: from several grids, each moved to where its numbers
+    /// Fits scale and minimum of every sub-block: from several grids, each moved to where its quants
     /// would have it and rounded to anew, the one that leaves the least error.
     #[inline(always)]
-    pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> SubFits<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let zero = L::splat(0.0);
-            let (low, high) = self.columns.ends::<L>();
-            let low = low.min(zero);
-            let length = high.sub(low);
-            let lowest = zero.sub(low);
-            let mut best = SubFits { scale: zero, min: lowest, sum_l: zero, sum_l2: zero };
-            let mut most = zero;
-            for c in 0..starts.count {
-                let more = (starts.first + starts.step * c as f32) / 15.0;
-                let steps = self.bounds.top * (1.0 + more);
-                let (mut scale, mut min) = (length.div(L::splat(steps)), lowest);
-                for _ in 0..=starts.moves {
-                    let sums = self.columns.sums(scale, min, self.bounds);
-                    let Sums { l, l2, xl } = sums;
-                    let determinant = self.sum_w.mul(l2).sub(l.mul(l));
-                    let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
-                    let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
-                    // no minimum is negative, and where all numbers are the same none is told
-                    let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
-                    let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
-                    let this_min = this_min.max(zero);
-                    let explained = this_scale.mul(xl).sub(this_min.mul(self.sum_x));
-                    best.scale = most.if_less(explained, this_scale, best.scale);
-                    best.min = most.if_less(explained, this_min, best.min);
-                    best.sum_l = most.if_less(explained, l, best.sum_l);
-                    best.sum_l2 = most.if_less(explained, l2, best.sum_l2);
-                    most = explained.max(most);
-                    scale = zero.if_less(determinant, this_scale, scale);
-                    min = zero.if_less(determinant, this_min, min);
-                }
+    pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> OwnFits<L> {
+        let zero = L::splat(0.0);
+        let (low, high) = self.columns.ends::<L>();
+        let low = low.min(zero);
+        let length = high.sub(low);
+        let lowest = zero.sub(low);
+        let mut best = OwnFits { scale: zero, min: lowest, sum_l: zero, sum_l2: zero };
+        let mut most = zero;
+        for c in 0..starts.count {
+            let more = (starts.first + starts.step * c as f32) / 15.0;
+            let steps = self.bounds.top * (1.0 + more);
+            let (mut scale, mut min) = (length.div(L::splat(steps)), lowest);
+            for _ in 0..=starts.moves {
+                let sums = self.columns.sums(scale, min, self.bounds);
+                let GridSums { l, l2, xl } = sums;
+                let determinant = self.sum_w.mul(l2).sub(l.mul(l));
+                let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
+                let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
+                // no minimum is negative, and where all quants are the same none is told
+                let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
+                let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
+                let this_min = this_min.max(zero);
+                let explained = this_scale.mul(xl).sub(this_min.mul(self.sum_x));
+                best.scale = most.if_less(explained, this_scale, best.scale);
+                best.min = most.if_less(explained, this_min, best.min);
+                best.sum_l = most.if_less(explained, l, best.sum_l);
+                best.sum_l2 = most.if_less(explained, l2, best.sum_l2);
+                most = explained.max(most);
+                scale = zero.if_less(determinant, this_scale, scale);
+                min = zero.if_less(determinant, this_min, min);
             }
-            best
         }
+        best
     }
 
     /// The best of the scales and minima that lie near those of `choice`, with the same factors: its
-    /// scale and those next to it, each with the minimum that its numbers ask for and `MINS` to either
+    /// scale and those next to it, each with the minimum that its quants ask for and `MINS` to either
     /// side of that.
     #[inline(always)]
     unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
-            let Choice { d, dmin, scale: scale0, min: min0, .. } = choice;
-            let dmin_inverse = zero.if_less(dmin, L::splat(1.0).div(dmin), zero);
-            let w_inverse = zero.if_less(self.sum_w, L::splat(1.0).div(self.sum_w), zero);
-            let middle = d.mul(scale0);
-            let mut best = choice;
-            best.error = self.columns.error(middle, dmin.mul(min0), self.bounds);
-            let sum_l = self.columns.sum_l(middle, dmin.mul(min0), self.bounds);
-            let mean_l = sum_l.mul(w_inverse);
-            let mean_x = self.sum_x.mul(w_inverse);
-            for a in [-1.0, 0.0, 1.0] {
-                let number = scale0.add(L::splat(a)).max(zero).min(largest);
-                let scale = d.mul(number);
-                let guess = scale.mul(mean_l).sub(mean_x).max(zero);
-                let sum_l = self.columns.sum_l(scale, guess, self.bounds);
-                let min = scale.mul(sum_l).mul(w_inverse).sub(mean_x);
-                let nearest = min.mul(dmin_inverse).max(zero).min(largest).nearest();
-                for b in -MINS..=MINS {
-                    let min = nearest.add(L::splat(b as f32)).max(zero).min(largest);
-                    let error = self.columns.error(scale, dmin.mul(min), self.bounds);
-                    best.scale = error.if_less(best.error, number, best.scale);
-                    best.min = error.if_less(best.error, min, best.min);
-                    best.error = error.min(best.error);
-                }
+        let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
+        let Choice { d, dmin, scale: scale0, min: min0, .. } = choice;
+        let dmin_inverse = zero.if_less(dmin, L::splat(1.0).div(dmin), zero);
+        let w_inverse = zero.if_less(self.sum_w, L::splat(1.0).div(self.sum_w), zero);
+        let middle = d.mul(scale0);
+        let mut best = choice;
+        best.error = self.columns.error(middle, dmin.mul(min0), self.bounds);
+        let sum_l = self.columns.sum_l(middle, dmin.mul(min0), self.bounds);
+        let mean_l = sum_l.mul(w_inverse);
+        let mean_x = self.sum_x.mul(w_inverse);
+        for a in [-1.0, 0.0, 1.0] {
+            let number = scale0.add(L::splat(a)).max(zero).min(largest);
+            let scale = d.mul(number);
+            let guess = scale.mul(mean_l).sub(mean_x).max(zero);
+            let sum_l = self.columns.sum_l(scale, guess, self.bounds);
+            let min = scale.mul(sum_l).mul(w_inverse).sub(mean_x);
+            let nearest = min.mul(dmin_inverse).max(zero).min(largest).nearest();
+            for b in -MINS..=MINS {
+                let min = nearest.add(L::splat(b as f32)).max(zero).min(largest);
+                let error = self.columns.error(scale, dmin.mul(min), self.bounds);
+                best.scale = error.if_less(best.error, number, best.scale);
+                best.min = error.if_less(best.error, min, best.min);
+                best.error = error.min(best.error);
             }
-            best
         }
+        best
     }
 
-    /// The factors that are best for the numbers of `choice`.
+    /// The factors that are best for the quants of `choice`.
     #[inline(always)]
     unsafe fn refit_factors(&self, choice: Choice<L>) -> Choice<L> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let Choice { d, dmin, scale, min, .. } = choice;
-            let sums = self.columns.sums(d.mul(scale), dmin.mul(min), self.bounds);
-            // the equations of x = d · (scale · q) - dmin · min, a sub-block's part of them
-            let parts = [
-                lanes_of(scale.mul(scale).mul(sums.l2)),
-                lanes_of(scale.mul(min).mul(sums.l)),
-                lanes_of(min.mul(min).mul(self.sum_w)),
-                lanes_of(scale.mul(sums.xl)),
-                lanes_of(min.mul(self.sum_x)),
-            ];
-            let (mut d, mut dmin) = (lanes_of(d), lanes_of(dmin));
-            for at in (0..L::LANES).step_by(SUB_BLOCKS) {
-                let mut sums = [0f64; 5];
-                for (sum, part) in sums.iter_mut().zip(&parts) {
-                    for &v in &part[at..][..SUB_BLOCKS] {
-                        *sum += f64::from(v);
-                    }
+        let Choice { d, dmin, scale, min, .. } = choice;
+        let sums = self.columns.sums(d.mul(scale), dmin.mul(min), self.bounds);
+        // the equations of x = d · (scale · q) - dmin · min, a sub-block's part of them
+        let parts = [
+            lanes_of(scale.mul(scale).mul(sums.l2)),
+            lanes_of(scale.mul(min).mul(sums.l)),
+            lanes_of(min.mul(min).mul(self.sum_w)),
+            lanes_of(scale.mul(sums.xl)),
+            lanes_of(min.mul(self.sum_x)),
+        ];
+        let (mut d, mut dmin) = (lanes_of(d), lanes_of(dmin));
+        for at in (0..L::LANES).step_by(SUB_BLOCKS) {
+            let mut sums = [0f64; 5];
+            for (sum, part) in sums.iter_mut().zip(&parts) {
+                for &v in &part[at..][..SUB_BLOCKS] {
+                    *sum += f64::from(v);
                 }
-                let [ss, sm, mm, sx, mx] = sums;
-                let determinant = ss * mm - sm * sm;
-                let (new_d, new_dmin) = if determinant > 0.0 {
-                    ((sx * mm - mx * sm) / determinant, (sx * sm - mx * ss) / determinant)
-                } else {
-                    (sx / ss, f64::from(dmin[at]))
-                };
-                let (new_d, new_dmin) =
-                    (nearest_factor(new_d, d[at]), nearest_factor(new_dmin, dmin[at]));
-                d[at..][..SUB_BLOCKS].fill(new_d);
-                dmin[at..][..SUB_BLOCKS].fill(new_dmin);
             }
-            Choice { d: L::load(d.as_ptr()), dmin: L::load(dmin.as_ptr()), ..choice }
+            let [ss, sm, mm, sx, mx] = sums;
+            let determinant = ss * mm - sm * sm;
+            let (new_d, new_dmin) = if determinant > 0.0 {
+                ((sx * mm - mx * sm) / determinant, (sx * sm - mx * ss) / determinant)
+            } else {
+                (sx / ss, f64::from(dmin[at]))
+            };
+            let (new_d, new_dmin) =
+                (nearest_factor(new_d, d[at]), nearest_factor(new_dmin, dmin[at]));
+            d[at..][..SUB_BLOCKS].fill(new_d);
+            dmin[at..][..SUB_BLOCKS].fill(new_dmin);
         }
+        Choice { d: L::load(d.as_ptr()), dmin: L::load(dmin.as_ptr()), ..choice }
     }
 }
 
-impl<L: Lanes> Choice<L> {
+impl<L: Vector> Choice<L> {
     /// For every block the better of two choices.
     #[inline(always)]
     unsafe fn or(self, other: Self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let other_is_better = keep_better::<L>(self.error, other.error, SUB_BLOCKS);
-            let zero = L::splat(0.0);
-            Self {
-                d: zero.if_less(other_is_better, other.d, self.d),
-                dmin: zero.if_less(other_is_better, other.dmin, self.dmin),
-                scale: zero.if_less(other_is_better, other.scale, self.scale),
-                min: zero.if_less(other_is_better, other.min, self.min),
-                error: zero.if_less(other_is_better, other.error, self.error),
-            }
+        let other_is_better = keep_better::<L>(self.error, other.error, SUB_BLOCKS);
+        let zero = L::splat(0.0);
+        Self {
+            d: zero.if_less(other_is_better, other.d, self.d),
+            dmin: zero.if_less(other_is_better, other.dmin, self.dmin),
+            scale: zero.if_less(other_is_better, other.scale, self.scale),
+            min: zero.if_less(other_is_better, other.min, self.min),
+            error: zero.if_less(other_is_better, other.error, self.error),
         }
     }
 }
 
 /// The sub-blocks' fits, block by block, and the factors to try for them.
 struct BlockFits {
-    scale: InLanes,
-    sum_l: InLanes,
-    sum_w: InLanes,
-    sum_x: InLanes,
+    scale: LaneArray,
+    sum_l: LaneArray,
+    sum_w: LaneArray,
+    sum_x: LaneArray,
     candidates: [Candidates; MOST_BLOCKS],
 }
 
 impl BlockFits {
     #[inline(always)]
-    unsafe fn new<L: Lanes>(group: &Group<'_, L>, fits: &SubFits<L>) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (scale, sum_l) = (lanes_of(fits.scale), lanes_of(fits.sum_l));
-            let (sum_w, sum_x) = (lanes_of(group.sum_w), lanes_of(group.sum_x));
-            // what an error of the scale costs, when the minimum makes the best of it
-            let determinant = group.sum_w.mul(fits.sum_l2).sub(fits.sum_l.mul(fits.sum_l));
-            let zero = L::splat(0.0);
-            let cost = zero.if_less(group.sum_w, determinant.div(group.sum_w), zero);
-            let cost = lanes_of(cost);
-            let mut candidates = [Candidates::default(); MOST_BLOCKS];
-            for (b, candidates) in candidates.iter_mut().enumerate().take(L::LANES / SUB_BLOCKS) {
-                let at = b * SUB_BLOCKS;
-                let (scale, cost) = (&scale[at..][..SUB_BLOCKS], &cost[at..][..SUB_BLOCKS]);
-                *candidates = by_error(scale, cost, SIX_BITS, LARGEST);
-            }
-            Self { scale, sum_l, sum_w, sum_x, candidates }
+    unsafe fn new<L: Vector>(group: &Group<'_, L>, fits: &OwnFits<L>) -> Self {
+        let (scale, sum_l) = (lanes_of(fits.scale), lanes_of(fits.sum_l));
+        let (sum_w, sum_x) = (lanes_of(group.sum_w), lanes_of(group.sum_x));
+        // what an error of the scale costs, when the minimum makes the best of it
+        let determinant = group.sum_w.mul(fits.sum_l2).sub(fits.sum_l.mul(fits.sum_l));
+        let zero = L::splat(0.0);
+        let cost = zero.if_less(group.sum_w, determinant.div(group.sum_w), zero);
+        let cost = lanes_of(cost);
+        let mut candidates = [Candidates::default(); MOST_BLOCKS];
+        for (b, candidates) in candidates.iter_mut().enumerate().take(L::LANES / SUB_BLOCKS) {
+            let at = b * SUB_BLOCKS;
+            let (scale, cost) = (&scale[at..][..SUB_BLOCKS], &cost[at..][..SUB_BLOCKS]);
+            *candidates = by_error(scale, cost, SIX_BITS, LARGEST);
         }
+        Self { scale, sum_l, sum_w, sum_x, candidates }
     }
 
     /// The `n`-th of the factors to try, and what goes with it.
     #[inline(always)]
-    unsafe fn place<L: Lanes>(&self, n: usize) -> Choice<L> {
+    unsafe fn place<L: Vector>(&self, n: usize) -> Choice<L> {
         let (mut d, mut dmin) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         let (mut scales, mut mins) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         for (b, candidates) in self.candidates.iter().enumerate().take(L::LANES / SUB_BLOCKS) {
@@ -327,15 +303,13 @@ impl BlockFits {
                 *min = six_bits(wanted, factor);
             }
         }
-        // SAFETY: the caller's promise; there is room for the most lanes.
-        unsafe {
-            Choice {
-                d: L::load(d.as_ptr()),
-                dmin: L::load(dmin.as_ptr()),
-                scale: L::load(scales.as_ptr()),
-                min: L::load(mins.as_ptr()),
-                error: L::splat(f32::INFINITY),
-            }
+        // there is room for the most lanes.
+        Choice {
+            d: L::load(d.as_ptr()),
+            dmin: L::load(dmin.as_ptr()),
+            scale: L::load(scales.as_ptr()),
+            min: L::load(mins.as_ptr()),
+            error: L::splat(f32::INFINITY),
         }
     }
 }
@@ -346,15 +320,15 @@ fn six_bits(value: f32, factor: f32) -> f32 {
     if factor > 0.0 { nearest_int((value / factor).clamp(0.0, LARGEST)) as f32 } else { 0.0 }
 }
 
-/// Rounds to the numbers of the block.
+/// Rounds to the quants of the block.
 #[inline(always)]
-fn round_numbers(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
+fn round_quants(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
     let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
     for j in 0..SUB_BLOCKS {
         let (scale, min) = fit.scale_and_min(d, dmin, j);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let place = j * SUB..(j + 1) * SUB;
-        for (number, &x) in fit.numbers[place.clone()].iter_mut().zip(&x[place]) {
+        for (number, &x) in fit.quants[place.clone()].iter_mut().zip(&x[place]) {
             let position = (x + min) * inverse;
             let position = if position > 0.0 { position } else { 0.0 };
             *number = nearest_int(if position < top { position } else { top }) as u8;

@@ -2,14 +2,14 @@
 
 use super::columns::{Bounds, Columns, Grid, Iq4Values};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::lanes::{Lanes, MOST_LANES};
-use super::{MOST_BLOCKS, Refined, keep_better, lanes_of};
-use crate::block::iq4::numbers as iq4_numbers;
-use crate::block::legacy::{inverse, pack_nibbles};
+use super::group::{MOST_BLOCKS, Refined, keep_better, lanes_of};
+use crate::block::legacy::pack_nibbles;
 use crate::block::{Block, BlockIQ4XS, BlockQ6K, QK, QK_K, iq4_xs, q6_k};
-use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
+use crate::fit::iq4_quants;
+use crate::float::{f16_to_f32, f32_to_f16, inverse, nearest_int};
+use crate::simd::{MOST_LANES, Vector};
 
-/// How often a grid is moved to where its numbers would have it.
+/// How often a grid is moved to where its quants would have it.
 const MOVES: usize = 1;
 /// Factors tried for a block.
 const TRIES: usize = 2;
@@ -22,14 +22,14 @@ trait Signed: Block {
     /// The lowest scale, which is of greatest magnitude, and the bounds of all.
     const LOWEST: f32;
     const SCALES: Bounds = Bounds { bottom: Self::LOWEST, top: -Self::LOWEST - 1.0 };
-    /// The numbers under a scale.
+    /// The quants under a scale.
     const GRID: Self::Grid;
     type Grid: Grid;
     /// The grids that a sub-block's own fit starts from, of either sign: how many, the place of the weight
     /// of greatest magnitude in the first, and the distance to its place in the next.
     const STARTS: (usize, f32, f32);
 
-    /// The block with that factor and those scales, its numbers the nearest to `x`.
+    /// The block with that factor and those scales, its quants the nearest to `x`.
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self;
 }
 
@@ -43,7 +43,7 @@ impl Signed for BlockQ6K {
     #[inline(always)]
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self {
         let mut block = Self { d: f32_to_f16(d).to_le_bytes(), ..Self::ZERO };
-        let mut numbers = [32u8; QK_K];
+        let mut quants = [32u8; QK_K];
         for (j, &scale) in scales.iter().enumerate() {
             block.scales[j] = scale as i8 as u8;
             let inverse = inverse(block.scale(j));
@@ -51,10 +51,10 @@ impl Signed for BlockQ6K {
                 let position = x[i] * inverse;
                 let position = if position > -32.0 { position } else { -32.0 };
                 let position = if position < 31.0 { position } else { 31.0 };
-                numbers[i] = (nearest_int(position) + 32) as u8;
+                quants[i] = (nearest_int(position) + 32) as u8;
             }
         }
-        block.pack(&numbers);
+        block.pack(&quants);
         block
     }
 }
@@ -75,7 +75,7 @@ impl Signed for BlockIQ4XS {
         let mut block = Self::new(d, &whole);
         let d = f16_to_f32(u16::from_le_bytes(block.d));
         for ((qs, x), scale) in block.qs.iter_mut().zip(x.as_chunks::<QK>().0).zip(whole) {
-            *qs = pack_nibbles(&iq4_numbers(x, inverse(d * scale as f32)));
+            *qs = pack_nibbles(&iq4_quants(x, inverse(d * scale as f32)));
         }
         block
     }
@@ -93,76 +93,67 @@ impl<B: Signed> Refined for B {
     const SUB_BLOCKS: usize = <B as Signed>::SUB_BLOCKS;
 
     #[inline(always)]
-    unsafe fn search<L: Lanes>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let choice = best::<L, B>(columns);
-            let (d, scales) = (lanes_of(choice.d), lanes_of(choice.scale));
-            let sub_blocks = <B as Signed>::SUB_BLOCKS;
-            for (b, (x, out)) in x.iter().zip(out).enumerate() {
-                let at = b * sub_blocks;
-                *out = B::encode(x, d[at], &scales[at..][..sub_blocks]);
-            }
+    unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
+        let choice = best::<L, B>(columns);
+        let (d, scales) = (lanes_of(choice.d), lanes_of(choice.scale));
+        let sub_blocks = <B as Signed>::SUB_BLOCKS;
+        for (b, (x, out)) in x.iter().zip(out).enumerate() {
+            let at = b * sub_blocks;
+            *out = B::encode(x, d[at], &scales[at..][..sub_blocks]);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn best<L: Lanes, B: Signed>(columns: &Columns) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (scale, cost) = fit_sub_blocks::<L, B>(columns);
-        let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
-        let mut candidates = [Candidates::default(); MOST_BLOCKS];
-        for (at, candidates) in (0..L::LANES).step_by(B::SUB_BLOCKS).zip(&mut candidates) {
-            let block = at..at + B::SUB_BLOCKS;
-            *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
-        }
-        let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
-        for n in 1..TRIES {
-            best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
-        }
-        for _ in 0..ROUNDS {
-            let refitted = refit_factor::<L, B>(columns, best);
-            let wanted = refitted.d.mul(refitted.scale);
-            best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
-        }
-        best
+unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
+    let (scale, cost) = fit_sub_blocks::<L, B>(columns);
+    let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
+    let mut candidates = [Candidates::default(); MOST_BLOCKS];
+    for (at, candidates) in (0..L::LANES).step_by(B::SUB_BLOCKS).zip(&mut candidates) {
+        let block = at..at + B::SUB_BLOCKS;
+        *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
     }
+    let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
+    for n in 1..TRIES {
+        best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
+    }
+    for _ in 0..ROUNDS {
+        let refitted = refit_factor::<L, B>(columns, best);
+        let wanted = refitted.d.mul(refitted.scale);
+        best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
+    }
+    best
 }
 
 /// The scale of every sub-block that leaves the least error, and what an error of it costs.
 #[inline(always)]
-unsafe fn fit_sub_blocks<L: Lanes, B: Signed>(columns: &Columns) -> (L, L) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (low, high) = columns.ends::<L>();
-        let magnitude = zero.sub(low).max(high);
-        let (mut best, mut cost, mut most) = (zero, zero, zero);
-        let (starts, first, step) = B::STARTS;
-        for start in 0..2 * starts {
-            let steps = first + step * (start / 2) as f32;
-            let sign = if start % 2 == 0 { 1.0 } else { -1.0 };
-            let mut scale = magnitude.div(L::splat(sign * steps));
-            for _ in 0..=MOVES {
-                let sums = columns.sums(scale, zero, B::GRID);
-                let moved = sums.xl.div(sums.l2);
-                let moved = zero.if_less(sums.l2, moved, zero);
-                let explained = moved.mul(sums.xl);
-                best = most.if_less(explained, moved, best);
-                cost = most.if_less(explained, sums.l2, cost);
-                most = explained.max(most);
-                scale = moved;
-            }
+unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
+    let zero = L::splat(0.0);
+    let (low, high) = columns.ends::<L>();
+    let magnitude = zero.sub(low).max(high);
+    let (mut best, mut cost, mut most) = (zero, zero, zero);
+    let (starts, first, step) = B::STARTS;
+    for start in 0..2 * starts {
+        let steps = first + step * (start / 2) as f32;
+        let sign = if start % 2 == 0 { 1.0 } else { -1.0 };
+        let mut scale = magnitude.div(L::splat(sign * steps));
+        for _ in 0..=MOVES {
+            let sums = columns.sums(scale, zero, B::GRID);
+            let moved = sums.xl.div(sums.l2);
+            let moved = zero.if_less(sums.l2, moved, zero);
+            let explained = moved.mul(sums.xl);
+            best = most.if_less(explained, moved, best);
+            cost = most.if_less(explained, sums.l2, cost);
+            most = explained.max(most);
+            scale = moved;
         }
-        (best, cost)
     }
+    (best, cost)
 }
 
 /// The `n`-th of each block's candidates.
 #[inline(always)]
-unsafe fn place<L: Lanes, B: Signed>(
+unsafe fn place<L: Vector, B: Signed>(
     candidates: &[Candidates; MOST_BLOCKS],
     n: usize,
 ) -> Choice<L> {
@@ -170,74 +161,62 @@ unsafe fn place<L: Lanes, B: Signed>(
     for (d, candidates) in d.chunks_mut(B::SUB_BLOCKS).zip(candidates) {
         d.fill(candidates[n]);
     }
-    // SAFETY: the caller's promise.
-    unsafe {
-        let infinite = L::splat(f32::INFINITY);
-        Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
-    }
+    let infinite = L::splat(f32::INFINITY);
+    Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
 }
 
 /// The best of the whole scales nearest to the `wanted` ones and next to these, with the factors of `choice`.
 #[inline(always)]
-unsafe fn neighbours<L: Lanes, B: Signed>(
+unsafe fn neighbours<L: Vector, B: Signed>(
     columns: &Columns,
     wanted: L,
     choice: Choice<L>,
 ) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = L::splat(0.0);
-        let (lowest, largest) = (L::splat(B::LOWEST), L::splat(B::SCALES.top));
-        let mut best = choice;
-        let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
-        best.error = L::splat(f32::INFINITY);
-        for a in [-1.0, 0.0, 1.0] {
-            let scale = middle.add(L::splat(a)).max(lowest).min(largest);
-            let error = columns.error(choice.d.mul(scale), zero, B::GRID);
-            best.scale = error.if_less(best.error, scale, best.scale);
-            best.error = error.min(best.error);
-        }
-        best
+    let zero = L::splat(0.0);
+    let (lowest, largest) = (L::splat(B::LOWEST), L::splat(B::SCALES.top));
+    let mut best = choice;
+    let middle = wanted.div(choice.d).max(lowest).min(largest).nearest();
+    best.error = L::splat(f32::INFINITY);
+    for a in [-1.0, 0.0, 1.0] {
+        let scale = middle.add(L::splat(a)).max(lowest).min(largest);
+        let error = columns.error(choice.d.mul(scale), zero, B::GRID);
+        best.scale = error.if_less(best.error, scale, best.scale);
+        best.error = error.min(best.error);
     }
+    best
 }
 
-/// The factor that is best for the numbers of `choice`.
+/// The factor that is best for the quants of `choice`.
 #[inline(always)]
-unsafe fn refit_factor<L: Lanes, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let Choice { d, scale, .. } = choice;
-        let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
-        let (xl, l2) = (lanes_of(scale.mul(sums.xl)), lanes_of(scale.mul(scale).mul(sums.l2)));
-        let mut d = lanes_of(d);
-        for at in (0..L::LANES).step_by(B::SUB_BLOCKS) {
-            let (mut sum_xl, mut sum_l2) = (0f64, 0f64);
-            for l in at..at + B::SUB_BLOCKS {
-                sum_xl += f64::from(xl[l]);
-                sum_l2 += f64::from(l2[l]);
-            }
-            // the sign is the factor's own
-            let old = d[at];
-            let magnitude = nearest_factor((sum_xl / sum_l2).abs(), old.abs());
-            d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
+unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
+    let Choice { d, scale, .. } = choice;
+    let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
+    let (xl, l2) = (lanes_of(scale.mul(sums.xl)), lanes_of(scale.mul(scale).mul(sums.l2)));
+    let mut d = lanes_of(d);
+    for at in (0..L::LANES).step_by(B::SUB_BLOCKS) {
+        let (mut sum_xl, mut sum_l2) = (0f64, 0f64);
+        for l in at..at + B::SUB_BLOCKS {
+            sum_xl += f64::from(xl[l]);
+            sum_l2 += f64::from(l2[l]);
         }
-        Choice { d: L::load(d.as_ptr()), ..choice }
+        // the sign is the factor's own
+        let old = d[at];
+        let magnitude = nearest_factor((sum_xl / sum_l2).abs(), old.abs());
+        d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
     }
+    Choice { d: L::load(d.as_ptr()), ..choice }
 }
 
-impl<L: Lanes> Choice<L> {
+impl<L: Vector> Choice<L> {
     /// For every block the better of two choices.
     #[inline(always)]
     unsafe fn or<B: Signed>(self, other: Self) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let other_is_better = keep_better::<L>(self.error, other.error, B::SUB_BLOCKS);
-            let zero = L::splat(0.0);
-            Self {
-                d: zero.if_less(other_is_better, other.d, self.d),
-                scale: zero.if_less(other_is_better, other.scale, self.scale),
-                error: zero.if_less(other_is_better, other.error, self.error),
-            }
+        let other_is_better = keep_better::<L>(self.error, other.error, B::SUB_BLOCKS);
+        let zero = L::splat(0.0);
+        Self {
+            d: zero.if_less(other_is_better, other.d, self.d),
+            scale: zero.if_less(other_is_better, other.scale, self.scale),
+            error: zero.if_less(other_is_better, other.error, self.error),
         }
     }
 }

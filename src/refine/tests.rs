@@ -1,12 +1,13 @@
-use super::cancel::ROWS;
-use super::{Inputs, is_refinable, weights_of};
+use super::group::weights_of;
+use super::is_refinable;
+use crate::block::HifiBlock;
 use crate::block::{QK, QK_K, TensorType};
-use crate::correlations;
+use crate::dispatch;
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
-use crate::hifi::HifiBlock;
-use crate::kernel::{self, Isa};
-use crate::rows::{Source, quantize_refined, search_rows};
+use crate::feedback::{Hessian, ROWS, correlations};
+use crate::isa::Isa;
+use crate::rows::{Encoding, Source, quantize, search_rows};
 use crate::testing::{importance, weights};
 
 /// Rows of 7 blocks, a number that fills no vector: ordinary, sparse, constant, and of extreme scales.
@@ -60,16 +61,16 @@ fn refinable() -> impl Iterator<Item = TensorType> {
 /// Bytes of a row as ggml's encoder writes them, and refined.
 fn encode(isa: Isa, kind: TensorType, x: &[f32], w: Option<&[f32]>) -> (Vec<u8>, Vec<u8>) {
     let mut plain = vec![0u8; kind.row_bytes(x.len()).unwrap()];
-    kernel::quantize_row(isa, kind, x, w, &mut plain);
+    dispatch::quantize_row(isa, kind, x, w, &mut plain);
     let mut refined = plain.clone();
-    kernel::refine_rows(isa, kind, x, x.len(), w, &mut refined);
+    dispatch::refine_rows(isa, kind, x, x.len(), w, &mut refined);
     (plain, refined)
 }
 
 /// The errors of a row's blocks, under the weights that refinement goes by.
 fn errors(kind: TensorType, x: &[f32], w: Option<&[f32]>, row: &[u8]) -> Vec<f64> {
     let mut decoded = vec![0f32; x.len()];
-    kernel::dequantize_row(Isa::Scalar, kind, row, &mut decoded);
+    dispatch::dequantize_row(Isa::Scalar, kind, row, &mut decoded);
     let decoded = decoded.as_chunks::<QK_K>().0;
     decoded.iter().enumerate().map(|(i, decoded)| error_of_block(x, w, i, decoded)).collect()
 }
@@ -138,11 +139,11 @@ fn every_isa_and_every_batch_of_rows_gives_the_same_bytes() {
         for x in rows() {
             for w in importances() {
                 let (plain, expected) = encode(Isa::Scalar, kind, &x, w.as_deref());
-                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                for isa in Isa::available() {
                     assert!(encode(isa, kind, &x, w.as_deref()).1 == expected, "{kind:?} {isa:?}");
                     let twice = [x.as_slice(), &x].concat();
                     let mut out = plain.repeat(2);
-                    kernel::refine_rows(isa, kind, &twice, x.len(), w.as_deref(), &mut out);
+                    dispatch::refine_rows(isa, kind, &twice, x.len(), w.as_deref(), &mut out);
                     assert!(out == expected.repeat(2), "{kind:?} {isa:?} two rows");
                 }
             }
@@ -158,9 +159,9 @@ fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
             for outliers in [0, 1, 8, 32] {
                 let encode = |isa| {
                     let mut blocks = vec![HifiBlock::ZERO; x.len() / QK_K];
-                    kernel::encode_hifi_row(isa, &x, w, outliers, &mut blocks);
+                    dispatch::encode_hifi_row(isa, &x, w, outliers, &mut blocks);
                     let plain = blocks.clone();
-                    kernel::refine_hifi_row(isa, &x, w, &mut blocks);
+                    dispatch::refine_hifi_row(isa, &x, w, &mut blocks);
                     (plain, blocks)
                 };
                 let (plain, expected) = encode(Isa::best());
@@ -172,7 +173,7 @@ fn q4_hifi_is_never_worse_and_the_same_on_every_isa() {
                         "{outliers}: {refined} after {plain}"
                     );
                 }
-                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                for isa in Isa::available() {
                     let text = |blocks: &[HifiBlock]| format!("{blocks:?}");
                     assert!(text(&encode(isa).1) == text(&expected), "{isa:?} {outliers}");
                 }
@@ -212,7 +213,7 @@ fn what_can_be_stored_exactly_is() {
     for kind in refinable() {
         let (row, _) = encode(Isa::best(), kind, &weights(4 * QK_K, 43), None);
         let mut x = vec![0f32; 4 * QK_K];
-        kernel::dequantize_row(Isa::Scalar, kind, &row, &mut x);
+        dispatch::dequantize_row(Isa::Scalar, kind, &row, &mut x);
         let (plain, refined) = encode(Isa::best(), kind, &x, None);
         let sum = |row: &[u8]| errors(kind, &x, None, row).iter().sum::<f64>();
         assert!(sum(&refined) <= 0.5 * sum(&plain), "{kind:?}: {} {}", sum(&refined), sum(&plain));
@@ -233,8 +234,8 @@ fn columns(kind: TensorType) -> (usize, Vec<f32>) {
     (n, importance(n, 42))
 }
 
-/// Inputs that lie in six directions for half of what they are: H, and what is known of it.
-fn correlated(importance: &[f32]) -> (Vec<f64>, Inputs) {
+/// Hessian that lie in six directions for half of what they are: H, and what is known of it.
+fn correlated(importance: &[f32]) -> (Vec<f64>, Hessian) {
     let n = importance.len();
     let directions = weights(n * 6, 43);
     let squares = directions.chunks_exact(6).map(|u| u.iter().map(|u| u * u).sum::<f32>());
@@ -251,7 +252,7 @@ fn correlated(importance: &[f32]) -> (Vec<f64>, Inputs) {
         .map(|(i, j)| h[i * n + j] as f32)
         .collect();
     let known = correlations::correlations(&products, importance);
-    let inputs = Inputs::new(importance, &known, 1e6).unwrap();
+    let inputs = Hessian::new(importance, &known, 1e6).unwrap();
     (h, inputs)
 }
 
@@ -262,9 +263,9 @@ fn cost(h: &[f64], errors: &[f32]) -> f64 {
     rows.map(|(row, &e)| f64::from(e) * along(row)).sum()
 }
 
-fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Inputs, encoded: &[u8]) -> Vec<u8> {
+fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Hessian, encoded: &[u8]) -> Vec<u8> {
     let mut out = encoded.to_vec();
-    kernel::cancel(isa, kind, inputs, x, &mut out);
+    dispatch::choose_quants(isa, kind, inputs, x, &mut out);
     out
 }
 
@@ -277,7 +278,7 @@ fn errors_cancel_and_scales_stay() {
         let after = canceled(Isa::best(), kind, &x, &inputs, &before);
         let decoded = |row: &[u8]| {
             let mut errors = vec![0f32; x.len()];
-            kernel::dequantize_row(Isa::Scalar, kind, row, &mut errors);
+            dispatch::dequantize_row(Isa::Scalar, kind, row, &mut errors);
             errors.iter().zip(&x).map(|(y, x)| y - x).collect::<Vec<f32>>()
         };
         let (old, new) = (decoded(&before), decoded(&after));
@@ -312,19 +313,19 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
         let x: Vec<f32> = many().flat_map(|(x, ..)| x.clone()).collect();
         let encoded: Vec<u8> = many().flat_map(|(_, encoded, _)| encoded.clone()).collect();
         let alone: Vec<u8> = many().flat_map(|(.., alone)| alone.clone()).collect();
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for isa in Isa::available() {
             assert!(canceled(isa, kind, &x, &inputs, &encoded) == alone, "{kind:?} {isa:?}");
         }
     }
 }
 
 #[test]
-fn without_correlations_numbers_are_the_nearest() {
+fn without_correlations_quants_are_the_nearest() {
     for kind in numbered() {
         let (n, w) = columns(kind);
         let (x, none) = (weights(n, 41), vec![0i8; correlations::pairs(n)]);
         for known in [&[], &none[..]] {
-            let inputs = Inputs::new(&w, known, 1e6).unwrap();
+            let inputs = Hessian::new(&w, known, 1e6).unwrap();
             let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
             let after = canceled(Isa::best(), kind, &x, &inputs, &before);
             // ggml rounds by scales that are not yet those of the block
@@ -335,16 +336,16 @@ fn without_correlations_numbers_are_the_nearest() {
     }
 }
 
-/// Correlations that no inputs can have, as in a damaged file, make no numbers but legal ones.
+/// Correlations that no inputs can have, as in a damaged file, make no quants but legal ones.
 #[test]
 fn correlations_may_be_anything() {
     let (x, w) = (weights(QK_K, 41), importance(QK_K, 42));
     let bytes: Vec<i8> =
         weights(correlations::pairs(QK_K), 44).iter().map(|v| (v * 1e4) as i8).collect();
     for (known, w) in [(&bytes[..], &w[..]), (&vec![-128; bytes.len()][..], &[0.0; QK_K])] {
-        let inputs = Inputs::new(w, known, 1e6).unwrap();
+        let inputs = Hessian::new(w, known, 1e6).unwrap();
         let (_, mut row) = encode(Isa::best(), TensorType::Q4K, &x, None);
-        kernel::cancel(Isa::best(), TensorType::Q4K, &inputs, &x, &mut row);
+        dispatch::choose_quants(Isa::best(), TensorType::Q4K, &inputs, &x, &mut row);
         assert!(errors(TensorType::Q4K, &x, None, &row)[0].is_finite());
     }
 }
@@ -354,13 +355,14 @@ fn inputs_are_checked() {
     let w = importance(256, 1);
     let short =
         QuantError::BufferLength { what: "correlations", got: 257, expected: 256 * 255 / 2 };
-    assert_eq!(Inputs::new(&w, &[0; 257], 1.0).unwrap_err(), short);
+    assert_eq!(Hessian::new(&w, &[0; 257], 1.0).unwrap_err(), short);
     assert_eq!(
-        Inputs::new(&[-1.0], &[], 1.0).unwrap_err(),
+        Hessian::new(&[-1.0], &[], 1.0).unwrap_err(),
         QuantError::BadImportance { position: 0 }
     );
     let source = Source::from_f32(&[0.0; 512], 512).unwrap();
-    let inputs = Inputs::new(&w, &[], 0.0).unwrap();
-    let refined = quantize_refined(source, TensorType::Q4K, None, Some(&inputs), &mut [0; 288]);
+    let inputs = Hessian::new(&w, &[], 0.0).unwrap();
+    let refined =
+        quantize(source, TensorType::Q4K, None, Encoding::ErrorFeedback(&inputs), &mut [0; 288]);
     assert!(matches!(refined, Err(QuantError::BufferLength { got: 256, expected: 512, .. })));
 }

@@ -1,6 +1,5 @@
 //! Attention with all scores of a head at once, forward and back.
 
-use super::layer::Forward;
 use super::products::{dot, put, take, times, turned};
 use crate::error::QuantError;
 use crate::float::exp;
@@ -52,7 +51,9 @@ impl<'a> Attention<'a> {
     /// The gradients at queries, keys and values.
     pub(super) fn backward(
         &self,
-        forward: &Forward,
+        query: &[f32],
+        key: &[f32],
+        value: &[f32],
         attended: &[f32],
     ) -> Result<[Vec<f32>; 3], ModelError> {
         let (size, scale) = (self.config.head_size, self.config.attention_scale);
@@ -60,7 +61,7 @@ impl<'a> Attention<'a> {
         let heads: Vec<[Vec<f32>; 3]> = (0..self.config.n_head)
             .into_par_iter()
             .map(|number| {
-                let head = self.head(number, &forward.query, &forward.key, &forward.value)?;
+                let head = self.head(number, query, key, value)?;
                 let out = take(attended, width, number * size, size);
                 let mut scores = times(&head.value, size, &out)?;
                 for (score, weight) in
@@ -80,13 +81,13 @@ impl<'a> Attention<'a> {
                 ])
             })
             .collect::<Result<_, QuantError>>()?;
-        let lengths = [forward.query.len(), forward.key.len(), forward.value.len()];
+        let lengths = [query.len(), key.len(), value.len()];
         let mut gradients = lengths.map(|length| vec![0f32; length]);
-        for (head, [query, key, value]) in heads.iter().enumerate() {
+        for (head, [at_query, at_key, at_value]) in heads.iter().enumerate() {
             let shared = head / self.config.group() * size;
-            put(&mut gradients[0], width, head * size, size, query);
-            put(&mut gradients[1], self.config.n_key(), shared, size, key);
-            put(&mut gradients[2], self.config.n_key(), shared, size, value);
+            put(&mut gradients[0], width, head * size, size, at_query);
+            put(&mut gradients[1], self.config.n_key(), shared, size, at_key);
+            put(&mut gradients[2], self.config.n_key(), shared, size, at_value);
         }
         Ok(gradients)
     }

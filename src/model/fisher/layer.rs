@@ -1,15 +1,17 @@
 //! A layer forward, all that is in it kept, and back.
 
 use super::attention::Attention;
+use super::backward::{Backward, MatrixInputs};
 use super::gradients::{activation, norm_backward};
 use super::products::sum_up;
-use super::{Backward, Inputs};
-use crate::kernel::{self, Isa};
+use crate::isa::Isa;
 use crate::model::config::Config;
 use crate::model::error::ModelError;
 use crate::model::forward::{add, apply, each_row, norm, rotate};
 use crate::model::ops::NormHeads;
-use crate::model::weights::{Layer, Linear, Role};
+use crate::model::role::Role;
+use crate::model::weights::{Layer, Linear};
+use crate::simd::run_loop;
 use rayon::prelude::*;
 
 /// One layer and the angles of the positions.
@@ -118,7 +120,7 @@ impl LayerWork<'_, '_> {
         if let Some(weight) = &layer.ffn_post_norm {
             norm_backward(eps, &forward.down, weight, &mut inner);
         }
-        let inputs = Inputs::new(&forward.inner, config.n_ff)?;
+        let inputs = MatrixInputs::new(&forward.inner, config.n_ff)?;
         let inner = back.linear(Role::FfnDown, number, &layer.down, &inputs, &inner)?;
         let (mut gate, mut up) = (vec![0f32; inner.len()], vec![0f32; inner.len()]);
         for (i, g) in inner.into_iter().enumerate() {
@@ -126,7 +128,7 @@ impl LayerWork<'_, '_> {
             gate[i] = g * slope * forward.up[i];
             up[i] = g * value;
         }
-        let inputs = Inputs::new(&forward.ffn_normed, config.n_embd)?;
+        let inputs = MatrixInputs::new(&forward.ffn_normed, config.n_embd)?;
         let mut normed = back.linear(Role::FfnGate, number, &layer.gate, &inputs, &gate)?;
         sum_up(&mut normed, &back.linear(Role::FfnUp, number, &layer.up, &inputs, &up)?);
         norm_backward(eps, &forward.between, &layer.ffn_norm, &mut normed);
@@ -136,11 +138,12 @@ impl LayerWork<'_, '_> {
         if let Some(weight) = &layer.attn_post_norm {
             norm_backward(eps, &forward.attn_output, weight, &mut attended);
         }
-        let inputs = Inputs::new(&forward.attended, config.n_query())?;
+        let inputs = MatrixInputs::new(&forward.attended, config.n_query())?;
         let attended =
             back.linear(Role::AttnOutput, number, &layer.attn_output, &inputs, &attended)?;
         let attention = Attention::new(config, number, forward.tokens);
-        let [mut query, mut key, value] = attention.backward(forward, &attended)?;
+        let [mut query, mut key, value] =
+            attention.backward(&forward.query, &forward.key, &forward.value, &attended)?;
         self.warm(config, &mut query);
         let sin: Vec<f32> = self.sin.iter().map(|sin| -sin).collect();
         let straight = LayerWork { sin: &sin, ..*self };
@@ -152,7 +155,7 @@ impl LayerWork<'_, '_> {
         if let Some(weight) = &layer.key_norm {
             norm_backward(eps, &forward.key_raw, weight, &mut key);
         }
-        let inputs = Inputs::new(&forward.attn_normed, config.n_embd)?;
+        let inputs = MatrixInputs::new(&forward.attn_normed, config.n_embd)?;
         let mut normed = back.linear(Role::AttnQ, number, &layer.query, &inputs, &query)?;
         sum_up(&mut normed, &back.linear(Role::AttnK, number, &layer.key, &inputs, &key)?);
         sum_up(&mut normed, &back.linear(Role::AttnV, number, &layer.value, &inputs, &value)?);
@@ -173,7 +176,7 @@ impl LayerWork<'_, '_> {
         let pairs = self.cos.len() / (rows.len() / width);
         each_row(rows, width, |i, row| {
             if let Some(weight) = weight {
-                kernel::run(isa, NormHeads { row, weight, eps: config.norm_eps });
+                run_loop(isa, NormHeads { row, weight, eps: config.norm_eps });
             }
             let at = i * pairs..(i + 1) * pairs;
             rotate(isa, config, row, &self.cos[at.clone()], &self.sin[at]);

@@ -1,7 +1,8 @@
 //! Products of rows of numbers, and what is made of them.
 
+use crate::dispatch;
 use crate::error::QuantError;
-use crate::kernel::{self, Isa};
+use crate::isa::Isa;
 use crate::matmul::Matrix;
 use crate::rows::Source;
 use rayon::prelude::*;
@@ -82,7 +83,7 @@ pub(super) fn row_sums(isa: Isa, matrix: &Matrix<'_>, columns: &[f64]) -> Vec<f6
     let columns: Vec<f32> = columns.iter().map(|&c| c as f32).collect();
     let sum = |row: &mut Vec<f32>, i| {
         matrix.row(isa, i, row);
-        kernel::error_sums(isa, row, Some(&columns), row).reference
+        dispatch::error_sums(isa, row, Some(&columns), row).reference
     };
     let scratch = || vec![0f32; matrix.row_length()];
     (0..matrix.rows()).into_par_iter().map_init(scratch, sum).collect()

@@ -1,13 +1,20 @@
 //! Against slopes found by moving every weight.
 
-use super::products::ROWS;
-use super::*;
+use super::layer::LayerWork;
+use super::products::{ROWS, multiply_turned};
 use crate::block::TensorType;
-use crate::model::forward::add;
+use crate::isa::Isa;
+use crate::matmul::Matrix;
+use crate::model::config::Config;
+use crate::model::forward::{Model, add, apply, norm};
+use crate::model::role::Role;
+use crate::model::sampling::{Sampler, Sampling};
 use crate::model::weights::Need;
 use crate::model::{Activation, Builder, Local, Pairs, RopeConfig, Temperature};
 use crate::rows::Source;
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 type Weights = HashMap<(Role, Option<usize>), Vec<f32>>;
 

@@ -1,0 +1,68 @@
+//! The formula of every block of quants, as data: `w = scale · value(q) - min`.
+
+use super::layout::Block;
+use crate::float::f16_to_f32;
+
+/// A block of N quants: each stands for a value, and scale and minimum of its sub-block make a weight of that.
+pub(crate) trait Quants<const N: usize>: Block {
+    /// Sub-blocks with a scale of their own.
+    const SUB_BLOCKS: usize;
+    /// The largest quant.
+    const LAST: u8;
+    /// What the quants stand for.
+    const VALUES: Values;
+    /// Whether there are minima.
+    const HAS_MIN: bool;
+
+    /// Scale of a sub-block, and its minimum: what is deducted from all its weights.
+    fn scale_and_min(&self, sub_block: usize) -> (f32, f32);
+    /// The quants, a byte each.
+    fn quants(&self) -> [u8; N];
+    /// Stores other quants.
+    fn set_quants(&mut self, quants: &[u8; N]);
+}
+
+/// What quants stand for: whole numbers from that one on, or [`super::iq4::VALUES`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Values {
+    From(f32),
+    Iq4,
+}
+
+/// The formula of a type: its block, quants and sub-blocks, last quant, values, whether there are minima, scale and
+/// minimum of a sub-block.
+macro_rules! formula {
+    ($block:ident: [$n:ident; $sub_blocks:literal], $last:literal, $values:expr, $has_min:literal,
+        |$b:ident, $j:pat_param| $scale_and_min:expr
+    ) => {
+        impl crate::block::Quants<$n> for $block {
+            const SUB_BLOCKS: usize = $sub_blocks;
+            const LAST: u8 = $last;
+            const VALUES: crate::block::Values = $values;
+            const HAS_MIN: bool = $has_min;
+
+            #[inline(always)]
+            fn scale_and_min(&self, $j: usize) -> (f32, f32) {
+                let $b = self;
+                $scale_and_min
+            }
+
+            #[inline(always)]
+            fn quants(&self) -> [u8; $n] {
+                self.quants()
+            }
+
+            #[inline(always)]
+            fn set_quants(&mut self, quants: &[u8; $n]) {
+                self.pack(quants);
+            }
+        }
+    };
+}
+pub(super) use formula;
+
+/// An f16 field.
+#[inline(always)]
+pub(super) fn f16(bytes: [u8; 2]) -> f32 {
+    f16_to_f32(u16::from_le_bytes(bytes))
+}

@@ -1,0 +1,115 @@
+//! Q2_K, Q3_K, Q6_K and IQ4_XS: the integers of a block row by row, and their floats for as many rows at
+//! once as a vector has parts of 128 bits. A row that is left alone takes the first lane.
+
+use super::vector::{DotVector, MAX_ROWS, prefetch};
+use crate::block::{Bytes, blocks};
+#[cfg(test)]
+use crate::dot::scalar::KSums;
+use std::arch::x86_64::*;
+
+/// What a block has for the product.
+pub(super) trait RowBlock: Bytes {
+    /// Whether there are minima, under a factor of their own.
+    const MINS: bool;
+    /// A block of activations.
+    type Activations;
+
+    /// The integers of a block's product; the second are those under the factor of the minima.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA.
+    unsafe fn sums<V: DotVector>(&self, y: &Self::Activations) -> (V::Integers, __m256i);
+
+    /// The scale of the scales, and that of the minima if there are any, f16.
+    fn factors(&self) -> [u16; 2];
+
+    /// The scale of the activations.
+    fn scale(y: &Self::Activations) -> f32;
+}
+
+/// Four f16 as f32, times `scale`.
+#[inline(always)]
+unsafe fn scaled_halves(halves: [u16; MAX_ROWS], scale: f32) -> __m128 {
+    // F16C; the callers' ISAs have it.
+    let [a, b, c, d] = halves;
+    let low = u64::from(a) | u64::from(b) << 16;
+    let all = low | u64::from(c) << 32 | u64::from(d) << 48;
+    _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64)), _mm_set1_ps(scale))
+}
+
+/// The products of [`DotVector::ROWS`] rows of `y.len()` blocks, of which `first` is the first, or of
+/// `ONE`.
+#[inline(always)]
+unsafe fn dot_group<V: DotVector, B: RowBlock, const ONE: bool>(
+    blocks: &[B],
+    first: usize,
+    y: &[B::Activations],
+) -> [f32; MAX_ROWS] {
+    let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
+    // so many blocks.
+    let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
+    for (i, y) in y.iter().enumerate() {
+        let mut scaled = [V::zero(); MAX_ROWS];
+        let mut taken = [_mm256_setzero_si256(); MAX_ROWS];
+        let (mut d, mut dmin) = ([0u16; MAX_ROWS], [0u16; MAX_ROWS]);
+        for row in 0..rows {
+            let block = blocks.get_unchecked((first + row) * length + i);
+            prefetch(block, size_of::<B>());
+            (scaled[row], taken[row]) = block.sums::<V>(y);
+            [d[row], dmin[row]] = block.factors();
+        }
+        let d = scaled_halves(d, B::scale(y));
+        acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(scaled)), d, acc);
+        if B::MINS {
+            let dmin = scaled_halves(dmin, B::scale(y));
+            mins = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals_of_eight(taken)), dmin, mins);
+        }
+    }
+    let mut out = [0f32; MAX_ROWS];
+    _mm_storeu_ps(out.as_mut_ptr(), _mm_sub_ps(acc, mins));
+    out
+}
+
+/// See [`crate::dispatch::dot_rows`]; the lengths have been checked.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(super) unsafe fn dot_rows<V: DotVector, B: RowBlock>(
+    data: &[u8],
+    y: &[B::Activations],
+    out: &mut [f32],
+) {
+    let blocks = blocks::<B>(data);
+    let (groups, rest) = out.split_at_mut(out.len() / V::ROWS * V::ROWS);
+    let rest_from = groups.len();
+    // there are `out.len()` rows.
+    for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
+        let products = dot_group::<V, B, false>(blocks, i * V::ROWS, y);
+        out.copy_from_slice(&products[..V::ROWS]);
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = dot_group::<V, B, true>(blocks, rest_from + i, y)[0];
+    }
+}
+
+/// The integers of a block, added up.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[cfg(test)]
+#[inline(always)]
+pub(super) unsafe fn block_sums<V: DotVector, B: RowBlock>(
+    block: &[u8],
+    y: &B::Activations,
+) -> KSums {
+    let (scaled, mins) = blocks::<B>(block)[0].sums::<V>(y);
+    let (none, nothing) = (V::zero(), _mm256_setzero_si256());
+    KSums {
+        scaled: _mm_cvtsi128_si32(V::totals([scaled, none, none, none])),
+        mins: _mm_cvtsi128_si32(V::totals_of_eight([mins, nothing, nothing, nothing])),
+    }
+}

@@ -1,0 +1,193 @@
+//! The legacy types' fits under importance, every lane a block of the row.
+
+use super::affine::fit_affine;
+use super::signed::fit_signed;
+use super::weights::weigh;
+use crate::block::QK;
+use crate::fit::search::{self as fit, Search};
+use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+
+/// Weights in a group.
+const GROUP: usize = QK;
+
+/// Blocks of a row side by side.
+struct Blocks<'a> {
+    /// The blocks one after the other.
+    x: &'a [[f32; QK]],
+    importance: &'a [[f32; QK]],
+    mean_square: f32,
+}
+
+impl Blocks<'_> {
+    /// Puts the blocks into lanes, with the weights importance · √(mean square of the row + x²). What
+    /// is left of a vector is zeros.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's ISA, and V has a lane for every block.
+    #[inline(always)]
+    unsafe fn in_lanes<V: Vector>(&self) -> (InLanes<GROUP>, InLanes<GROUP>) {
+        let (mut xt, mut wt) = (InLanes::new(), InLanes::new());
+        let mut copy = [[0f32; QK]; MOST];
+        // the arrays have room for the most lanes.
+        V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
+        V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
+        let mean_square = V::splat(self.mean_square);
+        weigh::<V, GROUP>(mean_square, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
+        (xt, wt)
+    }
+}
+
+/// `blocks`, or where they are too few for the vector a copy that zeros follow.
+#[inline(always)]
+fn filled<V: Vector>(blocks: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *const f32 {
+    if blocks.len() == V::LANES {
+        return blocks.as_ptr().cast();
+    }
+    copy[..blocks.len()].copy_from_slice(blocks);
+    copy.as_ptr().cast()
+}
+
+/// Rounds `(x - min) · inverse` to a quant, clamps it and adds `offset`.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+unsafe fn round<V: Vector>(
+    x: &[f32; QK],
+    inverse: f32,
+    min: f32,
+    (low, high): (i32, i32),
+    offset: f32,
+) -> [u8; QK] {
+    let mut quants = [0u8; QK];
+    for i in (0..QK).step_by(V::LANES) {
+        // LANES divides 32.
+        let v = V::load(x.as_ptr().add(i));
+        let q = V::splat(inverse).mul(v.sub(V::splat(min))).nearest_in(low, high);
+        q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
+    }
+    quants
+}
+
+/// Calls `$fit` for vectors full of blocks of a row, two side by side where there are that many.
+macro_rules! for_each_vector {
+    ($vector:ident, $x:expr, $importance:expr, $mean_square:expr, $out:expr, $fit:ident($($argument:expr),*)) => {{
+        let (x, importance) = ($x.as_chunks::<QK>().0, $importance.as_chunks::<QK>().0);
+        let mut start = 0;
+        while start < x.len() {
+            let rest = x.len() - start;
+            let twice = rest > $vector::LANES;
+            let range = start..start + rest.min(if twice { 2 * $vector::LANES } else { $vector::LANES });
+            let blocks = Blocks {
+                x: &x[range.clone()],
+                importance: &importance[range.clone()],
+                mean_square: $mean_square,
+            };
+            start = range.end;
+            let out = &mut $out[range];
+            // SAFETY: as the caller's; there are no more blocks than lanes.
+            unsafe {
+                if twice {
+                    $fit::<$vector, Twice<$vector>, _>(&blocks, $($argument,)* out);
+                } else {
+                    $fit::<$vector, $vector, _>(&blocks, $($argument,)* out);
+                }
+            }
+        }
+    }};
+}
+
+/// The vector version of [`crate::block::legacy::quantize_symmetric`] with importance.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize_symmetric<V: Vector, B>(
+    x: &[f32],
+    importance: &[f32],
+    mean_square: f32,
+    half: i8,
+    out: &mut [B],
+    store: fn(f32, &[u8; QK]) -> B,
+) {
+    for_each_vector!(V, x, importance, mean_square, out, fit_symmetric(i32::from(half), store));
+}
+
+/// # Safety
+///
+/// The CPU has V's ISA, and there are no more blocks than W has lanes.
+#[inline(always)]
+unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
+    blocks: &Blocks<'_>,
+    half: i32,
+    store: fn(f32, &[u8; QK]) -> B,
+    out: &mut [B],
+) {
+    let [mut scales, mut inverses, mut offsets] = [[0f32; MOST]; 3];
+    // the arrays have room for the most lanes.
+    let (xt, wt) = blocks.in_lanes::<W>();
+    let fits = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), GROUP, half);
+    let offset = W::select(fits.is_zero, W::splat(0.0), W::splat(half as f32));
+    fits.scale.store(scales.as_mut_ptr());
+    fits.inverse.store(inverses.as_mut_ptr());
+    offset.store(offsets.as_mut_ptr());
+    for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
+        let quants = round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]);
+        *out = store(scales[l], &quants);
+    }
+}
+
+/// The vector version of [`crate::block::legacy::quantize_affine`] with importance.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize_affine<V: Vector, B>(
+    x: &[f32],
+    importance: &[f32],
+    mean_square: f32,
+    levels: i8,
+    out: &mut [B],
+    store: fn(f32, f32, &[u8; QK]) -> B,
+) {
+    for_each_vector!(V, x, importance, mean_square, out, fit_blocks(i32::from(levels), store));
+}
+
+/// # Safety
+///
+/// The CPU has V's ISA, and there are no more blocks than W has lanes.
+#[inline(always)]
+unsafe fn fit_blocks<V: Vector, W: Vector, B>(
+    blocks: &Blocks<'_>,
+    levels: i32,
+    store: fn(f32, f32, &[u8; QK]) -> B,
+    out: &mut [B],
+) {
+    let (xt, wt) = blocks.in_lanes::<W>();
+    let fits = fit_affine::<W, GROUP>(xt.as_ptr(), wt.as_ptr(), levels, Search::FINE);
+    let Some(fits) = fits else {
+        for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
+            // `in_lanes` has written every element of every lane.
+            let weight = |i| *wt.as_ptr().add(i * W::LANES + l);
+            let w = std::array::from_fn::<f32, QK, _>(weight);
+            let mut quants = [0u8; QK];
+            let fit = fit::fit_affine(x, &w, levels, Search::FINE, &mut quants);
+            *out = store(fit.scale, -fit.min, &quants);
+        }
+        return;
+    };
+    let [mut scales, mut mins, mut inverses, mut grid_mins] = [[0f32; MOST]; 4];
+    // the arrays have room for the most lanes.
+    fits.scale.store(scales.as_mut_ptr());
+    fits.min.store(mins.as_mut_ptr());
+    fits.grid_inverse.store(inverses.as_mut_ptr());
+    fits.grid_min.store(grid_mins.as_mut_ptr());
+    for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
+        let quants = round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0);
+        *out = store(scales[l], -mins[l], &quants);
+    }
+}

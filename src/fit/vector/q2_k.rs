@@ -1,0 +1,217 @@
+//! Q2_K's fit, every lane a sub-block; then, under importance, every lane the scales or the minima of a
+//! block.
+
+use super::affine::fit_affine;
+use super::k::round_quants;
+use super::moves::fit_positive;
+use super::weights::{means_of_squares, of_lanes, weigh};
+use crate::block::q2_k::{LEVELS, MAX_SCALE, SUB, SUB_BLOCKS};
+use crate::block::{BlockQ2K, QK_K};
+use crate::fit::search::Search;
+use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+
+/// Blocks whose scales and minima are fitted together.
+const BATCH: usize = MOST / 2;
+
+/// A value for each sub-block.
+type Subs = [f32; SUB_BLOCKS];
+
+/// The fits of the sub-blocks of some blocks.
+struct Fits {
+    /// Of each block the scales, then the minima.
+    scales_and_mins: [Subs; 2 * BATCH],
+    /// The sums of the weights, twice.
+    weights: [Subs; 2 * BATCH],
+    /// The grids on which the quants were rounded.
+    inverses: [Subs; BATCH],
+    mins: [Subs; BATCH],
+}
+
+/// The vector version of [`BlockQ2K::quantize`], for a row.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize<V: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    out: &mut [BlockQ2K],
+) {
+    let zeros = [[0f32; SUB_BLOCKS]; 2 * BATCH];
+    let mut fits = Fits {
+        scales_and_mins: zeros,
+        weights: zeros,
+        inverses: [[0f32; SUB_BLOCKS]; BATCH],
+        mins: [[0f32; SUB_BLOCKS]; BATCH],
+    };
+    for (i, (x, out)) in x.chunks(BATCH).zip(out.chunks_mut(BATCH)).enumerate() {
+        let importance = importance.map(|w| &w[i * BATCH..][..x.len()]);
+        if fit_batch::<V>(x, importance, &mut fits) {
+            store_scales::<V>(importance.is_some(), &fits, out);
+            round_batch::<V>(x, &fits, out);
+            continue;
+        }
+        for (l, (x, out)) in x.iter().zip(out).enumerate() {
+            *out = BlockQ2K::quantize(x, importance.map(|w| &w[l]));
+        }
+    }
+}
+
+/// Fits the sub-blocks; false if some are too extreme for the vector version.
+///
+/// # Safety
+///
+/// The CPU has V's ISA; so below.
+#[inline(always)]
+unsafe fn fit_batch<V: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    fits: &mut Fits,
+) -> bool {
+    let means = match importance {
+        None => [0f32; BATCH],
+        Some(_) => means_of_squares::<BATCH>(x, 1.0),
+    };
+    let blocks = 2 * V::LANES / SUB_BLOCKS;
+    let mut first = 0;
+    while first < x.len() {
+        let rest = x.len() - first;
+        // if there are fewer, it is one block of two, half the lanes.
+        let fine = if rest >= blocks {
+            fit_blocks::<Twice<V>>(first, x, importance, &means, fits)
+        } else {
+            fit_blocks::<V>(first, x, importance, &means, fits)
+        };
+        if !fine {
+            return false;
+        }
+        first += blocks;
+    }
+    true
+}
+
+/// Fits as many blocks, from `first` on, as fill a vector.
+#[inline(always)]
+unsafe fn fit_blocks<W: Vector>(
+    first: usize,
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    means: &[f32; BATCH],
+    fits: &mut Fits,
+) -> bool {
+    let blocks = W::LANES / SUB_BLOCKS;
+    let x = &x[first..first + blocks];
+    let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
+    // the arrays have room for the most lanes.
+    let sub = {
+        W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+        match importance {
+            None => {
+                for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                    W::load(xt.as_ptr().add(i)).abs().store(wt.as_mut_ptr().add(i));
+                }
+                fit_affine::<W, SUB>(xt.as_ptr(), wt.as_ptr(), LEVELS, Search::Q2_K)
+            }
+            Some(importance) => {
+                let importance = &importance[first..first + blocks];
+                W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
+                let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
+                let mean = W::load(means.as_ptr());
+                weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
+                fit_affine::<W, SUB>(xt.as_ptr(), wt.as_ptr(), LEVELS, Search::FINE)
+            }
+        }
+    };
+    let Some(sub) = sub else { return false };
+    let [mut scales, mut mins, mut sums, mut inverses, mut grid_mins] = [[0f32; MOST]; 5];
+    sub.scale.store(scales.as_mut_ptr());
+    sub.min.store(mins.as_mut_ptr());
+    sub.sum_w.store(sums.as_mut_ptr());
+    sub.grid_inverse.store(inverses.as_mut_ptr());
+    sub.grid_min.store(grid_mins.as_mut_ptr());
+    for l in 0..blocks {
+        let block = first + l;
+        fits.scales_and_mins[2 * block] = scales.as_chunks().0[l];
+        fits.scales_and_mins[2 * block + 1] = mins.as_chunks().0[l];
+        fits.weights[2 * block] = sums.as_chunks().0[l];
+        fits.weights[2 * block + 1] = sums.as_chunks().0[l];
+        fits.inverses[block] = inverses.as_chunks().0[l];
+        fits.mins[block] = grid_mins.as_chunks().0[l];
+    }
+    true
+}
+
+/// Rounds the scales and minima into `out`.
+#[inline(always)]
+unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ2K]) {
+    let of = |block: usize| {
+        let weights = weighted.then_some(&fits.weights[2 * block]);
+        let [scales, mins] = [2 * block, 2 * block + 1].map(|i| &fits.scales_and_mins[i]);
+        BlockQ2K::with_scales(scales, mins, weights)
+    };
+    if !weighted {
+        out.iter_mut().enumerate().for_each(|(block, out)| *out = of(block));
+        return;
+    }
+    let mut first = 0;
+    while first < out.len() {
+        let twice = 2 * (out.len() - first) > V::LANES;
+        let lanes = if twice { 2 * V::LANES } else { V::LANES };
+        let end = out.len().min(first + lanes / 2);
+        let part = &mut out[first..end];
+        // the blocks have no more lanes than that.
+        let fine = if twice {
+            fit_scales::<Twice<V>>(first, fits, part)
+        } else {
+            fit_scales::<V>(first, fits, part)
+        };
+        if !fine {
+            part.iter_mut().enumerate().for_each(|(l, out)| *out = of(first + l));
+        }
+        first = end;
+    }
+}
+
+/// Fits the scales and minima of blocks from `first` on, two lanes a block; false if the vector version
+/// cannot.
+#[inline(always)]
+unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K]) -> bool {
+    let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
+    let mut quants = InLanes::<SUB_BLOCKS>::new();
+    let mut bytes = [0u8; SUB_BLOCKS * MOST];
+    let mut factors = [0f32; MOST];
+    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    let (x, w) = (fits.scales_and_mins.as_ptr(), fits.weights.as_ptr());
+    W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
+    W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
+    let (x, w) = (xt.as_ptr(), wt.as_ptr());
+    let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
+        return false;
+    };
+    factor.store(factors.as_mut_ptr());
+    for i in (0..SUB_BLOCKS * W::LANES).step_by(W::LANES) {
+        W::load(quants.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
+    }
+    for (l, out) in out.iter_mut().enumerate() {
+        let rounded =
+            |lane: usize| (factors[lane], std::array::from_fn(|j| bytes[j * W::LANES + lane]));
+        *out = BlockQ2K::from_scales(rounded(2 * l), rounded(2 * l + 1));
+    }
+    true
+}
+
+/// The quants under the scales as stored.
+#[inline(always)]
+unsafe fn round_batch<V: Vector>(x: &[[f32; QK_K]], fits: &Fits, out: &mut [BlockQ2K]) {
+    for (block, (x, out)) in x.iter().zip(out).enumerate() {
+        let mut stored = [(0.0, 0.0); SUB_BLOCKS];
+        for (j, stored) in stored.iter_mut().enumerate() {
+            *stored = out.scale_and_min(j);
+        }
+        let grid = (&fits.inverses[block], &fits.mins[block]);
+        let mut quants = [0u8; QK_K];
+        round_quants::<V, _>(LEVELS, x, &stored, grid, &mut quants);
+        out.pack(&quants);
+    }
+}

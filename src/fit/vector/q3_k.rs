@@ -1,0 +1,195 @@
+//! Q3_K's fit, every lane a sub-block; then, under importance, every lane the scales of a block.
+
+use super::moves::fit_signed_by_moves;
+use super::signed::fit_signed;
+use super::weights::{means_of_squares, of_lanes, weigh};
+use crate::block::q3_k::{HALF, HALF_SCALE, SUB, SUB_BLOCKS};
+use crate::block::{BlockQ3K, QK_K};
+use crate::fit::search as fit;
+use crate::float::nearest_int;
+use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+
+/// Blocks whose scales are fitted together.
+const BATCH: usize = MOST / 2;
+
+/// A value for each sub-block.
+type Subs = [f32; SUB_BLOCKS];
+
+/// The fits of the sub-blocks of some blocks.
+struct ScaleFits {
+    scales: [Subs; BATCH],
+    /// The sums of the weights.
+    weights: [Subs; BATCH],
+    /// The inverse scales by which the quants were rounded; 0 for sub-blocks of zeros.
+    inverses: [Subs; BATCH],
+}
+
+/// The vector version of [`BlockQ3K::quantize`], for a row.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize<V: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    out: &mut [BlockQ3K],
+) {
+    let zeros = [[0f32; SUB_BLOCKS]; BATCH];
+    let mut fits = ScaleFits { scales: zeros, weights: zeros, inverses: zeros };
+    for (i, (x, out)) in x.chunks(BATCH).zip(out.chunks_mut(BATCH)).enumerate() {
+        let importance = importance.map(|w| &w[i * BATCH..][..x.len()]);
+        fit_batch::<V>(x, importance, &mut fits);
+        match importance {
+            None => {
+                for (out, scales) in out.iter_mut().zip(&fits.scales) {
+                    *out = BlockQ3K::with_scales(scales);
+                }
+            }
+            Some(_) => store_scales::<V>(&fits, out),
+        }
+        for (block, (x, out)) in x.iter().zip(out).enumerate() {
+            let inverses = importance.map(|_| &fits.inverses[block]);
+            round_quants::<V>(x, inverses, out);
+        }
+    }
+}
+
+/// Fits the sub-blocks.
+///
+/// # Safety
+///
+/// The CPU has V's ISA; so below.
+#[inline(always)]
+unsafe fn fit_batch<V: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    fits: &mut ScaleFits,
+) {
+    let means = match importance {
+        None => [0f32; BATCH],
+        Some(_) => means_of_squares::<BATCH>(x, 2.0),
+    };
+    let blocks = 2 * V::LANES / SUB_BLOCKS;
+    for first in (0..x.len()).step_by(blocks) {
+        // if there are fewer, it is one block of two, half the lanes.
+        if x.len() - first >= blocks {
+            fit_blocks::<Twice<V>>(first, x, importance, &means, fits);
+        } else {
+            fit_blocks::<V>(first, x, importance, &means, fits);
+        }
+    }
+}
+
+/// Fits as many blocks, from `first` on, as fill a vector.
+#[inline(always)]
+unsafe fn fit_blocks<W: Vector>(
+    first: usize,
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    means: &[f32; BATCH],
+    fits: &mut ScaleFits,
+) {
+    let blocks = W::LANES / SUB_BLOCKS;
+    let x = &x[first..first + blocks];
+    let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
+    let [mut scales, mut sums, mut inverses] = [[0f32; MOST]; 3];
+    // the arrays have room for the most lanes.
+    W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+    match importance {
+        None => fit_signed_by_moves::<W>(xt.as_ptr(), HALF).store(scales.as_mut_ptr()),
+        Some(importance) => {
+            let importance = &importance[first..first + blocks];
+            W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
+            let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
+            let mean = W::load(means.as_ptr());
+            weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
+            let mut sum = W::splat(0.0);
+            for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                sum = sum.add(W::load(wt.as_ptr().add(i)));
+            }
+            let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, HALF);
+            fit.scale.store(scales.as_mut_ptr());
+            fit.inverse.store(inverses.as_mut_ptr());
+            sum.store(sums.as_mut_ptr());
+        }
+    }
+    for l in 0..blocks {
+        fits.scales[first + l] = scales.as_chunks().0[l];
+        fits.weights[first + l] = sums.as_chunks().0[l];
+        fits.inverses[first + l] = inverses.as_chunks().0[l];
+    }
+}
+
+/// Rounds the scales into `out`, under the weights.
+#[inline(always)]
+unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
+    let mut first = 0;
+    while first < out.len() {
+        let twice = out.len() - first > V::LANES;
+        let end = out.len().min(first + if twice { 2 * V::LANES } else { V::LANES });
+        let part = &mut out[first..end];
+        // the blocks have no more lanes than that.
+        if twice {
+            fit_scales::<Twice<V>>(first, fits, part);
+        } else {
+            fit_scales::<V>(first, fits, part);
+        }
+        first = end;
+    }
+}
+
+/// Fits the scales of blocks from `first` on, a lane a block.
+#[inline(always)]
+unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [BlockQ3K]) {
+    let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
+    let [mut factors, mut inverses] = [[0f32; MOST]; 2];
+    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    W::transpose(fits.scales.as_ptr().add(first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
+    W::transpose(fits.weights.as_ptr().add(first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
+    let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
+    fit.scale.store(factors.as_mut_ptr());
+    fit.inverse.store(inverses.as_mut_ptr());
+    for (l, out) in out.iter_mut().enumerate() {
+        let (scales, weights) = (&fits.scales[first + l], &fits.weights[first + l]);
+        let mut rounded = [0u8; SUB_BLOCKS];
+        let mut factor = factors[l];
+        if !scales.iter().all(|scale| scale.is_finite()) {
+            factor = fit::fit_signed(scales, Some(weights), HALF_SCALE, &mut rounded);
+        } else if inverses[l] != 0.0 {
+            for (rounded, scale) in rounded.iter_mut().zip(scales) {
+                let number = nearest_int(inverses[l] * scale);
+                *rounded = (number.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8;
+            }
+        }
+        *out = BlockQ3K::from_scales(factor, &rounded);
+    }
+}
+
+/// The quants under the scales as stored; where a scale is 0, those of the sub-block's own fit, which is
+/// made again if there are no `inverses`.
+#[inline(always)]
+unsafe fn round_quants<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out: &mut BlockQ3K) {
+    let mut quants = [0u8; QK_K];
+    for (j, scale) in out.all_scales().into_iter().enumerate() {
+        let place = j * SUB..(j + 1) * SUB;
+        let own = inverses.map(|inverses| inverses[j]);
+        if scale == 0.0 && own.is_none() {
+            fit::fit_signed_by_moves(&x[place.clone()], HALF, &mut quants[place]);
+            continue;
+        }
+        let offset = if scale == 0.0 && own == Some(0.0) { 0.0 } else { HALF as f32 };
+        for i in place.step_by(V::LANES) {
+            // LANES divides 16.
+            let v = V::load(x.as_ptr().add(i));
+            let q = match own {
+                Some(inverse) if scale == 0.0 => {
+                    v.mul(V::splat(inverse)).nearest_int_clamped(-HALF, HALF - 1)
+                }
+                _ => v.nearest_quotient(scale, -HALF, HALF - 1),
+            };
+            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
+        }
+    }
+    out.pack(&quants);
+}

@@ -1,0 +1,93 @@
+//! Q6_K's fit, every lane a sub-block.
+
+use super::signed::{Fits, fit_signed};
+use crate::block::q6_k::{SUB, SUB_BLOCKS};
+use crate::block::{BlockQ6K, QK_K};
+use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+
+/// The vector version of [`BlockQ6K::quantize`], for a row.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize<V: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    out: &mut [BlockQ6K],
+) {
+    let blocks = 2 * V::LANES / SUB_BLOCKS;
+    for (i, (x, out)) in x.chunks(blocks).zip(out.chunks_mut(blocks)).enumerate() {
+        let importance = importance.map(|w| &w[i * blocks..][..x.len()]);
+        // if there are fewer, it is one block of two, half the lanes.
+        if x.len() == blocks {
+            quantize_blocks::<V, Twice<V>>(x, importance, out);
+        } else {
+            quantize_blocks::<V, V>(x, importance, out);
+        }
+    }
+}
+
+/// # Safety
+///
+/// The CPU has V's ISA, and W has a lane for every sub-block and no more.
+#[inline(always)]
+unsafe fn quantize_blocks<V: Vector, W: Vector>(
+    x: &[[f32; QK_K]],
+    importance: Option<&[[f32; QK_K]]>,
+    out: &mut [BlockQ6K],
+) {
+    debug_assert!(x.len() * SUB_BLOCKS == W::LANES);
+    let (mut scales, mut inverses) = ([0f32; MOST], [0f32; MOST]);
+    let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
+    // the arrays have room for the most lanes.
+    W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+    match importance {
+        None => {
+            for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                let v = W::load(xt.as_ptr().add(i));
+                v.mul(v).store(wt.as_mut_ptr().add(i));
+            }
+        }
+        Some(w) => W::transpose(w.as_ptr().cast(), SUB, wt.as_mut_ptr()),
+    }
+    let Fits { scale, inverse, .. } = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, 32);
+    scale.store(scales.as_mut_ptr());
+    inverse.store(inverses.as_mut_ptr());
+    let fits = scales.as_chunks().0.iter().zip(inverses.as_chunks().0);
+    for ((x, out), (scales, inverses)) in x.iter().zip(out).zip(fits) {
+        *out = round::<V>(x, scales, inverses);
+    }
+}
+
+/// The block under the scales as stored; where a scale is 0, the quants are those of the sub-block's
+/// own fit.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+unsafe fn round<V: Vector>(
+    x: &[f32; QK_K],
+    scales: &[f32; SUB_BLOCKS],
+    inverses: &[f32; SUB_BLOCKS],
+) -> BlockQ6K {
+    let Some(mut block) = BlockQ6K::with_scales(scales) else { return BlockQ6K::ZERO };
+    let mut quants = [0u8; QK_K];
+    for (j, &inverse) in inverses.iter().enumerate() {
+        let scale = block.scale(j);
+        let offset = if scale == 0.0 && inverse == 0.0 { 0.0 } else { 32.0 };
+        for i in (j * SUB..(j + 1) * SUB).step_by(V::LANES) {
+            // LANES divides 16.
+            let v = V::load(x.as_ptr().add(i));
+            let q = if scale == 0.0 {
+                v.mul(V::splat(inverse)).nearest_int_clamped(-32, 31)
+            } else {
+                v.nearest_quotient(scale, -32, 31)
+            };
+            q.add(V::splat(offset)).store_bytes(i32::MAX, quants.as_mut_ptr().add(i));
+        }
+    }
+    block.pack(&quants);
+    block
+}

@@ -1,0 +1,52 @@
+//! What the fits under importance weigh their errors with: importance · √(mean square + x²), the mean
+//! being that of a row or of a block.
+
+use crate::block::QK_K;
+use crate::simd::{MOST_LANES, Vector};
+
+/// Writes the weights of `N` elements a lane to `to`, which may be `importance`; `mean` is the mean square
+/// for each lane.
+///
+/// # Safety
+///
+/// The CPU has V's ISA; the pointers lead to `N` · LANES elements.
+#[inline(always)]
+pub(super) unsafe fn weigh<V: Vector, const N: usize>(
+    mean: V,
+    x: *const f32,
+    importance: *const f32,
+    to: *mut f32,
+) {
+    for i in (0..N * V::LANES).step_by(V::LANES) {
+        let v = V::load(x.add(i));
+        let importance = V::load(importance.add(i));
+        importance.mul(mean.add(v.mul(v)).sqrt()).store(to.add(i));
+    }
+}
+
+/// The values of blocks, each in as many lanes as a block has sub-blocks.
+#[inline(always)]
+pub(super) fn of_lanes<const SUB_BLOCKS: usize>(values: &[f32]) -> [f32; MOST_LANES] {
+    let mut lanes = [0f32; MOST_LANES];
+    for (lanes, &value) in lanes.as_chunks_mut::<SUB_BLOCKS>().0.iter_mut().zip(values) {
+        *lanes = [value; SUB_BLOCKS];
+    }
+    lanes
+}
+
+/// `times` the mean square of each block, added up in order, and zeros for those of `N` that there are
+/// not.
+#[inline(always)]
+pub(super) fn means_of_squares<const N: usize>(x: &[[f32; QK_K]], times: f32) -> [f32; N] {
+    let mut sums = [0f32; N];
+    for i in 0..QK_K {
+        // side by side, so that one sum's addition hides behind the others'
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x[i] * x[i];
+        }
+    }
+    for sum in &mut sums {
+        *sum = times * *sum / QK_K as f32;
+    }
+    sums
+}

@@ -1,0 +1,139 @@
+//! The way back through the matrices, and what is found on it.
+
+use super::gradients::{gradient_of_logits, norm_backward};
+use super::products::{dot, information, multiply_turned, pairs, row_sums, spread, times, turned};
+use crate::isa::Isa;
+use crate::matmul::Matrix;
+use crate::model::config::Config;
+use crate::model::error::ModelError;
+use crate::model::forward::{Model, apply, norm, softcapped};
+use crate::model::role::Role;
+use crate::model::sampling::{Sampler, Sampling};
+use crate::model::weights::Linear;
+
+/// The information of one text.
+#[derive(Debug, Clone, Default)]
+pub struct Fisher {
+    found: Vec<(Role, Option<usize>, Vec<f64>)>,
+}
+
+impl Fisher {
+    /// Σₒ Fₒ Σᵢ cᵢ w² of a matrix, over all tokens that were drawn, in the shares c of its columns; None
+    /// where the role has no matrix. An output that is token_embd has its part apart.
+    pub fn of(&self, role: Role, layer: Option<usize>) -> Option<&[f64]> {
+        let found = self.found.iter().find(|found| (found.0, found.1) == (role, layer));
+        found.map(|found| &found.2[..])
+    }
+}
+
+/// The way back, and what was found on it.
+pub(super) struct Backward<'a> {
+    pub(super) isa: Isa,
+    pub(super) config: &'a Config,
+    pub(super) found: Fisher,
+}
+
+impl Backward<'_> {
+    fn add(&mut self, role: Role, layer: Option<usize>, information: f64, shares: Vec<f64>) {
+        let information = information.max(0.0); // of a matrix that does nothing, rounding may leave less
+        let columns = shares.into_iter().map(|share| share * information).collect();
+        self.found.found.push((role, layer, columns));
+    }
+
+    /// Draws a token at each of the states that leave the last layer; returns the gradient of their
+    /// log-probabilities at these states.
+    pub(super) fn output(
+        &mut self,
+        model: &Model<'_>,
+        states: &[f32],
+        seed: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (config, isa) = (self.config, self.isa);
+        let Linear { matrix, .. } = &model.tensors.output;
+        let mut normed = vec![0f32; states.len()];
+        norm(isa, config, states, &model.tensors.output_norm, &mut normed);
+        let mut logits = vec![0f32; states.len() / config.n_embd * config.n_vocab];
+        apply(isa, &model.tensors.output, &normed, &mut logits)?;
+        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed };
+        let mut sampler = Sampler::new(sampling);
+        let bend = config.logit_softcap;
+        for row in logits.chunks_exact_mut(config.n_vocab) {
+            if let Some(cap) = bend {
+                row.iter_mut().for_each(|logit| *logit = softcapped(*logit, cap));
+            }
+            let Some(drawn) = sampler.sample(row) else { return Err(ModelError::NotFinite) };
+            gradient_of_logits(row, drawn as usize, bend);
+        }
+        let inputs = MatrixInputs::new(&normed, config.n_embd)?;
+        self.matrix(Role::Output, None, matrix, &inputs, &logits)?;
+        let mut gradient = multiply_turned(isa, matrix, &logits)?;
+        norm_backward(config.norm_eps, states, &model.tensors.output_norm, &mut gradient);
+        Ok(gradient)
+    }
+
+    /// Notes the information of a matrix that made of the inputs outputs with that gradient.
+    fn matrix(
+        &mut self,
+        role: Role,
+        layer: Option<usize>,
+        matrix: &Matrix<'_>,
+        inputs: &MatrixInputs<'_>,
+        gradient: &[f32],
+    ) -> Result<(), ModelError> {
+        let shares = spread(inputs.rows, matrix.row_length(), gradient, matrix.rows());
+        let energies = row_sums(self.isa, matrix, &shares);
+        self.add(role, layer, information(&inputs.pairs, gradient, &energies)?, shares);
+        Ok(())
+    }
+
+    /// The same of a matrix of a layer; returns the gradient at the inputs.
+    pub(super) fn linear(
+        &mut self,
+        role: Role,
+        layer: usize,
+        linear: &Linear<'_>,
+        inputs: &MatrixInputs<'_>,
+        gradient: &[f32],
+    ) -> Result<Vec<f32>, ModelError> {
+        self.matrix(role, Some(layer), &linear.matrix, inputs, gradient)?;
+        Ok(multiply_turned(self.isa, &linear.matrix, gradient)?)
+    }
+
+    /// The same of the embeddings: each is its token's own.
+    pub(super) fn embeddings(
+        &mut self,
+        table: &Matrix<'_>,
+        tokens: &[u32],
+        gradient: &[f32],
+    ) -> Result<(), ModelError> {
+        let same = tokens.iter().flat_map(|a| tokens.iter().map(move |b| (a == b) as u8 as f32));
+        let same: Vec<f32> = same.collect();
+        let width = table.row_length();
+        let ones = vec![1f32; tokens.len()];
+        let shares = spread(gradient, width, &ones, 1);
+        let sums = times(&same, tokens.len(), &turned(gradient, width))?;
+        let mut row = vec![0f32; width];
+        let mut information = 0.0;
+        for (t, &token) in tokens.iter().enumerate() {
+            table.row(self.isa, token as usize, &mut row);
+            let energy: f64 =
+                row.iter().zip(&shares).map(|(&w, c)| c * f64::from(w) * f64::from(w)).sum();
+            let sums: Vec<f32> = (0..width).map(|i| sums[i * tokens.len() + t]).collect();
+            information += energy * dot(&gradient[t * width..][..width], &sums);
+        }
+        self.add(Role::TokenEmbd, None, information, shares);
+        Ok(())
+    }
+}
+
+/// What entered a matrix, a row of `n` numbers a token.
+pub(super) struct MatrixInputs<'a> {
+    rows: &'a [f32],
+    pairs: Vec<f32>,
+}
+
+impl<'a> MatrixInputs<'a> {
+    pub(super) fn new(rows: &'a [f32], n: usize) -> Result<Self, ModelError> {
+        Ok(Self { rows, pairs: pairs(rows, n)? })
+    }
+}

@@ -1,0 +1,59 @@
+//! What the tensors of a model are for.
+
+macro_rules! roles {
+    ($($role:ident $name:literal),* $(,)?) => {
+        /// What a tensor is for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Role { $($role),* }
+
+        impl Role {
+            /// Every one.
+            pub const ALL: &'static [Self] = &[$(Self::$role),*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$role => $name),* }
+            }
+        }
+    };
+}
+
+roles! {
+    TokenEmbd "token_embd",
+    OutputNorm "output_norm",
+    Output "output",
+    OutputBias "output_bias",
+    AttnNorm "attn_norm",
+    AttnQ "attn_q",
+    AttnQBias "attn_q_bias",
+    AttnK "attn_k",
+    AttnKBias "attn_k_bias",
+    AttnV "attn_v",
+    AttnVBias "attn_v_bias",
+    AttnQNorm "attn_q_norm",
+    AttnKNorm "attn_k_norm",
+    AttnOutput "attn_output",
+    AttnOutputBias "attn_output_bias",
+    AttnPostNorm "attn_post_norm",
+    FfnNorm "ffn_norm",
+    FfnGate "ffn_gate",
+    FfnGateBias "ffn_gate_bias",
+    FfnUp "ffn_up",
+    FfnUpBias "ffn_up_bias",
+    FfnDown "ffn_down",
+    FfnDownBias "ffn_down_bias",
+    FfnPostNorm "ffn_post_norm",
+}
+
+impl Role {
+    /// The role of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.name() == name)
+    }
+
+    /// Whether every layer has one.
+    pub fn in_layers(self) -> bool {
+        !matches!(self, Self::TokenEmbd | Self::OutputNorm | Self::Output | Self::OutputBias)
+    }
+}

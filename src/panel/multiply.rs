@@ -1,0 +1,301 @@
+//! The products of a panel's rows and columns.
+
+use super::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
+use super::unpack::PanelBlock;
+use super::vector::PanelVector;
+use crate::block::{Block, TensorType, blocks, by_family, with_quants};
+use std::ops::Range;
+
+/// Rows of a panel.
+pub(crate) const PANEL: usize = 64;
+/// The most columns that a panel's tile has, and a multiple of the others' number.
+pub(crate) const MOST_COLUMNS: usize = 12;
+/// Cells of four bytes that a step takes of each row: 256 quants, or 64 floats.
+const STEP: usize = 64;
+/// Bytes that memory is read by.
+const CACHE_LINE: usize = 64;
+/// Activations that are all smaller count as zeros.
+const LEAST: f32 = 1e-36;
+/// The most sub-blocks in a step.
+const SUBS: usize = 4 * STEP / 16;
+
+/// A step of a panel's rows.
+#[repr(align(64))]
+struct Step {
+    /// Row by row, as taken apart.
+    rows: [[u8; 4 * STEP]; PANEL],
+    /// Cell by cell, that of every row.
+    cells: [[u8; 4 * PANEL]; STEP],
+    /// Scale and addend of the sub-blocks, those of every row.
+    scales: [[f32; PANEL]; SUBS],
+    adds: [[f32; PANEL]; SUBS],
+}
+
+impl Step {
+    const ZERO: Self = Self {
+        rows: [[0; 4 * STEP]; PANEL],
+        cells: [[0; 4 * PANEL]; STEP],
+        scales: [[0.0; PANEL]; SUBS],
+        adds: [[0.0; PANEL]; SUBS],
+    };
+
+    /// Takes blocks of row `row` apart.
+    #[inline(always)]
+    unsafe fn set_quants<V: PanelVector, B: PanelBlock>(&mut self, row: usize, blocks: &[B]) {
+        let subs = B::WEIGHTS / B::SUB;
+        let (mut scales, mut adds) = ([0f32; SUBS], [0f32; SUBS]);
+        let parts = scales.chunks_exact_mut(subs).zip(adds.chunks_exact_mut(subs));
+        let parts = self.rows[row].chunks_exact_mut(B::WEIGHTS).zip(parts);
+        for (block, (quants, (scales, adds))) in blocks.iter().zip(parts) {
+            block.unpack::<V>(quants, scales, adds);
+        }
+        for sub in 0..blocks.len() * subs {
+            self.scales[sub][row] = scales[sub];
+            if B::ADDS {
+                self.adds[sub][row] = adds[sub];
+            }
+        }
+    }
+
+    /// Decodes floats of row `row`.
+    #[inline(always)]
+    fn set_floats<B: Block>(&mut self, row: usize, quants: &[B]) {
+        let cells = self.rows[row].as_chunks_mut::<4>().0;
+        for (cell, number) in cells.iter_mut().zip(quants) {
+            let mut value = [0f32];
+            number.dequantize(&mut value);
+            *cell = value[0].to_le_bytes();
+        }
+    }
+
+    /// Fills `cells` from the first `width` cells of the rows.
+    #[inline(always)]
+    unsafe fn exchange<V: PanelVector>(&mut self, width: usize) {
+        for cell in (0..width).step_by(V::LANES) {
+            for row in (0..PANEL).step_by(V::LANES) {
+                let from = self.rows[row][4 * cell..].as_ptr();
+                let to = self.cells[cell][4 * row..].as_mut_ptr();
+                // the quants of rows and cells are multiples of LANES.
+                V::transpose(from, 4 * STEP, to, 4 * PANEL)
+            }
+        }
+    }
+}
+
+/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`: [`PANEL`] sums
+/// a column. There are at least as many `acc` as columns, and a multiple of `C`.
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
+    kind: TensorType,
+    rows: &[u8],
+    columns: PanelColumns<'_>,
+    acc: &mut [[f32; PANEL]],
+) {
+    let other = || unreachable!("columns of another form than the type takes");
+    match columns {
+        PanelColumns::Bytes(x) => {
+            with_quants!(kind, B => bytes::<V, B, R, C>(rows, x, acc), other())
+        }
+        PanelColumns::Floats(x) => by_family!(kind,
+                float: B => floats::<V, B, R, C>(rows, x, acc), small: B => other(), k: B => other()),
+    }
+}
+
+/// See [`crate::dispatch::quantize_column`].
+///
+/// # Safety
+///
+/// The CPU has V's ISA.
+#[inline(always)]
+pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'_>) {
+    let groups = x.as_chunks::<GROUP>().0.iter().zip(out.quants.as_chunks_mut::<GROUP>().0);
+    let sums = out.sums.as_chunks_mut::<{ GROUP / SUM }>().0;
+    let factors = out.scales.iter_mut().zip(out.scaled_sums).zip(sums);
+    for ((x, quants), ((scale, scaled_sum), sums)) in groups.zip(factors) {
+        // a group is whole vectors.
+        let mut most = V::splat(0);
+        for i in (0..GROUP).step_by(V::LANES) {
+            most = V::max_abs(most, V::load_f32(x.as_ptr().add(i)));
+        }
+        let most = V::largest(most);
+        // of what is so small that the inverse would be infinite nothing is left
+        let inverse = V::splat_f32(if most < LEAST { 0.0 } else { 127.0 / most });
+        *scale = most / 127.0;
+        *sums = [0; GROUP / SUM];
+        for i in (0..GROUP).step_by(V::LANES) {
+            let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
+            V::store_bytes(ints, quants.as_mut_ptr().add(i));
+            // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
+            sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
+        }
+        *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
+    }
+}
+
+/// The columns of tile `tile`. Where there are fewer than `C`, the last one fills the rest.
+#[inline(always)]
+fn tile_columns<const C: usize>(tile: usize, count: usize) -> [usize; C] {
+    let mut columns = [0; C];
+    for (c, column) in columns.iter_mut().enumerate() {
+        *column = (tile * C + c).min(count - 1);
+    }
+    columns
+}
+
+#[inline(always)]
+unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
+    rows: &[u8],
+    columns: &Columns,
+    acc: &mut [[f32; PANEL]],
+) {
+    let mut step = Step::ZERO;
+    for start in (0..columns.length).step_by(4 * STEP) {
+        let end = columns.length.min(start + 4 * STEP);
+        let rows = blocks::<B>(rows).chunks_exact(columns.length / B::WEIGHTS);
+        for (r, row) in rows.enumerate() {
+            let (now, later) = row[start / B::WEIGHTS..].split_at((end - start) / B::WEIGHTS);
+            // rows lie too far apart for the CPU to see it coming
+            for ahead in (0..size_of_val(now)).step_by(CACHE_LINE) {
+                V::prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead))
+            }
+            step.set_quants::<V, B>(r, now);
+        }
+        step.exchange::<V>((end - start) / 4);
+        for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
+            let tile = tile_columns(tile, columns.count());
+            for row in (0..PANEL).step_by(R * V::LANES) {
+                bytes_tile::<V, B, R, C>(&step, row, columns, tile, start..end, acc);
+            }
+        }
+    }
+}
+
+/// Rows from `row` on times the columns `tile`, at `places` of them.
+#[inline(always)]
+unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
+    step: &Step,
+    row: usize,
+    columns: &Columns,
+    tile: [usize; C],
+    places: Range<usize>,
+    acc: &mut [[f32; PANEL]; C],
+) {
+    let mut quants = [columns.quants.as_ptr(); C];
+    for (quants, column) in quants.iter_mut().zip(tile) {
+        *quants = columns.quants[column * columns.length..][places.clone()].as_ptr();
+    }
+    let groups = columns.length / GROUP;
+    for sub in 0..places.len() / B::SUB {
+        // the sub-block lies within the step and the columns.
+        let mut sums = [[V::splat(0); C]; R];
+        if B::OFFSET != 0 {
+            let first = (places.start + sub * B::SUB) / SUM;
+            for c in 0..C {
+                let x = &columns.sums[tile[c] * columns.length / SUM + first..];
+                // infinities and NaN have sums that overflow, and scales that make the result NaN
+                let sum = x[..B::SUB / SUM].iter().fold(0, |sum: i32, x| sum.wrapping_add(*x));
+                for sums in &mut sums {
+                    sums[c] = V::splat((-B::OFFSET).wrapping_mul(sum));
+                }
+            }
+        }
+        for cell in sub * B::SUB / 4..(sub + 1) * B::SUB / 4 {
+            let mut w = [V::splat(0); R];
+            for (r, w) in w.iter_mut().enumerate() {
+                *w = V::load(step.cells[cell].as_ptr().add(4 * (row + r * V::LANES)));
+            }
+            for c in 0..C {
+                let x = V::broadcast(quants[c].add(4 * cell));
+                for r in 0..R {
+                    sums[r][c] = V::dot(sums[r][c], w[r], x, B::WIDE);
+                }
+            }
+        }
+        let group = (places.start + sub * B::SUB) / GROUP;
+        for c in 0..C {
+            let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
+            let scale = V::splat_f32(factor);
+            let sum = if B::SUB == GROUP {
+                *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
+            } else {
+                let sum = (tile[c] * columns.length + places.start) / SUM + sub;
+                factor * *columns.sums.get_unchecked(sum) as f32
+            };
+            for (r, sums) in sums.iter().enumerate() {
+                let first = row + r * V::LANES;
+                let to = acc[c].as_mut_ptr().add(first);
+                let scales = V::load_f32(step.scales[sub].as_ptr().add(first));
+                let scaled = V::mul(V::to_floats(sums[c]), scale);
+                let mut total = V::fma(scaled, scales, V::load_f32(to));
+                if B::ADDS {
+                    let adds = V::load_f32(step.adds[sub].as_ptr().add(first));
+                    total = V::fma(V::splat_f32(sum), adds, total);
+                }
+                V::store_f32(total, to);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn floats<V: PanelVector, B: Block, const R: usize, const C: usize>(
+    rows: &[u8],
+    columns: Floats<'_>,
+    acc: &mut [[f32; PANEL]],
+) {
+    let Floats { x, length } = columns;
+    let mut step = Step::ZERO;
+    for start in (0..length).step_by(STEP) {
+        let width = STEP.min(length - start);
+        for (r, row) in blocks::<B>(rows).chunks_exact(length).enumerate() {
+            step.set_floats(r, &row[start..start + width]);
+        }
+        step.exchange::<V>(width);
+        for (tile, acc) in acc.as_chunks_mut::<C>().0.iter_mut().enumerate() {
+            let mut quants = [x.as_ptr(); C];
+            for (quants, column) in quants.iter_mut().zip(tile_columns::<C>(tile, x.len() / length))
+            {
+                *quants = x[column * length + start..][..width].as_ptr();
+            }
+            for row in (0..PANEL).step_by(R * V::LANES) {
+                floats_tile::<V, R, C>(&step, row, quants, width, acc);
+            }
+        }
+    }
+}
+
+/// Rows from `row` on times `width` quants of columns.
+#[inline(always)]
+unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
+    step: &Step,
+    row: usize,
+    quants: [*const f32; C],
+    width: usize,
+    acc: &mut [[f32; PANEL]; C],
+) {
+    // the columns have `width` quants.
+    let mut sums = [[V::splat_f32(0.0); C]; R];
+    for cell in 0..width {
+        let mut w = [V::splat_f32(0.0); R];
+        for (r, w) in w.iter_mut().enumerate() {
+            let from = step.cells[cell].as_ptr().add(4 * (row + r * V::LANES));
+            *w = V::load_f32(from.cast());
+        }
+        for c in 0..C {
+            let x = V::splat_f32(*quants[c].add(cell));
+            for r in 0..R {
+                sums[r][c] = V::fma(w[r], x, sums[r][c]);
+            }
+        }
+    }
+    for c in 0..C {
+        for (r, sums) in sums.iter().enumerate() {
+            let to = acc[c].as_mut_ptr().add(row + r * V::LANES);
+            V::store_f32(V::add(V::load_f32(to), sums[c]), to);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Rows of blocks, refined group by group.
+
+use super::columns::Columns;
+use super::group::{MOST_BLOCKS, Refined, weights_of};
+use crate::block::{
+    BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
+};
+use crate::error_sums::error_sums;
+use crate::simd::{Kernel, Twice, Vector};
+use std::slice;
+
+/// `$body` with `$block` standing for the block of a type that can be refined, `$otherwise` for the other types.
+macro_rules! with_refined {
+    ($kind:expr, $block:ident => $body:expr, $otherwise:expr) => {
+        with_refined!(@ $kind, $block => $body, $otherwise;
+            IQ4XS BlockIQ4XS, Q4K BlockQ4K, Q5K BlockQ5K, Q6K BlockQ6K)
+    };
+    (@ $kind:expr, $block:ident => $body:expr, $otherwise:expr; $($type:ident $of:ident),*) => {
+        match $kind {
+            $(TensorType::$type => {
+                #[allow(dead_code)]
+                type $block = $of;
+                $body
+            })*
+            _ => $otherwise,
+        }
+    };
+}
+
+/// Whether blocks of that type can be refined.
+pub(crate) fn is_refinable(kind: TensorType) -> bool {
+    with_refined!(kind, B => true, false)
+}
+
+/// Makes the blocks `out` of rows `x` better where it can; `importance` is that of a row's columns.
+pub(crate) struct RefineRows<'a> {
+    pub kind: TensorType,
+    pub x: &'a [f32],
+    pub row_length: usize,
+    pub importance: Option<&'a [f32]>,
+    pub out: &'a mut [u8],
+}
+
+impl Kernel for RefineRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { kind, x, row_length, importance, out } = self;
+        let x = Blocks {
+            x: x.as_chunks().0,
+            importance: importance.map(|w| w.as_chunks().0),
+            row: row_length / QK_K,
+        };
+        with_refined!(kind, B => refine_blocks::<Twice<V>, B>(x, blocks_mut(out)), ())
+    }
+}
+
+/// Blocks of rows.
+#[derive(Clone, Copy)]
+struct Blocks<'a> {
+    x: &'a [[f32; QK_K]],
+    /// That of a row.
+    importance: Option<&'a [[f32; QK_K]]>,
+    /// Blocks in a row.
+    row: usize,
+}
+
+impl Blocks<'_> {
+    /// Block `i`, and its importance.
+    #[inline(always)]
+    fn at(&self, i: usize) -> (&[f32; QK_K], Option<&[f32; QK_K]>) {
+        (&self.x[i], self.importance.map(|w| &w[i % self.row]))
+    }
+}
+
+#[inline(always)]
+unsafe fn refine_blocks<L: Vector, B: Refined>(blocks: Blocks<'_>, out: &mut [B]) {
+    let group = L::LANES / B::SUB_BLOCKS;
+    let mut columns = Columns::new(QK_K / B::SUB_BLOCKS);
+    let (mut x, mut weights) = ([[0f32; QK_K]; MOST_BLOCKS], [[0f32; QK_K]; MOST_BLOCKS]);
+    let mut decoded = [0f32; QK_K];
+    for (g, out) in out.chunks_mut(group).enumerate() {
+        for l in 0..group {
+            // the last block fills what is left
+            let (this, importance) = blocks.at(g * group + l.min(out.len() - 1));
+            x[l] = *this;
+            weights[l] = weights_of(this, importance);
+        }
+        let mut found = [out[0]; MOST_BLOCKS];
+        columns.fill::<L>(&x[..group], &weights[..group]);
+        B::search::<L>(&columns, &x[..group], &mut found[..group]);
+        for (l, (out, found)) in out.iter_mut().zip(found).enumerate() {
+            found.dequantize(&mut decoded);
+            let sums = error_sums(&x[l], Some(&weights[l]), &decoded);
+            let before = if bytes_of(slice::from_ref(out)).iter().all(|&b| b == 0) {
+                sums.reference // what zeros are wrong by
+            } else {
+                out.dequantize(&mut decoded);
+                error_sums(&x[l], Some(&weights[l]), &decoded).error
+            };
+            if sums.error < before {
+                *out = found;
+            }
+        }
+    }
+}

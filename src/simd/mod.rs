@@ -1,0 +1,28 @@
+//! Vectors of f32: one trait, an implementation for every instruction set, and the way to run a computation on one.
+//!
+//! Nothing here knows what is computed.
+//!
+//! What is written over vectors is `unsafe`, because it may run only where the CPU has the instruction set. An
+//! `unsafe fn` lists all that it asks of its caller under "Safety", or has the one condition of [`Vector`]; what it
+//! does relies on that, without saying so again.
+
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+mod avx512;
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+pub(crate) mod bytes_x86;
+mod kernel;
+mod portable;
+mod run;
+mod twice;
+mod vector;
+
+pub(crate) use kernel::{Kernel, Loop};
+#[cfg(test)]
+pub(crate) use portable::Portable;
+pub(crate) use run::{run, run_loop};
+pub(crate) use twice::Twice;
+#[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
+pub(crate) use vector::InLanes;
+pub(crate) use vector::{MOST_LANES, Vector};
