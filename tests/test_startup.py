@@ -51,6 +51,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
         ("formats.types", set()),
         ("plan.options", set()),
         ("plan.plan", set()),
+        ("pipeline.quantize_options", set()),
         ("codec.model_file", {"numpy", "q4hifi._core"}),
         ("cli.quantize", set()),
         ("cli.evaluate", set()),
