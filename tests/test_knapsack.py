@@ -84,3 +84,11 @@ def test_no_items_cost_nothing() -> None:
 
 def test_too_small_a_budget_has_no_allocation() -> None:
     assert solve([[(3, 1.0)], [(4, 1.0), (5, 0.0)]], 6) is None
+
+
+@pytest.mark.parametrize("budget", [10**9, 2**63, 10**30])
+def test_a_budget_beyond_all_items_takes_the_best(budget: int) -> None:
+    items: list[list[Item]] = [[(3, 5.0), (8, 1.0)], [(2, 4.0), (9, 0.5), (9, 2.0)]]
+    found = solve(items, budget)
+    assert found is not None
+    assert (found.chosen, found.loss, found.gap) == ((1, 1), 1.5, 0.0)

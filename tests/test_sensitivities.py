@@ -172,3 +172,11 @@ def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
         load_sensitivities(path)
     with pytest.raises(BadFileError, match="cannot read the sensitivities"):
         load_sensitivities(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("value", [-1e-3, 1e31, float("inf"), float("nan")])
+def test_a_sensitivity_that_nothing_has_is_refused(value: float, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps({"sensitivities": {"a": 1.0, "b": value}}))
+    with pytest.raises(BadFileError, match=r"s\.json: the sensitivity of b is .*; it must be at least 0"):
+        load_sensitivities(file)

@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +38,10 @@ VERSION = 1
 
 Divergences = tuple[tuple[float, float], ...]
 """For each chunk the mean divergence, and the mean of its square roots."""
+
+
+LARGEST = 1e30
+"""No sensitivity, error or divergence is larger. Squares of larger values would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,11 @@ def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
     fault = 'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON'
     found = _read(path, "the sensitivities", fault, {"sensitivities"})
     for name, value in found.sensitivities.items():
-        if not (isfinite(value) and value >= 0):
-            raise BadFileError(f"{path}: the sensitivity of {name} is {value}, which must not be negative")
+        if not 0 <= value <= LARGEST:
+            raise BadFileError(
+                f"{path}: the sensitivity of {name} is {value:g};"
+                f" it must be at least 0 and at most {LARGEST:g}"
+            )
     return Sensitivities(found.sensitivities, str(path), _probes(found.matrices))
 
 
@@ -215,6 +222,6 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
 def _figure(value: Any) -> float:
     """An error or a divergence. Measured ones have squares that a float can hold; others are damage."""
     number = float(value)
-    if number != 0 and not 1e-30 <= number <= 1e30:
+    if number != 0 and not 1 / LARGEST <= number <= LARGEST:
         raise ValueError(f"{number} was not measured")
     return number

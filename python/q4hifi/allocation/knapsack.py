@@ -58,7 +58,8 @@ def solve(classes: Sequence[Sequence[Item]], budget: int) -> Solution | None:
     """Choose an item of every class; None if even the cheapest items exceed the budget."""
     if sum(min(cost for cost, _ in items) for items in classes) > budget:
         return None
-    problem = _Problem(classes, budget)
+    most = sum(max(cost for cost, _ in items) for items in classes)
+    problem = _Problem(classes, min(budget, most))
     first = problem.stepwise()
     limit = problem.loss_of(first)
     bound = problem.bound()
