@@ -291,7 +291,7 @@ GGUF_REFUSALS: Mapping[str, tuple[Callable[[Path], object], type[Q4HifiError], s
     "truncated": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:-64]), BadFileError, None),
     "cut in its header": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:20]), BadFileError, None),
     "missing": (lambda p: None, BadFileError, "there is no such file"),
-    "a folder": (lambda p: p.mkdir(), BadFileError, "there is no such file"),
+    "a folder": (lambda p: p.mkdir(), BadFileError, "this is a folder; name a file in it"),
 }
 
 

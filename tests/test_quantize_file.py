@@ -435,6 +435,17 @@ def test_include_and_exclude_weights_choose_what_the_imatrix_is_used_for(
 
 # ---- sources -------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(("has", "wanted"), [("fork", "split"), ("split", "fork")])
+def test_a_model_in_the_other_layout_is_for_export(
+    has: str, wanted: str, small: Path, tmp_path: Path
+) -> None:
+    q4hifi.quantize_file(small, tmp_path / "in.gguf", layout=has)
+    with pytest.raises(UnsupportedModelError, match=f"the {has} layout; use export .* the {wanted} layout"):
+        q4hifi.quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", layout=wanted)
+    assert names_in(tmp_path) == {"in.gguf"}
+
+
 ODD_ROWS = {
     "blk.0.attn_q.weight": random_weights(5, 96, seed=1),  # Q4_K -> Q5_0
     "blk.0.attn_v.weight": random_weights(5, 160, seed=2),  # Q6_K -> Q8_0
