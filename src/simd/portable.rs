@@ -27,6 +27,7 @@ macro_rules! lane_by_lane {
 impl<const N: usize> Vector for Portable<N> {
     const LANES: usize = N;
     type Mask = [bool; N];
+    type Wide = Portable<16>;
 
     lane_by_lane! {
         add(other) => |a, b| a + b;
