@@ -12,7 +12,7 @@ use super::correlations::TILE;
 use super::hessian::Hessian;
 use crate::block::{Quants, TensorType, Values, blocks_mut, with_quants};
 use crate::fit::iq4_value;
-use crate::simd::{Kernel, MOST_LANES, Twice, Vector};
+use crate::simd::{Kernel, MOST_LANES, Vector};
 
 /// Rows that are best gone through together: H is read once for all.
 pub(crate) const ROWS: usize = 64;
@@ -36,7 +36,7 @@ impl Kernel for ChooseQuants<'_> {
         }
         with_quants!(kind, B => {
             const N: usize = <B as crate::block::Block>::WEIGHTS;
-            choose_rows::<Twice<V>, B, N>(hessian, x, encoded)
+            choose_rows::<V::Wide, B, N>(hessian, x, encoded)
         }, ())
     }
 }

@@ -6,7 +6,7 @@ use crate::block::{
     BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
 };
 use crate::error_sums::error_sums;
-use crate::simd::{Kernel, Twice, Vector};
+use crate::simd::{Kernel, Vector};
 use std::slice;
 
 /// `$body` with `$block` standing for the block of a type that can be refined, `$otherwise` for the other types.
@@ -52,7 +52,7 @@ impl Kernel for RefineRows<'_> {
             importance: importance.map(|w| w.as_chunks().0),
             row: row_length / QK_K,
         };
-        with_refined!(kind, B => refine_blocks::<Twice<V>, B>(x, blocks_mut(out)), ())
+        with_refined!(kind, B => refine_blocks::<V::Wide, B>(x, blocks_mut(out)), ())
     }
 }
 

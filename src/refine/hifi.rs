@@ -15,7 +15,7 @@ use crate::block::k_scales::SUB_BLOCKS;
 use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::error_sums::error_sums;
 use crate::fit::{DEPTH, SUB, Window, shortest_windows};
-use crate::simd::{Kernel, MOST_LANES, Twice, Vector};
+use crate::simd::{Kernel, MOST_LANES, Vector};
 
 /// The grids tried for an entry of the table.
 const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
@@ -37,7 +37,7 @@ impl Kernel for RefineHifiRow<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        refine_hifi_row::<Twice<V>>(self.x, self.importance, self.blocks)
+        refine_hifi_row::<V::Wide>(self.x, self.importance, self.blocks)
     }
 }
 

@@ -1,6 +1,7 @@
 //! AVX2 (with F16C): eight lanes.
 
 use super::kernel::Kernel;
+use super::twice::Twice;
 use super::vector::{Vector, forward_to_intrinsics};
 use crate::float::ROUNDING;
 use std::arch::x86_64::*;
@@ -21,6 +22,7 @@ pub(crate) struct F32x8(__m256);
 impl Vector for F32x8 {
     const LANES: usize = 8;
     type Mask = __m256;
+    type Wide = Twice<F32x8>;
 
     forward_to_intrinsics!(_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_sqrt_ps, {
         add: _mm256_add_ps,

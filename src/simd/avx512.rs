@@ -1,6 +1,7 @@
 //! AVX-512: sixteen lanes.
 
 use super::kernel::Kernel;
+use super::twice::Twice;
 use super::vector::{Vector, forward_to_intrinsics};
 use crate::float::ROUNDING;
 use std::arch::x86_64::*;
@@ -21,6 +22,7 @@ pub(crate) struct F32x16(__m512);
 impl Vector for F32x16 {
     const LANES: usize = 16;
     type Mask = __mmask16;
+    type Wide = Twice<F32x16>;
 
     forward_to_intrinsics!(_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_sqrt_ps, {
         add: _mm512_add_ps,

@@ -1,7 +1,7 @@
 //! Vectors for every CPU: arrays, whose loops the compiler makes vectors of.
 
 use super::vector::Vector;
-use crate::float::{f16_to_f32, mul_add, nearest_int};
+use crate::float::{f16_to_f32, nearest_int};
 use std::array::from_fn;
 
 /// `N` lanes.
@@ -27,6 +27,7 @@ macro_rules! lane_by_lane {
 impl<const N: usize> Vector for Portable<N> {
     const LANES: usize = N;
     type Mask = [bool; N];
+    type Wide = Portable<16>;
 
     lane_by_lane! {
         add(other) => |a, b| a + b;
@@ -35,7 +36,7 @@ impl<const N: usize> Vector for Portable<N> {
         div(other) => |a, b| a / b;
         min(other) => |a, b| if a < b { a } else { b };
         max(other) => |a, b| if a > b { a } else { b };
-        mul_add(factor, addend) => |a, b, c| mul_add(a, b, c);
+        mul_add(factor, addend) => |a, b, c| a.mul_add(b, c);
         if_less(other, this, that) => |a, b, this, that| if a < b { this } else { that };
         sqrt() => |a| a.sqrt();
         abs() => |a| a.abs();

@@ -21,6 +21,7 @@ macro_rules! both {
 impl<V: Vector> Vector for Twice<V> {
     const LANES: usize = 2 * V::LANES;
     type Mask = (V::Mask, V::Mask);
+    type Wide = Self;
 
     both!(add, sub, mul, div, min, max, with_sign_of);
 

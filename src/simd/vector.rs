@@ -53,6 +53,10 @@ pub(crate) trait Vector: Copy {
     /// A bit a lane.
     type Mask: Copy;
 
+    /// The vector of at least sixteen lanes for long chains of operations: two side by side, so that the second works
+    /// while the first waits.
+    type Wide: Vector;
+
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
