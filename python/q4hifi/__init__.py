@@ -29,6 +29,8 @@ TYPE_CHECKING = False  # that of typing, whose import would take longer than all
 
 if TYPE_CHECKING:
     from .allocation.calibrate import Calibrated, calibrate
+    from .allocation.sensitivities import Sensitivities
+    from .codec.input_correlations import Hessian
     from .codec.model_file import ModelFile, ModelTensor, RowRange
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .evaluate.bench import ModelFacts, Speed, bench
-    from .evaluate.chunks import LanguageModel, ModelSequence, TextTokenizer
+    from .evaluate.chunks import InputCollector, LanguageModel, ModelSequence, TextTokenizer
     from .evaluate.collect_imatrix import collect_importance
     from .evaluate.compare import ComparedModel, Comparison, compare
     from .evaluate.estimates import Estimate
@@ -85,8 +87,10 @@ __all__ = [
     "Estimate",
     "Finding",
     "Format",
+    "Hessian",
     "Importance",
     "ImportanceSums",
+    "InputCollector",
     "InputSums",
     "KlDivergence",
     "LanguageModel",
@@ -107,6 +111,7 @@ __all__ = [
     "QuantizedTensor",
     "RowRange",
     "Sampler",
+    "Sensitivities",
     "Sequence",
     "SizeClass",
     "Speed",
@@ -143,12 +148,14 @@ __all__ = [
 
 _MODULES = {
     "allocation.calibrate": "Calibrated calibrate",
+    "codec.input_correlations": "Hessian",
+    "allocation.sensitivities": "Sensitivities",
     "codec.model_file": "ModelFile ModelTensor RowRange",
     "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
     "evaluate.bench": "ModelFacts Speed bench",
-    "evaluate.chunks": "LanguageModel ModelSequence TextTokenizer",
+    "evaluate.chunks": "LanguageModel ModelSequence TextTokenizer InputCollector",
     "evaluate.collect_imatrix": "collect_importance",
     "evaluate.compare": "ComparedModel Comparison compare",
     "evaluate.estimates": "Estimate",

@@ -19,7 +19,7 @@ from .core_errors import core_errors
 Floats = npt.NDArray[np.float32]
 Correlations = npt.NDArray[np.int8]
 
-Inputs = _core.Inputs
+Hessian = _core.Inputs
 """Importance and correlations of a matrix's inputs, prepared for the encoder by :func:`known_inputs`."""
 
 NONE: Correlations = np.zeros(0, np.int8)
@@ -53,7 +53,7 @@ def products_of(correlations: Correlations, squares: Floats) -> Floats:
 
 def known_inputs(
     importance: Floats, correlations: Correlations = NONE, tokens: float = 0, *, threads: int = 0
-) -> Inputs:
+) -> Hessian:
     """Prepare the importance and the correlations of inputs for :func:`q4hifi.codec.rows.encode`.
 
     ``importance`` is float32 [row_length], ``correlations`` int8 [pairs] or :data:`NONE`. ``tokens`` is the

@@ -18,7 +18,7 @@ from ..formats.gguf_constants import GGMLQuantizationType
 from ..formats.layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
 from ..formats.types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
 from .core_errors import core_errors
-from .input_correlations import Inputs
+from .input_correlations import Hessian
 
 LONG_ROW = 256
 """Weights. Shorter rows of unquantized types are joined before they are encoded: the core spends a fixed time
@@ -80,7 +80,7 @@ def encode(
     importance: npt.NDArray[np.float32] | None = None,
     *,
     refine: bool = False,
-    inputs: Inputs | None = None,
+    inputs: Hessian | None = None,
     threads: int = 0,
     first_row: int = 0,
 ) -> tuple[Parts, ErrorSums]:

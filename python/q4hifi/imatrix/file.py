@@ -41,7 +41,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.input_correlations import Correlations, Inputs, known_inputs, pair_count
+from ..codec.input_correlations import Correlations, Hessian, known_inputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
 from ..files.positioned_file import os_errors
 from ..files.regular_file import check_regular_file
@@ -242,7 +242,7 @@ class Importance:
         """Return whether the file has the input correlations of matrix ``name``."""
         return self.correlated_name(name) is not None
 
-    def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Inputs | None:
+    def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Hessian | None:
         """Return the importance and correlations of a matrix' inputs, in the form that the encoder takes.
 
         ``name`` is a tensor with one matrix, whose rows have ``row_length`` columns. Returns None if the file

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.input_correlations import Inputs
+from ..codec.input_correlations import Hessian
 from ..codec.model_file import ModelFile, RowRange, row_ranges
 from ..codec.rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
 from ..files.output_file import check_writable
@@ -142,14 +142,14 @@ class _Piece:
     target: PlannedTensor
     rows: RowRange
     importance: npt.NDArray[np.float32] | None
-    inputs: Inputs | None
+    inputs: Hessian | None
 
 
 def _pieces(
     model: ModelFile, plan: Plan, importance: Importance | None, refine: bool, threads: int
 ) -> Iterator[_Piece]:
     @lru_cache(INPUTS_KEPT)
-    def inputs_of(name: str, row_length: int) -> Inputs | None:
+    def inputs_of(name: str, row_length: int) -> Hessian | None:
         return None if importance is None else importance.inputs(name, row_length, threads=threads)
 
     for target in plan.tensors:
