@@ -20,47 +20,34 @@ pub(crate) use hifi::EncodeHifiRow;
 
 #[cfg(test)]
 mod tests {
+    use super::encode::EncodeVector;
     use super::*;
-    use crate::block::{HifiBlock, TensorType, blocks_mut, with_block};
+    use crate::block::{BlockQ4_0, BlockQ6K, blocks_mut};
     use crate::fit;
     use crate::simd::{Kernel, Portable};
     use crate::testing::{importance, weights};
 
-    type V = Portable<8>;
-
-    /// On arrays in place of vectors, so that what is written over vectors is tested on every CPU.
+    /// On arrays in place of vectors, so that what is written over vectors is tested on every CPU. Two types:
+    /// all of them would take the compiler minutes.
     #[test]
     fn arrays_give_the_bytes_of_the_scalar_encoders() {
-        let (x, w) = (weights(5 * 256, 51), importance(5 * 256, 52));
-        let row_length = x.len();
-        for kind in TensorType::ALL {
-            for importance in [None, Some(&w[..])] {
-                let mut expected = vec![0u8; kind.row_bytes(row_length).unwrap()];
-                let mut found = expected.clone();
-                with_block!(kind, B => {
-                    let out = blocks_mut::<B>(&mut expected);
-                    fit::quantize_rows::<B>(&x, row_length, importance, out);
-                    let out = blocks_mut::<B>(&mut found);
-                    let encoder = QuantizeRows { x: &x, row_length, importance, out };
-                    // SAFETY: every CPU has these lanes.
-                    unsafe { encoder.run::<V>() };
-                });
-                assert!(found == expected, "{kind:?} {}", importance.is_some());
-            }
-        }
+        check::<BlockQ4_0>();
+        check::<BlockQ6K>();
     }
 
-    #[test]
-    fn arrays_choose_the_outliers_of_the_scalar_encoder() {
-        let (x, w) = (weights(5 * 256, 53), importance(5 * 256, 54));
-        let x = x.as_chunks().0;
-        for importance in [None, Some(w.as_chunks().0)] {
-            let mut expected = vec![HifiBlock::ZERO; 5];
+    fn check<B: EncodeVector>() {
+        let (x, w) = (weights(5 * 256, 51), importance(5 * 256, 52));
+        let row_length = x.len();
+        for importance in [None, Some(&w[..])] {
+            let mut expected = vec![0u8; row_length / B::WEIGHTS * B::BYTES];
             let mut found = expected.clone();
-            fit::encode_hifi_row(x, importance, 8, &mut expected);
+            let out = blocks_mut::<B>(&mut expected);
+            fit::quantize_rows::<B>(&x, row_length, importance, out);
+            let out = blocks_mut::<B>(&mut found);
+            let encoder = QuantizeRows { x: &x, row_length, importance, out };
             // SAFETY: every CPU has these lanes.
-            unsafe { EncodeHifiRow { x, importance, outliers: 8, out: &mut found }.run::<V>() };
-            assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+            unsafe { encoder.run::<Portable<8>>() };
+            assert!(found == expected, "{}", importance.is_some());
         }
     }
 }
