@@ -22,7 +22,7 @@ pub(crate) use hifi::EncodeHifiRow;
 mod tests {
     use super::encode::EncodeVector;
     use super::*;
-    use crate::block::{BlockQ4_0, BlockQ6K, blocks_mut};
+    use crate::block::{BlockQ4_0, BlockQ6K, HifiBlock, blocks_mut};
     use crate::fit;
     use crate::simd::{Kernel, Portable};
     use crate::testing::{importance, weights};
@@ -48,6 +48,22 @@ mod tests {
             // SAFETY: every CPU has these lanes.
             unsafe { encoder.run::<Portable<8>>() };
             assert!(found == expected, "{}", importance.is_some());
+        }
+    }
+
+    #[test]
+    fn arrays_choose_the_outliers_of_the_scalar_encoder() {
+        let (x, w) = (weights(5 * 256, 53), importance(5 * 256, 54));
+        let x = x.as_chunks().0;
+        for importance in [None, Some(w.as_chunks().0)] {
+            let mut expected = vec![HifiBlock::ZERO; 5];
+            let mut found = expected.clone();
+            fit::encode_hifi_row(x, importance, 8, &mut expected);
+            // SAFETY: every CPU has these lanes.
+            unsafe {
+                EncodeHifiRow { x, importance, outliers: 8, out: &mut found }.run::<Portable<8>>()
+            };
+            assert_eq!(format!("{found:?}"), format!("{expected:?}"));
         }
     }
 }
