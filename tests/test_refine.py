@@ -16,7 +16,7 @@ from inputs import IMPORTANCE, INPUTS, Floats
 from q4hifi import BadFileError, BadOptionError, QuantizedTensor
 from q4hifi.allocation.candidates import STOCK, STOCK_OF_32
 from q4hifi.codec import rows
-from q4hifi.codec.input_correlations import Inputs, correlations_of, known_inputs
+from q4hifi.codec.input_correlations import Hessian, correlations_of, known_inputs
 from q4hifi.formats.layout import SPLIT, Format
 from q4hifi.formats.types import F32, Q4_HIFI, TYPES
 from synthetic import EXAMPLE
@@ -146,11 +146,11 @@ def test_errors_cancel_where_inputs_are_correlated(form: Format) -> None:
     h = u @ u.T + np.diag(generator.uniform(0.5, 4.0, n).astype(np.float32))
     w = np.diag(h).copy()
 
-    def errors(inputs: Inputs | None) -> np.ndarray:
+    def errors(inputs: Hessian | None) -> np.ndarray:
         parts, _ = rows.encode((raw(x),), Format(F32), form, n, w, refine=True, inputs=inputs)
         return rows.decode(parts, form, n).astype(np.float64) - x
 
-    def cost(inputs: Inputs | None) -> float:
+    def cost(inputs: Hessian | None) -> float:
         e = errors(inputs)
         return float(np.sum(e @ h * e))
 
