@@ -47,14 +47,19 @@ PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn
 NAMES = ("token_embd.weight", "output.weight", *(f"blk.1.{part}.weight" for part in PARTS))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("which", ["tied", "apart"])
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        (which, name)
+        for which in ("tied", "apart")
+        for name in NAMES
+        if (which, name) != ("tied", "output.weight")
+    ],
+)
 def test_a_replaced_matrix_is_as_one_in_the_file(
     which: str, name: str, models: dict[str, Model], tmp_path: Path
 ) -> None:
     model = models[which]
-    if (which, name) == ("tied", "output.weight"):
-        pytest.skip("it is the embeddings")
     path = tmp_path / "model.gguf"
     # not the recipe's own type for any matrix, so that only this one changes
     types = [(f"^{name.replace('.', '[.]')}$", "q4_k"), ("", "f32")]

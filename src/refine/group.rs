@@ -55,7 +55,7 @@ pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
 #[inline(always)]
 pub(super) unsafe fn lanes_of<L: Vector>(lanes: L) -> LaneArray {
     let mut array = [0f32; MOST_LANES];
-    // there is room for the most lanes.
+    // There is room for the largest number of lanes.
     lanes.store(array.as_mut_ptr());
     array
 }

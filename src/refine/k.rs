@@ -303,7 +303,7 @@ impl BlockFits {
                 *min = six_bits(wanted, factor);
             }
         }
-        // there is room for the most lanes.
+        // There is room for the largest number of lanes.
         Choice {
             d: L::load(d.as_ptr()),
             dmin: L::load(dmin.as_ptr()),

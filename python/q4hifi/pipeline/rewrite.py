@@ -137,7 +137,7 @@ def rewrite(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some rows of a tensor, the importance of their columns, and what is known of their inputs."""
+    """Some rows of a tensor, the importance of their columns, and the Hessian of their inputs."""
 
     target: PlannedTensor
     rows: RowRange

@@ -1,7 +1,7 @@
 """The architectures that the runtime runs: a table, and how their metadata and tensor names are read.
 
-The Rust core knows no architecture by name. It takes a :class:`Config`, and each tensor with its role and
-layer. The configuration classes here have the fields of the core's, which explains them
+The Rust core does not see the names of architectures. It takes a :class:`Config`, and each tensor with its
+role and layer. The configuration classes here have the fields of the core's, which explains them
 (``src/model/config.rs``).
 """
 

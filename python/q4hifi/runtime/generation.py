@@ -16,7 +16,7 @@ from .tokenizer import SHIELD
 
 
 def generate(model: Model, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
-    """Yield the text that follows ``prompt``, piece by piece, as it comes.
+    """Yield the text that follows ``prompt``, piece by piece.
 
     Generation ends after ``n`` tokens, at an end-of-generation token, or when the context is full.
     ``sampling``: the options of :class:`Sampler`. For answers by the model's chat template use

@@ -140,7 +140,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
         _mm512_madd_epi16(dots, scales)
     }
 
-    /// 32 bytes rotated left by so many bits, then the same rotated by others.
+    /// 32 bytes rotated left by the first number of bits, then the same bytes rotated by the second.
     #[inline(always)]
     unsafe fn rotated_twice(bytes: __m256i, first: i64, second: i64) -> __m512i {
         let (a, b) = (first & 63, second & 63);

@@ -31,7 +31,7 @@ impl RowBlock for BlockIQ4XS {
     #[inline(always)]
     unsafe fn sums<V: DotVector>(&self, y: &HalfOrder) -> (V::Integers, __m256i) {
         let qs = self.qs.as_ptr().cast::<u8>();
-        // all within the blocks.
+        // All reads are within the blocks.
         let scales = unpack_scales(self);
         let first = V::scaled_values::<0>(qs, y, scales);
         let second = V::scaled_values::<1>(qs.add(64), y, scales);

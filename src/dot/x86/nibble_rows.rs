@@ -30,7 +30,7 @@ pub(super) trait NibbleBlock: Bytes {
 impl NibbleBlock for BlockQ4K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // within the block.
+        // All reads are within the block.
         V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)))
     }
 }
@@ -38,7 +38,7 @@ impl NibbleBlock for BlockQ4K {
 impl NibbleBlock for BlockQ5K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // within the block.
+        // All reads are within the block.
         let [low, high] = V::nibbles(self.qs.as_ptr().add(64 * usize::from(second)));
         let bits = _mm256_loadu_si256(self.qh.as_ptr().cast());
         // bit j is that of sub-block j
@@ -76,7 +76,7 @@ unsafe fn scaled_sums<V: DotVector, B: NibbleBlock>(
     row: usize,
 ) -> V::Integers {
     let y = y.qs.as_ptr().cast::<u8>();
-    // all within the blocks.
+    // All reads are within the blocks.
     let first = V::scaled_of_32(block.quants::<V>(false), y, scales, row, false);
     let second = V::scaled_of_32(block.quants::<V>(true), y.add(128), scales, row, true);
     V::add(first, second)
@@ -122,7 +122,6 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
     y: &[NibbleOrder],
 ) -> [f32; MAX_ROWS] {
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
-    // so many blocks, and as many blocks' outliers.
     let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
     let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
     for (i, y) in y.iter().enumerate() {

@@ -47,7 +47,6 @@ unsafe fn dot_group<V: DotVector, B: RowBlock, const ONE: bool>(
     y: &[B::Activations],
 ) -> [f32; MAX_ROWS] {
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
-    // so many blocks.
     let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
     for (i, y) in y.iter().enumerate() {
         let mut scaled = [V::zero(); MAX_ROWS];

@@ -35,7 +35,7 @@ impl Sixteens for BlockQ2K {
 
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // within the block.
+        // All reads are within the block.
         V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)))
     }
 
@@ -60,7 +60,7 @@ impl Sixteens for BlockQ2K {
 impl Sixteens for BlockQ3K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
-        // within the block.
+        // All reads are within the block.
         let [first, next] = V::two_bits(self.qs.as_ptr().add(32 * usize::from(second)));
         let bits = _mm256_loadu_si256(self.hmask.as_ptr().cast());
         if second {
@@ -92,7 +92,7 @@ impl Sixteens for BlockQ6K {
     #[inline(always)]
     unsafe fn quants<V: DotVector>(&self, second: bool) -> [V::Quants; 2] {
         let half = usize::from(second);
-        // within the block.
+        // All reads are within the block.
         V::six_bits(self.ql.as_ptr().add(64 * half), self.qh.as_ptr().add(32 * half))
     }
 
@@ -119,7 +119,7 @@ impl<B: Sixteens> RowBlock for B {
     #[inline(always)]
     unsafe fn sums<V: DotVector>(&self, y: &BlockQ8K) -> (V::Integers, __m256i) {
         let y8 = y.qs.as_ptr();
-        // all within the blocks.
+        // All reads are within the blocks.
         let scales = V::scales_of_16(self.scales());
         let first = V::scaled_of_16::<false>(self.quants::<V>(false), y8, scales);
         let second = V::scaled_of_16::<true>(self.quants::<V>(true), y8.add(128), scales);

@@ -48,7 +48,7 @@ pub(super) trait DotVector: Copy {
     unsafe fn repeat(from: *const u8) -> Self::Integers;
     /// The i32 lanes of every part in another order.
     unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers;
-    /// The i32 lanes of every part shifted by so many bits.
+    /// Every part with each of its i32 lanes shifted right by its number of bits.
     unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers;
     /// Every part and the mask.
     unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers;

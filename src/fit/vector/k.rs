@@ -131,7 +131,7 @@ impl Columns {
         let Some(sub) = sub else { return false };
         let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
         let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
-        // the arrays have room for the most lanes.
+        // The arrays have room for the largest number of lanes.
         sub.scale.store(scales.as_mut_ptr());
         sub.min.store(mins.as_mut_ptr());
         sub.sum_w.store(sums.as_mut_ptr());

@@ -29,7 +29,7 @@ impl Blocks<'_> {
     unsafe fn in_lanes<V: Vector>(&self) -> (InLanes<GROUP>, InLanes<GROUP>) {
         let (mut xt, mut wt) = (InLanes::new(), InLanes::new());
         let mut copy = [[0f32; QK]; MOST];
-        // the arrays have room for the most lanes.
+        // The arrays have room for the largest number of lanes.
         V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
         V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
         let mean_square = V::splat(self.mean_square);
@@ -127,7 +127,7 @@ unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
     out: &mut [B],
 ) {
     let [mut scales, mut inverses, mut offsets] = [[0f32; MOST]; 3];
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     let (xt, wt) = blocks.in_lanes::<W>();
     let fits = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), GROUP, half);
     let offset = W::select(fits.is_zero, W::splat(0.0), W::splat(half as f32));
@@ -181,7 +181,7 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
         return;
     };
     let [mut scales, mut mins, mut inverses, mut grid_mins] = [[0f32; MOST]; 4];
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     fits.scale.store(scales.as_mut_ptr());
     fits.min.store(mins.as_mut_ptr());
     fits.grid_inverse.store(inverses.as_mut_ptr());

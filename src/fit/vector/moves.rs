@@ -108,7 +108,7 @@ impl Groups {
 /// The CPU has V's ISA; `x` holds GROUP · LANES elements.
 #[inline(always)]
 pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) -> V {
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     let (mut magnitude, mut extreme) = (V::splat(0.0), V::splat(0.0));
     let (mut weights, mut quants) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
     for i in (0..GROUP * V::LANES).step_by(V::LANES) {

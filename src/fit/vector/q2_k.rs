@@ -103,7 +103,7 @@ unsafe fn fit_blocks<W: Vector>(
     let blocks = W::LANES / SUB_BLOCKS;
     let x = &x[first..first + blocks];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     let sub = {
         W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
         match importance {

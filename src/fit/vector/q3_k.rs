@@ -94,7 +94,7 @@ unsafe fn fit_blocks<W: Vector>(
     let x = &x[first..first + blocks];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
     let [mut scales, mut sums, mut inverses] = [[0f32; MOST]; 3];
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
     match importance {
         None => fit_signed_by_moves::<W>(xt.as_ptr(), HALF).store(scales.as_mut_ptr()),

@@ -40,7 +40,7 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
     debug_assert!(x.len() * SUB_BLOCKS == W::LANES);
     let (mut scales, mut inverses) = ([0f32; MOST], [0f32; MOST]);
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // the arrays have room for the most lanes.
+    // The arrays have room for the largest number of lanes.
     W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
     match importance {
         None => {
