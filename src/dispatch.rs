@@ -18,6 +18,7 @@ use crate::simd::{Loop, run, run_loop};
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 use crate::{
     block::DequantizeRow, dot, dot::half_vector::MultiplyHalf, fit::vector, isa::has_vnni,
+    simd::run_in_registers,
 };
 
 /// Returns what the kernel gives where the instruction set has vectors.
@@ -25,7 +26,7 @@ macro_rules! with_vectors {
     ($isa:expr, $kernel:expr) => {
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         if $isa != Isa::Scalar {
-            return run($isa, $kernel);
+            return run_in_registers($isa, $kernel);
         }
         debug_assert!($isa == Isa::Scalar);
     };

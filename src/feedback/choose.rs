@@ -9,8 +9,9 @@
 //! It is what GPTQ and LDLQ do (see [`super`]), without the inverse of H.
 
 use super::correlations::TILE;
+use super::formula::{BlockParts, Formula, SHARED};
 use super::hessian::Hessian;
-use crate::block::{Quants, TensorType, Values, blocks_mut, with_quants};
+use crate::block::{QK_K, TensorType, Values};
 use crate::fit::iq4_value;
 use crate::simd::{Kernel, MOST_LANES, Vector};
 
@@ -34,36 +35,38 @@ impl Kernel for ChooseQuants<'_> {
         if hessian.groups().is_empty() {
             return; // every quant is the nearest
         }
-        with_quants!(kind, B => {
-            const N: usize = <B as crate::block::Block>::WEIGHTS;
-            choose_rows::<V::Wide, B, N>(hessian, x, encoded)
-        }, ())
+        if let Some(formula) = Formula::of(kind) {
+            choose_rows::<V::Wide>(&formula, hessian, x, encoded);
+        }
     }
 }
 
+/// # Safety
+///
+/// The CPU has L's instruction set.
 #[inline(always)]
-unsafe fn choose_rows<L: Vector, B: Quants<N>, const N: usize>(
+unsafe fn choose_rows<L: Vector>(
+    formula: &Formula,
     hessian: &Hessian,
     x: &[f32],
     encoded: &mut [u8],
 ) {
-    let (x, blocks) = (x.as_chunks().0, blocks_mut::<B>(encoded));
-    let row = hessian.row_length() / N;
+    let row_length = hessian.row_length();
+    let row_bytes = row_length / formula.weights * formula.bytes;
     let mut batch: Vec<Rows> = Vec::new();
-    for (x, blocks) in x.chunks(ROWS * row).zip(blocks.chunks_mut(ROWS * row)) {
-        let lanes = L::LANES * row;
-        batch.resize_with(blocks.len().div_ceil(lanes), || Rows::new::<L>(hessian.row_length()));
-        for ((rows, x), blocks) in batch.iter_mut().zip(x.chunks(lanes)).zip(blocks.chunks(lanes)) {
-            for place in 0..row {
-                rows.read::<L, B, N>(place, x[place..].iter().zip(&blocks[place..]).step_by(row));
-            }
+    for (x, encoded) in x.chunks(ROWS * row_length).zip(encoded.chunks_mut(ROWS * row_bytes)) {
+        let (weights, bytes) = (L::LANES * row_length, L::LANES * row_bytes);
+        batch.resize_with(x.len().div_ceil(weights), || Rows::new::<L>(row_length));
+        for ((rows, x), encoded) in
+            batch.iter_mut().zip(x.chunks(weights)).zip(encoded.chunks(bytes))
+        {
+            rows.read::<L>(formula, x, encoded);
         }
         choose::<L>(hessian, &mut batch);
-        for ((rows, x), blocks) in batch.iter().zip(x.chunks(lanes)).zip(blocks.chunks_mut(lanes)) {
-            for place in 0..row {
-                let x = x[place..].iter().step_by(row);
-                rows.write::<L, B, N>(place, x.zip(blocks[place..].iter_mut().step_by(row)));
-            }
+        for ((rows, x), encoded) in
+            batch.iter().zip(x.chunks(weights)).zip(encoded.chunks_mut(bytes))
+        {
+            rows.write::<L>(formula, x, encoded);
         }
     }
 }
@@ -88,11 +91,12 @@ struct LaneRow([f32; MOST_LANES]);
 
 const ZEROS: LaneRow = LaneRow([0.0; MOST_LANES]);
 
-/// Numbers of a block in each lane, a lane after the other.
-type Blocks<const N: usize> = [[f32; N]; MOST_LANES];
+/// The values of a block in each lane, a lane after the other.
+type Blocks = [f32; QK_K * MOST_LANES];
 
-/// Rows of one length side by side, a lane each: of column i the quants from `i * LANES` on.
+/// Rows of one length side by side, a lane each: of column i the values from `i * LANES` on.
 struct Rows {
+    row_length: usize,
     /// Decoded minus encoded.
     errors: Vec<LaneRow>,
     /// What the neighbour on the other side of the weight would add; 0 where there is none.
@@ -104,27 +108,31 @@ struct Rows {
 impl Rows {
     fn new<L: Vector>(row_length: usize) -> Self {
         let zeros = vec![ZEROS; row_length * L::LANES / MOST_LANES];
-        Self { errors: zeros.clone(), steps: zeros.clone(), chosen: zeros }
+        Self { row_length, errors: zeros.clone(), steps: zeros.clone(), chosen: zeros }
     }
 
-    /// Takes in block `place` of the rows, of which there may be fewer than lanes.
+    /// Takes in rows, at most as many as lanes.
     #[inline(always)]
-    unsafe fn read<'a, L: Vector, B: Quants<N> + 'a, const N: usize>(
-        &mut self,
-        place: usize,
-        blocks: impl Iterator<Item = (&'a [f32; N], &'a B)>,
-    ) {
-        let (mut errors, mut steps): (Blocks<N>, Blocks<N>) =
-            ([[0.0; N]; MOST_LANES], [[0.0; N]; MOST_LANES]);
-        for ((x, block), (errors, steps)) in blocks.zip(errors.iter_mut().zip(&mut steps)) {
-            let view = View::new::<L, B>(x, block);
-            (*errors, *steps) = (view.errors, view.steps);
+    unsafe fn read<L: Vector>(&mut self, formula: &Formula, x: &[f32], encoded: &[u8]) {
+        let Formula { weights, bytes, .. } = *formula;
+        let blocks = self.row_length / weights;
+        let (mut errors, mut steps): (Blocks, Blocks) =
+            ([0.0; QK_K * MOST_LANES], [0.0; QK_K * MOST_LANES]);
+        for block in 0..blocks {
+            let of_rows = x.chunks(weights).zip(encoded.chunks(bytes)).skip(block).step_by(blocks);
+            let lanes = errors.chunks_mut(weights).zip(steps.chunks_mut(weights));
+            for ((x, encoded), (errors, steps)) in of_rows.zip(lanes) {
+                let view = View::new::<L>(formula, x, encoded);
+                errors.copy_from_slice(&view.errors[..weights]);
+                steps.copy_from_slice(&view.steps[..weights]);
+            }
+            // there is room for LANES values of every column.
+            let to = |values: &mut [LaneRow]| {
+                values.as_mut_ptr().cast::<f32>().add(block * weights * L::LANES)
+            };
+            L::transpose(errors.as_ptr(), weights, to(&mut self.errors));
+            L::transpose(steps.as_ptr(), weights, to(&mut self.steps));
         }
-        let place = place * N * L::LANES;
-        // there are as many blocks here as lanes, and room there.
-        let to = |quants: &mut [LaneRow]| quants.as_mut_ptr().cast::<f32>().add(place);
-        L::transpose(errors.as_ptr().cast(), N, to(&mut self.errors));
-        L::transpose(steps.as_ptr().cast(), N, to(&mut self.steps));
     }
 
     /// Chooses the quants of the next `columns`; `tile` has what each takes of the errors before, and of those
@@ -159,91 +167,95 @@ impl Rows {
         }
     }
 
-    /// Writes what has changed in block `place` of the rows that were read.
+    /// Writes what has changed in the rows that were read.
     #[inline(always)]
-    unsafe fn write<'a, L: Vector, B: Quants<N> + 'a, const N: usize>(
-        &self,
-        place: usize,
-        blocks: impl Iterator<Item = (&'a [f32; N], &'a mut B)>,
-    ) {
-        let (mut steps, mut tile): (Blocks<N>, _) = ([[0.0; N]; MOST_LANES], [ZEROS; MOST_LANES]);
-        for column in (0..N).step_by(L::LANES) {
-            let from = (place * N + column) * L::LANES;
-            // there are as many quants of that many columns, and room.
-            let tile = {
-                let to = tile.as_mut_ptr().cast::<f32>();
-                L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
-                std::slice::from_raw_parts(to, L::LANES * L::LANES)
-            };
-            for (steps, tile) in steps.iter_mut().zip(tile.chunks_exact(L::LANES)) {
-                steps[column..][..L::LANES].copy_from_slice(tile);
+    unsafe fn write<L: Vector>(&self, formula: &Formula, x: &[f32], encoded: &mut [u8]) {
+        let Formula { weights, bytes, .. } = *formula;
+        let blocks = self.row_length / weights;
+        let (mut steps, mut tile): (Blocks, _) = ([0.0; QK_K * MOST_LANES], [ZEROS; MOST_LANES]);
+        for block in 0..blocks {
+            for column in (0..weights).step_by(L::LANES) {
+                let from = (block * weights + column) * L::LANES;
+                // there are LANES values of that many columns, and room.
+                let tile = {
+                    let to = tile.as_mut_ptr().cast::<f32>();
+                    L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
+                    std::slice::from_raw_parts(to, L::LANES * L::LANES)
+                };
+                for (steps, tile) in steps.chunks_mut(weights).zip(tile.chunks_exact(L::LANES)) {
+                    steps[column..][..L::LANES].copy_from_slice(tile);
+                }
             }
-        }
-        for ((x, block), steps) in blocks.zip(&steps) {
-            let mut view = View::new::<L, B>(x, block);
-            for (i, &step) in steps.iter().enumerate() {
-                // taken, a step is the way back: its sign has changed
-                let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
-                let changes = 0u8.wrapping_sub(is_taken as u8);
-                view.quants[i] ^= (view.quants[i] ^ view.others[i]) & changes;
+            let of_rows =
+                x.chunks(weights).zip(encoded.chunks_mut(bytes)).skip(block).step_by(blocks);
+            for ((x, encoded), steps) in of_rows.zip(steps.chunks(weights)) {
+                let mut view = View::new::<L>(formula, x, encoded);
+                for (i, &step) in steps.iter().enumerate() {
+                    // taken, a step is the way back: its sign has changed
+                    let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
+                    let changes = 0u8.wrapping_sub(is_taken as u8);
+                    view.quants[i] ^= (view.quants[i] ^ view.others[i]) & changes;
+                }
+                (formula.set_quants)(encoded, &view.quants[..weights]);
             }
-            block.set_quants(&view.quants);
         }
     }
 }
 
-/// What quants stand for.
+/// Writes what `quants` stand for to `to`, which has as many elements.
 ///
 /// # Safety
 ///
-/// The CPU has L's instruction set; L's lanes divide N.
+/// The CPU has L's instruction set; L's lanes divide the number of quants.
 #[inline(always)]
-unsafe fn values_of<L: Vector, B: Quants<N>, const N: usize>(quants: &[u8; N]) -> [f32; N] {
-    let mut values = quants.map(f32::from);
-    match B::VALUES {
-        Values::From(first) => values.iter_mut().for_each(|value| *value += first),
+unsafe fn write_values<L: Vector>(values: Values, quants: &[u8], to: &mut [f32]) {
+    for (to, &q) in to.iter_mut().zip(quants) {
+        *to = f32::from(q);
+    }
+    match values {
+        Values::From(first) => to.iter_mut().for_each(|value| *value += first),
         Values::Iq4 => {
-            for values in values.chunks_exact_mut(L::LANES) {
-                // there are as many quants as lanes.
-                iq4_value(L::load(values.as_ptr())).store(values.as_mut_ptr());
+            for to in to.chunks_exact_mut(L::LANES) {
+                iq4_value(L::load(to.as_ptr())).store(to.as_mut_ptr());
             }
         }
     }
-    values
 }
 
-/// What a block comes to beside the weights that it stands for.
-struct View<const N: usize> {
-    quants: [u8; N],
+/// What a block comes to beside the weights that it stands for; of a block of fewer weights the rest is not used.
+struct View {
+    quants: [u8; QK_K],
     /// The neighbouring quants on the other side of the weights, or the same where there is none.
-    others: [u8; N],
+    others: [u8; QK_K],
     /// As in [`Rows`].
-    errors: [f32; N],
-    steps: [f32; N],
+    errors: [f32; QK_K],
+    steps: [f32; QK_K],
 }
 
-impl<const N: usize> View<N> {
+impl View {
+    /// # Safety
+    ///
+    /// The CPU has L's instruction set.
     #[inline(always)]
-    unsafe fn new<L: Vector, B: Quants<N>>(x: &[f32; N], block: &B) -> Self {
-        let quants = block.quants();
-        let (mut others, mut errors, mut steps) = ([0u8; N], [0f32; N], [0f32; N]);
-        let values = values_of::<L, B, N>(&quants);
-        let sub = N / B::SUB_BLOCKS;
-        for j in 0..B::SUB_BLOCKS {
-            let (scale, min) = block.scale_and_min(j);
-            for i in j * sub..(j + 1) * sub {
-                errors[i] = scale * values[i] - min - x[i];
+    unsafe fn new<L: Vector>(formula: &Formula, x: &[f32], block: &[u8]) -> Self {
+        let BlockParts { quants, scales, mins } = (formula.parts)(block);
+        let weights = formula.weights;
+        let (mut others, mut errors, mut steps) = ([0u8; QK_K], [0f32; QK_K], [0f32; QK_K]);
+        let (mut values, mut other_values) = ([0f32; QK_K], [0f32; QK_K]);
+        write_values::<L>(formula.values, &quants[..weights], &mut values[..weights]);
+        for (j, x) in x.as_chunks::<SHARED>().0.iter().enumerate() {
+            for (i, x) in (j * SHARED..).zip(x) {
+                errors[i] = scales[j] * values[i] - mins[j] - x;
                 // upwards or downwards, and no farther than to the end; without a branch, which no
                 // CPU could predict
-                let upwards = i16::from((errors[i] < 0.0) == (scale > 0.0));
+                let upwards = i16::from((errors[i] < 0.0) == (scales[j] > 0.0));
                 let other = i16::from(quants[i]) + 2 * upwards - 1;
-                others[i] = other.clamp(0, i16::from(B::LAST)) as u8;
+                others[i] = other.clamp(0, i16::from(formula.last)) as u8;
             }
         }
-        let other_values = values_of::<L, B, N>(&others);
-        for j in 0..B::SUB_BLOCKS {
-            let (scale, _) = block.scale_and_min(j);
-            for i in j * sub..(j + 1) * sub {
+        write_values::<L>(formula.values, &others[..weights], &mut other_values[..weights]);
+        for (j, &scale) in scales[..weights / SHARED].iter().enumerate() {
+            for i in j * SHARED..(j + 1) * SHARED {
                 steps[i] = scale * (other_values[i] - values[i]);
             }
         }

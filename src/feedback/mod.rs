@@ -7,6 +7,7 @@
 
 mod choose;
 pub mod correlations;
+mod formula;
 mod hessian;
 
 pub(crate) use choose::{ChooseQuants, ROWS};

@@ -5,9 +5,6 @@ use crate::block::{Block, QK_K};
 use crate::fit::interleaved_sums;
 use crate::simd::{MOST_LANES, Vector};
 
-/// A number a lane.
-pub(super) type LaneArray = [f32; MOST_LANES];
-
 /// A type whose blocks can be refined.
 pub(super) trait Refined: Block {
     /// Sub-blocks with a scale of their own.
@@ -51,19 +48,10 @@ pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
     weights
 }
 
-/// The lanes as an array.
-#[inline(always)]
-pub(super) unsafe fn lanes_of<L: Vector>(lanes: L) -> LaneArray {
-    let mut array = [0f32; MOST_LANES];
-    // There is room for the largest number of lanes.
-    lanes.store(array.as_mut_ptr());
-    array
-}
-
 /// 1 in the lanes of the blocks whose `other` error is less, 0 elsewhere; `sub_blocks` lanes are one.
 #[inline(always)]
 pub(super) unsafe fn keep_better<L: Vector>(this: L, other: L, sub_blocks: usize) -> L {
-    let (this, other) = (lanes_of(this), lanes_of(other));
+    let (this, other) = (this.to_array(), other.to_array());
     let mut better = [0f32; MOST_LANES];
     for at in (0..L::LANES).step_by(sub_blocks) {
         let (mut a, mut b) = (0f32, 0f32);

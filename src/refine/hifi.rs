@@ -8,14 +8,13 @@
 //! any other Q4_K block, with the ranges' ends left out.
 
 use super::columns::{Bounds, Columns};
-use super::group::{LaneArray, MOST_BLOCKS, lanes_of, weights_of};
-use super::k;
-use super::k::{Group, Starts};
+use super::group::{MOST_BLOCKS, weights_of};
+use super::k::{Group, Search, Starts};
 use crate::block::k_scales::SUB_BLOCKS;
 use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::error_sums::error_sums;
 use crate::fit::{DEPTH, SUB, Window, shortest_windows};
-use crate::simd::{Kernel, MOST_LANES, Vector};
+use crate::simd::{Kernel, LaneArray, MOST_LANES, Vector};
 
 /// The grids tried for an entry of the table.
 const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
@@ -67,7 +66,7 @@ unsafe fn refine_hifi_row<L: Vector>(
         let taken = spread::<L>(&columns, &mut rest, &windows, outliers);
         let (low, high) = ends_of::<L>(&windows, &taken);
         columns.narrow::<L>(low, high, &mut rest);
-        k::search::<L>(&rest, &copies[..group], BOUNDS.top, &mut fits);
+        L::call(Search { columns: &rest, x: &copies[..group], top: BOUNDS.top, out: &mut fits });
         for (l, (block, fit)) in blocks.iter_mut().zip(fits).enumerate() {
             let found = HifiBlock::on_base(&copies[l], &weights[l], outliers, fit);
             let error = |block: &HifiBlock| {
@@ -144,10 +143,10 @@ unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE +
     let group = Group::<L>::new(columns, BOUNDS);
     let fits = group.fit_sub_blocks(STARTS);
     let (mut error, worst) = columns.worst::<L, INSIDE>(fits.scale, fits.min, BOUNDS);
-    let mut remaining = [lanes_of(error); INSIDE + 1];
+    let mut remaining = [error.to_array(); INSIDE + 1];
     for (remaining, worst) in remaining[1..].iter_mut().zip(worst) {
         error = error.sub(worst);
-        *remaining = lanes_of(error);
+        *remaining = error.to_array();
     }
     remaining
 }

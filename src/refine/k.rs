@@ -2,11 +2,11 @@
 
 use super::columns::{Bounds, Columns, GridSums};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::group::{LaneArray, MOST_BLOCKS, Refined, keep_better, lanes_of};
+use super::group::{MOST_BLOCKS, Refined, keep_better};
 use crate::block::k_scales::{SUB_BLOCKS, pack};
 use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
-use crate::simd::{MOST_LANES, Vector};
+use crate::simd::{Kernel, LaneArray, MOST_LANES, Vector};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
@@ -40,7 +40,7 @@ macro_rules! k_block {
             #[inline(always)]
             unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
                 let mut fits = [KFit::EMPTY; MOST_BLOCKS];
-                search::<L>(columns, x, $top, &mut fits);
+                L::call(Search { columns, x, top: $top, out: &mut fits });
                 for (out, fit) in out.iter_mut().zip(&fits) {
                     *out = Self::from_fit(fit);
                 }
@@ -79,20 +79,27 @@ pub(super) struct Group<'a, L> {
 }
 
 /// The best blocks found for `columns`, with the quants in 0..=`top` that `x` has there.
-///
-/// # Safety
-///
-/// The CPU has L's ISA; so below.
+pub(super) struct Search<'a> {
+    pub columns: &'a Columns,
+    pub x: &'a [[f32; QK_K]],
+    pub top: f32,
+    pub out: &'a mut [KFit],
+}
+
+impl Kernel for Search<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Vector>(self) {
+        search::<L>(self)
+    }
+}
+
 #[inline(always)]
-pub(super) unsafe fn search<L: Vector>(
-    columns: &Columns,
-    x: &[[f32; QK_K]],
-    top: f32,
-    out: &mut [KFit],
-) {
+unsafe fn search<L: Vector>(Search { columns, x, top, out }: Search<'_>) {
     let choice = Group::<L>::new(columns, Bounds { bottom: 0.0, top }).best();
-    let (d, dmin) = (lanes_of(choice.d), lanes_of(choice.dmin));
-    let (scale, min) = (lanes_of(choice.scale), lanes_of(choice.min));
+    let (d, dmin) = (choice.d.to_array(), choice.dmin.to_array());
+    let (scale, min) = (choice.scale.to_array(), choice.min.to_array());
     for (b, (x, out)) in x.iter().zip(out).enumerate() {
         let at = b * SUB_BLOCKS;
         let six_bits = |quants: &LaneArray| std::array::from_fn(|j| quants[at + j] as u8);
@@ -118,13 +125,12 @@ impl<'a, L: Vector> Group<'a, L> {
     unsafe fn best(&self) -> Choice<L> {
         let fits = self.fit_sub_blocks(STARTS);
         let blocks = BlockFits::new(self, &fits);
-        let mut best = self.neighbours::<0>(blocks.place(0));
-        for n in 1..TRIES {
-            let choice = self.neighbours::<0>(blocks.place(n));
-            best = best.or(choice);
-        }
-        for _ in 0..ROUNDS {
-            best = best.or(self.neighbours::<1>(self.refit_factors(best)));
+        let mut best = blocks.place(0);
+        for attempt in 0..TRIES + ROUNDS {
+            let is_try = attempt < TRIES;
+            let start = if is_try { blocks.place(attempt) } else { self.refit_factors(best) };
+            let found = self.neighbours(start, if is_try { 0 } else { 1 });
+            best = if attempt == 0 { found } else { best.or(found) };
         }
         best
     }
@@ -168,10 +174,10 @@ impl<'a, L: Vector> Group<'a, L> {
     }
 
     /// The best of the scales and minima that lie near those of `choice`, with the same factors: its
-    /// scale and those next to it, each with the minimum that its quants ask for and `MINS` to either
+    /// scale and those next to it, each with the minimum that its quants ask for and `mins` to either
     /// side of that.
     #[inline(always)]
-    unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
+    unsafe fn neighbours(&self, choice: Choice<L>, mins: i32) -> Choice<L> {
         let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
         let Choice { d, dmin, scale: scale0, min: min0, .. } = choice;
         let dmin_inverse = zero.if_less(dmin, L::splat(1.0).div(dmin), zero);
@@ -189,7 +195,7 @@ impl<'a, L: Vector> Group<'a, L> {
             let sum_l = self.columns.sum_l(scale, guess, self.bounds);
             let min = scale.mul(sum_l).mul(w_inverse).sub(mean_x);
             let nearest = min.mul(dmin_inverse).max(zero).min(largest).nearest();
-            for b in -MINS..=MINS {
+            for b in -mins..=mins {
                 let min = nearest.add(L::splat(b as f32)).max(zero).min(largest);
                 let error = self.columns.error(scale, dmin.mul(min), self.bounds);
                 best.scale = error.if_less(best.error, number, best.scale);
@@ -207,13 +213,13 @@ impl<'a, L: Vector> Group<'a, L> {
         let sums = self.columns.sums(d.mul(scale), dmin.mul(min), self.bounds);
         // the equations of x = d · (scale · q) - dmin · min, a sub-block's part of them
         let parts = [
-            lanes_of(scale.mul(scale).mul(sums.l2)),
-            lanes_of(scale.mul(min).mul(sums.l)),
-            lanes_of(min.mul(min).mul(self.sum_w)),
-            lanes_of(scale.mul(sums.xl)),
-            lanes_of(min.mul(self.sum_x)),
+            scale.mul(scale).mul(sums.l2).to_array(),
+            scale.mul(min).mul(sums.l).to_array(),
+            min.mul(min).mul(self.sum_w).to_array(),
+            scale.mul(sums.xl).to_array(),
+            min.mul(self.sum_x).to_array(),
         ];
-        let (mut d, mut dmin) = (lanes_of(d), lanes_of(dmin));
+        let (mut d, mut dmin) = (d.to_array(), dmin.to_array());
         for at in (0..L::LANES).step_by(SUB_BLOCKS) {
             let mut sums = [0f64; 5];
             for (sum, part) in sums.iter_mut().zip(&parts) {
@@ -265,13 +271,13 @@ struct BlockFits {
 impl BlockFits {
     #[inline(always)]
     unsafe fn new<L: Vector>(group: &Group<'_, L>, fits: &OwnFits<L>) -> Self {
-        let (scale, sum_l) = (lanes_of(fits.scale), lanes_of(fits.sum_l));
-        let (sum_w, sum_x) = (lanes_of(group.sum_w), lanes_of(group.sum_x));
+        let (scale, sum_l) = (fits.scale.to_array(), fits.sum_l.to_array());
+        let (sum_w, sum_x) = (group.sum_w.to_array(), group.sum_x.to_array());
         // what an error of the scale costs, when the minimum makes the best of it
         let determinant = group.sum_w.mul(fits.sum_l2).sub(fits.sum_l.mul(fits.sum_l));
         let zero = L::splat(0.0);
         let cost = zero.if_less(group.sum_w, determinant.div(group.sum_w), zero);
-        let cost = lanes_of(cost);
+        let cost = cost.to_array();
         let mut candidates = [Candidates::default(); MOST_BLOCKS];
         for (b, candidates) in candidates.iter_mut().enumerate().take(L::LANES / SUB_BLOCKS) {
             let at = b * SUB_BLOCKS;

@@ -2,7 +2,7 @@
 
 use super::columns::{Bounds, Columns, Grid, Iq4Values};
 use super::factors::{Candidates, by_error, nearest_factor};
-use super::group::{MOST_BLOCKS, Refined, keep_better, lanes_of};
+use super::group::{MOST_BLOCKS, Refined, keep_better};
 use crate::block::legacy::pack_nibbles;
 use crate::block::{Block, BlockIQ4XS, BlockQ6K, QK, QK_K, iq4_xs, q6_k};
 use crate::fit::iq4_quants;
@@ -95,7 +95,7 @@ impl<B: Signed> Refined for B {
     #[inline(always)]
     unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]) {
         let choice = best::<L, B>(columns);
-        let (d, scales) = (lanes_of(choice.d), lanes_of(choice.scale));
+        let (d, scales) = (choice.d.to_array(), choice.scale.to_array());
         let sub_blocks = <B as Signed>::SUB_BLOCKS;
         for (b, (x, out)) in x.iter().zip(out).enumerate() {
             let at = b * sub_blocks;
@@ -107,20 +107,22 @@ impl<B: Signed> Refined for B {
 #[inline(always)]
 unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
     let (scale, cost) = fit_sub_blocks::<L, B>(columns);
-    let (fitted, cost) = (lanes_of(scale), lanes_of(cost));
+    let (fitted, cost) = (scale.to_array(), cost.to_array());
     let mut candidates = [Candidates::default(); MOST_BLOCKS];
     for (at, candidates) in (0..L::LANES).step_by(B::SUB_BLOCKS).zip(&mut candidates) {
         let block = at..at + B::SUB_BLOCKS;
         *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
     }
-    let mut best = neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, 0));
-    for n in 1..TRIES {
-        best = best.or::<B>(neighbours::<L, B>(columns, scale, place::<L, B>(&candidates, n)));
-    }
-    for _ in 0..ROUNDS {
-        let refitted = refit_factor::<L, B>(columns, best);
-        let wanted = refitted.d.mul(refitted.scale);
-        best = best.or::<B>(neighbours::<L, B>(columns, wanted, refitted));
+    let mut best = place::<L, B>(&candidates, 0);
+    for attempt in 0..TRIES + ROUNDS {
+        let (start, wanted) = if attempt < TRIES {
+            (place::<L, B>(&candidates, attempt), scale)
+        } else {
+            let refitted = refit_factor::<L, B>(columns, best);
+            (refitted, refitted.d.mul(refitted.scale))
+        };
+        let found = neighbours::<L, B>(columns, wanted, start);
+        best = if attempt == 0 { found } else { best.or::<B>(found) };
     }
     best
 }
@@ -191,8 +193,8 @@ unsafe fn neighbours<L: Vector, B: Signed>(
 unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
     let Choice { d, scale, .. } = choice;
     let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
-    let (xl, l2) = (lanes_of(scale.mul(sums.xl)), lanes_of(scale.mul(scale).mul(sums.l2)));
-    let mut d = lanes_of(d);
+    let (xl, l2) = (scale.mul(sums.xl).to_array(), scale.mul(scale).mul(sums.l2).to_array());
+    let mut d = d.to_array();
     for at in (0..L::LANES).step_by(B::SUB_BLOCKS) {
         let (mut sum_xl, mut sum_l2) = (0f64, 0f64);
         for l in at..at + B::SUB_BLOCKS {

@@ -1,8 +1,7 @@
 //! AVX2 (with F16C): eight lanes.
 
-use super::kernel::Kernel;
 use super::twice::Twice;
-use super::vector::{Vector, forward_to_intrinsics};
+use super::vector::{Kernel, Vector, forward_to_intrinsics};
 use crate::float::ROUNDING;
 use std::arch::x86_64::*;
 
@@ -23,6 +22,11 @@ impl Vector for F32x8 {
     const LANES: usize = 8;
     type Mask = __m256;
     type Wide = Twice<F32x8>;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     forward_to_intrinsics!(_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_sqrt_ps, {
         add: _mm256_add_ps,

@@ -1,8 +1,7 @@
 //! AVX-512: sixteen lanes.
 
-use super::kernel::Kernel;
 use super::twice::Twice;
-use super::vector::{Vector, forward_to_intrinsics};
+use super::vector::{Kernel, Vector, forward_to_intrinsics};
 use crate::float::ROUNDING;
 use std::arch::x86_64::*;
 
@@ -23,6 +22,11 @@ impl Vector for F32x16 {
     const LANES: usize = 16;
     type Mask = __mmask16;
     type Wide = Twice<F32x16>;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     forward_to_intrinsics!(_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_sqrt_ps, {
         add: _mm512_add_ps,

@@ -12,17 +12,17 @@ mod avx2;
 mod avx512;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) mod bytes_x86;
-mod kernel;
 mod portable;
 mod run;
 mod twice;
 mod vector;
 
-pub(crate) use kernel::{Kernel, Loop};
 #[cfg(test)]
 pub(crate) use portable::Portable;
-pub(crate) use run::{run, run_loop};
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+pub(crate) use run::run_in_registers;
+pub(crate) use run::{Loop, run, run_loop};
 pub(crate) use twice::Twice;
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 pub(crate) use vector::InLanes;
-pub(crate) use vector::{MOST_LANES, Vector};
+pub(crate) use vector::{Kernel, LaneArray, MOST_LANES, Vector};

@@ -1,6 +1,6 @@
 //! Vectors for every CPU: arrays, whose loops the compiler makes vectors of.
 
-use super::vector::Vector;
+use super::vector::{Kernel, Vector};
 use crate::float::{f16_to_f32, nearest_int};
 use std::array::from_fn;
 
@@ -36,13 +36,23 @@ impl<const N: usize> Vector for Portable<N> {
         div(other) => |a, b| a / b;
         min(other) => |a, b| if a < b { a } else { b };
         max(other) => |a, b| if a > b { a } else { b };
-        mul_add(factor, addend) => |a, b, c| a.mul_add(b, c);
         if_less(other, this, that) => |a, b, this, that| if a < b { this } else { that };
         sqrt() => |a| a.sqrt();
         abs() => |a| a.abs();
         with_sign_of(sign) => |a, b| a.copysign(b);
     }
 
+    /// Where the CPU may have no instruction for it, it is a call for each lane, whose code is not repeated wherever it
+    /// is used.
+    #[cfg_attr(not(any(target_feature = "fma", target_arch = "aarch64")), inline(never))]
+    #[cfg_attr(any(target_feature = "fma", target_arch = "aarch64"), inline(always))]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(from_fn(|l| self.0[l].mul_add(factor.0[l], addend.0[l])))
+    }
+    #[inline(never)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; N])

@@ -1,14 +1,24 @@
 //! Running a computation on an instruction set: the only functions with `target_feature` that know nothing of
 //! what they run.
 
-use super::kernel::{Kernel, Loop};
+use super::portable::Portable;
+use super::vector::{Kernel, Vector};
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 use super::{avx2, avx512};
-use super::{portable::Portable, vector::Vector};
 use crate::isa::Isa;
 
 /// Runs a computation over the vectors of `isa`, which the CPU has.
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        // SAFETY: every CPU has these lanes.
+        Isa::Scalar => unsafe { kernel.run::<Portable<8>>() },
+        _ => run_in_registers(isa, kernel),
+    }
+}
+
+/// The same, but `isa` is not [`Isa::Scalar`]: for computations that have a scalar version of their own, so that
+/// nothing is compiled for portable vectors.
+pub(crate) fn run_in_registers<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
         // SAFETY: the CPU has the instruction set.
@@ -17,9 +27,17 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         // SAFETY: the CPU has the instruction set.
         #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { avx2::run(kernel) },
-        // SAFETY: every CPU has these lanes.
-        _ => unsafe { kernel.run::<Portable<8>>() },
+        _ => unreachable!("{isa:?} has no vector registers"),
     }
+}
+
+/// A loop simple enough for the compiler to make vectors of it, for each instruction set its own.
+pub(crate) trait Loop {
+    /// What comes out of it.
+    type Output;
+
+    /// Implementations are `#[inline(always)]`, and so is all that they call.
+    fn run(self) -> Self::Output;
 }
 
 /// Runs a loop, compiled for `isa`, which the CPU has.

@@ -3,10 +3,22 @@
 //! A chain of additions waits for each result before the next begins; with two chains side by side
 //! the second works while the first waits.
 
-use super::vector::Vector;
+use super::vector::{Kernel, Vector};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Twice<V>(V, V);
+
+/// A computation over twice the vectors that it is run on.
+struct OnTwice<K>(K);
+
+impl<K: Kernel> Kernel for OnTwice<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> K::Output {
+        self.0.run::<Twice<V>>()
+    }
+}
 
 /// A method that does the same to both halves.
 macro_rules! both {
@@ -25,6 +37,10 @@ impl<V: Vector> Vector for Twice<V> {
 
     both!(add, sub, mul, div, min, max, with_sign_of);
 
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        V::call(OnTwice(kernel))
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self(V::splat(value), V::splat(value))

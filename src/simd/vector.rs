@@ -11,6 +11,9 @@ use std::mem::MaybeUninit;
 /// The most lanes that a vector has.
 pub(crate) const MOST_LANES: usize = 32;
 
+/// A value for each lane of any vector.
+pub(crate) type LaneArray = [f32; MOST_LANES];
+
 /// Room for `N` vectors one after the other: element `i` of lane `l` is number `i * LANES + l`.
 ///
 /// Aligned so that no vector straddles cache lines, which would cost a second access; not filled,
@@ -37,6 +40,20 @@ impl<const N: usize> InLanes<N> {
     }
 }
 
+/// A computation over vectors, written once for every instruction set.
+pub(crate) trait Kernel {
+    /// What comes out of it.
+    type Output;
+
+    /// Implementations are `#[inline(always)]`, and so is all that they call, so that it is compiled for V's
+    /// instruction set.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has V's instruction set.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
 /// f32 lanes.
 ///
 /// # Safety
@@ -56,6 +73,10 @@ pub(crate) trait Vector: Copy {
     /// The vector of at least sixteen lanes for long chains of operations: two side by side, so that the second works
     /// while the first waits.
     type Wide: Vector;
+
+    /// Runs a computation over such vectors as a function of its own, for what is large and has several callers:
+    /// everything else is inlined into each of them.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
@@ -142,6 +163,14 @@ pub(crate) trait Vector: Copy {
             c.store(to.add((i + 2) * Self::LANES));
             d.store(to.add((i + 3) * Self::LANES));
         }
+    }
+
+    /// The lanes, and zeros.
+    #[inline(always)]
+    unsafe fn to_array(self) -> LaneArray {
+        let mut array = [0.0; MOST_LANES];
+        self.store(array.as_mut_ptr());
+        array
     }
 
     /// Clamped to `low..=high`, which is within ±2²², then to the nearest whole number, ties to even.

@@ -5,16 +5,16 @@
 //! returned, but the grid that they were rounded on is.
 
 use crate::fit::search::Search;
-use crate::simd::{InLanes, Vector};
+use crate::simd::{InLanes, Kernel, LaneArray, Vector};
 
 /// Lane by lane what [`crate::fit::search::Affine`] holds, and the sum of the weights.
-pub(crate) struct Fits<V> {
-    pub scale: V,
-    pub min: V,
-    pub sum_w: V,
+pub(crate) struct Fits {
+    pub scale: LaneArray,
+    pub min: LaneArray,
+    pub sum_w: LaneArray,
     /// The quants are `round((x - grid_min) · grid_inverse)`, clamped; all 0 where it is 0.
-    pub grid_inverse: V,
-    pub grid_min: V,
+    pub grid_inverse: LaneArray,
+    pub grid_min: LaneArray,
 }
 
 /// Element `i` of the group in lane `l` is `x[i * V::LANES + l]`, its weight likewise in `w`.
@@ -31,7 +31,29 @@ pub(crate) unsafe fn fit_affine<V: Vector, const GROUP: usize>(
     w: *const f32,
     levels: i32,
     search: Search,
-) -> Option<Fits<V>> {
+) -> Option<Fits> {
+    V::call(FitAffine::<GROUP> { x, w, levels, search })
+}
+
+struct FitAffine<const GROUP: usize> {
+    x: *const f32,
+    w: *const f32,
+    levels: i32,
+    search: Search,
+}
+
+impl<const GROUP: usize> Kernel for FitAffine<GROUP> {
+    type Output = Option<Fits>;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Option<Fits> {
+        fit::<V, GROUP>(self)
+    }
+}
+
+#[inline(always)]
+unsafe fn fit<V: Vector, const GROUP: usize>(of: FitAffine<GROUP>) -> Option<Fits> {
+    let FitAffine { x, w, levels, search } = of;
     let zero = V::splat(0.0);
     let (mut low, mut max) = (V::load(x), V::load(x));
     let mut sum_w = V::load(w);
@@ -88,11 +110,11 @@ pub(crate) unsafe fn fit_affine<V: Vector, const GROUP: usize>(
         inverse = V::select(better, next.0, next.1);
     }
     Some(Fits {
-        scale: V::select(flat, zero, scale),
-        min: V::splat(-0.0).sub(min), // the exact negative, zero's too
-        sum_w,
-        grid_inverse: V::select(flat, zero, grid_inverse),
-        grid_min,
+        scale: V::select(flat, zero, scale).to_array(),
+        min: V::splat(-0.0).sub(min).to_array(), // the exact negative, zero's too
+        sum_w: sum_w.to_array(),
+        grid_inverse: V::select(flat, zero, grid_inverse).to_array(),
+        grid_min: grid_min.to_array(),
     })
 }
 

@@ -129,19 +129,11 @@ impl Columns {
         // the arrays hold 32 · LANES elements
         let sub = fit_affine::<V, GROUP>(xt.as_ptr(), wt.as_ptr(), parameters.levels, search);
         let Some(sub) = sub else { return false };
-        let (mut scales, mut mins, mut sums) = ([0f32; MOST], [0f32; MOST], [0f32; MOST]);
-        let (mut grid_inverses, mut grid_mins) = ([0f32; MOST], [0f32; MOST]);
-        // The arrays have room for the largest number of lanes.
-        sub.scale.store(scales.as_mut_ptr());
-        sub.min.store(mins.as_mut_ptr());
-        sub.sum_w.store(sums.as_mut_ptr());
-        sub.grid_inverse.store(grid_inverses.as_mut_ptr());
-        sub.grid_min.store(grid_mins.as_mut_ptr());
-        let (scales, mins) = (scales.as_chunks().0, mins.as_chunks().0);
+        let (scales, mins) = (sub.scale.as_chunks().0, sub.min.as_chunks().0);
         for (l, fit) in fits.iter_mut().enumerate() {
-            let sums = &sums.as_chunks().0[l];
+            let sums = &sub.sum_w.as_chunks().0[l];
             parameters.store_scales(&scales[l], &mins[l], importance.map(|_| sums), fit);
-            let grid = (&grid_inverses.as_chunks().0[l], &grid_mins.as_chunks().0[l]);
+            let grid = (&sub.grid_inverse.as_chunks().0[l], &sub.grid_min.as_chunks().0[l]);
             let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));
             let mut stored = [(0.0, 0.0); SUB_BLOCKS];
             for (j, stored) in stored.iter_mut().enumerate() {

@@ -126,17 +126,11 @@ unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
     store: fn(f32, &[u8; QK]) -> B,
     out: &mut [B],
 ) {
-    let [mut scales, mut inverses, mut offsets] = [[0f32; MOST]; 3];
-    // The arrays have room for the largest number of lanes.
     let (xt, wt) = blocks.in_lanes::<W>();
     let fits = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), GROUP, half);
-    let offset = W::select(fits.is_zero, W::splat(0.0), W::splat(half as f32));
-    fits.scale.store(scales.as_mut_ptr());
-    fits.inverse.store(inverses.as_mut_ptr());
-    offset.store(offsets.as_mut_ptr());
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-        let quants = round::<V>(x, inverses[l], 0.0, (-half, half - 1), offsets[l]);
-        *out = store(scales[l], &quants);
+        let quants = round::<V>(x, fits.inverse[l], 0.0, (-half, half - 1), fits.offset[l]);
+        *out = store(fits.scale[l], &quants);
     }
 }
 
@@ -180,14 +174,8 @@ unsafe fn fit_blocks<V: Vector, W: Vector, B>(
         }
         return;
     };
-    let [mut scales, mut mins, mut inverses, mut grid_mins] = [[0f32; MOST]; 4];
-    // The arrays have room for the largest number of lanes.
-    fits.scale.store(scales.as_mut_ptr());
-    fits.min.store(mins.as_mut_ptr());
-    fits.grid_inverse.store(inverses.as_mut_ptr());
-    fits.grid_min.store(grid_mins.as_mut_ptr());
     for (l, (out, x)) in out.iter_mut().zip(blocks.x).enumerate() {
-        let quants = round::<V>(x, inverses[l], grid_mins[l], (0, levels), 0.0);
-        *out = store(scales[l], -mins[l], &quants);
+        let quants = round::<V>(x, fits.grid_inverse[l], fits.grid_min[l], (0, levels), 0.0);
+        *out = store(fits.scale[l], -fits.min[l], &quants);
     }
 }

@@ -124,20 +124,14 @@ unsafe fn fit_blocks<W: Vector>(
         }
     };
     let Some(sub) = sub else { return false };
-    let [mut scales, mut mins, mut sums, mut inverses, mut grid_mins] = [[0f32; MOST]; 5];
-    sub.scale.store(scales.as_mut_ptr());
-    sub.min.store(mins.as_mut_ptr());
-    sub.sum_w.store(sums.as_mut_ptr());
-    sub.grid_inverse.store(inverses.as_mut_ptr());
-    sub.grid_min.store(grid_mins.as_mut_ptr());
     for l in 0..blocks {
         let block = first + l;
-        fits.scales_and_mins[2 * block] = scales.as_chunks().0[l];
-        fits.scales_and_mins[2 * block + 1] = mins.as_chunks().0[l];
-        fits.weights[2 * block] = sums.as_chunks().0[l];
-        fits.weights[2 * block + 1] = sums.as_chunks().0[l];
-        fits.inverses[block] = inverses.as_chunks().0[l];
-        fits.mins[block] = grid_mins.as_chunks().0[l];
+        fits.scales_and_mins[2 * block] = sub.scale.as_chunks().0[l];
+        fits.scales_and_mins[2 * block + 1] = sub.min.as_chunks().0[l];
+        fits.weights[2 * block] = sub.sum_w.as_chunks().0[l];
+        fits.weights[2 * block + 1] = sub.sum_w.as_chunks().0[l];
+        fits.inverses[block] = sub.grid_inverse.as_chunks().0[l];
+        fits.mins[block] = sub.grid_min.as_chunks().0[l];
     }
     true
 }

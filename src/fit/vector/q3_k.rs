@@ -93,11 +93,9 @@ unsafe fn fit_blocks<W: Vector>(
     let blocks = W::LANES / SUB_BLOCKS;
     let x = &x[first..first + blocks];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    let [mut scales, mut sums, mut inverses] = [[0f32; MOST]; 3];
-    // The arrays have room for the largest number of lanes.
     W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
-    match importance {
-        None => fit_signed_by_moves::<W>(xt.as_ptr(), HALF).store(scales.as_mut_ptr()),
+    let (scales, sums, inverses) = match importance {
+        None => (fit_signed_by_moves::<W>(xt.as_ptr(), HALF).to_array(), [0.0; MOST], [0.0; MOST]),
         Some(importance) => {
             let importance = &importance[first..first + blocks];
             W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
@@ -109,11 +107,9 @@ unsafe fn fit_blocks<W: Vector>(
                 sum = sum.add(W::load(wt.as_ptr().add(i)));
             }
             let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, HALF);
-            fit.scale.store(scales.as_mut_ptr());
-            fit.inverse.store(inverses.as_mut_ptr());
-            sum.store(sums.as_mut_ptr());
+            (fit.scale, sum.to_array(), fit.inverse)
         }
-    }
+    };
     for l in 0..blocks {
         fits.scales[first + l] = scales.as_chunks().0[l];
         fits.weights[first + l] = sums.as_chunks().0[l];
@@ -143,22 +139,19 @@ unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
 #[inline(always)]
 unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [BlockQ3K]) {
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
-    let [mut factors, mut inverses] = [[0f32; MOST]; 2];
     // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
     W::transpose(fits.scales.as_ptr().add(first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
     W::transpose(fits.weights.as_ptr().add(first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
-    let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
-    fit.scale.store(factors.as_mut_ptr());
-    fit.inverse.store(inverses.as_mut_ptr());
+    let own = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
     for (l, out) in out.iter_mut().enumerate() {
         let (scales, weights) = (&fits.scales[first + l], &fits.weights[first + l]);
         let mut rounded = [0u8; SUB_BLOCKS];
-        let mut factor = factors[l];
+        let mut factor = own.scale[l];
         if !scales.iter().all(|scale| scale.is_finite()) {
             factor = fit::fit_signed(scales, Some(weights), HALF_SCALE, &mut rounded);
-        } else if inverses[l] != 0.0 {
+        } else if own.inverse[l] != 0.0 {
             for (rounded, scale) in rounded.iter_mut().zip(scales) {
-                let number = nearest_int(inverses[l] * scale);
+                let number = nearest_int(own.inverse[l] * scale);
                 *rounded = (number.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8;
             }
         }

@@ -3,7 +3,7 @@
 use super::signed::{Fits, fit_signed};
 use crate::block::q6_k::{SUB, SUB_BLOCKS};
 use crate::block::{BlockQ6K, QK_K};
-use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+use crate::simd::{InLanes, Twice, Vector};
 
 /// The vector version of [`BlockQ6K::quantize`], for a row.
 ///
@@ -38,7 +38,6 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
     out: &mut [BlockQ6K],
 ) {
     debug_assert!(x.len() * SUB_BLOCKS == W::LANES);
-    let (mut scales, mut inverses) = ([0f32; MOST], [0f32; MOST]);
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
     // The arrays have room for the largest number of lanes.
     W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
@@ -52,9 +51,7 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
         Some(w) => W::transpose(w.as_ptr().cast(), SUB, wt.as_mut_ptr()),
     }
     let Fits { scale, inverse, .. } = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, 32);
-    scale.store(scales.as_mut_ptr());
-    inverse.store(inverses.as_mut_ptr());
-    let fits = scales.as_chunks().0.iter().zip(inverses.as_chunks().0);
+    let fits = scale.as_chunks().0.iter().zip(inverse.as_chunks().0);
     for ((x, out), (scales, inverses)) in x.iter().zip(out).zip(fits) {
         *out = round::<V>(x, scales, inverses);
     }

@@ -1,16 +1,16 @@
 //! [`crate::fit::search::fit_signed`] for a vector of groups at once, one group a lane.
 
-use crate::simd::{InLanes, Vector};
+use crate::simd::{InLanes, Kernel, LaneArray, Vector};
 
 /// The most elements that a group has.
 const MOST_ELEMENTS: usize = 32;
 
 /// Lane by lane the scale, and the inverse scale by which the quants are rounded.
-pub(crate) struct Fits<V: Vector> {
-    pub scale: V,
-    pub inverse: V,
-    /// Groups of zeros, whose quants are all 0 and not `half`.
-    pub is_zero: V::Mask,
+pub(crate) struct Fits {
+    pub scale: LaneArray,
+    pub inverse: LaneArray,
+    /// What is added to the quants so that none is negative: `half`, but 0 to groups of zeros.
+    pub offset: LaneArray,
 }
 
 /// Element `i` of the group in lane `l` is `x[i * V::LANES + l]`, its weight likewise in `w`; a
@@ -25,7 +25,28 @@ pub(crate) unsafe fn fit_signed<V: Vector>(
     w: *const f32,
     group: usize,
     half: i32,
-) -> Fits<V> {
+) -> Fits {
+    V::call(FitSigned { x, w, group, half })
+}
+
+struct FitSigned {
+    x: *const f32,
+    w: *const f32,
+    group: usize,
+    half: i32,
+}
+
+impl Kernel for FitSigned {
+    type Output = Fits;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Fits {
+        fit::<V>(self)
+    }
+}
+
+#[inline(always)]
+unsafe fn fit<V: Vector>(FitSigned { x, w, group, half }: FitSigned) -> Fits {
     let zero = V::splat(0.0);
     let (mut magnitude, mut extreme) = (zero, zero);
     let mut wx = InLanes::<MOST_ELEMENTS>::new();
@@ -60,9 +81,9 @@ pub(crate) unsafe fn fit_signed<V: Vector>(
         best = V::select(better, this_scale.mul(sum_xl), best);
     }
     Fits {
-        scale: V::select(tiny, zero, scale),
-        inverse: V::select(tiny, zero, chosen),
-        is_zero: tiny,
+        scale: V::select(tiny, zero, scale).to_array(),
+        inverse: V::select(tiny, zero, chosen).to_array(),
+        offset: V::select(tiny, zero, V::splat(half as f32)).to_array(),
     }
 }
 
