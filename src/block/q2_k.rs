@@ -2,7 +2,7 @@
 //! minima of four bits. 84 bytes for 256 weights, 2.625 bits a weight.
 
 use super::layout::{Block, Bytes, QK_K};
-use super::quants::{Values, formula};
+use super::quants::{Values, dequantize, formula};
 use super::two_bits::{self, TWO_BITS_BYTES};
 use crate::float::{f16_to_f32, f32_to_f16};
 
@@ -75,13 +75,6 @@ impl Block for BlockQ2K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let quants = self.quants();
-        let subs = out.chunks_exact_mut(SUB).zip(quants.chunks_exact(SUB));
-        for (j, (out, quants)) in subs.enumerate() {
-            let (scale, min) = self.scale_and_min(j);
-            for (y, &q) in out.iter_mut().zip(quants) {
-                *y = scale * f32::from(q) - min;
-            }
-        }
+        dequantize(self, out);
     }
 }

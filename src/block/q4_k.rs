@@ -4,7 +4,7 @@
 use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};
 use super::layout::{Block, Bytes, QK_K};
-use super::quants::{Values, formula};
+use super::quants::{Values, dequantize, formula};
 use crate::float::nearest_int;
 
 /// A Q4_K block.
@@ -89,13 +89,6 @@ impl Block for BlockQ4K {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let quants = self.quants(); // apart from the products, so that both loops become vectors
-        for (j, (out, quants)) in out.chunks_exact_mut(32).zip(quants.chunks_exact(32)).enumerate()
-        {
-            let (scale, min) = self.scale_and_min(j);
-            for (y, &q) in out.iter_mut().zip(quants) {
-                *y = scale * f32::from(q) - min;
-            }
-        }
+        dequantize(self, out);
     }
 }

@@ -22,6 +22,19 @@ pub(crate) trait Quants<const N: usize>: Block {
     fn set_quants(&mut self, quants: &[u8; N]);
 }
 
+/// Writes the weights of a block whose quants stand for themselves.
+#[inline(always)]
+pub(super) fn dequantize<B: Quants<N>, const N: usize>(block: &B, out: &mut [f32]) {
+    let quants = block.quants(); // apart from the products, so that both loops become vectors
+    let sub = N / B::SUB_BLOCKS;
+    for (j, (out, quants)) in out.chunks_exact_mut(sub).zip(quants.chunks_exact(sub)).enumerate() {
+        let (scale, min) = block.scale_and_min(j);
+        for (y, &q) in out.iter_mut().zip(quants) {
+            *y = scale * f32::from(q) - min;
+        }
+    }
+}
+
 /// What quants stand for: whole numbers from that one on, or [`super::iq4::VALUES`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Values {

@@ -2,9 +2,9 @@
 
 use super::columns::{ColumnMut, PanelColumns};
 use super::multiply::{self as panel, PANEL};
-use super::vector::PanelVector;
+use super::vector::{PanelVector, dot_without_vnni, forward_to_intrinsics, transpose_parts};
 use crate::block::{QK, TensorType};
-use crate::simd::bytes_x86::{f16_to_f32, look_up_bytes};
+use crate::simd::F32x16;
 use std::arch::x86_64::*;
 
 /// See [`crate::dispatch::multiply_panel`].
@@ -47,45 +47,38 @@ pub(crate) unsafe fn quantize_column(x: &[f32], out: ColumnMut<'_>) {
     panel::quantize_column::<Avx512<false>>(x, out)
 }
 
+dot_without_vnni!(
+    __m512i,
+    _mm512_set1_epi16,
+    _mm512_add_epi32,
+    _mm512_and_si512,
+    _mm512_slli_epi16,
+    _mm512_srai_epi16,
+    _mm512_srli_epi16,
+    _mm512_madd_epi16,
+    _mm512_maddubs_epi16
+);
+
+transpose_parts!(
+    __m512i,
+    _mm512_unpacklo_epi32,
+    _mm512_unpackhi_epi32,
+    _mm512_unpacklo_epi64,
+    _mm512_unpackhi_epi64
+);
+
 struct Avx512<const VNNI: bool>;
 
 impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
     type Ints = __m512i;
-    type Floats = __m512;
-    const LANES: usize = 16;
+    type Floats = F32x16;
 
-    #[inline(always)]
-    unsafe fn splat(value: i32) -> Self::Ints {
-        _mm512_set1_epi32(value)
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const u8) -> Self::Ints {
-        _mm512_loadu_si512(from.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn broadcast(from: *const u8) -> Self::Ints {
-        _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
-    }
+    forward_to_intrinsics!(_mm512_set1_epi32, _mm512_loadu_si512, _mm512_cvtps_epi32);
 
     #[inline(always)]
     unsafe fn dot(acc: Self::Ints, a: Self::Ints, b: Self::Ints, wide: bool) -> Self::Ints {
-        // VNNI is the type's promise.
-        if VNNI {
-            return _mm512_dpbusd_epi32(acc, a, b);
-        }
-        if !wide {
-            let pairs = _mm512_maddubs_epi16(a, b);
-            return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-        }
-        // products of two bytes with eight bits each do not fit 16 bits with their sum
-        let low = _mm512_set1_epi16(0xff);
-        let even = (_mm512_and_si512(a, low), _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
-        let odd = (_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
-        let even = _mm512_madd_epi16(even.0, even.1);
-        let odd = _mm512_madd_epi16(odd.0, odd.1);
-        _mm512_add_epi32(acc, _mm512_add_epi32(even, odd))
+        // where the type has VNNI, so has the CPU.
+        if VNNI { _mm512_dpbusd_epi32(acc, a, b) } else { dot_without_vnni(acc, a, b, wide) }
     }
 
     #[inline(always)]
@@ -99,43 +92,13 @@ impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn to_ints(floats: Self::Floats) -> Self::Ints {
-        _mm512_cvtps_epi32(floats)
-    }
-
-    #[inline(always)]
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats {
-        _mm512_cvtepi32_ps(ints)
-    }
-
-    #[inline(always)]
-    unsafe fn splat_f32(value: f32) -> Self::Floats {
-        _mm512_set1_ps(value)
-    }
-
-    #[inline(always)]
-    unsafe fn load_f32(from: *const f32) -> Self::Floats {
-        _mm512_loadu_ps(from)
-    }
-
-    #[inline(always)]
-    unsafe fn store_f32(floats: Self::Floats, to: *mut f32) {
-        _mm512_storeu_ps(to, floats)
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        _mm512_add_ps(a, b)
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        _mm512_mul_ps(a, b)
+        F32x16(_mm512_cvtepi32_ps(ints))
     }
 
     #[inline(always)]
     unsafe fn max_abs(most: Self::Ints, b: Self::Floats) -> Self::Ints {
-        _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(b)))
+        _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(b.0)))
     }
 
     #[inline(always)]
@@ -144,43 +107,13 @@ impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
-        _mm512_fmadd_ps(a, b, acc)
-    }
-
-    #[inline(always)]
-    unsafe fn half(bits: u16) -> f32 {
-        f16_to_f32(bits)
-    }
-
-    #[inline(always)]
-    unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
-        look_up_bytes(table, qs)
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        // fetching is no access: any address may be given.
-        _mm_prefetch::<_MM_HINT_T0>(at.cast())
-    }
-
-    #[inline(always)]
     unsafe fn transpose(from: *const u8, stride: usize, to: *mut u8, to_stride: usize) {
         let mut v = [_mm512_setzero_si512(); 16];
         for (i, v) in v.iter_mut().enumerate() {
             *v = _mm512_loadu_si512(from.add(i * stride).cast());
         }
-        // squares of 2, 4, 8 and 16 cells in turn
-        for i in (0..16).step_by(2) {
-            (v[i], v[i + 1]) =
-                (_mm512_unpacklo_epi32(v[i], v[i + 1]), _mm512_unpackhi_epi32(v[i], v[i + 1]));
-        }
-        for i in (0..16).step_by(4) {
-            let a = (v[i], v[i + 1], v[i + 2], v[i + 3]);
-            (v[i], v[i + 1]) = (_mm512_unpacklo_epi64(a.0, a.2), _mm512_unpackhi_epi64(a.0, a.2));
-            (v[i + 2], v[i + 3]) =
-                (_mm512_unpacklo_epi64(a.1, a.3), _mm512_unpackhi_epi64(a.1, a.3));
-        }
+        transpose_parts(&mut v);
+        // squares of 8 and of 16
         for i in 0..4 {
             let low = (v[i], v[i + 4]);
             let high = (v[i + 8], v[i + 12]);

@@ -4,6 +4,7 @@ use super::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
 use super::unpack::PanelBlock;
 use super::vector::PanelVector;
 use crate::block::{Block, TensorType, blocks, by_family, with_quants};
+use crate::simd::Vector;
 use std::ops::Range;
 
 /// Rows of a panel.
@@ -119,21 +120,34 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
         // a group is whole vectors.
         let mut most = V::splat(0);
         for i in (0..GROUP).step_by(V::LANES) {
-            most = V::max_abs(most, V::load_f32(x.as_ptr().add(i)));
+            most = V::max_abs(most, V::Floats::load(x.as_ptr().add(i)));
         }
         let most = V::largest(most);
         // of what is so small that the inverse would be infinite nothing is left
-        let inverse = V::splat_f32(if most < LEAST { 0.0 } else { 127.0 / most });
+        let inverse = V::Floats::splat(if most < LEAST { 0.0 } else { 127.0 / most });
         *scale = most / 127.0;
         *sums = [0; GROUP / SUM];
         for i in (0..GROUP).step_by(V::LANES) {
-            let ints = V::to_ints(V::mul(V::load_f32(x.as_ptr().add(i)), inverse));
+            let ints = V::to_ints(V::Floats::load(x.as_ptr().add(i)).mul(inverse));
             V::store_bytes(ints, quants.as_mut_ptr().add(i));
             // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
             sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
         }
         *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
     }
+}
+
+/// Asks for the cache line of an address, which need not be valid.
+#[inline(always)]
+fn prefetch(at: *const u8) {
+    // SAFETY: every x86-64 CPU has SSE, and fetching is no access.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// The columns of tile `tile`. Where there are fewer than `C`, the last one fills the rest.
@@ -160,7 +174,7 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
             let (now, later) = row[start / B::WEIGHTS..].split_at((end - start) / B::WEIGHTS);
             // rows lie too far apart for the CPU to see it coming
             for ahead in (0..size_of_val(now)).step_by(CACHE_LINE) {
-                V::prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead))
+                prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead))
             }
             step.set_quants::<V, B>(r, now);
         }
@@ -218,7 +232,7 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
         let group = (places.start + sub * B::SUB) / GROUP;
         for c in 0..C {
             let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
-            let scale = V::splat_f32(factor);
+            let scale = V::Floats::splat(factor);
             let sum = if B::SUB == GROUP {
                 *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
             } else {
@@ -228,14 +242,14 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
             for (r, sums) in sums.iter().enumerate() {
                 let first = row + r * V::LANES;
                 let to = acc[c].as_mut_ptr().add(first);
-                let scales = V::load_f32(step.scales[sub].as_ptr().add(first));
-                let scaled = V::mul(V::to_floats(sums[c]), scale);
-                let mut total = V::fma(scaled, scales, V::load_f32(to));
+                let scales = V::Floats::load(step.scales[sub].as_ptr().add(first));
+                let scaled = V::to_floats(sums[c]).mul(scale);
+                let mut total = scaled.mul_add(scales, V::Floats::load(to));
                 if B::ADDS {
-                    let adds = V::load_f32(step.adds[sub].as_ptr().add(first));
-                    total = V::fma(V::splat_f32(sum), adds, total);
+                    let adds = V::Floats::load(step.adds[sub].as_ptr().add(first));
+                    total = V::Floats::splat(sum).mul_add(adds, total);
                 }
-                V::store_f32(total, to);
+                total.store(to);
             }
         }
     }
@@ -278,24 +292,24 @@ unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
     acc: &mut [[f32; PANEL]; C],
 ) {
     // the columns have `width` quants.
-    let mut sums = [[V::splat_f32(0.0); C]; R];
+    let mut sums = [[V::Floats::splat(0.0); C]; R];
     for cell in 0..width {
-        let mut w = [V::splat_f32(0.0); R];
+        let mut w = [V::Floats::splat(0.0); R];
         for (r, w) in w.iter_mut().enumerate() {
             let from = step.cells[cell].as_ptr().add(4 * (row + r * V::LANES));
-            *w = V::load_f32(from.cast());
+            *w = V::Floats::load(from.cast());
         }
         for c in 0..C {
-            let x = V::splat_f32(*quants[c].add(cell));
+            let x = V::Floats::splat(*quants[c].add(cell));
             for r in 0..R {
-                sums[r][c] = V::fma(w[r], x, sums[r][c]);
+                sums[r][c] = w[r].mul_add(x, sums[r][c]);
             }
         }
     }
     for c in 0..C {
         for (r, sums) in sums.iter().enumerate() {
             let to = acc[c].as_mut_ptr().add(row + r * V::LANES);
-            V::store_f32(V::add(V::load_f32(to), sums[c]), to);
+            V::Floats::load(to).add(sums[c]).store(to);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::vector::PanelVector;
 use crate::block::QK;
-use crate::float::{f16_to_f32, mul_add, nearest_int};
+use crate::float::{f16_to_f32, nearest_int};
+use crate::simd;
 use std::array::from_fn;
 
 /// Lanes: with [`super::multiply::multiply`]'s tiles the fastest of 4, 8 and 16.
@@ -13,8 +14,7 @@ pub(crate) struct Portable;
 
 impl PanelVector for Portable {
     type Ints = [i32; LANES];
-    type Floats = [f32; LANES];
-    const LANES: usize = LANES;
+    type Floats = simd::Portable<LANES>;
 
     #[inline(always)]
     unsafe fn splat(value: i32) -> Self::Ints {
@@ -60,52 +60,22 @@ impl PanelVector for Portable {
 
     #[inline(always)]
     unsafe fn to_ints(floats: Self::Floats) -> Self::Ints {
-        floats.map(nearest_int)
+        floats.0.map(nearest_int)
     }
 
     #[inline(always)]
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats {
-        ints.map(|x| x as f32)
-    }
-
-    #[inline(always)]
-    unsafe fn splat_f32(value: f32) -> Self::Floats {
-        [value; LANES]
-    }
-
-    #[inline(always)]
-    unsafe fn load_f32(from: *const f32) -> Self::Floats {
-        from.cast::<Self::Floats>().read_unaligned()
-    }
-
-    #[inline(always)]
-    unsafe fn store_f32(floats: Self::Floats, to: *mut f32) {
-        to.cast::<Self::Floats>().write_unaligned(floats)
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        from_fn(|l| a[l] + b[l])
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        from_fn(|l| a[l] * b[l])
+        simd::Portable(ints.map(|x| x as f32))
     }
 
     #[inline(always)]
     unsafe fn max_abs(most: Self::Ints, b: Self::Floats) -> Self::Ints {
-        from_fn(|l| most[l].max(b[l].abs().to_bits() as i32))
+        from_fn(|l| most[l].max(b.0[l].abs().to_bits() as i32))
     }
 
     #[inline(always)]
     unsafe fn largest(most: Self::Ints) -> f32 {
         f32::from_bits(most.into_iter().fold(0, i32::max) as u32)
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
-        from_fn(|l| mul_add(a[l], b[l], acc[l]))
     }
 
     #[inline(always)]
@@ -117,9 +87,6 @@ impl PanelVector for Portable {
     unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK] {
         from_fn(|i| table[usize::from(qs[i % (QK / 2)] >> (i / (QK / 2) * 4) & 0x0f)])
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn transpose(from: *const u8, stride: usize, to: *mut u8, to_stride: usize) {

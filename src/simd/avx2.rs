@@ -16,7 +16,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct F32x8(__m256);
+pub(crate) struct F32x8(pub __m256);
 
 impl Vector for F32x8 {
     const LANES: usize = 8;

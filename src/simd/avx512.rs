@@ -16,7 +16,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct F32x16(__m512);
+pub(crate) struct F32x16(pub __m512);
 
 impl Vector for F32x16 {
     const LANES: usize = 16;

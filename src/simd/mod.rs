@@ -17,12 +17,11 @@ mod run;
 mod twice;
 mod vector;
 
-#[cfg(test)]
 pub(crate) use portable::Portable;
-#[cfg(all(target_arch = "x86_64", not(portable)))]
-pub(crate) use run::run_in_registers;
 pub(crate) use run::{Loop, run, run_loop};
 pub(crate) use twice::Twice;
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 pub(crate) use vector::InLanes;
 pub(crate) use vector::{Kernel, LaneArray, MOST_LANES, Vector};
+#[cfg(all(target_arch = "x86_64", not(portable)))]
+pub(crate) use {avx2::F32x8, avx512::F32x16, run::run_in_registers};

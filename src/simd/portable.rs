@@ -1,12 +1,12 @@
 //! Vectors for every CPU: arrays, whose loops the compiler makes vectors of.
 
 use super::vector::{Kernel, Vector};
-use crate::float::{f16_to_f32, nearest_int};
+use crate::float::{f16_to_f32, mul_add, nearest_int};
 use std::array::from_fn;
 
 /// `N` lanes.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable<const N: usize>([f32; N]);
+pub(crate) struct Portable<const N: usize>(pub [f32; N]);
 
 /// Methods that compute each lane from those of `self` and others.
 macro_rules! lane_by_lane {
@@ -42,12 +42,11 @@ impl<const N: usize> Vector for Portable<N> {
         with_sign_of(sign) => |a, b| a.copysign(b);
     }
 
-    /// Where the CPU may have no instruction for it, it is a call for each lane, whose code is not repeated wherever it
-    /// is used.
+    /// Where the CPU may have no instruction for it, it is long, and not repeated wherever it is used.
     #[cfg_attr(not(any(target_feature = "fma", target_arch = "aarch64")), inline(never))]
     #[cfg_attr(any(target_feature = "fma", target_arch = "aarch64"), inline(always))]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(from_fn(|l| self.0[l].mul_add(factor.0[l], addend.0[l])))
+        Self(from_fn(|l| mul_add(self.0[l], factor.0[l], addend.0[l])))
     }
     #[inline(never)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {

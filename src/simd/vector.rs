@@ -46,7 +46,7 @@ pub(crate) trait Kernel {
     type Output;
 
     /// Implementations are `#[inline(always)]`, and so is all that they call, so that it is compiled for V's
-    /// instruction set.
+    /// instruction set. V has 8 or 16 lanes, or 32 where [`Vector::call`] runs it on [`Vector::Wide`].
     ///
     /// # Safety
     ///

@@ -1,8 +1,11 @@
 //! Dot products with AVX2: 64 quants are two vectors.
 
-use super::vector::{DotVector, MAX_ROWS, table_values, total_eight_floats, totals_of_two};
+use super::vector::{
+    DotVector, MAX_ROWS, forward_to_intrinsics, table_values, total_eight_floats, totals_of_two,
+};
 use crate::dot::activations::{Activations, HalfOrder};
 use crate::dot::rows::Rows;
+use crate::simd::{F32x8, Vector};
 use std::arch::x86_64::*;
 
 /// See [`crate::dispatch::dot_rows`].
@@ -59,12 +62,6 @@ const SAME: [[u8; 32]; 8] = [
 /// Shuffle k gives the low half scale 2 k and the high half scale 2 k + 1.
 const PAIRS: [[u8; 32]; 4] = [spread(0, 1), spread(2, 3), spread(4, 5), spread(6, 7)];
 
-/// The same four numbers in every part.
-#[inline(always)]
-unsafe fn every_part(x: [u32; 4]) -> __m256i {
-    _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast()))
-}
-
 impl Avx2 {
     /// Bit `bit` of every byte as its bit `at`, and nothing else.
     #[inline(always)]
@@ -100,15 +97,23 @@ impl Avx2 {
 impl DotVector for Avx2 {
     type Quants = [__m256i; 2];
     type Integers = __m256i;
-    type Floats = __m256;
+    type Floats = F32x8;
     /// Eight words, in both parts; the other eight.
     type Scales = [__m256i; 2];
-    const LANES: usize = 8;
 
-    #[inline(always)]
-    unsafe fn first_16(from: *const u8) -> Self::Integers {
-        _mm256_zextsi128_si256(_mm_loadu_si128(from.cast()))
-    }
+    forward_to_intrinsics!(
+        _mm256_setzero_si256,
+        _mm256_or_si256,
+        _mm256_and_si256,
+        _mm256_add_epi32,
+        _mm256_madd_epi16,
+        _mm256_shuffle_epi32,
+        _mm256_srlv_epi32,
+        _mm256_unpacklo_epi8,
+        _mm256_unpackhi_epi8,
+        _mm256_zextsi128_si256,
+        _mm256_broadcastsi128_si256
+    );
 
     #[inline(always)]
     unsafe fn rows_of_16(from: *const u8, stride: usize) -> Self::Integers {
@@ -116,46 +121,9 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn repeat(from: *const u8) -> Self::Integers {
-        _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()))
-    }
-
-    #[inline(always)]
-    unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers {
-        _mm256_shuffle_epi32::<ORDER>(x)
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers {
-        _mm256_srlv_epi32(x, every_part(bits))
-    }
-
-    #[inline(always)]
-    unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers {
-        _mm256_and_si256(x, every_part(mask))
-    }
-
-    #[inline(always)]
-    unsafe fn or(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm256_or_si256(a, b)
-    }
-
-    #[inline(always)]
-    unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2] {
-        let zero = _mm256_setzero_si256();
-        [_mm256_unpacklo_epi8(x, zero), _mm256_unpackhi_epi8(x, zero)]
-    }
-
-    #[inline(always)]
     unsafe fn first_dwords(x: Self::Integers) -> __m128i {
         let first = _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4);
         _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, first))
-    }
-
-    #[inline(always)]
-    unsafe fn part_totals(x: Self::Integers) -> __m128i {
-        let x = _mm256_add_epi32(x, _mm256_shuffle_epi32::<0b01_00_11_10>(x));
-        Self::first_dwords(_mm256_add_epi32(x, _mm256_shuffle_epi32::<0b10_11_00_01>(x)))
     }
 
     #[inline(always)]
@@ -166,16 +134,6 @@ impl DotVector for Avx2 {
     #[inline(always)]
     unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i {
         totals_of_two(rows)
-    }
-
-    #[inline(always)]
-    unsafe fn zero() -> Self::Integers {
-        _mm256_setzero_si256()
-    }
-
-    #[inline(always)]
-    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm256_madd_epi16(a, b)
     }
 
     #[inline(always)]
@@ -240,11 +198,6 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm256_add_epi32(a, b)
-    }
-
-    #[inline(always)]
     unsafe fn sub_eight(this: Self::Integers, eight: __m256i) -> Self::Integers {
         _mm256_sub_epi32(this, eight)
     }
@@ -306,49 +259,24 @@ impl DotVector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn zero_floats() -> Self::Floats {
-        _mm256_setzero_ps()
-    }
-
-    #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
         let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
-        _mm256_i32gather_ps::<4>(values, places)
+        F32x8(_mm256_i32gather_ps::<4>(values, places))
     }
 
     #[inline(always)]
     unsafe fn widen(eight: __m256) -> Self::Floats {
-        eight
+        F32x8(eight)
     }
 
     #[inline(always)]
-    unsafe fn load_f32(from: *const u8) -> Self::Floats {
-        _mm256_loadu_ps(from.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self::Floats {
-        _mm256_cvtph_ps(_mm_loadu_si128(from.cast()))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self::Floats {
+    unsafe fn load_bf16(from: *const u16) -> Self::Floats {
         let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
-        _mm256_fmadd_ps(a, b, acc)
-    }
-
-    #[inline(always)]
-    unsafe fn add_floats(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        _mm256_add_ps(a, b)
+        F32x8(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)))
     }
 
     #[inline(always)]
     unsafe fn total_sixteen_floats([low, high]: [Self::Floats; 2]) -> f32 {
-        total_eight_floats(_mm256_add_ps(low, high))
+        total_eight_floats(low.add(high).0)
     }
 }

@@ -1,10 +1,11 @@
 //! Dot products with AVX-512: 64 quants are one vector. With VNNI a multiply-add and its sum are
 //! one instruction; without, they are AVX-512 BW's two or three.
 
-use super::vector::{DotVector, MAX_ROWS, total_eight_floats};
+use super::vector::{DotVector, MAX_ROWS, forward_to_intrinsics, total_eight_floats};
 use crate::block::iq4::{UNSIGNED, VALUES};
 use crate::dot::activations::{Activations, HalfOrder};
 use crate::dot::rows::Rows;
+use crate::simd::F32x16;
 use std::arch::x86_64::*;
 
 /// See [`crate::dispatch::dot_rows`].
@@ -88,12 +89,6 @@ const OF_32: [[[u16; 32]; 2]; MAX_ROWS] = [
 /// The scales of sub-blocks of 16, for the first and the second half of a block.
 const OF_16: [[u16; 32]; 2] = [packed(0, SIXTEENS), packed(8, SIXTEENS)];
 
-/// The same four numbers in every part.
-#[inline(always)]
-unsafe fn every_part(x: [u32; 4]) -> __m512i {
-    _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()))
-}
-
 /// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
 #[inline(always)]
 unsafe fn add_pairs(a: __m512i, b: __m512i) -> __m512i {
@@ -155,15 +150,23 @@ const OR_AND: i32 = 0b1111_1000;
 impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     type Quants = __m512i;
     type Integers = __m512i;
-    type Floats = __m512;
+    type Floats = F32x16;
     /// Words.
     type Scales = __m512i;
-    const LANES: usize = 16;
 
-    #[inline(always)]
-    unsafe fn first_16(from: *const u8) -> Self::Integers {
-        _mm512_zextsi128_si512(_mm_loadu_si128(from.cast()))
-    }
+    forward_to_intrinsics!(
+        _mm512_setzero_si512,
+        _mm512_or_si512,
+        _mm512_and_si512,
+        _mm512_add_epi32,
+        _mm512_madd_epi16,
+        _mm512_shuffle_epi32,
+        _mm512_srlv_epi32,
+        _mm512_unpacklo_epi8,
+        _mm512_unpackhi_epi8,
+        _mm512_zextsi128_si512,
+        _mm512_broadcast_i32x4
+    );
 
     #[inline(always)]
     unsafe fn rows_of_16(from: *const u8, stride: usize) -> Self::Integers {
@@ -175,46 +178,9 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn repeat(from: *const u8) -> Self::Integers {
-        _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast()))
-    }
-
-    #[inline(always)]
-    unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers {
-        _mm512_shuffle_epi32::<ORDER>(x)
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers {
-        _mm512_srlv_epi32(x, every_part(bits))
-    }
-
-    #[inline(always)]
-    unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers {
-        _mm512_and_si512(x, every_part(mask))
-    }
-
-    #[inline(always)]
-    unsafe fn or(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm512_or_si512(a, b)
-    }
-
-    #[inline(always)]
-    unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2] {
-        let zero = _mm512_setzero_si512();
-        [_mm512_unpacklo_epi8(x, zero), _mm512_unpackhi_epi8(x, zero)]
-    }
-
-    #[inline(always)]
     unsafe fn first_dwords(x: Self::Integers) -> __m128i {
         let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
         _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, x))
-    }
-
-    #[inline(always)]
-    unsafe fn part_totals(x: Self::Integers) -> __m128i {
-        let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
-        Self::first_dwords(_mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x)))
     }
 
     #[inline(always)]
@@ -234,16 +200,6 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
         );
         let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
         _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
-    }
-
-    #[inline(always)]
-    unsafe fn zero() -> Self::Integers {
-        _mm512_setzero_si512()
-    }
-
-    #[inline(always)]
-    unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm512_madd_epi16(a, b)
     }
 
     #[inline(always)]
@@ -284,11 +240,6 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales {
         _mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes))
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers {
-        _mm512_add_epi32(a, b)
     }
 
     #[inline(always)]
@@ -353,50 +304,25 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn zero_floats() -> Self::Floats {
-        _mm512_setzero_ps()
-    }
-
-    #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
         let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
-        _mm512_i32gather_ps::<4>(places, values)
+        F32x16(_mm512_i32gather_ps::<4>(places, values))
     }
 
     #[inline(always)]
     unsafe fn widen(eight: __m256) -> Self::Floats {
-        _mm512_zextps256_ps512(eight)
+        F32x16(_mm512_zextps256_ps512(eight))
     }
 
     #[inline(always)]
-    unsafe fn load_f32(from: *const u8) -> Self::Floats {
-        _mm512_loadu_ps(from.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self::Floats {
-        _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self::Floats {
+    unsafe fn load_bf16(from: *const u16) -> Self::Floats {
         let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats {
-        _mm512_fmadd_ps(a, b, acc)
-    }
-
-    #[inline(always)]
-    unsafe fn add_floats(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        _mm512_add_ps(a, b)
+        F32x16(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
     }
 
     #[inline(always)]
     unsafe fn total_sixteen_floats([acc, _]: [Self::Floats; 2]) -> f32 {
-        let halves = (_mm512_castps512_ps256(acc), _mm512_extractf32x8_ps::<1>(acc));
+        let halves = (_mm512_castps512_ps256(acc.0), _mm512_extractf32x8_ps::<1>(acc.0));
         total_eight_floats(_mm256_add_ps(halves.0, halves.1))
     }
 }

@@ -10,11 +10,12 @@
 
 use super::k_rows::{KRows, k_rows};
 use super::outliers::Outliers;
-use super::vector::{DotVector, MAX_ROWS, prefetch};
+use super::vector::{DotVector, MAX_ROWS, for_each_group, prefetch};
 use crate::block::{BlockQ4K, BlockQ5K, Bytes, blocks};
 use crate::dot::activations::{Activations, NibbleOrder};
 #[cfg(test)]
 use crate::dot::{activations::BlockQ8K, scalar::KSums};
+use crate::simd::Vector;
 use std::arch::x86_64::*;
 
 /// Q4_K or Q5_K, whose first 16 bytes are two f16 factors and the packed scales.
@@ -123,7 +124,7 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
 ) -> [f32; MAX_ROWS] {
     let (rows, length) = (if ONE { 1 } else { V::ROWS }, y.len());
     let (mut acc, mut mins) = (_mm_setzero_ps(), _mm_setzero_ps());
-    let mut added = [[V::zero_floats(); 2]; MAX_ROWS];
+    let mut added = [[V::Floats::splat(0.0); 2]; MAX_ROWS];
     for (i, y) in y.iter().enumerate() {
         let start = blocks.as_ptr().add(first * length + i).cast();
         let headers =
@@ -169,16 +170,11 @@ pub(super) unsafe fn dot_rows<V: DotVector, B: NibbleBlock, const N: usize>(
     out: &mut [f32],
 ) {
     let blocks = blocks::<B>(data);
-    let (groups, rest) = out.split_at_mut(out.len() / V::ROWS * V::ROWS);
-    let rest_from = groups.len();
     // there are `out.len()` rows.
-    for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
-        let products = dot_group::<V, B, N, false>(blocks, outliers, i * V::ROWS, y);
-        out.copy_from_slice(&products[..V::ROWS]);
-    }
-    for (i, out) in rest.iter_mut().enumerate() {
-        *out = dot_group::<V, B, N, true>(blocks, outliers, rest_from + i, y)[0];
-    }
+    for_each_group!(V, out, |row| {
+        many: dot_group::<V, B, N, false>(blocks, outliers, row, y),
+        one: dot_group::<V, B, N, true>(blocks, outliers, row, y),
+    });
 }
 
 /// The integers of a block, added up.

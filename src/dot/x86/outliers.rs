@@ -5,6 +5,7 @@
 use super::vector::DotVector;
 use crate::block::QK_K;
 use crate::dot::activations::Sparse;
+use crate::simd::Vector;
 use crate::simd::bytes_x86::f16_to_f32;
 use std::arch::x86_64::*;
 
@@ -55,7 +56,7 @@ unsafe fn one(index: *const u8, residual: *const u8, values: *const f32) -> [__m
 /// `acc + residual · value`, in the first eight lanes.
 #[inline(always)]
 unsafe fn multiply_add<V: DotVector>(acc: V::Floats, [residual, value]: [__m256; 2]) -> V::Floats {
-    V::fma(V::widen(residual), V::widen(value), acc)
+    V::widen(residual).mul_add(V::widen(value), acc)
 }
 
 impl Outliers<'_> {
@@ -79,10 +80,10 @@ impl Outliers<'_> {
         let values = self.sparse.values.as_ptr().add(QK_K * i);
         let mut k = 0;
         while k + 16 <= n {
-            for (v, acc) in acc.iter_mut().enumerate().take(16 / V::LANES) {
-                let k = k + v * V::LANES;
+            for (v, acc) in acc.iter_mut().enumerate().take(16 / V::Floats::LANES) {
+                let k = k + v * V::Floats::LANES;
                 let values = V::gather(values, index.add(k));
-                *acc = V::fma(V::load_f16(residual.add(2 * k)), values, *acc);
+                *acc = V::Floats::load_half(residual.add(2 * k).cast()).mul_add(values, *acc);
             }
             k += 16;
         }

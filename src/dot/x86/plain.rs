@@ -7,6 +7,7 @@ use crate::block::{
     BlockQ8_0, Bytes, QK, blocks,
 };
 use crate::dot::scalar::Activation32;
+use crate::simd::Vector;
 use crate::simd::bytes_x86::{look_up, nibbles_32};
 use std::arch::x86_64::*;
 
@@ -102,19 +103,19 @@ pub(super) trait NumberDot: Bytes {
 }
 
 macro_rules! number_dot {
-    ($block:ident, $load:ident) => {
+    ($block:ident, |$from:ident| $load:expr) => {
         impl NumberDot for $block {
             #[inline(always)]
-            unsafe fn load<V: DotVector>(from: *const u8) -> V::Floats {
-                V::$load(from)
+            unsafe fn load<V: DotVector>($from: *const u8) -> V::Floats {
+                $load
             }
         }
     };
 }
 
-number_dot!(BlockF32, load_f32);
-number_dot!(BlockF16, load_f16);
-number_dot!(BlockBF16, load_bf16);
+number_dot!(BlockF32, |from| V::Floats::load(from.cast()));
+number_dot!(BlockF16, |from| V::Floats::load_half(from.cast()));
+number_dot!(BlockBF16, |from| V::load_bf16(from.cast()));
 
 /// Sixteen lanes, in as many vectors as they take.
 #[derive(Clone, Copy)]
@@ -128,16 +129,16 @@ impl<V: DotVector> Sixteen<V> {
     /// The CPU has V's ISA, and `w` and `x` point to sixteen numbers each. The same holds below.
     #[inline(always)]
     unsafe fn add_products<B: NumberDot>(&mut self, w: *const u8, x: *const f32) {
-        for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::LANES) {
-            let i = v * V::LANES;
+        for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::Floats::LANES) {
+            let i = v * V::Floats::LANES;
             let w = B::load::<V>(w.add(i * size_of::<B>()));
-            *acc = V::fma(w, V::load_f32(x.add(i).cast()), *acc);
+            *acc = w.mul_add(V::Floats::load(x.add(i)), *acc);
         }
     }
 
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
-        Self([V::add_floats(self.0[0], other.0[0]), V::add_floats(self.0[1], other.0[1])])
+        Self([self.0[0].add(other.0[0]), self.0[1].add(other.0[1])])
     }
 }
 
@@ -147,7 +148,7 @@ unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
     let (w, count) = (row.as_ptr(), x.len());
     let x = x.as_ptr();
     // every load lies in the slices, or in the padded copies.
-    let mut acc = [Sixteen::<V>([V::zero_floats(); 2]); 4];
+    let mut acc = [Sixteen::<V>([V::Floats::splat(0.0); 2]); 4];
     let mut i = 0;
     while i + 64 <= count {
         prefetch(w.add(i), 64 * size_of::<B>());

@@ -1,7 +1,7 @@
 //! Q2_K, Q3_K, Q6_K and IQ4_XS: the integers of a block row by row, and their floats for as many rows at
 //! once as a vector has parts of 128 bits. A row that is left alone takes the first lane.
 
-use super::vector::{DotVector, MAX_ROWS, prefetch};
+use super::vector::{DotVector, MAX_ROWS, for_each_group, prefetch};
 use crate::block::{Bytes, blocks};
 #[cfg(test)]
 use crate::dot::scalar::KSums;
@@ -82,16 +82,11 @@ pub(super) unsafe fn dot_rows<V: DotVector, B: RowBlock>(
     out: &mut [f32],
 ) {
     let blocks = blocks::<B>(data);
-    let (groups, rest) = out.split_at_mut(out.len() / V::ROWS * V::ROWS);
-    let rest_from = groups.len();
     // there are `out.len()` rows.
-    for (i, out) in groups.chunks_exact_mut(V::ROWS).enumerate() {
-        let products = dot_group::<V, B, false>(blocks, i * V::ROWS, y);
-        out.copy_from_slice(&products[..V::ROWS]);
-    }
-    for (i, out) in rest.iter_mut().enumerate() {
-        *out = dot_group::<V, B, true>(blocks, rest_from + i, y)[0];
-    }
+    for_each_group!(V, out, |row| {
+        many: dot_group::<V, B, false>(blocks, row, y),
+        one: dot_group::<V, B, true>(blocks, row, y),
+    });
 }
 
 /// The integers of a block, added up.

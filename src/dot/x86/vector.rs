@@ -2,6 +2,7 @@
 
 use crate::block::iq4::VALUES;
 use crate::dot::activations::HalfOrder;
+use crate::simd::Vector;
 use std::arch::x86_64::*;
 
 /// The most rows that an ISA takes at once.
@@ -21,24 +22,24 @@ pub(super) fn prefetch<T>(from: *const T, size: usize) {
     }
 }
 
-/// What an ISA has to offer. `Quants` are 64 unsigned bytes; a part is 128 bits of a vector.
+/// Vectors of integers beside those of f32. `Quants` are 64 unsigned bytes; a part is 128 bits of a vector.
 ///
 /// # Safety
 ///
-/// Every function may be called only where the CPU has the implementor's ISA, with pointers to as
-/// many bytes as it says; they need no alignment.
+/// What every function asks of its caller:
+///
+/// * the CPU has the implementor's instruction set;
+/// * pointers lead to as many bytes as the function says, or to a vector's; they need no alignment.
 pub(super) trait DotVector: Copy {
     type Quants: Copy;
     /// A vector of integers.
     type Integers: Copy;
     /// A vector of f32.
-    type Floats: Copy;
+    type Floats: Vector;
     /// The scales of sixteen sub-blocks, ready to be multiplied.
     type Scales: Copy;
-    /// Lanes of `Floats`.
-    const LANES: usize;
     /// Rows that are taken at once: the parts of a vector.
-    const ROWS: usize = Self::LANES / 4;
+    const ROWS: usize = Self::Floats::LANES / 4;
 
     /// Sixteen bytes, then zeros.
     unsafe fn first_16(from: *const u8) -> Self::Integers;
@@ -113,21 +114,87 @@ pub(super) trait DotVector: Copy {
     /// Eight sums of the products of 32 unsigned and 32 signed bytes.
     unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i;
 
-    unsafe fn zero_floats() -> Self::Floats;
     /// `values[index]` for as many places as there are lanes.
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats;
     /// Eight lanes, then zeros if there are more.
     unsafe fn widen(eight: __m256) -> Self::Floats;
-    unsafe fn load_f32(from: *const u8) -> Self::Floats;
-    unsafe fn load_f16(from: *const u8) -> Self::Floats;
-    unsafe fn load_bf16(from: *const u8) -> Self::Floats;
-    /// `acc + a · b`
-    unsafe fn fma(a: Self::Floats, b: Self::Floats, acc: Self::Floats) -> Self::Floats;
-    unsafe fn add_floats(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn load_bf16(from: *const u16) -> Self::Floats;
     /// Sixteen lanes, in as many vectors as they take, added as a tree: each to the one half of the lanes
     /// away.
     unsafe fn total_sixteen_floats(acc: [Self::Floats; 2]) -> f32;
 }
+
+/// The methods of [`DotVector`] that AVX2 and AVX-512 have under other names alone.
+macro_rules! forward_to_intrinsics {
+    (
+        $zero:ident, $or:ident, $and:ident, $add:ident, $madd:ident, $shuffle:ident, $shift:ident,
+        $low_bytes:ident, $high_bytes:ident, $first_part:ident, $every_part:ident
+    ) => {
+        #[inline(always)]
+        unsafe fn zero() -> Self::Integers {
+            $zero()
+        }
+        #[inline(always)]
+        unsafe fn or(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+            $or(a, b)
+        }
+        #[inline(always)]
+        unsafe fn and(x: Self::Integers, mask: [u32; 4]) -> Self::Integers {
+            $and(x, Self::repeat(mask.as_ptr().cast()))
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+            $add(a, b)
+        }
+        #[inline(always)]
+        unsafe fn madd(a: Self::Integers, b: Self::Integers) -> Self::Integers {
+            $madd(a, b)
+        }
+        #[inline(always)]
+        unsafe fn shuffle<const ORDER: i32>(x: Self::Integers) -> Self::Integers {
+            $shuffle::<ORDER>(x)
+        }
+        #[inline(always)]
+        unsafe fn shift_right(x: Self::Integers, bits: [u32; 4]) -> Self::Integers {
+            $shift(x, Self::repeat(bits.as_ptr().cast()))
+        }
+        #[inline(always)]
+        unsafe fn widen_bytes(x: Self::Integers) -> [Self::Integers; 2] {
+            [$low_bytes(x, $zero()), $high_bytes(x, $zero())]
+        }
+        #[inline(always)]
+        unsafe fn first_16(from: *const u8) -> Self::Integers {
+            $first_part(_mm_loadu_si128(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn repeat(from: *const u8) -> Self::Integers {
+            $every_part(_mm_loadu_si128(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn part_totals(x: Self::Integers) -> __m128i {
+            let x = $add(x, $shuffle::<0b01_00_11_10>(x));
+            Self::first_dwords($add(x, $shuffle::<0b10_11_00_01>(x)))
+        }
+    };
+}
+
+/// Fills `$out` with the products of rows: those of [`DotVector::ROWS`] rows at once, and of what is left of one.
+macro_rules! for_each_group {
+    ($vector:ident, $out:ident, |$row:ident| { many: $many:expr, one: $one:expr, }) => {
+        let grouped = $out.len() / $vector::ROWS * $vector::ROWS;
+        let (groups, rest) = $out.split_at_mut(grouped);
+        for (i, out) in groups.chunks_exact_mut($vector::ROWS).enumerate() {
+            let $row = i * $vector::ROWS;
+            out.copy_from_slice(&$many[..$vector::ROWS]);
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            let $row = grouped + i;
+            *out = $one[0];
+        }
+    };
+}
+
+pub(super) use {for_each_group, forward_to_intrinsics};
 
 /// In every part lanes 0 and 2 of `a` added, and of `b`, then lanes 1 and 3 of `a`, and of `b`.
 #[inline(always)]

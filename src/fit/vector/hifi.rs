@@ -2,7 +2,8 @@
 //!
 //! The vector version of [`crate::fit::refit`], which stays its oracle.
 
-use super::k::{Columns, GROUP, MOST_BLOCKS, group_size};
+use super::k::{Columns, GROUP, MOST_BLOCKS};
+use super::ranges::ranges;
 use crate::block::k_scales::SUB_BLOCKS;
 use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::fit::hifi::Refit;
@@ -26,13 +27,10 @@ pub(crate) unsafe fn encode_blocks<V: Vector>(
     out: &mut [HifiBlock],
 ) {
     let (mut columns, mut guesses) = (Columns::new(), Guesses::default());
-    let mut start = 0;
-    while start < x.len() {
-        let range = start..start + group_size::<V>(x.len() - start);
-        start = range.end;
+    for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
         let importance = importance.map(|w| &w[range.clone()]);
         let (x, out) = (&x[range.clone()], &mut out[range]);
-        if out.len() > V::LANES / SUB_BLOCKS {
+        if is_twice {
             encode_group::<Twice<V>, V>(x, importance, outliers, (&mut columns, &mut guesses), out);
         } else {
             encode_group::<V, V>(x, importance, outliers, (&mut columns, &mut guesses), out);

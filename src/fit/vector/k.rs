@@ -4,7 +4,8 @@
 //! from the same operations in the same order.
 
 use super::affine::fit_affine;
-use super::weights::{means_of_squares, of_lanes, weigh};
+use super::ranges::ranges;
+use super::weights::{means_of_squares, weigh_blocks};
 use crate::block::k_scales::SUB_BLOCKS;
 use crate::block::{KFit, QK_K};
 use crate::fit::k::KParameters;
@@ -31,25 +32,15 @@ pub(crate) unsafe fn fit_blocks<V: Vector>(
     fits: &mut [KFit],
 ) {
     let mut columns = Columns::new();
-    let mut start = 0;
-    while start < x.len() {
-        let range = start..start + group_size::<V>(x.len() - start);
-        start = range.end;
+    for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
         let importance = importance.map(|w| &w[range.clone()]);
         let (x, fits) = (&x[range.clone()], &mut fits[range]);
-        if fits.len() > V::LANES / SUB_BLOCKS {
+        if is_twice {
             columns.fit::<Twice<V>>(parameters, x, importance, fits);
         } else {
             columns.fit::<V>(parameters, x, importance, fits);
         }
     }
-}
-
-/// How many of `rest` blocks to fit together: in two vectors if they do not fit into one.
-#[inline(always)]
-pub(crate) fn group_size<V: Vector>(rest: usize) -> usize {
-    let per_vector = V::LANES / SUB_BLOCKS;
-    rest.min(if rest > per_vector { 2 * per_vector } else { per_vector })
 }
 
 /// Blocks that fit into a vector, every sub-block a lane.
@@ -120,9 +111,9 @@ impl Columns {
             }
             Some(importance) => {
                 V::transpose(importance.as_ptr().cast(), GROUP, it.as_mut_ptr());
-                let sigma2 = of_lanes::<SUB_BLOCKS>(&means_of_squares::<MOST_BLOCKS>(x, 2.0));
-                let sigma2 = V::load(sigma2.as_ptr());
-                weigh::<V, GROUP>(sigma2, xt.as_ptr(), it.as_ptr(), wt.as_mut_ptr());
+                let means = means_of_squares::<MOST_BLOCKS>(x, 2.0);
+                let (x, it, wt) = (xt.as_ptr(), it.as_ptr(), wt.as_mut_ptr());
+                weigh_blocks::<V, GROUP, SUB_BLOCKS>(&means, x, it, wt);
             }
         }
         let search = importance.map_or(parameters.search, |_| Search::FINE);

@@ -1,11 +1,13 @@
 //! The legacy types' fits under importance, every lane a block of the row.
 
 use super::affine::fit_affine;
+use super::ranges::ranges;
 use super::signed::fit_signed;
 use super::weights::weigh;
 use crate::block::QK;
 use crate::fit::search::{self as fit, Search};
 use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+use std::ops::Range;
 
 /// Weights in a group.
 const GROUP: usize = QK;
@@ -18,7 +20,17 @@ struct Blocks<'a> {
     mean_square: f32,
 }
 
-impl Blocks<'_> {
+impl<'a> Blocks<'a> {
+    #[inline(always)]
+    fn of(
+        range: Range<usize>,
+        x: &'a [[f32; QK]],
+        importance: &'a [[f32; QK]],
+        mean_square: f32,
+    ) -> Self {
+        Self { x: &x[range.clone()], importance: &importance[range], mean_square }
+    }
+
     /// Puts the blocks into lanes, with the weights importance · √(mean square of the row + x²). What
     /// is left of a vector is zeros.
     ///
@@ -71,34 +83,6 @@ unsafe fn round<V: Vector>(
     quants
 }
 
-/// Calls `$fit` for vectors full of blocks of a row, two side by side where there are that many.
-macro_rules! for_each_vector {
-    ($vector:ident, $x:expr, $importance:expr, $mean_square:expr, $out:expr, $fit:ident($($argument:expr),*)) => {{
-        let (x, importance) = ($x.as_chunks::<QK>().0, $importance.as_chunks::<QK>().0);
-        let mut start = 0;
-        while start < x.len() {
-            let rest = x.len() - start;
-            let twice = rest > $vector::LANES;
-            let range = start..start + rest.min(if twice { 2 * $vector::LANES } else { $vector::LANES });
-            let blocks = Blocks {
-                x: &x[range.clone()],
-                importance: &importance[range.clone()],
-                mean_square: $mean_square,
-            };
-            start = range.end;
-            let out = &mut $out[range];
-            // SAFETY: as the caller's; there are no more blocks than lanes.
-            unsafe {
-                if twice {
-                    $fit::<$vector, Twice<$vector>, _>(&blocks, $($argument,)* out);
-                } else {
-                    $fit::<$vector, $vector, _>(&blocks, $($argument,)* out);
-                }
-            }
-        }
-    }};
-}
-
 /// The vector version of [`crate::block::legacy::quantize_symmetric`] with importance.
 ///
 /// # Safety
@@ -113,7 +97,16 @@ pub(crate) unsafe fn quantize_symmetric<V: Vector, B>(
     out: &mut [B],
     store: fn(f32, &[u8; QK]) -> B,
 ) {
-    for_each_vector!(V, x, importance, mean_square, out, fit_symmetric(i32::from(half), store));
+    let (x, importance) = (x.as_chunks().0, importance.as_chunks().0);
+    for (range, is_twice) in ranges::<V>(x.len(), 1) {
+        let blocks = Blocks::of(range.clone(), x, importance, mean_square);
+        let (half, out) = (i32::from(half), &mut out[range]);
+        if is_twice {
+            fit_symmetric::<V, Twice<V>, _>(&blocks, half, store, out);
+        } else {
+            fit_symmetric::<V, V, _>(&blocks, half, store, out);
+        }
+    }
 }
 
 /// # Safety
@@ -148,14 +141,23 @@ pub(crate) unsafe fn quantize_affine<V: Vector, B>(
     out: &mut [B],
     store: fn(f32, f32, &[u8; QK]) -> B,
 ) {
-    for_each_vector!(V, x, importance, mean_square, out, fit_blocks(i32::from(levels), store));
+    let (x, importance) = (x.as_chunks().0, importance.as_chunks().0);
+    for (range, is_twice) in ranges::<V>(x.len(), 1) {
+        let blocks = Blocks::of(range.clone(), x, importance, mean_square);
+        let (levels, out) = (i32::from(levels), &mut out[range]);
+        if is_twice {
+            fit_affine_blocks::<V, Twice<V>, _>(&blocks, levels, store, out);
+        } else {
+            fit_affine_blocks::<V, V, _>(&blocks, levels, store, out);
+        }
+    }
 }
 
 /// # Safety
 ///
 /// The CPU has V's ISA, and there are no more blocks than W has lanes.
 #[inline(always)]
-unsafe fn fit_blocks<V: Vector, W: Vector, B>(
+unsafe fn fit_affine_blocks<V: Vector, W: Vector, B>(
     blocks: &Blocks<'_>,
     levels: i32,
     store: fn(f32, f32, &[u8; QK]) -> B,

@@ -12,6 +12,7 @@ mod moves;
 mod q2_k;
 mod q3_k;
 mod q6_k;
+mod ranges;
 mod signed;
 mod weights;
 

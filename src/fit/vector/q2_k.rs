@@ -4,11 +4,13 @@
 use super::affine::fit_affine;
 use super::k::round_quants;
 use super::moves::fit_positive;
-use super::weights::{means_of_squares, of_lanes, weigh};
+use super::ranges::ranges;
+use super::weights::{means_of_squares, weigh_blocks};
 use crate::block::q2_k::{LEVELS, MAX_SCALE, SUB, SUB_BLOCKS};
 use crate::block::{BlockQ2K, QK_K};
 use crate::fit::search::Search;
 use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+use std::ops::Range;
 
 /// Blocks whose scales and minima are fitted together.
 const BATCH: usize = MOST / 2;
@@ -73,59 +75,49 @@ unsafe fn fit_batch<V: Vector>(
         None => [0f32; BATCH],
         Some(_) => means_of_squares::<BATCH>(x, 1.0),
     };
-    let blocks = 2 * V::LANES / SUB_BLOCKS;
-    let mut first = 0;
-    while first < x.len() {
-        let rest = x.len() - first;
-        // if there are fewer, it is one block of two, half the lanes.
-        let fine = if rest >= blocks {
-            fit_blocks::<Twice<V>>(first, x, importance, &means, fits)
+    for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
+        // LANES of one vector or of two are whole blocks.
+        let fine = if is_twice {
+            fit_blocks::<Twice<V>>(range, x, importance, &means, fits)
         } else {
-            fit_blocks::<V>(first, x, importance, &means, fits)
+            fit_blocks::<V>(range, x, importance, &means, fits)
         };
         if !fine {
             return false;
         }
-        first += blocks;
     }
     true
 }
 
-/// Fits as many blocks, from `first` on, as fill a vector.
+/// Fits the blocks of a range, which fill a vector.
 #[inline(always)]
 unsafe fn fit_blocks<W: Vector>(
-    first: usize,
+    range: Range<usize>,
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
     means: &[f32; BATCH],
     fits: &mut Fits,
 ) -> bool {
-    let blocks = W::LANES / SUB_BLOCKS;
-    let x = &x[first..first + blocks];
+    let x = &x[range.clone()];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // The arrays have room for the largest number of lanes.
-    let sub = {
-        W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
-        match importance {
-            None => {
-                for i in (0..SUB * W::LANES).step_by(W::LANES) {
-                    W::load(xt.as_ptr().add(i)).abs().store(wt.as_mut_ptr().add(i));
-                }
-                fit_affine::<W, SUB>(xt.as_ptr(), wt.as_ptr(), LEVELS, Search::Q2_K)
+    let (xt, wt) = (xt.as_mut_ptr(), wt.as_mut_ptr());
+    W::transpose(x.as_ptr().cast(), SUB, xt);
+    let search = match importance {
+        None => {
+            for i in (0..SUB * W::LANES).step_by(W::LANES) {
+                W::load(xt.add(i)).abs().store(wt.add(i));
             }
-            Some(importance) => {
-                let importance = &importance[first..first + blocks];
-                W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
-                let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
-                let mean = W::load(means.as_ptr());
-                weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
-                fit_affine::<W, SUB>(xt.as_ptr(), wt.as_ptr(), LEVELS, Search::FINE)
-            }
+            Search::Q2_K
+        }
+        Some(importance) => {
+            W::transpose(importance[range.clone()].as_ptr().cast(), SUB, wt);
+            weigh_blocks::<W, SUB, SUB_BLOCKS>(&means[range.clone()], xt, wt, wt);
+            Search::FINE
         }
     };
+    let sub = fit_affine::<W, SUB>(xt, wt, LEVELS, search);
     let Some(sub) = sub else { return false };
-    for l in 0..blocks {
-        let block = first + l;
+    for (l, block) in range.enumerate() {
         fits.scales_and_mins[2 * block] = sub.scale.as_chunks().0[l];
         fits.scales_and_mins[2 * block + 1] = sub.min.as_chunks().0[l];
         fits.weights[2 * block] = sub.sum_w.as_chunks().0[l];
@@ -148,22 +140,17 @@ unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ
         out.iter_mut().enumerate().for_each(|(block, out)| *out = of(block));
         return;
     }
-    let mut first = 0;
-    while first < out.len() {
-        let twice = 2 * (out.len() - first) > V::LANES;
-        let lanes = if twice { 2 * V::LANES } else { V::LANES };
-        let end = out.len().min(first + lanes / 2);
-        let part = &mut out[first..end];
+    for (range, is_twice) in ranges::<V>(out.len(), 2) {
+        let (first, out) = (range.start, &mut out[range]);
         // the blocks have no more lanes than that.
-        let fine = if twice {
-            fit_scales::<Twice<V>>(first, fits, part)
+        let fine = if is_twice {
+            fit_scales::<Twice<V>>(first, fits, out)
         } else {
-            fit_scales::<V>(first, fits, part)
+            fit_scales::<V>(first, fits, out)
         };
         if !fine {
-            part.iter_mut().enumerate().for_each(|(l, out)| *out = of(first + l));
+            out.iter_mut().enumerate().for_each(|(l, out)| *out = of(first + l));
         }
-        first = end;
     }
 }
 

@@ -1,13 +1,15 @@
 //! Q3_K's fit, every lane a sub-block; then, under importance, every lane the scales of a block.
 
 use super::moves::fit_signed_by_moves;
+use super::ranges::ranges;
 use super::signed::fit_signed;
-use super::weights::{means_of_squares, of_lanes, weigh};
+use super::weights::{means_of_squares, weigh_blocks};
 use crate::block::q3_k::{HALF, HALF_SCALE, SUB, SUB_BLOCKS};
 use crate::block::{BlockQ3K, QK_K};
 use crate::fit::search as fit;
 use crate::float::nearest_int;
 use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
+use std::ops::Range;
 
 /// Blocks whose scales are fitted together.
 const BATCH: usize = MOST / 2;
@@ -70,68 +72,60 @@ unsafe fn fit_batch<V: Vector>(
         None => [0f32; BATCH],
         Some(_) => means_of_squares::<BATCH>(x, 2.0),
     };
-    let blocks = 2 * V::LANES / SUB_BLOCKS;
-    for first in (0..x.len()).step_by(blocks) {
-        // if there are fewer, it is one block of two, half the lanes.
-        if x.len() - first >= blocks {
-            fit_blocks::<Twice<V>>(first, x, importance, &means, fits);
+    for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
+        // LANES of one vector or of two are whole blocks.
+        if is_twice {
+            fit_blocks::<Twice<V>>(range, x, importance, &means, fits);
         } else {
-            fit_blocks::<V>(first, x, importance, &means, fits);
+            fit_blocks::<V>(range, x, importance, &means, fits);
         }
     }
 }
 
-/// Fits as many blocks, from `first` on, as fill a vector.
+/// Fits the blocks of a range, which fill a vector.
 #[inline(always)]
 unsafe fn fit_blocks<W: Vector>(
-    first: usize,
+    range: Range<usize>,
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
     means: &[f32; BATCH],
     fits: &mut ScaleFits,
 ) {
-    let blocks = W::LANES / SUB_BLOCKS;
-    let x = &x[first..first + blocks];
+    let x = &x[range.clone()];
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
+    let (xt, wt) = (xt.as_mut_ptr(), wt.as_mut_ptr());
+    W::transpose(x.as_ptr().cast(), SUB, xt);
     let (scales, sums, inverses) = match importance {
-        None => (fit_signed_by_moves::<W>(xt.as_ptr(), HALF).to_array(), [0.0; MOST], [0.0; MOST]),
+        None => (fit_signed_by_moves::<W>(xt, HALF).to_array(), [0.0; MOST], [0.0; MOST]),
         Some(importance) => {
-            let importance = &importance[first..first + blocks];
-            W::transpose(importance.as_ptr().cast(), SUB, wt.as_mut_ptr());
-            let means = of_lanes::<SUB_BLOCKS>(&means[first..first + blocks]);
-            let mean = W::load(means.as_ptr());
-            weigh::<W, SUB>(mean, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
+            W::transpose(importance[range.clone()].as_ptr().cast(), SUB, wt);
+            weigh_blocks::<W, SUB, SUB_BLOCKS>(&means[range.clone()], xt, wt, wt);
             let mut sum = W::splat(0.0);
             for i in (0..SUB * W::LANES).step_by(W::LANES) {
-                sum = sum.add(W::load(wt.as_ptr().add(i)));
+                sum = sum.add(W::load(wt.add(i)));
             }
-            let fit = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB, HALF);
+            let fit = fit_signed::<W>(xt, wt, SUB, HALF);
             (fit.scale, sum.to_array(), fit.inverse)
         }
     };
-    for l in 0..blocks {
-        fits.scales[first + l] = scales.as_chunks().0[l];
-        fits.weights[first + l] = sums.as_chunks().0[l];
-        fits.inverses[first + l] = inverses.as_chunks().0[l];
+    for (l, block) in range.enumerate() {
+        fits.scales[block] = scales.as_chunks().0[l];
+        fits.weights[block] = sums.as_chunks().0[l];
+        fits.inverses[block] = inverses.as_chunks().0[l];
     }
 }
 
 /// Rounds the scales into `out`, under the weights.
 #[inline(always)]
 unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
-    let mut first = 0;
-    while first < out.len() {
-        let twice = out.len() - first > V::LANES;
-        let end = out.len().min(first + if twice { 2 * V::LANES } else { V::LANES });
-        let part = &mut out[first..end];
+    for (range, is_twice) in ranges::<V>(out.len(), 1) {
+        let (first, out) = (range.start, &mut out[range]);
         // the blocks have no more lanes than that.
-        if twice {
-            fit_scales::<Twice<V>>(first, fits, part);
+        if is_twice {
+            fit_scales::<Twice<V>>(first, fits, out);
         } else {
-            fit_scales::<V>(first, fits, part);
+            fit_scales::<V>(first, fits, out);
         }
-        first = end;
     }
 }
 

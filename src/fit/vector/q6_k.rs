@@ -1,5 +1,6 @@
 //! Q6_K's fit, every lane a sub-block.
 
+use super::ranges::ranges;
 use super::signed::{Fits, fit_signed};
 use crate::block::q6_k::{SUB, SUB_BLOCKS};
 use crate::block::{BlockQ6K, QK_K};
@@ -16,11 +17,11 @@ pub(crate) unsafe fn quantize<V: Vector>(
     importance: Option<&[[f32; QK_K]]>,
     out: &mut [BlockQ6K],
 ) {
-    let blocks = 2 * V::LANES / SUB_BLOCKS;
-    for (i, (x, out)) in x.chunks(blocks).zip(out.chunks_mut(blocks)).enumerate() {
-        let importance = importance.map(|w| &w[i * blocks..][..x.len()]);
-        // if there are fewer, it is one block of two, half the lanes.
-        if x.len() == blocks {
+    for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
+        let importance = importance.map(|w| &w[range.clone()]);
+        let (x, out) = (&x[range.clone()], &mut out[range]);
+        // LANES of one vector or of two are whole blocks.
+        if is_twice {
             quantize_blocks::<V, Twice<V>>(x, importance, out);
         } else {
             quantize_blocks::<V, V>(x, importance, out);

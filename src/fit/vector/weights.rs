@@ -24,14 +24,23 @@ pub(super) unsafe fn weigh<V: Vector, const N: usize>(
     }
 }
 
-/// The values of blocks, each in as many lanes as a block has sub-blocks.
+/// The same for lanes that are the sub-blocks of blocks, whose mean squares are `means`.
+///
+/// # Safety
+///
+/// The CPU has V's ISA; the pointers lead to `N` · LANES elements.
 #[inline(always)]
-pub(super) fn of_lanes<const SUB_BLOCKS: usize>(values: &[f32]) -> [f32; MOST_LANES] {
+pub(super) unsafe fn weigh_blocks<V: Vector, const N: usize, const SUB_BLOCKS: usize>(
+    means: &[f32],
+    x: *const f32,
+    importance: *const f32,
+    to: *mut f32,
+) {
     let mut lanes = [0f32; MOST_LANES];
-    for (lanes, &value) in lanes.as_chunks_mut::<SUB_BLOCKS>().0.iter_mut().zip(values) {
-        *lanes = [value; SUB_BLOCKS];
+    for (lanes, &mean) in lanes.as_chunks_mut::<SUB_BLOCKS>().0.iter_mut().zip(means) {
+        *lanes = [mean; SUB_BLOCKS];
     }
-    lanes
+    weigh::<V, N>(V::load(lanes.as_ptr()), x, importance, to);
 }
 
 /// `times` the mean square of each block, added up in order, and zeros for those of `N` that there are
