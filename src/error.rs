@@ -57,7 +57,7 @@ pub enum QuantError {
         /// Tokens in the vocabulary.
         n_vocab: usize,
     },
-    /// Stored blocks contradict the format: a wrong count, or places out of order.
+    /// Stored blocks contradict the format: a wrong count, or indices out of order.
     BadBlock {
         /// Number of the block in the input.
         block: usize,

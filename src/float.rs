@@ -5,7 +5,7 @@
 
 /// IEEE binary16 → binary32, exact for every input (NaN payloads kept).
 ///
-/// No float on the way is subnormal, which CPUs take a hundred times as long for: factors of blocks often
+/// No float on the way is subnormal, which CPUs take a hundred times as long for: scales of blocks often
 /// are, as f16.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {

@@ -12,7 +12,7 @@ use crate::error::QuantError;
 use crate::float::{exp, nearest_int};
 use rayon::prelude::*;
 
-/// How far below the largest logit of a row a code still tells one from another.
+/// How far below the largest logit of a row codes still distinguish logits.
 const CODED_RANGE: f32 = 16.0;
 
 /// Codes that a row of log-probabilities begins with: two f32.

@@ -1,7 +1,7 @@
 //! Mapped files that become shorter while they are in use.
 //!
 //! Reading a page of a mapping that lies beyond the file's end raises SIGBUS, which ends the process. So the
-//! mappings that are in use are known here ([`Watch`]), and a handler of the signal puts zeros in the place of
+//! mappings that are in use are known here ([`Watch`]), and a handler of the signal puts zeros in place of
 //! what such a mapping has lost and notes that. The work goes on with wrong numbers, and who does it asks
 //! afterwards whether they were. Any other SIGBUS goes to the handler that was there before.
 //!

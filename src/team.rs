@@ -117,7 +117,7 @@ impl Drop for Team {
         self.shared.ended.store(true, Ordering::SeqCst);
         self.shared.wake();
         for helper in self.helpers.drain(..) {
-            let _ = helper.join(); // a helper's panic was told when it happened
+            let _ = helper.join(); // a helper's panic was printed when it happened
         }
     }
 }
@@ -153,7 +153,7 @@ const ONE: u64 = OPEN << 1;
 // SAFETY: the job is read only by those who joined while it was open, and written only when there
 // are none; what it points to may be called by all threads at once.
 unsafe impl Send for Shared {}
-// SAFETY: as above.
+// SAFETY: see `Send`.
 unsafe impl Sync for Shared {}
 
 impl std::fmt::Debug for Shared {

@@ -145,7 +145,7 @@ def test_files_that_a_document_names_are_there(document: Path) -> None:
     named = set(re.findall(r"`((?:docs|benches|tests|src|python|examples)/[\w./-]+|[A-Z]+\.md)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     sources = {f"/{path.relative_to(ROOT)}" for folder in SOURCES for path in (ROOT / folder).rglob("*.*")}
-    short = set(re.findall(r"`([\w/]+\.(?:cu|cuh|py))`", text))
+    short = set(re.findall(r"`([\w/]+\.(?:cu|cuh|py|rs))`", text))
     assert [name for name in sorted(short) if not any(path.endswith(f"/{name}") for path in sources)] == []
     linked = {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
     assert [link for link in sorted(linked) if not (document.parent / link).exists()] == []

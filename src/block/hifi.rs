@@ -75,7 +75,7 @@ pub(crate) fn check_index(index: &[u8], number: usize) -> Result<(), QuantError>
     } else {
         Err(QuantError::BadBlock {
             block: number,
-            what: "the places of its outliers are not strictly increasing",
+            what: "the indices of its outliers are not strictly increasing",
         })
     }
 }

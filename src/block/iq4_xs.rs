@@ -44,7 +44,7 @@ impl BlockIQ4XS {
 
     /// Scale of the scales.
     #[inline(always)]
-    pub(crate) fn factor(&self) -> f32 {
+    pub(crate) fn d(&self) -> f32 {
         f16_to_f32(u16::from_le_bytes(self.d))
     }
 
@@ -75,7 +75,7 @@ impl BlockIQ4XS {
     }
 }
 
-formula!(BlockIQ4XS: [QK_K; 8], 15, Values::Iq4, false, |b, j| (b.factor() * b.scale(j) as f32, 0.0));
+formula!(BlockIQ4XS: [QK_K; 8], 15, Values::Iq4, false, |b, j| (b.d() * b.scale(j) as f32, 0.0));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockIQ4XS {}
@@ -85,7 +85,7 @@ impl Block for BlockIQ4XS {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let d = self.factor();
+        let d = self.d();
         for (j, (out, qs)) in out.chunks_exact_mut(QK).zip(&self.qs).enumerate() {
             let scale = d * self.scale(j) as f32;
             for i in 0..QK / 2 {

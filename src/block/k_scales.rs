@@ -46,8 +46,8 @@ pub(crate) fn scale_and_min(
     j: usize,
 ) -> (f32, f32) {
     let (scale, min) = unpack(scales, j);
-    let factor = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
-    (factor(d) * f32::from(scale), factor(dmin) * f32::from(min))
+    let float = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
+    (float(d) * f32::from(scale), float(dmin) * f32::from(min))
 }
 
 #[cfg(test)]
@@ -55,12 +55,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_six_bit_pair_comes_back_from_every_place() {
-        for place in 0..SUB_BLOCKS {
+    fn every_six_bit_pair_comes_back_from_every_index() {
+        for index in 0..SUB_BLOCKS {
             for scale in 0..64 {
                 for min in 0..64 {
                     let (mut scales, mut mins) = ([63 - scale; SUB_BLOCKS], [min ^ 21; SUB_BLOCKS]);
-                    (scales[place], mins[place]) = (scale, min);
+                    (scales[index], mins[index]) = (scale, min);
                     let packed = pack(&scales, &mins);
                     for j in 0..SUB_BLOCKS {
                         assert_eq!(unpack(&packed, j), (scales[j], mins[j]));

@@ -29,7 +29,7 @@ pub struct BlockQ2K {
 const _: () = assert!(size_of::<BlockQ2K>() == 84);
 
 impl BlockQ2K {
-    /// A block of these scales and minima, each under a factor, and of zeros.
+    /// A block of these scales and minima, each times a scale of its own, with quants of zero.
     pub(crate) fn from_scales(
         (d, scales): (f32, [u8; SUB_BLOCKS]),
         (dmin, mins): (f32, [u8; SUB_BLOCKS]),

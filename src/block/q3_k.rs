@@ -73,8 +73,8 @@ impl BlockQ3K {
         self.qs = two_bits::pack(quants);
         self.hmask = [0; QK_K / 8];
         for (j, quants) in quants.chunks_exact(32).enumerate() {
-            for (bits, number) in self.hmask.iter_mut().zip(quants) {
-                *bits |= (number >> 2) << j;
+            for (bits, quant) in self.hmask.iter_mut().zip(quants) {
+                *bits |= (quant >> 2) << j;
             }
         }
     }
@@ -85,8 +85,8 @@ impl BlockQ3K {
         let mut quants = [0u8; QK_K];
         two_bits::unpack(&self.qs, &mut quants);
         for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
-            for (number, bits) in quants.iter_mut().zip(&self.hmask) {
-                *number |= ((bits >> j) & 1) << 2;
+            for (quant, bits) in quants.iter_mut().zip(&self.hmask) {
+                *quant |= ((bits >> j) & 1) << 2;
             }
         }
         quants
@@ -119,10 +119,10 @@ mod tests {
 
     #[test]
     fn every_six_bit_scale_comes_back_from_every_place() {
-        for place in 0..SUB_BLOCKS {
+        for index in 0..SUB_BLOCKS {
             for scale in 0..64 {
                 let mut scales = [63 - scale; SUB_BLOCKS];
-                scales[place] = scale;
+                scales[index] = scale;
                 assert_eq!(BlockQ3K::from_scales(1.0, &scales).unpack_scales(), scales);
             }
         }

@@ -36,10 +36,10 @@ impl BlockQ4K {
         if scale == 0.0 {
             return;
         }
-        let number = nearest_int(min / scale).clamp(0, LEVELS) as u8;
+        let quant = nearest_int(min / scale).clamp(0, LEVELS) as u8;
         let shift = index / 32 % 2 * 4;
         let byte = &mut self.qs[index / 64 * 32 + index % 32];
-        *byte = (*byte & !(0x0f << shift)) | (number << shift);
+        *byte = (*byte & !(0x0f << shift)) | (quant << shift);
     }
 
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
@@ -53,8 +53,8 @@ impl BlockQ4K {
     pub(crate) fn quants(&self) -> [u8; QK_K] {
         let mut quants = [0u8; QK_K];
         for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
-            for (number, &q) in quants.iter_mut().zip(&self.qs[j / 2 * 32..]) {
-                *number = (q >> (j % 2 * 4)) & 0x0f;
+            for (quant, &q) in quants.iter_mut().zip(&self.qs[j / 2 * 32..]) {
+                *quant = (q >> (j % 2 * 4)) & 0x0f;
             }
         }
         quants

@@ -44,8 +44,8 @@ impl BlockQ5K {
     pub(crate) fn quants(&self) -> [u8; QK_K] {
         let mut quants = [0u8; QK_K];
         for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
-            for (number, q) in quants.iter_mut().zip(self.quants_of(j)) {
-                *number = q;
+            for (quant, q) in quants.iter_mut().zip(self.quants_of(j)) {
+                *quant = q;
             }
         }
         quants

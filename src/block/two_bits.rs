@@ -23,8 +23,8 @@ pub(crate) fn pack(quants: &[u8; QK_K]) -> [u8; TWO_BITS_BYTES] {
 pub(crate) fn unpack(qs: &[u8; TWO_BITS_BYTES], quants: &mut [u8]) {
     for (qs, quants) in qs.chunks_exact(32).zip(quants.chunks_exact_mut(128)) {
         for (quarter, quants) in quants.chunks_exact_mut(32).enumerate() {
-            for (number, q) in quants.iter_mut().zip(qs) {
-                *number = (q >> (2 * quarter)) & 3;
+            for (quant, q) in quants.iter_mut().zip(qs) {
+                *quant = (q >> (2 * quarter)) & 3;
             }
         }
     }

@@ -67,7 +67,7 @@ macro_rules! register {
             }};
         }
 
-        /// The same for types of quants; `$otherwise` for those of numbers.
+        /// The same for types of quants; `$otherwise` for those of floats.
         macro_rules! with_quants {
             ($d kind:expr, $d block:ident => $d body:expr, $d otherwise:expr) => {
                 crate::block::by_family!($d kind, float: Float => $d otherwise,

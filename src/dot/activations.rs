@@ -177,7 +177,7 @@ pub struct Activations {
     pub(crate) column: Column,
     pub(crate) sparse: Option<Sparse>,
     /// Scale and sum of each block of Q8_0 and Q8_1, as f32.
-    pub(crate) factors: Vec<[f32; 2]>,
+    pub(crate) scales_and_sums: Vec<[f32; 2]>,
     /// Q8_K in another order, for the kernels of the K-quants.
     #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     pub(crate) nibble_order: Vec<NibbleOrder>,
@@ -258,18 +258,19 @@ impl Activations {
     pub fn new(kind: TensorType, x: &[f32]) -> Result<Self, QuantError> {
         kind.row_bytes(x.len())?;
         let half = |bytes| f16_to_f32(u16::from_le_bytes(bytes));
-        let (mut factors, mut nibble_order, mut half_order) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scales_and_sums, mut nibble_order, mut half_order) =
+            (Vec::new(), Vec::new(), Vec::new());
         let form = form_of(kind);
         let column = match form {
             Form::F32 => Column::F32(x.to_vec()),
             Form::Q8_0 => {
                 let blocks = encode::<BlockQ8_0>(x);
-                factors.extend(blocks.iter().map(|b| [half(b.d), 0.0]));
+                scales_and_sums.extend(blocks.iter().map(|b| [half(b.d), 0.0]));
                 Column::Q8_0(blocks)
             }
             Form::Q8_1 => {
                 let blocks = encode::<BlockQ8_1>(x);
-                factors.extend(blocks.iter().map(|b| [half(b.d), half(b.s)]));
+                scales_and_sums.extend(blocks.iter().map(|b| [half(b.d), half(b.s)]));
                 Column::Q8_1(blocks)
             }
             Form::Q8KNibbles | Form::Q8KHalves => {
@@ -282,10 +283,18 @@ impl Activations {
                 Column::Q8K(blocks)
             }
         };
-        Ok(Self { len: x.len(), form, column, sparse: None, factors, nibble_order, half_order })
+        Ok(Self {
+            len: x.len(),
+            form,
+            column,
+            sparse: None,
+            scales_and_sums,
+            nibble_order,
+            half_order,
+        })
     }
 
-    /// Activations for rows of Q4_HIFI with so many outliers a block, and for all K-quants.
+    /// Activations for rows of Q4_HIFI with `outliers` outliers a block, and for all K-quants.
     #[inline(always)]
     pub fn for_hifi(x: &[f32], outliers: usize) -> Result<Self, QuantError> {
         if outliers > MAX_OUTLIERS {

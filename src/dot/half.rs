@@ -1,4 +1,4 @@
-//! Numbers times half-precision numbers: the two matrix products of attention, whose cache is f16.
+//! An f32 matrix times an f16 matrix: the two matrix products of attention, whose cache is f16.
 
 use crate::float::{f16_to_f32, mul_add};
 

@@ -1,5 +1,5 @@
-//! Numbers times half-precision numbers, the result held in registers tile by tile: a tile's rows
-//! share the widened numbers of `b`.
+//! An f32 matrix times an f16 matrix. The result stays in registers tile by tile: the rows of a tile share the
+//! widened values of `b`.
 
 use super::half::{COLUMNS, HalfProduct};
 use crate::simd::{Kernel, Vector};
@@ -84,7 +84,7 @@ impl Tile {
 
     /// # Safety
     ///
-    /// As above, with `R` rows.
+    /// The CPU has V's ISA; the pointers lead to `R` rows of `W` vectors.
     #[inline(always)]
     unsafe fn add<V: Vector, const R: usize, const W: usize>(self) {
         let mut acc = [[V::splat(0.0); W]; R];

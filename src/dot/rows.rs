@@ -33,7 +33,7 @@ impl Rows<'_> {
                 let outliers = activations.outliers().expect("activations for Q4_HIFI");
                 let count = n / QK_K * outliers;
                 Rows::Plain(TensorType::Q4K, base).check(activations, rows);
-                assert_eq!(index.len(), rows * count, "places of {rows} rows");
+                assert_eq!(index.len(), rows * count, "indices of {rows} rows");
                 assert_eq!(residual.len(), rows * count * 2, "bytes of residuals of {rows} rows");
             }
         }

@@ -36,7 +36,7 @@ pub struct KSums {
 /// A K-quant block as the dot product sees it.
 pub trait KBlock: Block {
     /// The scale of the scales and that of the minima.
-    fn factors(&self) -> (f32, f32);
+    fn block_scales(&self) -> (f32, f32);
 
     /// The integers of the dot product.
     fn sums(&self, y: &BlockQ8K) -> KSums;
@@ -45,7 +45,7 @@ pub trait KBlock: Block {
 /// A legacy block as the dot product sees it.
 pub trait LegacyBlock: Block {
     /// The scale, and what is added to every weight.
-    fn factors(&self) -> (f32, f32);
+    fn scale_and_add(&self) -> (f32, f32);
 
     /// The quants, their offset taken off.
     fn quants(&self) -> [i32; QK];
@@ -62,13 +62,13 @@ fn dot_i32(a: impl Iterator<Item = i32>, b: &[u8]) -> i32 {
     a.zip(b).map(|(a, &b)| a * i32::from(b as i8)).sum()
 }
 
-/// The integers of Q4_K and Q5_K, whose quant `i` of sub-block `j` is `number(j, i)`.
+/// The integers of Q4_K and Q5_K, whose quant `i` of sub-block `j` is `quant(j, i)`.
 #[inline(always)]
-fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, number: impl Fn(usize, usize) -> u8) -> KSums {
+fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, quant: impl Fn(usize, usize) -> u8) -> KSums {
     let mut sums = KSums { scaled: 0, mins: 0 };
     for j in 0..SUB_BLOCKS {
         let (scale, min) = unpack(scales, j);
-        let dot = dot_i32((0..32).map(|i| i32::from(number(j, i))), &y.qs[j * 32..][..32]);
+        let dot = dot_i32((0..32).map(|i| i32::from(quant(j, i))), &y.qs[j * 32..][..32]);
         let sum: i32 =
             y.bsums[2 * j..][..2].iter().map(|&s| i32::from(i16::from_le_bytes(s))).sum();
         sums.scaled += i32::from(scale) * dot;
@@ -77,15 +77,15 @@ fn sums_with_mins(scales: &[u8; 12], y: &BlockQ8K, number: impl Fn(usize, usize)
     sums
 }
 
-/// The sums of the products of sixteen numbers each, `number(i)` being quant i.
+/// The sums of sixteen products each, `quant(i)` being quant i.
 #[inline(always)]
-fn dots_of_16(y: &BlockQ8K, number: impl Fn(usize) -> i32) -> [i32; QK_K / 16] {
-    std::array::from_fn(|j| dot_i32((16 * j..16 * j + 16).map(&number), &y.qs[16 * j..]))
+fn dots_of_16(y: &BlockQ8K, quant: impl Fn(usize) -> i32) -> [i32; QK_K / 16] {
+    std::array::from_fn(|j| dot_i32((16 * j..16 * j + 16).map(&quant), &y.qs[16 * j..]))
 }
 
 impl KBlock for BlockQ2K {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), half(self.dmin))
     }
 
@@ -103,7 +103,7 @@ impl KBlock for BlockQ2K {
 
 impl KBlock for BlockQ3K {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), 0.0)
     }
 
@@ -119,7 +119,7 @@ impl KBlock for BlockQ3K {
 
 impl KBlock for BlockQ4K {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), half(self.dmin))
     }
 
@@ -131,7 +131,7 @@ impl KBlock for BlockQ4K {
 
 impl KBlock for BlockQ5K {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), half(self.dmin))
     }
 
@@ -146,19 +146,19 @@ impl KBlock for BlockQ5K {
 
 impl KBlock for BlockQ6K {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), 0.0)
     }
 
     #[inline(always)]
     fn sums(&self, y: &BlockQ8K) -> KSums {
-        let number = |place: usize| {
-            let (part, quarter, i) = (place / 128, place % 128 / 32, place % 32);
+        let quant = |index: usize| {
+            let (part, quarter, i) = (index / 128, index % 128 / 32, index % 32);
             let low = self.ql[part * 64 + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 0x0f;
             let high = self.qh[part * 32 + i] >> (quarter * 2) & 3;
             i32::from(low | (high << 4)) - 32
         };
-        let scaled = dots_of_16(y, number).into_iter().zip(self.scales);
+        let scaled = dots_of_16(y, quant).into_iter().zip(self.scales);
         let scaled = scaled.map(|(dot, scale)| i32::from(scale as i8) * dot).sum();
         KSums { scaled, mins: 0 }
     }
@@ -166,7 +166,7 @@ impl KBlock for BlockQ6K {
 
 impl KBlock for BlockIQ4XS {
     #[inline(always)]
-    fn factors(&self) -> (f32, f32) {
+    fn block_scales(&self) -> (f32, f32) {
         (half(self.d), 0.0)
     }
 
@@ -186,7 +186,7 @@ macro_rules! legacy_block {
     ($block:ident, $add:expr, $quants:expr) => {
         impl LegacyBlock for $block {
             #[inline(always)]
-            fn factors(&self) -> (f32, f32) {
+            fn scale_and_add(&self) -> (f32, f32) {
                 (half(self.d), $add(self))
             }
 
@@ -249,7 +249,7 @@ fn dot_k<B: KBlock>(row: &[u8], y: &[BlockQ8K]) -> KProduct {
     let mut product = KProduct { scaled: 0.0, mins: 0.0 };
     for (block, y) in blocks::<B>(row).iter().zip(y) {
         let KSums { scaled, mins } = block.sums(y);
-        let (d, dmin) = block.factors();
+        let (d, dmin) = block.block_scales();
         product.scaled = mul_add(scaled as f32, d * y.scale(), product.scaled);
         product.mins = mul_add(mins as f32, dmin * y.scale(), product.mins);
     }
@@ -268,10 +268,14 @@ impl KProduct {
     }
 }
 
-fn dot_legacy<B: LegacyBlock, A: Activation32>(row: &[u8], y: &[A], factors: &[[f32; 2]]) -> f32 {
+fn dot_legacy<B: LegacyBlock, A: Activation32>(
+    row: &[u8],
+    y: &[A],
+    scales_and_sums: &[[f32; 2]],
+) -> f32 {
     let (mut lanes, mut mins) = ([0f32; 8], 0f32);
-    for (block, (y, &[d8, s8])) in blocks::<B>(row).iter().zip(y.iter().zip(factors)) {
-        let (d, m) = block.factors();
+    for (block, (y, &[d8, s8])) in blocks::<B>(row).iter().zip(y.iter().zip(scales_and_sums)) {
+        let (d, m) = block.scale_and_add();
         let quants = block.quants();
         let fours = quants.as_chunks::<4>().0.iter().zip(y.quants().as_chunks::<4>().0);
         for (lane, (quants, y)) in lanes.iter_mut().zip(fours) {
@@ -321,7 +325,7 @@ fn total<const N: usize>(mut lanes: [f32; N]) -> f32 {
 }
 
 fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f32 {
-    let f = &activations.factors;
+    let f = &activations.scales_and_sums;
     let other = || unreachable!("checked at the border");
     match &activations.column {
         Column::F32(x) => {

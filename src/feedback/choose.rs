@@ -84,7 +84,7 @@ unsafe fn choose<L: Vector>(hessian: &Hessian, batch: &mut [Rows]) {
     }
 }
 
-/// A number for each of the most lanes.
+/// A value for each of the most lanes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct LaneRow([f32; MOST_LANES]);

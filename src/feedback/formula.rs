@@ -30,7 +30,7 @@ pub(super) struct BlockParts {
 }
 
 impl Formula {
-    /// Of a type of quants; none of numbers.
+    /// The formula of a type of quants; None for the types of floats.
     pub fn of(kind: TensorType) -> Option<Self> {
         with_quants!(kind, B => Some(Self::new::<B, { B::WEIGHTS }>()), None)
     }

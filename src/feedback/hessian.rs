@@ -8,9 +8,9 @@ use crate::simd::run_loop;
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// What correlations are lessened by, as those of one text are not quite those of others: by so much, and by the
-/// share that so many tokens are of those that were seen. The best for errors on other texts, but not by much
-/// (docs/quantization/Q4_HIFI.md).
+/// Correlations measured on one text differ somewhat on others, so they are shrunk towards 0: by the first of these,
+/// a share, and by the second, a number of tokens, over the number that was measured. These values gave the least
+/// error on other texts, though not by much (docs/quantization/Q4_HIFI.md).
 const SHRINK: (f32, f32) = (0.25, 1000.0);
 
 /// The least that is left of a column's own part, so that no damaged file can make it nothing.

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn places_increase_where_a_huge_weight_has_no_importance() {
+    fn indices_increase_where_a_huge_weight_has_no_importance() {
         for (size, importance) in [(1e36, 0.0), (1e36, 1.0), (1.0, 0.0)] {
             let x: [f32; QK_K] = std::array::from_fn(|i| (i % 63) as f32 * size);
             for isa in Isa::available() {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn places_increase_and_residuals_are_what_is_missing() {
+    fn indices_increase_and_residuals_are_what_is_missing() {
         for x in blocks(9) {
             let block = HifiBlock::encode(&x, None, 12);
             assert_eq!(block.index().len(), 12);
@@ -284,13 +284,13 @@ mod tests {
         let w: &[f32; QK_K] = w.as_slice().try_into().unwrap();
         for w in [None, Some(w)] {
             let mut x = blocks(10)[0];
-            let places: [usize; 8] = [3, 4, 5, 77, 130, 131, 200, 255];
+            let indices: [usize; 8] = [3, 4, 5, 77, 130, 131, 200, 255];
             let encode = |x: &mut [f32; QK_K], factor: f32| {
-                places.iter().for_each(|&i| x[i] = factor * if i % 2 == 0 { 1.0 } else { -2.0 });
+                indices.iter().for_each(|&i| x[i] = factor * if i % 2 == 0 { 1.0 } else { -2.0 });
                 HifiBlock::encode(x, w, 8)
             };
             let expected = encode(&mut x, 1.0);
-            assert!(expected.index().iter().map(|&i| usize::from(i)).eq(places));
+            assert!(expected.index().iter().map(|&i| usize::from(i)).eq(indices));
             for factor in [3.0, -1.0, 500.0] {
                 let block = encode(&mut x, factor);
                 assert_eq!(block.index(), expected.index());

@@ -87,9 +87,9 @@ pub(crate) fn quants(x: &[f32; QK], inverse: f32) -> [u8; QK] {
     let mut quants = [0u8; QK];
     for middle in MIDDLES {
         // as in `nearest`, without a branch, which no CPU could predict
-        for (number, &v) in quants.iter_mut().zip(x) {
+        for (q, &v) in quants.iter_mut().zip(x) {
             let position = inverse * v;
-            *number += u8::from(position >= middle || position.is_nan());
+            *q += u8::from(position >= middle || position.is_nan());
         }
     }
     quants

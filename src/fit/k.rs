@@ -1,5 +1,5 @@
 //! The fit that Q4_K and Q5_K share: a scale and a minimum for each of eight sub-blocks, both
-//! rounded to six bits under a common factor, then the quants; and the parts of it that Q2_K and
+//! rounded to six bits under a common scale, then the quants; and the parts of it that Q2_K and
 //! Q3_K have too.
 
 use super::encode::{Encode, for_each_block};
@@ -70,9 +70,9 @@ impl<const N: usize> SubFits<N> {
         let mut fits =
             Self { scales: [0.0; N], mins: [0.0; N], weights: [0.0; N], quants: [0; QK_K] };
         for j in 0..N {
-            let place = j * (QK_K / N)..(j + 1) * (QK_K / N);
-            let (x, weights) = (&x[place.clone()], &weights[place.clone()]);
-            let quants = &mut fits.quants[place];
+            let range = j * (QK_K / N)..(j + 1) * (QK_K / N);
+            let (x, weights) = (&x[range.clone()], &weights[range.clone()]);
+            let quants = &mut fits.quants[range];
             let Affine { scale, min } = fit_affine(x, weights, levels, search, quants);
             (fits.scales[j], fits.mins[j]) = (scale, min);
             fits.weights[j] = weights.iter().fold(0.0, |sum, w| sum + w);
@@ -141,7 +141,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
 }
 
-/// Rounds the scales or the minima of sub-blocks to 0..=`most` under a common factor: with the sums of
+/// Rounds the scales or the minima of sub-blocks to 0..=`most` under a common scale: with the sums of
 /// their weights by a search, without to multiples of the largest. A negative one wraps to a large
 /// byte, which `bounds` cut off, without weights and with.
 pub(crate) fn round_scales<const N: usize>(
@@ -159,8 +159,8 @@ pub(crate) fn round_scales<const N: usize>(
         }
         Some(weights) => {
             let mut rounded = [0u8; N];
-            let factor = fit_positive(values, weights, most, &mut rounded);
-            (factor, rounded.map(|v| v.min(bounds[1])))
+            let scale = fit_positive(values, weights, most, &mut rounded);
+            (scale, rounded.map(|v| v.min(bounds[1])))
         }
     }
 }

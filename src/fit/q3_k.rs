@@ -43,8 +43,8 @@ impl BlockQ3K {
             if scale == 0.0 {
                 continue;
             }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in quants[place.clone()].iter_mut().zip(&x[place]) {
+            let range = j * SUB..(j + 1) * SUB;
+            for (q, &v) in quants[range.clone()].iter_mut().zip(&x[range]) {
                 *q = (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8;
             }
         }

@@ -18,9 +18,9 @@ impl BlockQ6K {
         let mut quants = [0u8; QK_K];
         let mut fitted = [0f32; SUB_BLOCKS];
         for (j, scale) in fitted.iter_mut().enumerate() {
-            let place = j * SUB..(j + 1) * SUB;
-            let weights = importance.map(|w| &w[place.clone()]);
-            *scale = fit_signed(&x[place.clone()], weights, 32, &mut quants[place]);
+            let range = j * SUB..(j + 1) * SUB;
+            let weights = importance.map(|w| &w[range.clone()]);
+            *scale = fit_signed(&x[range.clone()], weights, 32, &mut quants[range]);
         }
         let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
         for j in 0..SUB_BLOCKS {
@@ -28,8 +28,8 @@ impl BlockQ6K {
             if scale == 0.0 {
                 continue;
             }
-            let place = j * SUB..(j + 1) * SUB;
-            for (q, &v) in quants[place.clone()].iter_mut().zip(&x[place]) {
+            let range = j * SUB..(j + 1) * SUB;
+            for (q, &v) in quants[range.clone()].iter_mut().zip(&x[range]) {
                 *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
             }
         }

@@ -24,7 +24,7 @@ pub(crate) const LIMIT_GRID: u32 = 18;
 /// The largest quant.
 const LEVELS: f32 = 15.0;
 /// Factors tried for the scales of a block, and for its minima.
-const FACTORS: usize = 16;
+const SCALES: usize = 16;
 /// The largest 6-bit scale or minimum.
 const MAX_SCALE: f32 = 63.0;
 
@@ -191,10 +191,10 @@ impl WindowFits {
     /// The block with the minima that are best under these scales, and no quants yet.
     #[inline(always)]
     pub fn round_minima(&self, RoundedScales { d, scales }: RoundedScales) -> KFit {
-        let factor = f16_to_f32(d);
+        let scale = f16_to_f32(d);
         let mut min = self.min;
         for j in 0..SUB_BLOCKS {
-            let explained = factor * f32::from(scales[j]) * self.sum_l[j];
+            let explained = scale * f32::from(scales[j]) * self.sum_l[j];
             let refitted = (explained - self.sum_x[j]) / self.sum_w[j];
             min[j] = if self.sum_w[j] > 0.0 { refitted } else { min[j] };
         }
@@ -203,15 +203,15 @@ impl WindowFits {
     }
 }
 
-/// Six-bit scales and their factor, f16 bits.
+/// Six-bit scales, and the scale d of these as f16 bits.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RoundedScales {
     d: u16,
     scales: [u8; SUB_BLOCKS],
 }
 
-/// Quants of six bits and their factor, as f16, that come near to the values; negative values
-/// become 0. Of [`FACTORS`] the one with the least weighted squared error.
+/// Scales of six bits, and the f16 scale d of these, whose products come near to the values; negative values
+/// become 0. Of [`SCALES`] candidates for d the one with the least weighted squared error.
 #[inline(always)]
 fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u8; SUB_BLOCKS]) {
     let mut positive = [0f32; SUB_BLOCKS];
@@ -230,30 +230,30 @@ fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u
         return (0, [0; SUB_BLOCKS]);
     }
     let one = 1.0 / max;
-    let (mut factors, mut inverses) = ([0f32; FACTORS], [0f32; FACTORS]);
-    for c in 0..FACTORS {
+    let (mut scales, mut inverses) = ([0f32; SCALES], [0f32; SCALES]);
+    for c in 0..SCALES {
         let most = MAX_SCALE - 0.5 * c as f32;
-        (factors[c], inverses[c]) = ((1.0 / most) * max, most * one);
+        (scales[c], inverses[c]) = ((1.0 / most) * max, most * one);
     }
-    let mut errors = [0f32; FACTORS];
+    let mut errors = [0f32; SCALES];
     for (&v, &w) in positive.iter().zip(weights) {
-        for c in 0..FACTORS {
-            let difference = factors[c] * nearest(v * inverses[c]) - v;
+        for c in 0..SCALES {
+            let difference = scales[c] * nearest(v * inverses[c]) - v;
             errors[c] += w * (difference * difference);
         }
     }
-    // the bits of such numbers are in their order; the lowest say whose they are
+    // the bits of positive floats are in their order; the lowest bits hold the candidate's index
     let mut least = u32::MAX;
     for (c, error) in errors.iter().enumerate() {
-        least = least.min((error.to_bits() & !(FACTORS as u32 - 1)) | c as u32);
+        least = least.min((error.to_bits() & !(SCALES as u32 - 1)) | c as u32);
     }
-    let best = least as usize % FACTORS;
-    let d = f32_to_f16(factors[best]);
-    let factor = f16_to_f32(d);
-    let inverse = if factor > 0.0 { 1.0 / factor } else { 0.0 };
+    let best = least as usize % SCALES;
+    let d = f32_to_f16(scales[best]);
+    let scale = f16_to_f32(d);
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut quants = [0u8; SUB_BLOCKS];
-    for (number, v) in quants.iter_mut().zip(positive) {
-        *number = nearest_int(v * inverse).clamp(0, MAX_SCALE as i32) as u8;
+    for (q, v) in quants.iter_mut().zip(positive) {
+        *q = nearest_int(v * inverse).clamp(0, MAX_SCALE as i32) as u8;
     }
     (d, quants)
 }
@@ -265,8 +265,8 @@ fn grids(base: &KFit) -> [[f32; QK_K]; 2] {
     let (d, dmin) = (f16_to_f32(base.d), f16_to_f32(base.dmin));
     let mut grids = [[0f32; QK_K]; 2];
     let [scales, mins] = &mut grids;
-    let places = scales.as_chunks_mut::<SUB>().0.iter_mut().zip(mins.as_chunks_mut::<SUB>().0);
-    for (j, (scales, mins)) in places.enumerate() {
+    let sub_blocks = scales.as_chunks_mut::<SUB>().0.iter_mut().zip(mins.as_chunks_mut::<SUB>().0);
+    for (j, (scales, mins)) in sub_blocks.enumerate() {
         let (scale, min) = base.scale_and_min(d, dmin, j);
         scales.fill(scale);
         mins.fill(min);

@@ -110,14 +110,14 @@ pub fn fit_affine(
         let inverse = (search.first + search.step * step as f32 + levels as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         for ((q, &v), &w) in candidate.iter_mut().zip(x).zip(weights) {
-            let number = if search.clamp_first {
+            let rounded = if search.clamp_first {
                 let position = inverse * (v - min);
                 if position > 0.0 { nearest_int(position.min(levels as f32)) } else { 0 }
             } else {
                 round(inverse, v, min)
             };
-            *q = number as u8;
-            let l = number as f32;
+            *q = rounded as u8;
+            let l = rounded as f32;
             sum_l += w * l;
             sum_l2 += w * l * l;
             sum_xl += w * l * v;
@@ -203,12 +203,12 @@ pub fn fit_signed_by_moves(x: &[f32], half: i32, quants: &mut [u8]) -> f32 {
         return 0.0;
     };
     let inverse = -(half as f32) / extreme;
-    let clamp = |number: i32| number.clamp(-half, half - 1);
+    let clamp = |rounded: i32| rounded.clamp(-half, half - 1);
     let mut sums = MoveSums::default();
     for (q, &v) in quants.iter_mut().zip(x) {
-        let number = clamp(nearest_int(inverse * v));
-        *q = (number + half) as u8;
-        sums.add(v * v, v, number as f32);
+        let rounded = clamp(nearest_int(inverse * v));
+        *q = (rounded + half) as u8;
+        sums.add(v * v, v, rounded as f32);
     }
     let weights = x.iter().map(|v| v * v);
     move_quants(x, weights, quants, half, clamp, |rest| rest.xl > 0.0, sums)
@@ -252,14 +252,14 @@ fn move_quants(
             if !may_move(&other) {
                 continue;
             }
-            let number = clamp(nearest_int(v * other.l2 / other.xl));
-            if number == old {
+            let rounded = clamp(nearest_int(v * other.l2 / other.xl));
+            if rounded == old {
                 continue;
             }
-            other.add(w, v, number as f32);
+            other.add(w, v, rounded as f32);
             let better = other.xl * other.xl * sums.l2 > sums.xl * sums.xl * other.l2;
             if other.l2 > 0.0 && better {
-                *q = (number + offset) as u8;
+                *q = (rounded + offset) as u8;
                 sums = other;
                 changed = true;
             }
@@ -284,11 +284,11 @@ pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, quants: &mut [u8]) 
         return 0.0;
     }
 
-    let error = |inverse: f32, number: &dyn Fn(f32) -> f32| {
+    let error = |inverse: f32, rounded: &dyn Fn(f32) -> f32| {
         let scale = 1.0 / inverse;
         let mut sum = 0.0f32;
         for (&v, &w) in x.iter().zip(weights) {
-            let difference = v - scale * number(inverse * v);
+            let difference = v - scale * rounded(inverse * v);
             sum += w * difference * difference;
         }
         sum
@@ -308,13 +308,13 @@ pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, quants: &mut [u8]) 
 
     let mut sums = MoveSums::default();
     for ((q, &v), &w) in quants.iter_mut().zip(x).zip(weights) {
-        let number = nearest_int(chosen * v).min(levels);
-        *q = number as u8;
-        sums.add(w, v, number as f32);
+        let rounded = nearest_int(chosen * v).min(levels);
+        *q = rounded as u8;
+        sums.add(w, v, rounded as f32);
     }
     let may_move = |rest: &MoveSums| rest.xl > 0.0 && rest.l2 > 0.0;
     let weights = weights.iter().copied();
-    move_quants(x, weights, quants, 0, |number| number.min(levels), may_move, sums)
+    move_quants(x, weights, quants, 0, |rounded| rounded.min(levels), may_move, sums)
 }
 
 #[cfg(test)]
@@ -386,14 +386,14 @@ mod tests {
         assert!(error(scale, &quants) < 0.2 * error(1.0 / inverse, &plain));
     }
 
-    /// A weight on one place makes that place exact at the others' cost.
+    /// A weight on one index makes that quant exact at the others' cost.
     #[test]
     fn weights_decide() {
         let x: [f32; 16] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
-        let error_at = |place: usize, weights: &[f32]| {
+        let error_at = |index: usize, weights: &[f32]| {
             let mut quants = [0u8; 16];
             let scale = fit_signed(&x, Some(weights), 8, &mut quants);
-            (scale * (f32::from(quants[place]) - 8.0) - x[place]).abs()
+            (scale * (f32::from(quants[index]) - 8.0) - x[index]).abs()
         };
         let mut heavy = [1.0; 16];
         heavy[5] = 1e6;

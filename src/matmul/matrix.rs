@@ -1,6 +1,6 @@
 //! A matrix, and its products.
 
-use super::outliers::{BATCH, OutlierPart, add_outliers, place_by_place};
+use super::outliers::{BATCH, OutlierPart, add_outliers, index_by_index};
 use crate::block::{QK_K, TensorType};
 use crate::check::expect_length;
 use crate::dispatch;
@@ -14,7 +14,7 @@ use crate::team;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// From so many columns on, panels are brought into the interleaved layout.
+/// From this number of columns on, panels are brought into the interleaved layout.
 pub(super) const MANY: usize = 8;
 /// Tasks a thread: enough that threads which are held up lose little.
 const TASKS: usize = 4;
@@ -179,7 +179,7 @@ impl<'a> Matrix<'a> {
         out.par_chunks_mut(BATCH * rows).zip(x.par_chunks(BATCH * length)).for_each_init(
             Vec::new,
             |batch, (out, x)| {
-                place_by_place(x, length, batch);
+                index_by_index(x, length, batch);
                 for_each_part(out, rows, part, |number, parts| {
                     add_outliers(isa, &outliers[number], batch, parts);
                 });

@@ -2,7 +2,7 @@
 //!
 //! Every row has its own indices, so nothing is shared between rows; but many columns share an
 //! outlier. The activations are therefore brought into an order in which those of [`BATCH`] columns
-//! at one place are neighbours: an outlier then costs one multiply-add for a vector of columns.
+//! at one index are neighbours: an outlier then costs one multiply-add for a vector of columns.
 
 use crate::block::{QK_K, TensorType};
 use crate::dispatch;
@@ -35,17 +35,17 @@ impl OutlierPart {
     }
 }
 
-/// Brings columns of `length` activations, a batch at most, into the order place by place. Columns that
+/// Brings columns of `length` activations, a batch at most, into the order index by index. Columns that
 /// the batch lacks are zeros.
-pub(crate) fn place_by_place(x: &[f32], length: usize, batch: &mut Vec<[f32; BATCH]>) {
+pub(crate) fn index_by_index(x: &[f32], length: usize, batch: &mut Vec<[f32; BATCH]>) {
     batch.resize(length, [0.0; BATCH]);
     for (part, batch) in batch.chunks_mut(BATCH).enumerate() {
         if x.len() < BATCH * length {
             batch.fill([0.0; BATCH]);
         }
         for (c, column) in x.chunks_exact(length).enumerate() {
-            for (place, &x) in batch.iter_mut().zip(&column[part * BATCH..]) {
-                place[c] = x;
+            for (at_index, &x) in batch.iter_mut().zip(&column[part * BATCH..]) {
+                at_index[c] = x;
             }
         }
     }
@@ -103,8 +103,8 @@ impl Loop for AddOutlierProducts<'_> {
         for x in x {
             for (sums, (index, residual)) in sums.iter_mut().zip(&mut index) {
                 let mut total = *sums;
-                for (&place, &residual) in index.iter().zip(residual) {
-                    for (total, x) in total.iter_mut().zip(&x[usize::from(place)]) {
+                for (&i, &residual) in index.iter().zip(residual) {
+                    for (total, x) in total.iter_mut().zip(&x[usize::from(i)]) {
                         *total = residual.mul_add(*x, *total);
                     }
                 }

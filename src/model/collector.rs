@@ -8,7 +8,7 @@ use crate::feedback::correlations::{GROUP, ProductSums};
 use crate::isa::Isa;
 use crate::team;
 
-/// A place in a model where rows enter matrices; several matrices may share it.
+/// A point in a model where rows enter matrices; several matrices may share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Site {
     /// Queries, keys and values.
@@ -42,7 +42,7 @@ pub struct Collector {
     sites: Vec<InputSums>,
 }
 
-/// The sums of one place.
+/// The sums of one site.
 #[derive(Debug, Clone)]
 pub struct InputSums {
     /// Of the squares, a column each.
@@ -74,7 +74,7 @@ impl Collector {
     pub fn sums(&self, role: Role, layer: Option<usize>) -> Option<&InputSums> {
         let site = Site::of(role)?;
         let layer = if site == Site::Output { 0 } else { layer.filter(|&i| i < self.n_layer)? };
-        Some(&self.sites[self.place(site, layer)])
+        Some(&self.sites[self.index(site, layer)])
     }
 
     /// Adds the sums of `other` to these and sets those to zero.
@@ -99,7 +99,7 @@ impl Collector {
         true
     }
 
-    fn place(&self, site: Site, layer: usize) -> usize {
+    fn index(&self, site: Site, layer: usize) -> usize {
         match site {
             Site::Output => self.n_layer * IN_LAYER,
             _ => layer * IN_LAYER + site as usize,
@@ -107,8 +107,8 @@ impl Collector {
     }
 
     pub(super) fn add(&mut self, isa: Isa, site: Site, layer: usize, rows: &[f32]) {
-        let place = self.place(site, layer);
-        let sums = &mut self.sites[place];
+        let index = self.index(site, layer);
+        let sums = &mut self.sites[index];
         let width = sums.squares.len();
         sums.count += (rows.len() / width) as u64;
         team::for_each_chunk(&mut sums.squares, COLUMNS, |i, squares| {

@@ -137,7 +137,7 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
-    /// This model with another matrix in the place of one; both share all others.
+    /// This model with another matrix in place of one; both share all others.
     pub fn replaced(
         &self,
         role: &str,

@@ -80,18 +80,18 @@ impl LayerCache {
         for (i, (key, value)) in
             keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate()
         {
-            let (block, place) = ((first + i) / BLOCK, (first + i) % BLOCK);
+            let (block, at) = ((first + i) / BLOCK, (first + i) % BLOCK);
             if block == self.blocks.len() {
                 self.blocks.push(vec![0; 2 * width * BLOCK].into_boxed_slice());
             }
             let (to_keys, to_values) = self.blocks[block].split_at_mut(width * BLOCK);
-            for (to, &key) in to_keys.iter_mut().skip(place).step_by(BLOCK).zip(key) {
+            for (to, &key) in to_keys.iter_mut().skip(at).step_by(BLOCK).zip(key) {
                 *to = f32_to_f16(key);
             }
             for (to, value) in
                 to_values.chunks_exact_mut(BLOCK * size).zip(value.chunks_exact(size))
             {
-                for (to, &value) in to[place * size..][..size].iter_mut().zip(value) {
+                for (to, &value) in to[at * size..][..size].iter_mut().zip(value) {
                     *to = f32_to_f16(value);
                 }
             }

@@ -46,7 +46,7 @@ impl Rope {
         let dimensions = config.dimensions as f64;
         let base = f64::from(config.base);
         let stretched = 1.0 / f64::from(config.stretch);
-        // the pair that turns so many times in the context
+        // the pair of dimensions that makes `turns` full turns over the context
         let pair = |turns: f32, context: f32| {
             let wave = f64::from(context) / (f64::from(turns) * std::f64::consts::TAU);
             dimensions * wave.ln() / (2.0 * base.ln())

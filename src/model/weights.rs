@@ -87,7 +87,7 @@ pub(super) struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// Puts another matrix in the place of one.
+    /// Puts another matrix in place of one.
     pub fn replace(
         &mut self,
         config: &Config,
@@ -95,7 +95,7 @@ impl<'a> Tensors<'a> {
         layer: Option<usize>,
         matrix: Matrix<'a>,
     ) -> Result<(), ModelError> {
-        let checked = place(config, role, layer, &matrix)?;
+        let checked = role_of(config, role, layer, &matrix)?;
         if checked == Role::TokenEmbd {
             self.token_embd = matrix;
             return Ok(());
@@ -124,7 +124,7 @@ impl<'a> Tensors<'a> {
 }
 
 /// The role of that name; fails unless a model of that shape has a place for such a tensor.
-fn place(
+fn role_of(
     config: &Config,
     role: &str,
     layer: Option<usize>,
@@ -171,7 +171,7 @@ impl<'a> Builder<'a> {
         layer: Option<usize>,
         matrix: Matrix<'a>,
     ) -> Result<(), ModelError> {
-        let role = place(&self.config, role, layer, &matrix)?;
+        let role = role_of(&self.config, role, layer, &matrix)?;
         let stored = if matrix.rows() == 1 && role != Role::TokenEmbd {
             let mut vector = vec![0f32; matrix.row_length()];
             matrix.row(Isa::active()?, 0, &mut vector);

@@ -22,7 +22,7 @@ pub(crate) unsafe fn multiply(
     panel::multiply::<Avx512<false>, 4, 6>(kind, rows, columns, acc)
 }
 
-/// As above.
+/// The same with VNNI.
 ///
 /// # Safety
 ///

@@ -7,7 +7,7 @@
 //! are multiplied by all rows of the tile (`vpdpbusd`), and those of the rows by all columns. That
 //! is why it is fast: per multiply-add hardly anything is loaded, unpacked or scaled.
 //!
-//! Rows of numbers go the same way, with one f32 in place of four bytes.
+//! Rows of floats go the same way, with one f32 in place of four bytes.
 
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) mod avx2;

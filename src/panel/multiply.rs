@@ -1,7 +1,7 @@
 //! The products of a panel's rows and columns.
 
 use super::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
-use super::unpack::PanelBlock;
+use super::unpack::{PanelBlock, Unpacked};
 use super::vector::PanelVector;
 use crate::block::{Block, TensorType, blocks, by_family, with_quants};
 use crate::simd::Vector;
@@ -48,7 +48,7 @@ impl Step {
         let parts = scales.chunks_exact_mut(subs).zip(adds.chunks_exact_mut(subs));
         let parts = self.rows[row].chunks_exact_mut(B::WEIGHTS).zip(parts);
         for (block, (quants, (scales, adds))) in blocks.iter().zip(parts) {
-            block.unpack::<V>(quants, scales, adds);
+            block.unpack::<V>(Unpacked { quants, scales, adds });
         }
         for sub in 0..blocks.len() * subs {
             self.scales[sub][row] = scales[sub];
@@ -60,11 +60,11 @@ impl Step {
 
     /// Decodes floats of row `row`.
     #[inline(always)]
-    fn set_floats<B: Block>(&mut self, row: usize, quants: &[B]) {
+    fn set_floats<B: Block>(&mut self, row: usize, weights: &[B]) {
         let cells = self.rows[row].as_chunks_mut::<4>().0;
-        for (cell, number) in cells.iter_mut().zip(quants) {
+        for (cell, weight) in cells.iter_mut().zip(weights) {
             let mut value = [0f32];
-            number.dequantize(&mut value);
+            weight.dequantize(&mut value);
             *cell = value[0].to_le_bytes();
         }
     }
@@ -115,8 +115,8 @@ pub(crate) unsafe fn multiply<V: PanelVector, const R: usize, const C: usize>(
 pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'_>) {
     let groups = x.as_chunks::<GROUP>().0.iter().zip(out.quants.as_chunks_mut::<GROUP>().0);
     let sums = out.sums.as_chunks_mut::<{ GROUP / SUM }>().0;
-    let factors = out.scales.iter_mut().zip(out.scaled_sums).zip(sums);
-    for ((x, quants), ((scale, scaled_sum), sums)) in groups.zip(factors) {
+    let of_groups = out.scales.iter_mut().zip(out.scaled_sums).zip(sums);
+    for ((x, quants), ((scale, scaled_sum), sums)) in groups.zip(of_groups) {
         // a group is whole vectors.
         let mut most = V::splat(0);
         for i in (0..GROUP).step_by(V::LANES) {
@@ -130,7 +130,7 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
         for i in (0..GROUP).step_by(V::LANES) {
             let ints = V::to_ints(V::Floats::load(x.as_ptr().add(i)).mul(inverse));
             V::store_bytes(ints, quants.as_mut_ptr().add(i));
-            // an infinity or a NaN is the least number; its group's scale is infinite or NaN, too
+            // an infinity or a NaN becomes the least i32; its group's scale is infinite or NaN, too
             sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
         }
         *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
@@ -188,26 +188,26 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
     }
 }
 
-/// Rows from `row` on times the columns `tile`, at `places` of them.
+/// Rows from `row` on times the columns `tile`, the `weights` of a row alone.
 #[inline(always)]
 unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
     step: &Step,
     row: usize,
     columns: &Columns,
     tile: [usize; C],
-    places: Range<usize>,
+    weights: Range<usize>,
     acc: &mut [[f32; PANEL]; C],
 ) {
     let mut quants = [columns.quants.as_ptr(); C];
     for (quants, column) in quants.iter_mut().zip(tile) {
-        *quants = columns.quants[column * columns.length..][places.clone()].as_ptr();
+        *quants = columns.quants[column * columns.length..][weights.clone()].as_ptr();
     }
     let groups = columns.length / GROUP;
-    for sub in 0..places.len() / B::SUB {
+    for sub in 0..weights.len() / B::SUB {
         // the sub-block lies within the step and the columns.
         let mut sums = [[V::splat(0); C]; R];
         if B::OFFSET != 0 {
-            let first = (places.start + sub * B::SUB) / SUM;
+            let first = (weights.start + sub * B::SUB) / SUM;
             for c in 0..C {
                 let x = &columns.sums[tile[c] * columns.length / SUM + first..];
                 // infinities and NaN have sums that overflow, and scales that make the result NaN
@@ -229,15 +229,15 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
                 }
             }
         }
-        let group = (places.start + sub * B::SUB) / GROUP;
+        let group = (weights.start + sub * B::SUB) / GROUP;
         for c in 0..C {
-            let factor = *columns.scales.get_unchecked(tile[c] * groups + group);
-            let scale = V::Floats::splat(factor);
+            let x_scale = *columns.scales.get_unchecked(tile[c] * groups + group);
+            let scale = V::Floats::splat(x_scale);
             let sum = if B::SUB == GROUP {
                 *columns.scaled_sums.get_unchecked(tile[c] * groups + group)
             } else {
-                let sum = (tile[c] * columns.length + places.start) / SUM + sub;
-                factor * *columns.sums.get_unchecked(sum) as f32
+                let sum = (tile[c] * columns.length + weights.start) / SUM + sub;
+                x_scale * *columns.sums.get_unchecked(sum) as f32
             };
             for (r, sums) in sums.iter().enumerate() {
                 let first = row + r * V::LANES;

@@ -1,4 +1,4 @@
-//! Panels on every CPU: arrays of numbers, whose loops the compiler makes vectors of.
+//! Panels on every CPU: arrays, whose loops the compiler makes vectors of.
 
 use super::vector::PanelVector;
 use crate::block::QK;

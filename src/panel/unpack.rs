@@ -9,12 +9,21 @@ use crate::block::{
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k,
 };
 
+/// Where the parts of a block go.
+pub(crate) struct Unpacked<'a> {
+    pub quants: &'a mut [u8],
+    /// The scale of each sub-block.
+    pub scales: &'a mut [f32],
+    /// What is added to the weights of each; written where [`PanelBlock::ADDS`].
+    pub adds: &'a mut [f32],
+}
+
 /// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
 /// by [`Self::SUB`] weights.
 pub(crate) trait PanelBlock: Block {
     /// Weights in a sub-block, 16 or 32.
     const SUB: usize = 32;
-    /// What is taken off every number.
+    /// What is taken off every quant.
     const OFFSET: i32 = 0;
     /// Whether `add` is not always 0.
     const ADDS: bool = false;
@@ -22,17 +31,12 @@ pub(crate) trait PanelBlock: Block {
     #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     const WIDE: bool = false;
 
-    /// Writes the quants of the block, and the scale and `add` of each sub-block.
+    /// Takes the block apart.
     ///
     /// # Safety
     ///
-    /// The CPU has V's ISA; so below.
-    unsafe fn unpack<V: PanelVector>(
-        &self,
-        quants: &mut [u8],
-        scales: &mut [f32],
-        adds: &mut [f32],
-    );
+    /// The CPU has V's ISA.
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>);
 }
 
 #[inline(always)]
@@ -63,14 +67,9 @@ impl PanelBlock for BlockQ2K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(
-        &self,
-        quants: &mut [u8],
-        scales: &mut [f32],
-        adds: &mut [f32],
-    ) {
-        quants.copy_from_slice(&self.quants());
-        for (j, (scale, add)) in scales.iter_mut().zip(adds).enumerate() {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        to.quants.copy_from_slice(&self.quants());
+        for (j, (scale, add)) in to.scales.iter_mut().zip(to.adds).enumerate() {
             let (s, m) = self.scale_and_min(j);
             (*scale, *add) = (s, -m);
         }
@@ -82,9 +81,9 @@ impl PanelBlock for BlockQ3K {
     const OFFSET: i32 = q3_k::HALF;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        quants.copy_from_slice(&self.quants());
-        scales.copy_from_slice(&self.all_scales());
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        to.quants.copy_from_slice(&self.quants());
+        to.scales.copy_from_slice(&self.all_scales());
     }
 }
 
@@ -92,15 +91,10 @@ impl PanelBlock for BlockQ4K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(
-        &self,
-        quants: &mut [u8],
-        scales: &mut [f32],
-        adds: &mut [f32],
-    ) {
-        split_nibbles(&self.qs, quants);
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        split_nibbles(&self.qs, to.quants);
         let (d, dmin) = (half::<V>(self.d), half::<V>(self.dmin));
-        k_scales(d, dmin, &self.scales, scales, adds);
+        k_scales(d, dmin, &self.scales, to.scales, to.adds);
     }
 }
 
@@ -108,20 +102,15 @@ impl PanelBlock for BlockQ5K {
     const ADDS: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(
-        &self,
-        quants: &mut [u8],
-        scales: &mut [f32],
-        adds: &mut [f32],
-    ) {
-        split_nibbles(&self.qs, quants);
-        for (j, quants) in quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        split_nibbles(&self.qs, to.quants);
+        for (j, quants) in to.quants.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (q, h) in quants.iter_mut().zip(self.qh) {
                 *q |= ((h >> j) & 1) << 4;
             }
         }
         let (d, dmin) = (half::<V>(self.d), half::<V>(self.dmin));
-        k_scales(d, dmin, &self.scales, scales, adds);
+        k_scales(d, dmin, &self.scales, to.scales, to.adds);
     }
 }
 
@@ -130,9 +119,9 @@ impl PanelBlock for BlockQ6K {
     const OFFSET: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
         let parts = self.ql.as_chunks::<64>().0.iter().zip(self.qh.as_chunks::<32>().0);
-        for ((ql, qh), out) in parts.zip(quants.as_chunks_mut::<128>().0) {
+        for ((ql, qh), out) in parts.zip(to.quants.as_chunks_mut::<128>().0) {
             for i in 0..32 {
                 out[i] = (ql[i] & 0x0f) | ((qh[i] & 3) << 4);
                 out[i + 32] = (ql[i + 32] & 0x0f) | ((qh[i] >> 2 & 3) << 4);
@@ -141,7 +130,7 @@ impl PanelBlock for BlockQ6K {
             }
         }
         let d = half::<V>(self.d);
-        for (scale, &s) in scales.iter_mut().zip(&self.scales) {
+        for (scale, &s) in to.scales.iter_mut().zip(&self.scales) {
             *scale = d * f32::from(s as i8);
         }
     }
@@ -152,11 +141,11 @@ impl PanelBlock for BlockQ8_0 {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        for (out, q) in quants.iter_mut().zip(self.qs) {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        for (out, q) in to.quants.iter_mut().zip(self.qs) {
             *out = q ^ 0x80;
         }
-        scales[0] = half::<V>(self.d);
+        to.scales[0] = half::<V>(self.d);
     }
 }
 
@@ -165,10 +154,10 @@ impl PanelBlock for BlockIQ4NL {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
         let values = V::look_up(&UNSIGNED, &self.qs);
-        quants.copy_from_slice(&values);
-        scales[0] = half::<V>(self.d);
+        to.quants.copy_from_slice(&values);
+        to.scales[0] = half::<V>(self.d);
     }
 }
 
@@ -177,12 +166,12 @@ impl PanelBlock for BlockIQ4XS {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<V: PanelVector>(&self, quants: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
-        for (quants, qs) in quants.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
+    unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
+        for (quants, qs) in to.quants.as_chunks_mut::<QK>().0.iter_mut().zip(&self.qs) {
             *quants = V::look_up(&UNSIGNED, qs);
         }
         let d = half::<V>(self.d);
-        for (j, scale) in scales.iter_mut().enumerate() {
+        for (j, scale) in to.scales.iter_mut().enumerate() {
             *scale = d * self.scale(j) as f32;
         }
     }
@@ -197,18 +186,13 @@ macro_rules! legacy_quants {
             $(const ADDS: bool = { let _: fn(&Self) -> [u8; 2] = $add; true };)?
 
             #[inline(always)]
-            unsafe fn unpack<V: PanelVector>(
-        &self,
-        quants: &mut [u8],
-        scales: &mut [f32],
-        _adds: &mut [f32],
-    ) {
+            unsafe fn unpack<V: PanelVector>(&self, to: Unpacked<'_>) {
                 for j in 0..QK / 2 {
                     let pair: (i32, i32) = $pair(self, j);
-                    (quants[j], quants[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
+                    (to.quants[j], to.quants[j + QK / 2]) = (pair.0 as u8, pair.1 as u8);
                 }
-                scales[0] = half::<V>(self.d);
-                    $(_adds[0] = half::<V>($add(self));)?
+                to.scales[0] = half::<V>(self.d);
+                    $(to.adds[0] = half::<V>($add(self));)?
             }
         }
     };

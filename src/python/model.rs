@@ -199,7 +199,7 @@ impl Model {
         Ok(Self { loaded: Arc::new(loaded) })
     }
 
-    /// The model with another matrix in the place of one.
+    /// The model with another matrix in place of one.
     fn replaced(&self, tensor: Tensor<'_>) -> PyResult<Self> {
         let (role, layer, kind, row_length, outliers, parts) = tensor;
         let matrix = matrix_of(kind, row_length, outliers, &parts)?;

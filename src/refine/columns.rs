@@ -34,7 +34,7 @@ pub(super) trait Grid: Copy {
     /// # Safety
     ///
     /// The CPU has L's ISA.
-    unsafe fn nearest<L: Vector>(self, place: L) -> L;
+    unsafe fn nearest<L: Vector>(self, position: L) -> L;
 }
 
 /// The whole numbers in `bottom..=top`.
@@ -46,8 +46,8 @@ pub(super) struct Bounds {
 
 impl Grid for Bounds {
     #[inline(always)]
-    unsafe fn nearest<L: Vector>(self, place: L) -> L {
-        place.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest()
+    unsafe fn nearest<L: Vector>(self, position: L) -> L {
+        position.max(L::splat(self.bottom)).min(L::splat(self.top)).nearest()
     }
 }
 
@@ -57,8 +57,8 @@ pub(super) struct Iq4Values;
 
 impl Grid for Iq4Values {
     #[inline(always)]
-    unsafe fn nearest<L: Vector>(self, place: L) -> L {
-        nearest_iq4_value(place)
+    unsafe fn nearest<L: Vector>(self, position: L) -> L {
+        nearest_iq4_value(position)
     }
 }
 
@@ -73,7 +73,7 @@ impl Columns {
     ///
     /// # Safety
     ///
-    /// The CPU has L's ISA; so below. There are [`Vector::LANES`] sub-blocks.
+    /// The CPU has L's ISA. There are [`Vector::LANES`] sub-blocks.
     #[inline(always)]
     pub unsafe fn fill<L: Vector>(&mut self, x: &[[f32; QK_K]], weights: &[[f32; QK_K]]) {
         debug_assert!(x.len() * QK_K == L::LANES * self.length && x.len() == weights.len());
@@ -93,13 +93,13 @@ impl Columns {
         }
     }
 
-    /// Quant `i` of each sub-block and its weight.
+    /// Weight `i` of each sub-block, and what its error is multiplied by.
     #[inline(always)]
     pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
         // i < 32.
-        let place = i * L::LANES;
-        (L::load(self.x.0.as_ptr().add(place)), L::load(self.weights.0.as_ptr().add(place)))
+        let at = i * L::LANES;
+        (L::load(self.x.0.as_ptr().add(at)), L::load(self.weights.0.as_ptr().add(at)))
     }
 
     /// `Σ w` and `Σ w x`.
@@ -114,7 +114,7 @@ impl Columns {
         (sum_w, sum_x)
     }
 
-    /// Least and greatest number.
+    /// Least and greatest weight.
     #[inline(always)]
     pub unsafe fn ends<L: Vector>(&self) -> (L, L) {
         let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
@@ -196,7 +196,7 @@ impl Columns {
     }
 }
 
-/// What a number is multiplied by, and what is then added, for its place on the grid; 0 where the
+/// What a weight is multiplied by, and what is then added, for its position on the grid; 0 where the
 /// grid has no scale.
 #[inline(always)]
 unsafe fn inverse_and_offset<L: Vector>(scale: L, min: L) -> (L, L) {

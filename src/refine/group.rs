@@ -10,7 +10,7 @@ pub(super) trait Refined: Block {
     /// Sub-blocks with a scale of their own.
     const SUB_BLOCKS: usize;
 
-    /// The best blocks found for `columns`, as many as fill the lanes; `x` are they untransposed.
+    /// The best blocks found for `columns`, as many as fill the lanes; `x` are the same weights block by block.
     ///
     /// # Safety
     ///
@@ -28,7 +28,7 @@ pub(super) const MOST_BLOCKS: usize = MOST_LANES / crate::block::k_scales::SUB_B
 #[inline(always)]
 pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let mean = interleaved_sums(&x.map(|x| x * x)).iter().sum::<f32>() / QK_K as f32;
-    // beyond, squares are no longer told apart
+    // outside this range squares overflow or vanish
     let inverse = if (1e-30..1e30).contains(&mean) { 1.0 / mean } else { 0.0 };
     let mut weights = [0f32; QK_K];
     for (i, w) in weights.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 //! Q4_HIFI: which weights the base need not represent, chosen by what that gains.
 //!
 //! A weight that is left out of the fit either narrows its sub-block's range, so that all others gain,
-//! or is just one that the base represents badly. For every sub-block a table tells the error that
+//! or is just one that the base represents badly. For every sub-block a table has the error that
 //! remains with n outliers, the first k of them at the ends of the range: k are left out, the rest is
 //! fitted, and of what it misses the n - k worst are outliers too. The outliers of the block are then
 //! spread over its sub-blocks so that the sum of the errors is least, and the base is searched for as
@@ -42,7 +42,7 @@ impl Kernel for RefineHifiRow<'_> {
 
 /// # Safety
 ///
-/// The CPU has L's ISA; so below.
+/// The CPU has L's ISA.
 #[inline(always)]
 unsafe fn refine_hifi_row<L: Vector>(
     x: &[[f32; QK_K]],

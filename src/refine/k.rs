@@ -1,7 +1,7 @@
-//! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under two factors.
+//! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under the block scales d and dmin.
 
+use super::block_scales::{Candidates, by_error, nearest_f16};
 use super::columns::{Bounds, Columns, GridSums};
-use super::factors::{Candidates, by_error, nearest_factor};
 use super::group::{MOST_BLOCKS, Refined, keep_better};
 use crate::block::k_scales::{SUB_BLOCKS, pack};
 use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K};
@@ -125,10 +125,11 @@ impl<'a, L: Vector> Group<'a, L> {
     unsafe fn best(&self) -> Choice<L> {
         let fits = self.fit_sub_blocks(STARTS);
         let blocks = BlockFits::new(self, &fits);
-        let mut best = blocks.place(0);
+        let mut best = blocks.candidate(0);
         for attempt in 0..TRIES + ROUNDS {
             let is_try = attempt < TRIES;
-            let start = if is_try { blocks.place(attempt) } else { self.refit_factors(best) };
+            let start =
+                if is_try { blocks.candidate(attempt) } else { self.refit_block_scales(best) };
             let found = self.neighbours(start, if is_try { 0 } else { 1 });
             best = if attempt == 0 { found } else { best.or(found) };
         }
@@ -156,7 +157,7 @@ impl<'a, L: Vector> Group<'a, L> {
                 let determinant = self.sum_w.mul(l2).sub(l.mul(l));
                 let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
                 let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
-                // no minimum is negative, and where all quants are the same none is told
+                // no minimum is negative; where all quants are the same there is no fit
                 let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
                 let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
                 let this_min = this_min.max(zero);
@@ -173,7 +174,7 @@ impl<'a, L: Vector> Group<'a, L> {
         best
     }
 
-    /// The best of the scales and minima that lie near those of `choice`, with the same factors: its
+    /// The best of the scales and minima that lie near those of `choice`, with the same block scales: its
     /// scale and those next to it, each with the minimum that its quants ask for and `mins` to either
     /// side of that.
     #[inline(always)]
@@ -189,8 +190,8 @@ impl<'a, L: Vector> Group<'a, L> {
         let mean_l = sum_l.mul(w_inverse);
         let mean_x = self.sum_x.mul(w_inverse);
         for a in [-1.0, 0.0, 1.0] {
-            let number = scale0.add(L::splat(a)).max(zero).min(largest);
-            let scale = d.mul(number);
+            let whole = scale0.add(L::splat(a)).max(zero).min(largest);
+            let scale = d.mul(whole);
             let guess = scale.mul(mean_l).sub(mean_x).max(zero);
             let sum_l = self.columns.sum_l(scale, guess, self.bounds);
             let min = scale.mul(sum_l).mul(w_inverse).sub(mean_x);
@@ -198,7 +199,7 @@ impl<'a, L: Vector> Group<'a, L> {
             for b in -mins..=mins {
                 let min = nearest.add(L::splat(b as f32)).max(zero).min(largest);
                 let error = self.columns.error(scale, dmin.mul(min), self.bounds);
-                best.scale = error.if_less(best.error, number, best.scale);
+                best.scale = error.if_less(best.error, whole, best.scale);
                 best.min = error.if_less(best.error, min, best.min);
                 best.error = error.min(best.error);
             }
@@ -206,9 +207,9 @@ impl<'a, L: Vector> Group<'a, L> {
         best
     }
 
-    /// The factors that are best for the quants of `choice`.
+    /// The block scales that are best for the quants of `choice`.
     #[inline(always)]
-    unsafe fn refit_factors(&self, choice: Choice<L>) -> Choice<L> {
+    unsafe fn refit_block_scales(&self, choice: Choice<L>) -> Choice<L> {
         let Choice { d, dmin, scale, min, .. } = choice;
         let sums = self.columns.sums(d.mul(scale), dmin.mul(min), self.bounds);
         // the equations of x = d · (scale · q) - dmin · min, a sub-block's part of them
@@ -234,8 +235,7 @@ impl<'a, L: Vector> Group<'a, L> {
             } else {
                 (sx / ss, f64::from(dmin[at]))
             };
-            let (new_d, new_dmin) =
-                (nearest_factor(new_d, d[at]), nearest_factor(new_dmin, dmin[at]));
+            let (new_d, new_dmin) = (nearest_f16(new_d, d[at]), nearest_f16(new_dmin, dmin[at]));
             d[at..][..SUB_BLOCKS].fill(new_d);
             dmin[at..][..SUB_BLOCKS].fill(new_dmin);
         }
@@ -259,7 +259,7 @@ impl<L: Vector> Choice<L> {
     }
 }
 
-/// The sub-blocks' fits, block by block, and the factors to try for them.
+/// The sub-blocks' fits, block by block, and the block scales to try for them.
 struct BlockFits {
     scale: LaneArray,
     sum_l: LaneArray,
@@ -287,26 +287,26 @@ impl BlockFits {
         Self { scale, sum_l, sum_w, sum_x, candidates }
     }
 
-    /// The `n`-th of the factors to try, and what goes with it.
+    /// The `n`-th of the block scales to try, with the scales and minima that they give.
     #[inline(always)]
-    unsafe fn place<L: Vector>(&self, n: usize) -> Choice<L> {
+    unsafe fn candidate<L: Vector>(&self, n: usize) -> Choice<L> {
         let (mut d, mut dmin) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         let (mut scales, mut mins) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
         for (b, candidates) in self.candidates.iter().enumerate().take(L::LANES / SUB_BLOCKS) {
             let block = b * SUB_BLOCKS..(b + 1) * SUB_BLOCKS;
-            let factor = candidates[n];
-            d[block.clone()].fill(factor);
+            let scale = candidates[n];
+            d[block.clone()].fill(scale);
             let mut wanted = [0f32; SUB_BLOCKS];
             for (wanted, l) in wanted.iter_mut().zip(block.clone()) {
-                scales[l] = six_bits(self.scale[l], factor);
-                let explained = factor * scales[l] * self.sum_l[l];
+                scales[l] = six_bits(self.scale[l], scale);
+                let explained = scale * scales[l] * self.sum_l[l];
                 let min = (explained - self.sum_x[l]) / self.sum_w[l];
                 *wanted = if min > 0.0 { min } else { 0.0 };
             }
-            let factor = by_error(&wanted, &self.sum_w[block.clone()], SIX_BITS, LARGEST)[0];
-            dmin[block.clone()].fill(factor);
+            let scale = by_error(&wanted, &self.sum_w[block.clone()], SIX_BITS, LARGEST)[0];
+            dmin[block.clone()].fill(scale);
             for (min, &wanted) in mins[block].iter_mut().zip(&wanted) {
-                *min = six_bits(wanted, factor);
+                *min = six_bits(wanted, scale);
             }
         }
         // There is room for the largest number of lanes.
@@ -320,10 +320,10 @@ impl BlockFits {
     }
 }
 
-/// The nearest multiple of `factor` that six bits can say, as a number.
+/// Which multiple of `scale` in 0..=63 is nearest.
 #[inline(always)]
-fn six_bits(value: f32, factor: f32) -> f32 {
-    if factor > 0.0 { nearest_int((value / factor).clamp(0.0, LARGEST)) as f32 } else { 0.0 }
+fn six_bits(value: f32, scale: f32) -> f32 {
+    if scale > 0.0 { nearest_int((value / scale).clamp(0.0, LARGEST)) as f32 } else { 0.0 }
 }
 
 /// Rounds to the quants of the block.
@@ -333,11 +333,11 @@ fn round_quants(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
     for j in 0..SUB_BLOCKS {
         let (scale, min) = fit.scale_and_min(d, dmin, j);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let place = j * SUB..(j + 1) * SUB;
-        for (number, &x) in fit.quants[place.clone()].iter_mut().zip(&x[place]) {
+        let range = j * SUB..(j + 1) * SUB;
+        for (q, &x) in fit.quants[range.clone()].iter_mut().zip(&x[range]) {
             let position = (x + min) * inverse;
             let position = if position > 0.0 { position } else { 0.0 };
-            *number = nearest_int(if position < top { position } else { top }) as u8;
+            *q = nearest_int(if position < top { position } else { top }) as u8;
         }
     }
 }

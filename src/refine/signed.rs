@@ -1,7 +1,7 @@
-//! Q6_K and IQ4_XS: a signed scale for each sub-block under one factor, and no minima.
+//! Q6_K and IQ4_XS: a signed scale for each sub-block under one block scale d, and no minima.
 
+use super::block_scales::{Candidates, by_error, nearest_f16};
 use super::columns::{Bounds, Columns, Grid, Iq4Values};
-use super::factors::{Candidates, by_error, nearest_factor};
 use super::group::{MOST_BLOCKS, Refined, keep_better};
 use crate::block::legacy::pack_nibbles;
 use crate::block::{Block, BlockIQ4XS, BlockQ6K, QK, QK_K, iq4_xs, q6_k};
@@ -11,7 +11,7 @@ use crate::simd::{MOST_LANES, Vector};
 
 /// How often a grid is moved to where its quants would have it.
 const MOVES: usize = 1;
-/// Factors tried for a block.
+/// Block scales tried for a block.
 const TRIES: usize = 2;
 /// How often the best is fitted anew.
 const ROUNDS: usize = 1;
@@ -25,11 +25,11 @@ trait Signed: Block {
     /// The quants under a scale.
     const GRID: Self::Grid;
     type Grid: Grid;
-    /// The grids that a sub-block's own fit starts from, of either sign: how many, the place of the weight
-    /// of greatest magnitude in the first, and the distance to its place in the next.
+    /// The grids that a sub-block's own fit starts from, of either sign: how many, the position of the
+    /// weight of greatest magnitude in the first, and the distance to its position in the next.
     const STARTS: (usize, f32, f32);
 
-    /// The block with that factor and those scales, its quants the nearest to `x`.
+    /// The block with that block scale and those scales, its quants the nearest to `x`.
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self;
 }
 
@@ -113,12 +113,12 @@ unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
         let block = at..at + B::SUB_BLOCKS;
         *candidates = by_error(&fitted[block.clone()], &cost[block], B::SCALES, B::LOWEST);
     }
-    let mut best = place::<L, B>(&candidates, 0);
+    let mut best = candidate::<L, B>(&candidates, 0);
     for attempt in 0..TRIES + ROUNDS {
         let (start, wanted) = if attempt < TRIES {
-            (place::<L, B>(&candidates, attempt), scale)
+            (candidate::<L, B>(&candidates, attempt), scale)
         } else {
-            let refitted = refit_factor::<L, B>(columns, best);
+            let refitted = refit_block_scale::<L, B>(columns, best);
             (refitted, refitted.d.mul(refitted.scale))
         };
         let found = neighbours::<L, B>(columns, wanted, start);
@@ -155,7 +155,7 @@ unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
 
 /// The `n`-th of each block's candidates.
 #[inline(always)]
-unsafe fn place<L: Vector, B: Signed>(
+unsafe fn candidate<L: Vector, B: Signed>(
     candidates: &[Candidates; MOST_BLOCKS],
     n: usize,
 ) -> Choice<L> {
@@ -167,7 +167,7 @@ unsafe fn place<L: Vector, B: Signed>(
     Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
 }
 
-/// The best of the whole scales nearest to the `wanted` ones and next to these, with the factors of `choice`.
+/// The best of the whole scales nearest to the `wanted` ones and next to these, with the block scales of `choice`.
 #[inline(always)]
 unsafe fn neighbours<L: Vector, B: Signed>(
     columns: &Columns,
@@ -188,9 +188,12 @@ unsafe fn neighbours<L: Vector, B: Signed>(
     best
 }
 
-/// The factor that is best for the quants of `choice`.
+/// The block scale that is best for the quants of `choice`.
 #[inline(always)]
-unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L>) -> Choice<L> {
+unsafe fn refit_block_scale<L: Vector, B: Signed>(
+    columns: &Columns,
+    choice: Choice<L>,
+) -> Choice<L> {
     let Choice { d, scale, .. } = choice;
     let sums = columns.sums(d.mul(scale), L::splat(0.0), B::GRID);
     let (xl, l2) = (scale.mul(sums.xl).to_array(), scale.mul(scale).mul(sums.l2).to_array());
@@ -201,9 +204,9 @@ unsafe fn refit_factor<L: Vector, B: Signed>(columns: &Columns, choice: Choice<L
             sum_xl += f64::from(xl[l]);
             sum_l2 += f64::from(l2[l]);
         }
-        // the sign is the factor's own
+        // the sign stays
         let old = d[at];
-        let magnitude = nearest_factor((sum_xl / sum_l2).abs(), old.abs());
+        let magnitude = nearest_f16((sum_xl / sum_l2).abs(), old.abs());
         d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
     }
     Choice { d: L::load(d.as_ptr()), ..choice }

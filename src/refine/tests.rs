@@ -196,7 +196,7 @@ fn large_weights_count_for_more() {
         }
         assert!((w.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
-    // too small to be told apart: importances alone; nothing matters: nothing
+    // squares that vanish: importances alone; nothing matters: nothing
     let alike = weights_of(&x.map(|x| x * 1e-30), None);
     assert!(alike.iter().all(|w| (w * 256.0 - 1.0).abs() < 1e-5), "{alike:?}");
     assert_eq!(weights_of(&x, Some(&[0.0; QK_K])), [0.0; QK_K]);

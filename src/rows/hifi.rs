@@ -77,8 +77,8 @@ pub fn quantize_hifi(
         }
         let index = index.chunks_exact_mut(outliers);
         let residual = residual.chunks_exact_mut(outliers * 2);
-        let places = blocks_mut::<BlockQ4K>(base).iter_mut().zip(index.zip(residual));
-        for (block, (base, (index, residual))) in blocks.iter().zip(places) {
+        let outs = blocks_mut::<BlockQ4K>(base).iter_mut().zip(index.zip(residual));
+        for (block, (base, (index, residual))) in blocks.iter().zip(outs) {
             *base = block.base;
             index.copy_from_slice(block.index());
             for (bytes, r) in residual.as_chunks_mut().0.iter_mut().zip(block.residual()) {

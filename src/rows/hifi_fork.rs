@@ -27,7 +27,7 @@ pub fn row_bytes(row_length: usize) -> Result<usize, QuantError> {
     Ok(row_length / QK_K * size_of::<BlockQ4Hifi>())
 }
 
-/// Encodes rows into `out`, without error feedback, for which the layout has no place: an outlier replaces what the
+/// Encodes rows into `out`, without error feedback, which the layout cannot hold: an outlier replaces what the
 /// base is there.
 pub fn quantize(
     source: Source<'_>,
@@ -47,9 +47,9 @@ pub fn quantize(
         if refined {
             dispatch::refine_hifi_row(isa, x, importance, &mut encoded);
         }
-        let places = x.as_chunks().0.iter().zip(decoded.as_chunks_mut().0);
-        let places = places.zip(blocks_mut::<BlockQ4Hifi>(out));
-        for (block, ((x, decoded), out)) in encoded.iter().zip(places) {
+        let of_blocks = x.as_chunks().0.iter().zip(decoded.as_chunks_mut().0);
+        let of_blocks = of_blocks.zip(blocks_mut::<BlockQ4Hifi>(out));
+        for (block, ((x, decoded), out)) in encoded.iter().zip(of_blocks) {
             *out = BlockQ4Hifi::new(block.base, block.index(), x);
             *decoded = block.decode();
             out.replace(block.index(), decoded);
@@ -91,21 +91,21 @@ pub fn to_split(
     for (number, block) in data.iter().enumerate() {
         let mut values = [0f32; QK_K];
         block.decode(number, &mut values)?;
-        let mut places = block.index(number)?.to_vec();
-        if places.len() > outliers {
+        let mut indices = block.index(number)?.to_vec();
+        if indices.len() > outliers {
             let what = "more outliers than the tensor is to hold";
             return Err(QuantError::BadBlock { block: number, what });
         }
-        let free = (0..=u8::MAX).filter(|i| !places.contains(i));
-        let fill: Vec<u8> = free.take(outliers - places.len()).collect();
-        places.extend(fill);
-        places.sort_unstable();
+        let free = (0..=u8::MAX).filter(|i| !indices.contains(i));
+        let fill: Vec<u8> = free.take(outliers - indices.len()).collect();
+        indices.extend(fill);
+        indices.sort_unstable();
 
         let from = decoded(&block.base);
         base[number] = block.base;
-        index[number * outliers..][..outliers].copy_from_slice(&places);
+        index[number * outliers..][..outliers].copy_from_slice(&indices);
         let residual = residual[number * outliers * 2..][..outliers * 2].as_chunks_mut().0;
-        for (bytes, &i) in residual.iter_mut().zip(&places) {
+        for (bytes, &i) in residual.iter_mut().zip(&indices) {
             *bytes = f32_to_f16(values[usize::from(i)] - from[usize::from(i)]).to_le_bytes();
         }
     }

@@ -69,11 +69,11 @@ pub(crate) fn search_rows(
     out.fill(0); // blocks that decode to zeros
     dispatch::refine_rows(isa, kind, x, row_length, importance, out);
     let block_bytes = out.len() / (x.len() / QK_K);
-    let places = (0..row_length).step_by(QK_K).cycle();
+    let columns = (0..row_length).step_by(QK_K).cycle();
     let blocks = x.chunks_exact(QK_K).zip(out.chunks_exact_mut(block_bytes));
-    for ((x, out), place) in blocks.zip(places) {
+    for ((x, out), column) in blocks.zip(columns) {
         if out.iter().all(|&byte| byte == 0) {
-            let importance = importance.map(|w| &w[place..][..QK_K]);
+            let importance = importance.map(|w| &w[column..][..QK_K]);
             dispatch::quantize_rows(isa, kind, x, QK_K, importance, out);
         }
     }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_told_with_its_first_place() {
+    fn the_first_weight_that_is_not_finite_is_named() {
         let mut x = weights(4 * 256, 5);
         (x[700], x[300]) = (f32::NAN, f32::INFINITY);
         let source = Source::from_f32(&x, 256).unwrap();

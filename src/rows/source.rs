@@ -94,7 +94,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Gives every row of `source` to `encode` with a scratch row and its place in `out`, and adds up what
+/// Gives every row of `source` to `encode` with a scratch row and its part of `out`, and adds up what
 /// comes back. The error reported is that of the first row that has one.
 pub(super) fn per_row<O: Send>(
     isa: Isa,

@@ -2,7 +2,6 @@
 
 use super::twice::Twice;
 use super::vector::{Kernel, Vector, forward_to_intrinsics};
-use crate::float::ROUNDING;
 use std::arch::x86_64::*;
 
 /// Runs a computation, compiled for the instruction set.
@@ -23,24 +22,25 @@ impl Vector for F32x8 {
     type Mask = __m256;
     type Wide = Twice<F32x8>;
 
-    #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        run(kernel)
+    forward_to_intrinsics! {
+        splat: _mm256_set1_ps,
+        load: _mm256_loadu_ps,
+        store: _mm256_storeu_ps,
+        sqrt: _mm256_sqrt_ps,
+        operations: {
+            add: _mm256_add_ps,
+            sub: _mm256_sub_ps,
+            mul: _mm256_mul_ps,
+            div: _mm256_div_ps,
+            min: _mm256_min_ps,
+            max: _mm256_max_ps
+        },
+        fused: _mm256_fmadd_ps,
+        unpack: _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_shuffle_ps,
+        integers: _mm256_castps_si256, _mm256_cvtepi32_ps, _mm256_set1_epi32,
+            _mm256_and_si256, _mm256_sub_epi32, _mm256_min_epi32, _mm256_max_epi32
     }
 
-    forward_to_intrinsics!(_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_sqrt_ps, {
-        add: _mm256_add_ps,
-        sub: _mm256_sub_ps,
-        mul: _mm256_mul_ps,
-        div: _mm256_div_ps,
-        min: _mm256_min_ps,
-        max: _mm256_max_ps
-    });
-
-    #[inline(always)]
-    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(_mm256_fmadd_ps(self.0, factor.0, addend.0))
-    }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
         Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0))
@@ -94,14 +94,6 @@ impl Vector for F32x8 {
         u64::from(_mm256_movemask_ps(mask) as u32)
     }
     #[inline(always)]
-    unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
-        let bits = _mm256_castps_si256(_mm256_add_ps(self.0, _mm256_set1_ps(ROUNDING)));
-        let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
-        let number = _mm256_sub_epi32(bits, _mm256_set1_epi32(0x0040_0000));
-        let number = _mm256_min_epi32(number, _mm256_set1_epi32(high));
-        Self(_mm256_cvtepi32_ps(_mm256_max_epi32(number, _mm256_set1_epi32(low))))
-    }
-    #[inline(always)]
     unsafe fn store_bytes(self, most: i32, to: *mut u8) {
         let numbers = _mm256_min_epi32(_mm256_cvttps_epi32(self.0), _mm256_set1_epi32(most));
         let low_bytes = _mm256_set1_epi32(0x0c08_0400);
@@ -110,28 +102,17 @@ impl Vector for F32x8 {
         _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(halves.0, halves.1));
     }
     #[inline(always)]
-    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
-        let places = _mm256_castps_si256(places.0);
-        let first = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), places);
-        let second = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), places);
-        let in_second = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+    unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self {
+        let indices = _mm256_castps_si256(indices.0);
+        let first = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), indices);
+        let second = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), indices);
+        let in_second = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices));
         Self(_mm256_blendv_ps(first, second, in_second))
     }
     #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
         let low = _mm256_castps128_ps256(_mm_loadu_ps(from));
         Self(_mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(stride))))
-    }
-    #[inline(always)]
-    unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
-        let ab = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
-        let cd = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
-        [
-            Self(_mm256_shuffle_ps::<0b01_00_01_00>(ab.0, cd.0)),
-            Self(_mm256_shuffle_ps::<0b11_10_11_10>(ab.0, cd.0)),
-            Self(_mm256_shuffle_ps::<0b01_00_01_00>(ab.1, cd.1)),
-            Self(_mm256_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
-        ]
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self {

@@ -2,7 +2,6 @@
 
 use super::twice::Twice;
 use super::vector::{Kernel, Vector, forward_to_intrinsics};
-use crate::float::ROUNDING;
 use std::arch::x86_64::*;
 
 /// Runs a computation, compiled for the instruction set.
@@ -23,24 +22,25 @@ impl Vector for F32x16 {
     type Mask = __mmask16;
     type Wide = Twice<F32x16>;
 
-    #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        run(kernel)
+    forward_to_intrinsics! {
+        splat: _mm512_set1_ps,
+        load: _mm512_loadu_ps,
+        store: _mm512_storeu_ps,
+        sqrt: _mm512_sqrt_ps,
+        operations: {
+            add: _mm512_add_ps,
+            sub: _mm512_sub_ps,
+            mul: _mm512_mul_ps,
+            div: _mm512_div_ps,
+            min: _mm512_min_ps,
+            max: _mm512_max_ps
+        },
+        fused: _mm512_fmadd_ps,
+        unpack: _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_shuffle_ps,
+        integers: _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_set1_epi32,
+            _mm512_and_si512, _mm512_sub_epi32, _mm512_min_epi32, _mm512_max_epi32
     }
 
-    forward_to_intrinsics!(_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_sqrt_ps, {
-        add: _mm512_add_ps,
-        sub: _mm512_sub_ps,
-        mul: _mm512_mul_ps,
-        div: _mm512_div_ps,
-        min: _mm512_min_ps,
-        max: _mm512_max_ps
-    });
-
-    #[inline(always)]
-    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(_mm512_fmadd_ps(self.0, factor.0, addend.0))
-    }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
         Self(_mm512_abs_ps(self.0))
@@ -90,22 +90,14 @@ impl Vector for F32x16 {
         u64::from(mask)
     }
     #[inline(always)]
-    unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
-        let bits = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(ROUNDING)));
-        let bits = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
-        let number = _mm512_sub_epi32(bits, _mm512_set1_epi32(0x0040_0000));
-        let number = _mm512_min_epi32(number, _mm512_set1_epi32(high));
-        Self(_mm512_cvtepi32_ps(_mm512_max_epi32(number, _mm512_set1_epi32(low))))
-    }
-    #[inline(always)]
     unsafe fn store_bytes(self, most: i32, to: *mut u8) {
         let numbers = _mm512_min_epi32(_mm512_cvttps_epi32(self.0), _mm512_set1_epi32(most));
         _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(numbers));
     }
     #[inline(always)]
-    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
+    unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self {
         let table = _mm512_loadu_ps(table.as_ptr());
-        Self(_mm512_permutexvar_ps(_mm512_castps_si512(places.0), table))
+        Self(_mm512_permutexvar_ps(_mm512_castps_si512(indices.0), table))
     }
     #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {
@@ -113,17 +105,6 @@ impl Vector for F32x16 {
         let all = _mm512_insertf32x4::<1>(all, _mm_loadu_ps(from.add(stride)));
         let all = _mm512_insertf32x4::<2>(all, _mm_loadu_ps(from.add(2 * stride)));
         Self(_mm512_insertf32x4::<3>(all, _mm_loadu_ps(from.add(3 * stride))))
-    }
-    #[inline(always)]
-    unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
-        let ab = (_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
-        let cd = (_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
-        [
-            Self(_mm512_shuffle_ps::<0b01_00_01_00>(ab.0, cd.0)),
-            Self(_mm512_shuffle_ps::<0b11_10_11_10>(ab.0, cd.0)),
-            Self(_mm512_shuffle_ps::<0b01_00_01_00>(ab.1, cd.1)),
-            Self(_mm512_shuffle_ps::<0b11_10_11_10>(ab.1, cd.1)),
-        ]
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self {

@@ -54,8 +54,8 @@ impl<V: Vector> Vector for Twice<V> {
         Self(V::load_half(from), V::load_half(from.add(V::LANES)))
     }
     #[inline(always)]
-    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self {
-        Self(V::look_up(table, places.0), V::look_up(table, places.1))
+    unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self {
+        Self(V::look_up(table, indices.0), V::look_up(table, indices.1))
     }
     #[inline(always)]
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self {

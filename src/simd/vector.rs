@@ -132,7 +132,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn store_bytes(self, most: i32, to: *mut u8);
 
     /// `table[lane]`, where the four lowest bits of a lane's representation say which.
-    unsafe fn look_up(table: &[f32; 16], places: Self) -> Self;
+    unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self;
 
     /// Reads four numbers from each of `from`, `from + stride`, …: four lanes each.
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self;
@@ -205,10 +205,23 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// The operations that are one intrinsic in every instruction set, as methods of an `impl Vector`.
+/// The methods of an `impl Vector` that AVX2 and AVX-512 have under other names alone.
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 macro_rules! forward_to_intrinsics {
-    ($splat:ident, $load:ident, $store:ident, $sqrt:ident, { $($method:ident: $intrinsic:ident),* }) => {
+    (
+        splat: $splat:ident,
+        load: $load:ident,
+        store: $store:ident,
+        sqrt: $sqrt:ident,
+        operations: { $($method:ident: $intrinsic:ident),* },
+        fused: $fused:ident,
+        unpack: $unpack_low:ident, $unpack_high:ident, $shuffle:ident,
+        integers: $bits:ident, $to_floats:ident, $splat_int:ident, $and:ident, $sub:ident, $min:ident, $max:ident
+    ) => {
+        #[inline(always)]
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            run(kernel)
+        }
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             Self($splat(value))
@@ -231,6 +244,27 @@ macro_rules! forward_to_intrinsics {
                 Self($intrinsic(self.0, other.0))
             }
         )*
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+            Self($fused(self.0, factor.0, addend.0))
+        }
+        #[inline(always)]
+        unsafe fn transpose_fours([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+            let ab = ($unpack_low(a.0, b.0), $unpack_high(a.0, b.0));
+            let cd = ($unpack_low(c.0, d.0), $unpack_high(c.0, d.0));
+            [
+                Self($shuffle::<0b01_00_01_00>(ab.0, cd.0)),
+                Self($shuffle::<0b11_10_11_10>(ab.0, cd.0)),
+                Self($shuffle::<0b01_00_01_00>(ab.1, cd.1)),
+                Self($shuffle::<0b11_10_11_10>(ab.1, cd.1)),
+            ]
+        }
+        #[inline(always)]
+        unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self {
+            let bits = $bits(self.add(Self::splat(crate::float::ROUNDING)).0);
+            let whole = $sub($and(bits, $splat_int(0x007f_ffff)), $splat_int(0x0040_0000));
+            Self($to_floats($max($min(whole, $splat_int(high)), $splat_int(low))))
+        }
     };
 }
 #[cfg(all(target_arch = "x86_64", not(portable)))]

@@ -260,8 +260,8 @@ impl DotVector for Avx2 {
 
     #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
-        let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
-        F32x8(_mm256_i32gather_ps::<4>(values, places))
+        let indices = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
+        F32x8(_mm256_i32gather_ps::<4>(values, indices))
     }
 
     #[inline(always)]

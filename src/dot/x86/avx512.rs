@@ -18,7 +18,7 @@ pub(crate) unsafe fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &m
     super::products::dot_rows::<Avx512<false>>(rows, activations, out)
 }
 
-/// As above.
+/// The same with VNNI.
 ///
 /// # Safety
 ///
@@ -43,7 +43,7 @@ pub(crate) unsafe fn block_sums(
     super::products::block_sums::<Avx512<false>>(kind, block, y)
 }
 
-/// As above.
+/// The same with VNNI.
 ///
 /// # Safety
 ///
@@ -305,8 +305,8 @@ impl<const VNNI: bool> DotVector for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats {
-        let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
-        F32x16(_mm512_i32gather_ps::<4>(places, values))
+        let indices = _mm512_cvtepu8_epi32(_mm_loadu_si128(index.cast()));
+        F32x16(_mm512_i32gather_ps::<4>(indices, values))
     }
 
     #[inline(always)]

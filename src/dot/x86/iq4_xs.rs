@@ -15,11 +15,11 @@ use std::arch::x86_64::*;
 #[inline(always)]
 unsafe fn unpack_scales(block: &BlockIQ4XS) -> __m256i {
     // AVX2; the callers' ISAs have it.
-    let place = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     let low = _mm256_set1_epi32(i32::from_le_bytes(block.scales_l));
-    let low = _mm256_and_si256(_mm256_srlv_epi32(low, place), _mm256_set1_epi32(0x0f));
+    let low = _mm256_and_si256(_mm256_srlv_epi32(low, shift), _mm256_set1_epi32(0x0f));
     let high = _mm256_set1_epi32(i32::from(u16::from_le_bytes(block.scales_h)) << 4);
-    let high = _mm256_srlv_epi32(high, _mm256_srli_epi32::<1>(place));
+    let high = _mm256_srlv_epi32(high, _mm256_srli_epi32::<1>(shift));
     let high = _mm256_and_si256(high, _mm256_set1_epi32(0x30));
     _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32))
 }
@@ -39,7 +39,7 @@ impl RowBlock for BlockIQ4XS {
     }
 
     #[inline(always)]
-    fn factors(&self) -> [u16; 2] {
+    fn block_scales(&self) -> [u16; 2] {
         [u16::from_le_bytes(self.d), 0]
     }
 

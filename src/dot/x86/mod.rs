@@ -4,7 +4,7 @@
 //! that bytes meet bytes in one multiply-add each (`vpmaddubsw`, `vpdpbusd`), whose sums still fit
 //! 16 bits. A second one (`vpmaddwd`, `vpdpwssd`) multiplies by the scales of the sub-blocks, and
 //! only then, once a block, integers become floats. What a block has but once, its scales, minima
-//! and factors, costs as much as its quants; so several rows are multiplied at once, a lane of the
+//! and block scales, costs as much as its quants; so several rows are multiplied at once, a lane of the
 //! floats each.
 //!
 //! The floats are added up in the order of [`crate::dot::scalar`], whatever the vectors' width.

@@ -1,7 +1,7 @@
 //! Q4_K and Q5_K: as many rows at once as a vector has parts of 128 bits.
 //!
 //! A block's first 16 bytes, its scales, are one such part: those of a block in each row are unpacked
-//! together, and so are their minima multiplied and their factors made floats. The quants of a row
+//! together, and so are their minima multiplied and their block scales made floats. The quants of a row
 //! are unpacked into the order that [`NibbleOrder`] has, so that bytes meet bytes in one multiply-add
 //! each, whose sums still fit 16 bits; a second one multiplies by the scales of the sub-blocks, and
 //! only then, once a block, integers become floats.
@@ -18,7 +18,7 @@ use crate::dot::{activations::BlockQ8K, scalar::KSums};
 use crate::simd::Vector;
 use std::arch::x86_64::*;
 
-/// Q4_K or Q5_K, whose first 16 bytes are two f16 factors and the packed scales.
+/// Q4_K or Q5_K, whose first 16 bytes are two f16 block scales and the packed scales.
 pub(super) trait NibbleBlock: Bytes {
     /// The numbers of half a block, those of low nibbles and those of high ones.
     ///
@@ -89,7 +89,7 @@ struct Headers<V: DotVector> {
     scales: V::Integers,
     minima: V::Integers,
     /// Scale of the scales of each row, and scale of the minima, times the activations' scale.
-    factors: [__m128; 2],
+    block_scales: [__m128; 2],
 }
 
 impl<V: DotVector> Headers<V> {
@@ -99,11 +99,11 @@ impl<V: DotVector> Headers<V> {
         let pairs = _mm256_cvtph_ps(V::first_dwords(headers));
         let pairs = _mm256_mul_ps(pairs, _mm256_set1_ps(d8));
         let halves = (_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
-        let factors = [
+        let block_scales = [
             _mm_shuffle_ps::<0b10_00_10_00>(halves.0, halves.1),
             _mm_shuffle_ps::<0b11_01_11_01>(halves.0, halves.1),
         ];
-        Self { scales, minima, factors }
+        Self { scales, minima, block_scales }
     }
 
     /// Of each row the sum of minima times sums of activations.
@@ -130,16 +130,16 @@ unsafe fn dot_group<V: DotVector, B: NibbleBlock, const N: usize, const ONE: boo
         let headers =
             if ONE { V::first_16(start) } else { V::rows_of_16(start, length * size_of::<B>()) };
         let headers = Headers::<V>::unpack(headers, y.d);
-        let [d, dmin] = headers.factors;
+        let [d, dmin] = headers.block_scales;
         mins = _mm_fmadd_ps(_mm_cvtepi32_ps(headers.minima_sums(y)), dmin, mins);
         let mut sums = [V::zero(); MAX_ROWS];
         for row in 0..rows {
-            let place = (first + row) * length + i;
-            let block = blocks.get_unchecked(place);
+            let index = (first + row) * length + i;
+            let block = blocks.get_unchecked(index);
             prefetch(block, size_of::<B>());
             sums[row] = scaled_sums::<V, B>(block, y, headers.scales, row);
             if let Some(outliers) = &outliers {
-                added[row] = outliers.add::<V, N>(added[row], i, place);
+                added[row] = outliers.add::<V, N>(added[row], i, index);
             }
         }
         acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(sums)), d, acc);

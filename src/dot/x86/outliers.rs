@@ -29,8 +29,8 @@ unsafe fn eight(
     done: usize,
 ) -> [__m256; 2] {
     // AVX2 and F16C, which the callers' ISAs have; the caller's pointers.
-    let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
-    let values = _mm256_i32gather_ps::<4>(values, places);
+    let indices = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index.cast()));
+    let values = _mm256_i32gather_ps::<4>(values, indices);
     let residual = _mm256_cvtph_ps(_mm_loadu_si128(residual.cast()));
     let mask = _mm256_loadu_ps(MASKS.as_ptr().add(8 - done).cast());
     [if done == 0 { residual } else { _mm256_and_ps(residual, mask) }, values]
@@ -39,8 +39,8 @@ unsafe fn eight(
 /// The same of four outliers, in the first lanes.
 #[inline(always)]
 unsafe fn four(index: *const u8, residual: *const u8, values: *const f32) -> [__m256; 2] {
-    let places = _mm_cvtepu8_epi32(_mm_loadu_si32(index));
-    let values = _mm_i32gather_ps::<4>(values, places);
+    let indices = _mm_cvtepu8_epi32(_mm_loadu_si32(index));
+    let values = _mm_i32gather_ps::<4>(values, indices);
     let residual = _mm_cvtph_ps(_mm_loadl_epi64(residual.cast()));
     [_mm256_zextps128_ps256(residual), _mm256_zextps128_ps256(values)]
 }
@@ -74,7 +74,7 @@ impl Outliers<'_> {
         block: usize,
     ) -> [V::Floats; 2] {
         let n = if N == 0 { self.sparse.outliers } else { N };
-        // a block has 256 values, so that every u8 is a place in it.
+        // a block has 256 values, so that every u8 is an index in it.
         let index = self.index.as_ptr().add(n * block);
         let residual = self.residual.as_ptr().add(2 * n * block);
         let values = self.sparse.values.as_ptr().add(QK_K * i);

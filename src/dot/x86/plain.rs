@@ -1,4 +1,4 @@
-//! Dot products of the legacy types, 32 weights at a time, and of plain numbers.
+//! Dot products of the legacy types, 32 weights at a time, and of floats.
 
 use super::vector::{DotVector, prefetch, total_eight_floats};
 use crate::block::iq4::BYTES;
@@ -73,22 +73,22 @@ legacy_dot!(BlockQ8_0, false, |b, y| {
 });
 legacy_dot!(BlockIQ4NL, false, |b, y| dot_signed::<V>(look_up(&BYTES, &b.qs), y));
 
-/// `factors` are the activations' scales and sums.
+/// `scales_and_sums` are those of the blocks of activations.
 #[inline(always)]
 unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
     row: &[B],
     y: &[A],
-    factors: &[[f32; 2]],
+    scales_and_sums: &[[f32; 2]],
 ) -> f32 {
     let (mut acc, mut mins) = (_mm256_setzero_ps(), _mm_setzero_ps());
-    for (block, (y, factors)) in row.iter().zip(y.iter().zip(factors)) {
+    for (block, (y, scales_and_sums)) in row.iter().zip(y.iter().zip(scales_and_sums)) {
         prefetch(block, size_of::<B>());
         let sums = block.sums::<V>(_mm256_loadu_si256(y.quants().as_ptr().cast()));
         // scale times scale, minimum times sum
-        let factors = _mm_castsi128_ps(_mm_loadl_epi64(factors.as_ptr().cast()));
+        let scales_and_sums = _mm_castsi128_ps(_mm_loadl_epi64(scales_and_sums.as_ptr().cast()));
         // in every type the scale is first, and the minimum second if there is one
         let own = _mm_cvtph_ps(_mm_loadl_epi64(std::ptr::from_ref(block).cast()));
-        let products = _mm_mul_ps(own, factors);
+        let products = _mm_mul_ps(own, scales_and_sums);
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcastss_ps(products), acc);
         if B::MIN {
             mins = _mm_add_ps(mins, products);
@@ -122,11 +122,11 @@ number_dot!(BlockBF16, |from| V::load_bf16(from.cast()));
 struct Sixteen<V: DotVector>([V::Floats; 2]);
 
 impl<V: DotVector> Sixteen<V> {
-    /// Adds the products of sixteen numbers.
+    /// Adds the products of sixteen values.
     ///
     /// # Safety
     ///
-    /// The CPU has V's ISA, and `w` and `x` point to sixteen numbers each. The same holds below.
+    /// The CPU has V's ISA, and `w` and `x` point to sixteen values each.
     #[inline(always)]
     unsafe fn add_products<B: NumberDot>(&mut self, w: *const u8, x: *const f32) {
         for (v, acc) in self.0.iter_mut().enumerate().take(16 / V::Floats::LANES) {
@@ -172,11 +172,11 @@ unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
 pub(super) unsafe fn legacy_rows<V: DotVector, B: LegacyDot, A: Activation32>(
     data: &[u8],
     y: &[A],
-    factors: &[[f32; 2]],
+    scales_and_sums: &[[f32; 2]],
     out: &mut [f32],
 ) {
     for (row, out) in blocks::<B>(data).chunks_exact(y.len()).zip(out) {
-        *out = dot_legacy::<V, B, A>(row, y, factors);
+        *out = dot_legacy::<V, B, A>(row, y, scales_and_sums);
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) unsafe fn dot_rows<V: DotVector>(
     activations: &Activations,
     out: &mut [f32],
 ) {
-    let Activations { column, factors, nibble_order: k, .. } = activations;
+    let Activations { column, scales_and_sums, nibble_order: k, .. } = activations;
     match rows {
         Rows::Hifi { base, index, residual } => {
             let sparse = activations.sparse.as_ref().expect("checked at the border");
@@ -70,8 +70,8 @@ pub(super) unsafe fn dot_rows<V: DotVector>(
                 number_rows::<V, B>(data, x, out);
             },
             small: B => match column {
-                Column::Q8_0(y) => legacy_rows::<V, B, _>(data, y, factors, out),
-                Column::Q8_1(y) => legacy_rows::<V, B, _>(data, y, factors, out),
+                Column::Q8_0(y) => legacy_rows::<V, B, _>(data, y, scales_and_sums, out),
+                Column::Q8_1(y) => legacy_rows::<V, B, _>(data, y, scales_and_sums, out),
                 _ => unreachable!("checked at the border"),
             },
             k: B => B::dot_rows::<V>(data, activations, out)

@@ -9,12 +9,12 @@ use std::arch::x86_64::*;
 
 /// What a block has for the product.
 pub(super) trait RowBlock: Bytes {
-    /// Whether there are minima, under a factor of their own.
+    /// Whether there are minima, under a scale of their own.
     const MINS: bool;
     /// A block of activations.
     type Activations;
 
-    /// The integers of a block's product; the second are those under the factor of the minima.
+    /// The integers of a block's product; the second are those under the scale of the minima.
     ///
     /// # Safety
     ///
@@ -22,7 +22,7 @@ pub(super) trait RowBlock: Bytes {
     unsafe fn sums<V: DotVector>(&self, y: &Self::Activations) -> (V::Integers, __m256i);
 
     /// The scale of the scales, and that of the minima if there are any, f16.
-    fn factors(&self) -> [u16; 2];
+    fn block_scales(&self) -> [u16; 2];
 
     /// The scale of the activations.
     fn scale(y: &Self::Activations) -> f32;
@@ -56,7 +56,7 @@ unsafe fn dot_group<V: DotVector, B: RowBlock, const ONE: bool>(
             let block = blocks.get_unchecked((first + row) * length + i);
             prefetch(block, size_of::<B>());
             (scaled[row], taken[row]) = block.sums::<V>(y);
-            [d[row], dmin[row]] = block.factors();
+            [d[row], dmin[row]] = block.block_scales();
         }
         let d = scaled_halves(d, B::scale(y));
         acc = _mm_fmadd_ps(_mm_cvtepi32_ps(V::totals(scaled)), d, acc);

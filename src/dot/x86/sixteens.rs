@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 ///
 /// Every function may be called only where the CPU has V's ISA.
 pub(super) trait Sixteens: Bytes {
-    /// Whether there are minima, under a factor of their own.
+    /// Whether there are minima, under a scale of their own.
     const MINS: bool = false;
 
     /// 128 quants, unsigned.
@@ -27,7 +27,7 @@ pub(super) trait Sixteens: Bytes {
     unsafe fn taken_off(&self) -> __m256i;
 
     /// The scale of the scales, and that of the minima if there are any, f16.
-    fn factors(&self) -> [u16; 2];
+    fn block_scales(&self) -> [u16; 2];
 }
 
 impl Sixteens for BlockQ2K {
@@ -52,7 +52,7 @@ impl Sixteens for BlockQ2K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> [u16; 2] {
+    fn block_scales(&self) -> [u16; 2] {
         [self.d, self.dmin].map(u16::from_le_bytes)
     }
 }
@@ -83,7 +83,7 @@ impl Sixteens for BlockQ3K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> [u16; 2] {
+    fn block_scales(&self) -> [u16; 2] {
         [u16::from_le_bytes(self.d), 0]
     }
 }
@@ -107,7 +107,7 @@ impl Sixteens for BlockQ6K {
     }
 
     #[inline(always)]
-    fn factors(&self) -> [u16; 2] {
+    fn block_scales(&self) -> [u16; 2] {
         [u16::from_le_bytes(self.d), 0]
     }
 }
@@ -134,8 +134,8 @@ impl<B: Sixteens> RowBlock for B {
     }
 
     #[inline(always)]
-    fn factors(&self) -> [u16; 2] {
-        Sixteens::factors(self)
+    fn block_scales(&self) -> [u16; 2] {
+        Sixteens::block_scales(self)
     }
 
     #[inline(always)]

@@ -114,7 +114,7 @@ pub(super) trait DotVector: Copy {
     /// Eight sums of the products of 32 unsigned and 32 signed bytes.
     unsafe fn dot_32(unsigned: __m256i, signed: __m256i) -> __m256i;
 
-    /// `values[index]` for as many places as there are lanes.
+    /// `values[index]` for as many indices as there are lanes.
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats;
     /// Eight lanes, then zeros if there are more.
     unsafe fn widen(eight: __m256) -> Self::Floats;

@@ -131,7 +131,7 @@ struct Ends<V>(V, V);
 impl<V: Vector> Ends<V> {
     /// # Safety
     ///
-    /// The CPU has V's ISA; so below.
+    /// The CPU has V's ISA.
     #[inline(always)]
     unsafe fn of(inverse: V, min: V, low: V, max: V) -> Self {
         Self(inverse.mul(low.sub(min)), inverse.mul(max.sub(min)))
@@ -173,7 +173,7 @@ impl<const GROUP: usize> Groups<GROUP> {
     ///
     /// # Safety
     ///
-    /// As [`fit_affine`]; so below.
+    /// As [`fit_affine`].
     #[inline(always)]
     unsafe fn sums<V: Vector>(&mut self, inverse: V, min: V, outside: (bool, bool)) -> (V, V, V) {
         match outside {

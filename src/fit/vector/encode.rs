@@ -74,7 +74,7 @@ unsafe fn fill_mean_squares<V: Vector>(
             }
             continue;
         }
-        // x has LANES rows, out LANES places.
+        // x has LANES rows, out LANES elements.
         let mut sum = V::splat(0.0);
         for i in (0..row_length).step_by(4) {
             for v in V::load_transposed(x.as_ptr().add(i), row_length) {

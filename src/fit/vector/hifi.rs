@@ -66,7 +66,7 @@ struct Guesses {
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; so below.
+/// The CPU has V's ISA.
 #[inline(always)]
 unsafe fn encode_group<G: Vector, V: Vector>(
     x: &[[f32; QK_K]],
@@ -304,8 +304,8 @@ unsafe fn limit<V: Vector, const GRID: u32>(
     f32::from_bits((high as u32) << GRID)
 }
 
-/// The places of the `count` largest of the `scores`, in increasing order; of equals the smaller
-/// place.
+/// The indices of the `count` largest of the `scores`, in increasing order; of equals the smaller
+/// index.
 #[inline(always)]
 unsafe fn choose<V: Vector>(
     count: usize,

@@ -99,7 +99,7 @@ fn filled<V: Vector>(groups: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *con
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; so below.
+/// The CPU has V's ISA.
 #[inline(always)]
 unsafe fn fit_scales<V: Vector>(
     x: &[[f32; QK]],

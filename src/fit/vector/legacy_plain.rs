@@ -10,7 +10,7 @@ use crate::simd::Vector;
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; so below.
+/// The CPU has V's ISA.
 #[inline(always)]
 pub(crate) unsafe fn quantize_symmetric<V: Vector, B>(
     x: &[f32],

@@ -20,7 +20,7 @@ struct LaneSums<V> {
 impl<V: Vector> LaneSums<V> {
     /// # Safety
     ///
-    /// The CPU has V's ISA; so below.
+    /// The CPU has V's ISA.
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self { xl: V::splat(0.0), l2: V::splat(0.0) }
@@ -77,18 +77,18 @@ impl Groups {
                 if positive {
                     moves = V::and(moves, zero.lt(other.l2));
                 }
-                let number = v.mul(other.l2).div(other.xl).nearest_int_clamped(low, high);
-                if positive && V::any(V::and(moves, number.lt(zero))) {
+                let rounded = v.mul(other.l2).div(other.xl).nearest_int_clamped(low, high);
+                if positive && V::any(V::and(moves, rounded.lt(zero))) {
                     return None;
                 }
-                moves = V::and(moves, V::or(number.lt(l), l.lt(number)));
-                let this = other.with(w, wx, number);
+                moves = V::and(moves, V::or(rounded.lt(l), l.lt(rounded)));
+                let this = other.with(w, wx, rounded);
                 let gain = this.xl.mul(this.xl).mul(sums.l2);
                 let better = sums.xl.mul(sums.xl).mul(this.l2).lt(gain);
                 moves = V::and(moves, V::and(zero.lt(this.l2), better));
                 if V::any(moves) {
                     changed = true;
-                    V::select(moves, number, l).store(self.quants.add(i));
+                    V::select(moves, rounded, l).store(self.quants.add(i));
                     sums.xl = V::select(moves, this.xl, sums.xl);
                     sums.l2 = V::select(moves, this.l2, sums.l2);
                 }
@@ -124,9 +124,9 @@ pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) ->
     let mut sums = LaneSums::<V>::zero();
     for i in (0..GROUP * V::LANES).step_by(V::LANES) {
         let (v, w) = (V::load(x.add(i)), V::load(groups.w.add(i)));
-        let number = inverse.mul(v).nearest_int_clamped(clamp.0, clamp.1);
-        number.store(groups.quants.add(i));
-        sums = sums.with(w, w.mul(v), number);
+        let rounded = inverse.mul(v).nearest_int_clamped(clamp.0, clamp.1);
+        rounded.store(groups.quants.add(i));
+        sums = sums.with(w, w.mul(v), rounded);
     }
     let sums = groups.move_quants(clamp, false, sums).unwrap_or(sums);
     V::select(magnitude.lt(V::splat(TINY)), V::splat(0.0), sums.scale())
@@ -171,9 +171,9 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
     for i in (0..GROUP * V::LANES).step_by(V::LANES) {
         let (v, w) = (V::load(x.add(i)), V::load(w.add(i)));
         // tiny groups' quants are 0, which nothing moves
-        let number = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
-        number.store(quants.add(i));
-        sums = sums.with(w, w.mul(v), number);
+        let rounded = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
+        rounded.store(quants.add(i));
+        sums = sums.with(w, w.mul(v), rounded);
     }
     let moved = groups.move_quants((LEAST, levels), true, sums)?;
     Some(moved.scale())
@@ -190,8 +190,8 @@ impl Groups {
         let (mut sum, scale) = (V::splat(0.0), V::splat(1.0).div(inverse));
         for i in (0..GROUP * V::LANES).step_by(V::LANES) {
             let (v, w) = (V::load(self.x.add(i)), V::load(self.w.add(i)));
-            let number = inverse.mul(v).nearest_in(0, levels);
-            let difference = v.sub(scale.mul(number));
+            let rounded = inverse.mul(v).nearest_in(0, levels);
+            let difference = v.sub(scale.mul(rounded));
             sum = sum.add(w.mul(difference).mul(difference));
         }
         sum

@@ -64,7 +64,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; so below.
+/// The CPU has V's ISA.
 #[inline(always)]
 unsafe fn fit_batch<V: Vector>(
     x: &[[f32; QK_K]],
@@ -161,22 +161,22 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K])
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
     let mut quants = InLanes::<SUB_BLOCKS>::new();
     let mut bytes = [0u8; SUB_BLOCKS * MOST];
-    let mut factors = [0f32; MOST];
+    let mut scales = [0f32; MOST];
     // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
     let (x, w) = (fits.scales_and_mins.as_ptr(), fits.weights.as_ptr());
     W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
     W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
     let (x, w) = (xt.as_ptr(), wt.as_ptr());
-    let Some(factor) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
+    let Some(scale) = fit_positive::<W>(x, w, MAX_SCALE, quants.as_mut_ptr()) else {
         return false;
     };
-    factor.store(factors.as_mut_ptr());
+    scale.store(scales.as_mut_ptr());
     for i in (0..SUB_BLOCKS * W::LANES).step_by(W::LANES) {
         W::load(quants.as_ptr().add(i)).store_bytes(i32::MAX, bytes.as_mut_ptr().add(i));
     }
     for (l, out) in out.iter_mut().enumerate() {
         let rounded =
-            |lane: usize| (factors[lane], std::array::from_fn(|j| bytes[j * W::LANES + lane]));
+            |lane: usize| (scales[lane], std::array::from_fn(|j| bytes[j * W::LANES + lane]));
         *out = BlockQ2K::from_scales(rounded(2 * l), rounded(2 * l + 1));
     }
     true

@@ -61,7 +61,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
 ///
 /// # Safety
 ///
-/// The CPU has V's ISA; so below.
+/// The CPU has V's ISA.
 #[inline(always)]
 unsafe fn fit_batch<V: Vector>(
     x: &[[f32; QK_K]],
@@ -140,16 +140,16 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [Block
     for (l, out) in out.iter_mut().enumerate() {
         let (scales, weights) = (&fits.scales[first + l], &fits.weights[first + l]);
         let mut rounded = [0u8; SUB_BLOCKS];
-        let mut factor = own.scale[l];
+        let mut d = own.scale[l];
         if !scales.iter().all(|scale| scale.is_finite()) {
-            factor = fit::fit_signed(scales, Some(weights), HALF_SCALE, &mut rounded);
+            d = fit::fit_signed(scales, Some(weights), HALF_SCALE, &mut rounded);
         } else if own.inverse[l] != 0.0 {
             for (rounded, scale) in rounded.iter_mut().zip(scales) {
-                let number = nearest_int(own.inverse[l] * scale);
-                *rounded = (number.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8;
+                let whole = nearest_int(own.inverse[l] * scale);
+                *rounded = (whole.clamp(-HALF_SCALE, HALF_SCALE - 1) + HALF_SCALE) as u8;
             }
         }
-        *out = BlockQ3K::from_scales(factor, &rounded);
+        *out = BlockQ3K::from_scales(d, &rounded);
     }
 }
 
@@ -159,14 +159,14 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [Block
 unsafe fn round_quants<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out: &mut BlockQ3K) {
     let mut quants = [0u8; QK_K];
     for (j, scale) in out.all_scales().into_iter().enumerate() {
-        let place = j * SUB..(j + 1) * SUB;
+        let range = j * SUB..(j + 1) * SUB;
         let own = inverses.map(|inverses| inverses[j]);
         if scale == 0.0 && own.is_none() {
-            fit::fit_signed_by_moves(&x[place.clone()], HALF, &mut quants[place]);
+            fit::fit_signed_by_moves(&x[range.clone()], HALF, &mut quants[range]);
             continue;
         }
         let offset = if scale == 0.0 && own == Some(0.0) { 0.0 } else { HALF as f32 };
-        for i in place.step_by(V::LANES) {
+        for i in range.step_by(V::LANES) {
             // LANES divides 16.
             let v = V::load(x.as_ptr().add(i));
             let q = match own {

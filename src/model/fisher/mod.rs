@@ -1,8 +1,8 @@
 //! What errors in the weights do to the predictions: the Fisher information of every matrix.
 //!
 //! For small errors E in the weights the divergence of the predictions is ½ Σ F E², where F is the mean
-//! square of ∂ log p(y) / ∂ weight, with tokens y drawn from the predictions themselves. One pass backward
-//! from tokens that are drawn so tells it of all matrices.
+//! square of ∂ log p(y) / ∂ weight, with tokens y drawn from the predictions themselves. One backward pass
+//! from tokens drawn in this way gives F for all matrices.
 //!
 //! A token's gradient of a matrix is an outer product g xᵀ of the gradient at its output and its input, and
 //! those of all tokens add up before the square is taken: an error is the same at all of them. With K the

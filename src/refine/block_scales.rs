@@ -1,14 +1,14 @@
-//! The factors of a block: what its whole scales, or minima, are multiplied by.
+//! The scales of a block, d and dmin: what its whole scales and minima are multiplied by.
 
 use super::columns::Bounds;
 use crate::float::{f16_to_f32, f32_to_f16, nearest};
 
-/// Factors compared.
+/// Scales compared.
 const COMPARED: usize = 32;
 /// The best of them, in their order, as f16 has them.
 pub(super) type Candidates = [f32; 4];
 
-/// Factors whose multiples by whole numbers in `bounds` come near to the `values`: those of least squared
+/// Scales whose multiples by whole numbers in `bounds` come near to the `values`: those of least squared
 /// error, an error being weighed by its `costs`. The value of greatest magnitude is tried as the multiple
 /// by `end`, the bound farther from 0, and by the halves before it.
 #[inline(always)]
@@ -17,20 +17,20 @@ pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) 
     for &v in values {
         extreme = if v.abs() > extreme.abs() { v } else { extreme };
     }
-    let mut factors = [0f32; COMPARED];
+    let mut scales = [0f32; COMPARED];
     let mut inverses = [0f32; COMPARED];
     for c in 0..COMPARED {
-        let factor = f16_to_f32(f32_to_f16(extreme / (end - (0.5 * c as f32).copysign(end))));
-        factors[c] = factor;
-        inverses[c] = if factor == 0.0 { 0.0 } else { 1.0 / factor };
+        let scale = f16_to_f32(f32_to_f16(extreme / (end - (0.5 * c as f32).copysign(end))));
+        scales[c] = scale;
+        inverses[c] = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     }
     let mut errors = [0f32; COMPARED];
     for (&v, &cost) in values.iter().zip(costs) {
         for c in 0..COMPARED {
-            let number = v * inverses[c];
-            let number = if number > bounds.bottom { number } else { bounds.bottom };
-            let number = if number < bounds.top { number } else { bounds.top };
-            let miss = factors[c] * nearest(number) - v;
+            let multiple = v * inverses[c];
+            let multiple = if multiple > bounds.bottom { multiple } else { bounds.bottom };
+            let multiple = if multiple < bounds.top { multiple } else { bounds.top };
+            let miss = scales[c] * nearest(multiple) - v;
             errors[c] += cost * (miss * miss);
         }
     }
@@ -42,14 +42,14 @@ pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) 
                 least = c;
             }
         }
-        *best = factors[least];
+        *best = scales[least];
         errors[least] = f32::INFINITY;
     }
     best
 }
 
 /// The f16 next to `wanted`, or `otherwise` where there is none that is positive.
-pub(super) fn nearest_factor(wanted: f64, otherwise: f32) -> f32 {
-    let factor = f16_to_f32(f32_to_f16(wanted as f32));
-    if factor > 0.0 && factor.is_finite() { factor } else { otherwise }
+pub(super) fn nearest_f16(wanted: f64, otherwise: f32) -> f32 {
+    let scale = f16_to_f32(f32_to_f16(wanted as f32));
+    if scale > 0.0 && scale.is_finite() { scale } else { otherwise }
 }
