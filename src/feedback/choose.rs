@@ -36,7 +36,7 @@ impl Kernel for ChooseQuants<'_> {
             return; // every quant is the nearest
         }
         if let Some(formula) = Formula::of(kind) {
-            choose_rows::<V::Wide>(&formula, hessian, x, encoded);
+            choose_rows::<V::Wide>(formula, hessian, x, encoded);
         }
     }
 }
@@ -46,7 +46,7 @@ impl Kernel for ChooseQuants<'_> {
 /// The CPU has L's instruction set.
 #[inline(always)]
 unsafe fn choose_rows<L: Vector>(
-    formula: &Formula,
+    formula: Formula,
     hessian: &Hessian,
     x: &[f32],
     encoded: &mut [u8],
@@ -113,16 +113,16 @@ impl Rows {
 
     /// Takes in rows, at most as many as lanes.
     #[inline(always)]
-    unsafe fn read<L: Vector>(&mut self, formula: &Formula, x: &[f32], encoded: &[u8]) {
-        let Formula { weights, bytes, .. } = *formula;
-        let blocks = self.row_length / weights;
+    unsafe fn read<L: Vector>(&mut self, formula: Formula, x: &[f32], encoded: &[u8]) {
+        let Formula { weights, bytes, .. } = formula;
+        let (blocks, mut view) = (self.row_length / weights, View::ZERO);
         let (mut errors, mut steps): (Blocks, Blocks) =
             ([0.0; QK_K * MOST_LANES], [0.0; QK_K * MOST_LANES]);
         for block in 0..blocks {
             let of_rows = x.chunks(weights).zip(encoded.chunks(bytes)).skip(block).step_by(blocks);
             let lanes = errors.chunks_mut(weights).zip(steps.chunks_mut(weights));
             for ((x, encoded), (errors, steps)) in of_rows.zip(lanes) {
-                let view = View::new::<L>(formula, x, encoded);
+                view.set::<L>(formula, x, encoded);
                 errors.copy_from_slice(&view.errors[..weights]);
                 steps.copy_from_slice(&view.steps[..weights]);
             }
@@ -169,9 +169,9 @@ impl Rows {
 
     /// Writes what has changed in the rows that were read.
     #[inline(always)]
-    unsafe fn write<L: Vector>(&self, formula: &Formula, x: &[f32], encoded: &mut [u8]) {
-        let Formula { weights, bytes, .. } = *formula;
-        let blocks = self.row_length / weights;
+    unsafe fn write<L: Vector>(&self, formula: Formula, x: &[f32], encoded: &mut [u8]) {
+        let Formula { weights, bytes, .. } = formula;
+        let (blocks, mut view) = (self.row_length / weights, View::ZERO);
         let (mut steps, mut tile): (Blocks, _) = ([0.0; QK_K * MOST_LANES], [ZEROS; MOST_LANES]);
         for block in 0..blocks {
             for column in (0..weights).step_by(L::LANES) {
@@ -189,14 +189,14 @@ impl Rows {
             let of_rows =
                 x.chunks(weights).zip(encoded.chunks_mut(bytes)).skip(block).step_by(blocks);
             for ((x, encoded), steps) in of_rows.zip(steps.chunks(weights)) {
-                let mut view = View::new::<L>(formula, x, encoded);
+                view.set::<L>(formula, x, encoded);
                 for (i, &step) in steps.iter().enumerate() {
                     // taken, a step is the way back: its sign has changed
                     let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
                     let changes = 0u8.wrapping_sub(is_taken as u8);
-                    view.quants[i] ^= (view.quants[i] ^ view.others[i]) & changes;
+                    view.parts.quants[i] ^= (view.parts.quants[i] ^ view.others[i]) & changes;
                 }
-                (formula.set_quants)(encoded, &view.quants[..weights]);
+                formula.write(&view.parts.quants, encoded);
             }
         }
     }
@@ -222,33 +222,54 @@ unsafe fn write_values<L: Vector>(values: Values, quants: &[u8], to: &mut [f32])
     }
 }
 
-/// What a block comes to beside the weights that it stands for; of a block of fewer weights the rest is not used.
+/// What a block comes to beside the weights that it stands for; a block of fewer weights takes the first elements.
 struct View {
-    quants: [u8; QK_K],
+    parts: BlockParts,
     /// The neighbouring quants on the other side of the weights, or the same where there is none.
     others: [u8; QK_K],
+    /// What both stand for.
+    values: [f32; QK_K],
+    other_values: [f32; QK_K],
     /// As in [`Rows`].
     errors: [f32; QK_K],
     steps: [f32; QK_K],
 }
 
 impl View {
+    const ZERO: Self = Self {
+        parts: BlockParts::ZERO,
+        others: [0; QK_K],
+        values: [0.0; QK_K],
+        other_values: [0.0; QK_K],
+        errors: [0.0; QK_K],
+        steps: [0.0; QK_K],
+    };
+
+    /// Takes in a block.
+    ///
     /// # Safety
     ///
     /// The CPU has L's instruction set.
     #[inline(always)]
-    unsafe fn new<L: Vector>(formula: &Formula, x: &[f32], block: &[u8]) -> Self {
-        let BlockParts { quants, scales, mins } = (formula.parts)(block);
+    unsafe fn set<L: Vector>(&mut self, formula: Formula, x: &[f32], block: &[u8]) {
+        let Self { parts, others, values, other_values, errors, steps } = self;
         let weights = formula.weights;
-        let (mut others, mut errors, mut steps) = ([0u8; QK_K], [0f32; QK_K], [0f32; QK_K]);
-        let (mut values, mut other_values) = ([0f32; QK_K], [0f32; QK_K]);
+        formula.read(block, parts);
+        let BlockParts { quants, scales, mins } = parts;
         write_values::<L>(formula.values, &quants[..weights], &mut values[..weights]);
+        // in parts of a known length, which the compiler makes vectors of
         for (j, x) in x.as_chunks::<SHARED>().0.iter().enumerate() {
-            for (i, x) in (j * SHARED..).zip(x) {
-                errors[i] = scales[j] * values[i] - mins[j] - x;
+            let (scale, min) = (scales[j], mins[j]);
+            let (quants, values) = (&quants.as_chunks::<SHARED>().0[j], &values.as_chunks().0[j]);
+            let (others, errors) =
+                (&mut others.as_chunks_mut().0[j], &mut errors.as_chunks_mut().0[j]);
+            let (others, errors): (&mut [u8; SHARED], &mut [f32; SHARED]) = (others, errors);
+            let values: &[f32; SHARED] = values;
+            for i in 0..SHARED {
+                errors[i] = scale * values[i] - min - x[i];
                 // upwards or downwards, and no farther than to the end; without a branch, which no
                 // CPU could predict
-                let upwards = i16::from((errors[i] < 0.0) == (scales[j] > 0.0));
+                let upwards = i16::from((errors[i] < 0.0) == (scale > 0.0));
                 let other = i16::from(quants[i]) + 2 * upwards - 1;
                 others[i] = other.clamp(0, i16::from(formula.last)) as u8;
             }
@@ -259,6 +280,5 @@ impl View {
                 steps[i] = scale * (other_values[i] - values[i]);
             }
         }
-        Self { quants, others, errors, steps }
     }
 }

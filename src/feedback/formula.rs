@@ -1,12 +1,14 @@
-//! A type's formula as data: what is computed of its blocks is then compiled once, and not for every type.
+//! A type's formula as data: so what is computed of it is compiled once, and not for every type.
 
 use crate::block::{Block, QK_K, Quants, TensorType, Values, blocks, blocks_mut, with_quants};
 
 /// Weights that share a scale: sub-blocks are of one such part, or of two.
 pub(super) const SHARED: usize = 16;
 
-/// The formula of a type, see [`Quants`], and how its blocks are read and written.
+/// The formula of a type, see [`Quants`].
+#[derive(Clone, Copy)]
 pub(super) struct Formula {
+    kind: TensorType,
     /// Weights in a block.
     pub weights: usize,
     /// Bytes in a block.
@@ -15,13 +17,9 @@ pub(super) struct Formula {
     pub last: u8,
     /// What the quants stand for.
     pub values: Values,
-    /// Takes a block apart.
-    pub parts: fn(&[u8]) -> BlockParts,
-    /// Stores other quants in a block.
-    pub set_quants: fn(&mut [u8], &[u8]),
 }
 
-/// A block, `w = scale · value(q) - min`; after the last of the weights, zeros.
+/// A block taken apart, `w = scale · value(q) - min`; a block of fewer weights takes the first ones.
 pub(super) struct BlockParts {
     pub quants: [u8; QK_K],
     /// Scale and minimum of every [`SHARED`] weights.
@@ -32,31 +30,37 @@ pub(super) struct BlockParts {
 impl Formula {
     /// The formula of a type of quants; None for the types of floats.
     pub fn of(kind: TensorType) -> Option<Self> {
-        with_quants!(kind, B => Some(Self::new::<B, { B::WEIGHTS }>()), None)
+        let (weights, bytes) = (kind.block_weights(), kind.block_bytes());
+        with_quants!(kind, B => {
+            Some(Self { kind, weights, bytes, last: B::LAST, values: B::VALUES })
+        }, None)
     }
 
-    fn new<B: Quants<N>, const N: usize>() -> Self {
-        Self {
-            weights: N,
-            bytes: B::BYTES,
-            last: B::LAST,
-            values: B::VALUES,
-            parts: |block| BlockParts::new::<B, N>(&blocks(block)[0]),
-            set_quants: |block, quants| {
-                let quants = quants.first_chunk().expect("the quants of a block");
+    /// Takes a block apart.
+    #[inline(always)]
+    pub fn read(self, block: &[u8], parts: &mut BlockParts) {
+        with_quants!(self.kind, B => {
+            let block = &blocks::<B>(block)[0];
+            parts.quants[..B::WEIGHTS].copy_from_slice(&block.quants());
+            for j in 0..B::WEIGHTS / SHARED {
+                let sub_block = j * SHARED * B::SUB_BLOCKS / B::WEIGHTS;
+                (parts.scales[j], parts.mins[j]) = block.scale_and_min(sub_block);
+            }
+        }, {});
+    }
+
+    /// Stores other quants in a block.
+    #[inline(always)]
+    pub fn write(self, quants: &[u8; QK_K], block: &mut [u8]) {
+        with_quants!(self.kind, B => {
+            if let Some(quants) = quants.first_chunk() {
                 blocks_mut::<B>(block)[0].set_quants(quants);
-            },
-        }
+            }
+        }, {});
     }
 }
 
 impl BlockParts {
-    fn new<B: Quants<N>, const N: usize>(block: &B) -> Self {
-        let (mut quants, mut scales, mut mins) = ([0; QK_K], [0.0; _], [0.0; _]);
-        quants[..N].copy_from_slice(&block.quants());
-        for (j, (scale, min)) in scales.iter_mut().zip(&mut mins).take(N / SHARED).enumerate() {
-            (*scale, *min) = block.scale_and_min(j * SHARED * B::SUB_BLOCKS / N);
-        }
-        Self { quants, scales, mins }
-    }
+    pub const ZERO: Self =
+        Self { quants: [0; QK_K], scales: [0.0; QK_K / SHARED], mins: [0.0; QK_K / SHARED] };
 }
