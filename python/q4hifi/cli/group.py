@@ -16,18 +16,18 @@ from .files import FileCommand
 from .sections import write_options
 
 COMMANDS = {
-    "bench": ("evaluate", "Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg)."),
-    "calibrate": ("evaluate", "Measure how much an error in each matrix of MODEL harms its predictions."),
-    "compare": ("evaluate", "Compare quantized MODELs with their reference model REF: size, quality, speed."),
+    "bench": ("bench", "Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg)."),
+    "calibrate": ("calibrate", "Measure how much an error in each matrix of MODEL harms its predictions."),
+    "compare": ("compare", "Compare quantized MODELs with their reference model REF: size, quality, speed."),
     "dequantize": ("quantize", "Decode a quantized model SRC to F16 (default), BF16 or F32."),
     "export": ("quantize", "Convert a Q4_HIFI model SRC so that other programs load it."),
     "generate": ("generate", "Let MODEL continue a text, or chat with it."),
     "imatrix": (
-        "evaluate",
+        "imatrix",
         "Make an importance matrix: measure on a text which columns of the weights matter most.",
     ),
     "inspect": ("inspect", "Show what a model FILE holds: metadata, tensors, types, sizes."),
-    "perplexity": ("evaluate", "Measure how well MODEL predicts a text, as llama-perplexity does."),
+    "perplexity": ("perplexity", "Measure how well MODEL predicts a text, as llama-perplexity does."),
     "plan": ("quantize", "Show what 'quantize' would write: the type of each tensor, and the exact size."),
     "quantize": ("quantize", "Quantize the model SRC to DST."),
     "verify": ("inspect", "Check a model FILE for damage: structure, sizes, weights that are not finite."),

@@ -257,6 +257,12 @@ def bos_of(model: LanguageModel) -> int | None:
     return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
+def trained_context(model: LanguageModel) -> int | None:
+    """Return the length in tokens of the texts that the model was trained on, or None if it is not known."""
+    value = model.metadata.get(f"{model.metadata.get('general.architecture')}.context_length")
+    return value if isinstance(value, int) and value > 0 else None
+
+
 @contextmanager
 def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
     """Yield an open model. ``model`` is a path, or a model that is yielded as it is."""
