@@ -83,7 +83,7 @@ def same_sums(a: ImportanceSums, b: ImportanceSums) -> None:
             assert np.allclose(sums.squares, of_b[name].squares, rtol=1e-6, atol=0)
     for name in a.products:
         found, wanted = (
-            correlations_of(s.products[name], {**s.tensors, **s.refining}[name].squares[0]) for s in (a, b)
+            correlations_of(s.products[name][0], {**s.tensors, **s.refining}[name].squares[0]) for s in (a, b)
         )
         assert np.abs(found.astype(int) - wanted).max() <= 1
 

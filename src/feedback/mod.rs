@@ -8,6 +8,8 @@
 mod choose;
 pub mod correlations;
 mod hessian;
+mod input_sums;
 
 pub(crate) use choose::{ChooseQuants, ROWS};
 pub use hessian::Hessian;
+pub use input_sums::InputSums;

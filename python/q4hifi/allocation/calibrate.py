@@ -28,11 +28,12 @@ from ..codec.fingerprint import fingerprint, model_fingerprint
 from ..codec.model_file import ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
 from ..codec.rows import ErrorSums, encode
+from ..engines.protocol import Logits, Tokens
 from ..errors import BadOptionError
 from ..evaluate.chunks import bos_of
 from ..evaluate.estimates import Estimate
 from ..evaluate.limits import LONGEST_CHUNK
-from ..evaluate.logits import Doubles, Logits, Tokens, divergence
+from ..evaluate.logits import Doubles, divergence
 from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
 from ..formats.layout import Format

@@ -12,6 +12,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
+from .engine_options import Engine, engine_options, open_models
 from .files import INPUT
 from .group import main
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Runs of each test. The result is their mean.",
 )
+@engine_options
 @threads_option
 @json_option
 def bench(
@@ -53,6 +55,7 @@ def bench(
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     repetitions: int,
+    engine: Engine,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -65,16 +68,19 @@ def bench(
     from .evaluation_tables import speed_table
 
     speeds: list[Speed] = []
+    n_prompt, n_gen = n_prompt or (512,), n_gen or (128,)
+    n_most = max(1, *n_prompt, *n_gen)
     with progress_bar("tokens", 1) as progress:
-        for model in models:
-            speeds += measure_speed(
-                model,
-                n_prompt=n_prompt or 512,
-                n_gen=n_gen or 128,
-                threads=threads,
-                repetitions=repetitions,
-                progress=progress,
-            )
+        for path in models:
+            with open_models([path], engine, n_ctx=n_most, threads=threads) as (model,):
+                speeds += measure_speed(
+                    model,
+                    n_prompt=n_prompt,
+                    n_gen=n_gen,
+                    threads=threads,
+                    repetitions=repetitions,
+                    progress=progress,
+                )
     if as_json:
         print_json([speed.as_dict() for speed in speeds])
     else:

@@ -16,6 +16,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
+from .engine_options import Engine, engine_options
 from .files import INPUT, OUTPUT, check_output
 from .group import main
 from .running_results import saved_chunks
@@ -23,7 +24,7 @@ from .texts import (
     chunks_option,
     context_option,
     file_option,
-    open_model,
+    open_models,
     resume_option,
     text_file,
 )
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the files of --plot and --save if they exist.")
 @resume_option
+@engine_options
 @threads_option
 @json_option
 def compare(
@@ -61,6 +63,7 @@ def compare(
     output: str | None,
     overwrite: bool,
     resume: bool,
+    engine: Engine,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -88,10 +91,12 @@ def compare(
     with ExitStack() as stack:
         stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
         progress = stack.enter_context(progress_bar("tokens", 1))
-        base = stack.enter_context(open_model(reference, n_ctx=n_ctx, threads=threads, longest=DECODE_TOKENS))
+        paths = (reference, *models)
+        opening = open_models(paths, engine, n_ctx=n_ctx, threads=threads, longest=DECODE_TOKENS)
+        base, *others = stack.enter_context(opening)
         result = compare_models(
             base,
-            models,
+            others,
             text,
             n_ctx=n_ctx,
             n_chunks=n_chunks,

@@ -11,6 +11,7 @@ import click
 
 from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS
+from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
 from ..wording import printable
 from .common import (
@@ -20,6 +21,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
+from .engine_options import Engine, engine_options
 from .files import INPUT, check_output
 from .group import main
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
@@ -27,14 +29,16 @@ from .texts import (
     chunks_option,
     context_option,
     file_option,
-    open_model,
+    open_models,
     resume_option,
     text_file,
     words_argument,
 )
 
 if TYPE_CHECKING:
+    from ..engines.protocol import LanguageModel
     from ..evaluate.perplexity import Perplexity
+    from ..imatrix.sums import ImportanceSums
 
 
 @main.command()
@@ -61,6 +65,11 @@ if TYPE_CHECKING:
     " error feedback (GPTQ).",
 )  # fmt: skip
 @click.option(
+    "--expert-correlations", is_flag=True,
+    help="Also store them for each expert whose inputs are its own (ffn_down of a mixture of experts). Needs"
+    " row length² / 2 floats per expert in memory.",
+)  # fmt: skip
+@click.option(
     "--in-file",
     "in_files",
     type=INPUT,
@@ -83,6 +92,7 @@ if TYPE_CHECKING:
 @click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @resume_option
+@engine_options
 @threads_option
 @json_option
 def imatrix(
@@ -96,6 +106,7 @@ def imatrix(
     no_ppl: bool,
     fisher_chunks: int,
     no_correlations: bool,
+    expert_correlations: bool,
     in_files: tuple[str, ...],
     form: str | None,
     include_weights: tuple[str, ...],
@@ -103,6 +114,7 @@ def imatrix(
     show_statistics: bool,
     overwrite: bool,
     resume: bool,
+    engine: Engine,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -142,7 +154,9 @@ def imatrix(
             saved_chunks(output, can_resume=form == GGUF) as on_save,
             progress_bar("tokens", 1) as progress,
             printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as show,
-            open_model(model, n_ctx=n_ctx, threads=threads) as lm,
+            open_models(
+                [model], engine, n_ctx=n_ctx, threads=threads, expert_correlations=expert_correlations
+            ) as (lm,),
         ):
 
             def on_chunk(result: Perplexity) -> None:
@@ -170,6 +184,7 @@ def imatrix(
                     on_save=on_save,
                 )
             )
+            _note_unmeasured(lm, parts[-1])
     sums = parts[0]
     for part in parts[1:]:
         sums += part
@@ -194,3 +209,29 @@ def imatrix(
         console().print(importance_table(tensors))
     if output is not None:
         click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+
+
+def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
+    """Print to standard error what the run could not measure: Fisher information, matrices, experts."""
+    if not model.has_fisher:
+        click.echo(
+            f"note: {model.engine} measures no Fisher information, so 'quantize' estimates the harm of errors"
+            " less exactly",
+            err=True,
+        )
+    from .tables import some
+
+    seen = {**sums.tensors, **sums.refining}
+    unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
+    if unseen:
+        click.echo(
+            printable(f"note: {len(unseen)} matrices received no inputs: {some(unseen)}"),
+            err=True,
+        )
+    idle = {name: int((columns.counts == 0).sum()) for name, columns in seen.items()}
+    if n_idle := sum(idle.values()):
+        names = [name for name, n in idle.items() if n]
+        click.echo(
+            printable(f"note: {n_idle} experts received no token: {some(names)}; a longer text helps"),
+            err=True,
+        )

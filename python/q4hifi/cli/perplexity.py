@@ -16,6 +16,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
+from .engine_options import Engine, engine_options
 from .files import INPUT, check_output
 from .group import main
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
@@ -23,7 +24,7 @@ from .texts import (
     chunks_option,
     context_option,
     file_option,
-    open_model,
+    open_models,
     resume_option,
     text_file,
     words_argument,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
 @resume_option
+@engine_options
 @threads_option
 @json_option
 def perplexity(
@@ -61,6 +63,7 @@ def perplexity(
     compare_base: bool,
     overwrite: bool,
     resume: bool,
+    engine: Engine,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -73,7 +76,7 @@ def perplexity(
     if compare_base and not words:
         if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
-        _print_divergence(model, save_log_probs, n_chunks, threads, as_json)
+        _print_divergence(model, save_log_probs, n_chunks, engine, threads, as_json)
         return
     file = text_file(file, words)
     if resume and save_log_probs is None:
@@ -92,7 +95,7 @@ def perplexity(
         saved_chunks(f"{save_log_probs}.partial") as on_save,
         progress_bar("tokens", 1) as progress,
         printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as on_chunk,
-        open_model(model, n_ctx=n_ctx, threads=threads) as lm,
+        open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,),
     ):
         result = measure_perplexity(
             lm,
@@ -115,18 +118,24 @@ def perplexity(
 
 
 def _print_divergence(
-    model: str, base: str, n_chunks: int | None, threads: int | None, as_json: bool
+    model: str, base: str, n_chunks: int | None, engine: Engine, threads: int | None, as_json: bool
 ) -> None:
     from ..evaluate.kl_divergence import kl_divergence
+    from ..evaluate.log_probs_file import LogProbsFile
     from .evaluation_tables import KLD_HEADER, final_divergence, running_divergence
 
     def show(so_far: KlDivergence) -> str:
         row = running_divergence(so_far)
         return f"{KLD_HEADER}\n{row}" if so_far.n_chunks == 1 else row
 
-    with progress_bar("tokens", 1) as progress, printed_results(show, quiet=as_json, per_line=1) as on_chunk:
+    file = LogProbsFile.open(base)
+    with (
+        open_models([model], engine, n_ctx=file.n_ctx, threads=threads) as (lm,),
+        progress_bar("tokens", 1) as progress,
+        printed_results(show, quiet=as_json, per_line=1) as on_chunk,
+    ):
         result = kl_divergence(
-            model, base, n_chunks=n_chunks, threads=threads, progress=progress, on_chunk=on_chunk
+            lm, file, n_chunks=n_chunks, threads=threads, progress=progress, on_chunk=on_chunk
         )
     if as_json:
         print_json(result.as_dict())

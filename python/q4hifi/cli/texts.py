@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import BadOptionError
 from ..evaluate.limits import MIN_CONTEXT
 from ..wording import printable
+from . import engine_options
+from .engine_options import Engine
 from .files import INPUT
 
 if TYPE_CHECKING:
-    from ..evaluate.chunks import LanguageModel
+    from ..engines.protocol import LanguageModel
 
 file_option = click.option(
     "-f", "--file", type=INPUT, metavar="FILE",
@@ -54,19 +56,23 @@ def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = 
 
 
 @contextmanager
-def open_model(model: str, *, n_ctx: int, threads: int | None, longest: int = 0) -> Iterator[LanguageModel]:
-    """Yield the open model, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
+def open_models(
+    paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, longest: int = 0, **options: Any
+) -> Iterator[list[LanguageModel]]:
+    """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
 
-    If the chunks are longer than the texts that the model was trained on, print a note to standard error.
+    If the chunks are longer than the texts that the first model was trained on, print a note to standard
+    error. ``options`` are those of :func:`engine_options.open_models`.
     """
-    from ..evaluate.chunks import opened, trained_context
+    from ..evaluate.chunks import trained_context
 
-    with opened(model, n_ctx=max(n_ctx, longest), threads=threads) as lm:
-        trained = trained_context(lm)
+    n_most = max(n_ctx, longest)
+    with engine_options.open_models(paths, engine, n_ctx=n_most, threads=threads, **options) as models:
+        trained = trained_context(models[0])
         if trained is not None and trained < n_ctx:
             click.echo(
-                f"note: {printable(model)} was trained on {trained} tokens at a time, and chunks of {n_ctx}"
-                f" are predicted worse; -c {trained} measures what it can do",
+                f"note: {printable(paths[0])} was trained on {trained} tokens at a time, and chunks of"
+                f" {n_ctx} are predicted worse; -c {trained} measures what it can do",
                 err=True,
             )
-        yield lm
+        yield models

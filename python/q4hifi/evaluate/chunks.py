@@ -10,21 +10,19 @@ second half, the model predicts every next token, and these predictions are scor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codec.model_file import ErrorsAt
+from ..engines.protocol import InputCollector, LanguageModel, Logits, ModelSequence, Tokens
 from ..errors import BadOptionError
 from ..files.text_file import read_text_bytes
 from ..gguf_io.metadata import decode_text
 from .limits import MIN_CONTEXT
-from .logits import Logits, Tokens
 from .scored_tokens import first_counted, n_scored
 
 _MIN_CHUNKS = 2  # llama-perplexity refuses shorter texts, too
@@ -46,95 +44,6 @@ def read_text(file: str | os.PathLike[str]) -> str:
     return decode_text(data)
 
 
-class TextTokenizer(Protocol):
-    """The part of a tokenizer that measurements need."""
-
-    def encode_array(self, text: str, *, limit: int | None = ...) -> Tokens:
-        """Return the tokens of a text, uint32 [n], but at most the first ``limit``."""
-        ...
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether a text begins with BOS."""
-        ...
-
-    @property
-    def bos(self) -> int | None:
-        """The BOS token, or None."""
-        ...
-
-
-class InputCollector(Protocol):
-    """Adds up squares and products of the inputs of a model's matrices while the model runs."""
-
-    def take(self, other: Any) -> None:
-        """Add the sums of another collector of the same model to these, and set the other's to zero."""
-        ...
-
-    def all(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
-        """Return tensor name -> sums of squares by input column, float64 [n_in], and number of tokens."""
-        ...
-
-    def products(self) -> Mapping[str, tuple[npt.NDArray[np.float32], int]]:
-        """Return tensor name -> sums of products of column pairs, float32 [pairs], and number of tokens."""
-        ...
-
-
-class ModelSequence(Protocol):
-    """A text that a model is reading."""
-
-    def evaluate(
-        self, tokens: Tokens, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
-    ) -> Logits | None:
-        """Read more tokens, uint32 [n_tokens], and return logits, float32.
-
-        ``logits`` "all" returns [n_tokens, n_vocab], "last" returns [n_vocab], "none" returns None. ``sums``
-        is a collector from :meth:`LanguageModel.input_sums`, which receives the inputs of all matrices.
-        """
-        ...
-
-
-class LanguageModel(Protocol):
-    """The part of a model that measurements need; :class:`q4hifi.Model` has it."""
-
-    @property
-    def path(self) -> Path:
-        """The model's file."""
-        ...
-
-    @property
-    def n_vocab(self) -> int:
-        """Number of tokens in the vocabulary."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The file's metadata: key -> value."""
-        ...
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer."""
-        ...
-
-    def sequence(self) -> ModelSequence:
-        """Return a new, empty text."""
-        ...
-
-    def input_sums(self) -> InputCollector:
-        """Return a new collector of the matrices' inputs."""
-        ...
-
-    def fisher(self, tokens: Tokens, *, first: int, seed: int) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Return the Fisher information of the matrices on a text: tensor name -> float64 [n_in].
-
-        It is summed over the predictions after token ``first`` and all later tokens. ``seed`` is that of the
-        tokens that are drawn from the predictions (:meth:`q4hifi.Model.fisher`).
-        """
-        ...
-
-
-ModelOrPath = str | os.PathLike[str] | LanguageModel
 Text = str | Sequence[int] | npt.NDArray[Any]
 """A text, or its token ids."""
 
@@ -261,17 +170,6 @@ def trained_context(model: LanguageModel) -> int | None:
     """Return the length in tokens of the texts that the model was trained on, or None if it is not known."""
     value = model.metadata.get(f"{model.metadata.get('general.architecture')}.context_length")
     return value if isinstance(value, int) and value > 0 else None
-
-
-@contextmanager
-def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
-    """Yield an open model. ``model`` is a path, or a model that is yielded as it is."""
-    if isinstance(model, (str, os.PathLike)):
-        from ..runtime.model import Model
-
-        yield Model(model, n_ctx=n_ctx, threads=threads)
-    else:
-        yield model
 
 
 def errors_in(model: LanguageModel, chunk: int) -> ErrorsAt:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..engines.opening import opened
+from ..engines.protocol import InputCollector, LanguageModel, ModelOrPath, Tokens
 from ..errors import BadOptionError, NotFiniteError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
@@ -25,9 +27,9 @@ from ..imatrix.file import load_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
-from .chunks import Chunks, InputCollector, LanguageModel, ModelOrPath, Text, errors_in, opened
+from .chunks import Chunks, Text, errors_in
 from .limits import FISHER_CHUNKS
-from .logits import Doubles, Tokens, token_nll
+from .logits import Doubles, token_nll
 from .perplexity import Perplexity
 from .scored_tokens import first_counted, n_predictions
 
@@ -76,7 +78,7 @@ def collect_importance(
     fisher_chunks
         Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
         (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions.
-        0 leaves it out.
+        0 leaves it out, and so does an engine that cannot measure it (llama.cpp).
     correlations
         Store the correlations between input columns, which error feedback (GPTQ) needs.
     threads
@@ -107,6 +109,7 @@ def collect_importance(
         lm = stack.enter_context(opened(model, n_ctx=n_ctx, threads=threads))
         chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
+        fisher_chunks = fisher_chunks if lm.has_fisher else 0
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver = None
         if output is not None:
@@ -214,12 +217,12 @@ class _Work:
     def sums(self) -> ImportanceSums:
         """Return the sums of all complete chunks, with those of the resumed run."""
         squares_by_name = {
-            name: ColumnSums(squares.astype(np.float32).reshape(1, -1), np.array([count], np.float32))
-            for name, (squares, count) in self.inputs.all().items()
+            name: ColumnSums(squares.astype(np.float32), counts.astype(np.float32))
+            for name, (squares, counts) in self.inputs.all().items()
         }
-        products = {}
-        if self.correlations:
-            products = {name: sums for name, (sums, _) in self.inputs.products().items()}
+        products, same_inputs = (
+            (self.inputs.products(), self.inputs.same_inputs()) if self.correlations else ({}, {})
+        )
         included = {
             name
             for name in squares_by_name
@@ -230,7 +233,15 @@ class _Work:
             for wanted in (True, False)
         )
         total = ImportanceSums(
-            tensors, (self.dataset,), self.chunks.n_ctx, self.fisher, products, refining, self.run
+            tensors,
+            (self.dataset,),
+            self.chunks.n_ctx,
+            self.fisher,
+            products,
+            refining,
+            self.run,
+            same_inputs,
+            self.n_done,
         )
         if self.resumed is None:
             return total

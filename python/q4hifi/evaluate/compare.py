@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..engines.opening import opened_alike
+from ..engines.protocol import LanguageModel, ModelOrPath
 from ..errors import Q4HifiError, UnsupportedModelError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..gguf_io.split import files_of
 from ..progress import Progress
 from .bench import ModelFacts, model_facts, write_seconds
-from .chunks import Chunks, LanguageModel, ModelOrPath, Predictions, Text, errors_in, opened
+from .chunks import Chunks, Predictions, Text, errors_in
 from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
@@ -164,7 +166,8 @@ def compare(
     Parameters
     ----------
     reference, models
-        The model that the others were made from, and these: paths or open models.
+        The model that the others were made from, and these: paths or open models. All paths are opened with
+        the same engine.
     text
         A string, or its token ids. It must fill at least two chunks.
     n_ctx, n_chunks
@@ -193,8 +196,8 @@ def compare(
     """
     with ExitStack() as stack:
         context = max(n_ctx, DECODE_TOKENS)
-        opening = [opened(model, n_ctx=context, threads=threads) for model in (reference, *models)]
-        base, *others = (_ModelRun(stack.enter_context(model)) for model in opening)
+        opening = opened_alike((reference, *models), n_ctx=context, threads=threads)
+        base, *others = (_ModelRun(model) for model in stack.enter_context(opening))
         for other in others:
             _check_vocabulary(base.model, other.model)
         chunks = Chunks.of(base.model, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)

@@ -21,13 +21,14 @@ from types import TracebackType
 
 import numpy as np
 
+from ..engines.protocol import Tokens
 from ..errors import BadFileError, BadOptionError
 from ..files.output_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from ..files.regular_file import check_regular_file
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
-from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row
+from .logits import Codes, Doubles, are_possible, codes_per_row
 from .scored_tokens import n_scored
 
 MAGIC = b"_logits_"
@@ -196,6 +197,11 @@ class LogProbsFile:
     path: Path
     n_vocab: int
     tokens: Tokens
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens per chunk."""
+        return int(self.tokens.shape[1])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> LogProbsFile:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.opening import opened
+from ..engines.protocol import LanguageModel, ModelOrPath
 from ..errors import BadOptionError
 from ..files.saver import OnSave
 from ..gguf_io.split import files_of
 from ..progress import Progress
-from .chunks import Chunks, LanguageModel, ModelOrPath, Text, errors_in, opened
+from .chunks import Chunks, Text, errors_in
 from .estimates import Estimate, mean
 from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll

@@ -14,8 +14,10 @@ GGUF (llama.cpp's form today)
 
     - ``NAME.fisher``, F32 [n_in], and ``NAME.fisher_counts``, F32 [1]: the Fisher information of the matrix,
       one value for each column (:meth:`q4hifi.Model.fisher`), summed over that number of tokens.
-    - ``NAME.in_corr``, I8 [pairs]: the correlations between pairs of its input columns
-      (:mod:`q4hifi.codec.input_correlations`).
+    - ``NAME.in_corr``, I8 [pairs, n]: the correlations between pairs of its input columns
+      (:mod:`q4hifi.codec.input_correlations`). n is 1, for the inputs of all its matrices together, or the
+      number of its matrices. Tensors with the same inputs have one entry: the key
+      ``q4hifi.imatrix.same_inputs`` lists them as ``NAME=NAME_OF_THE_ENTRY``.
     - ``NAME.refine_sum2`` and ``NAME.refine_counts``: as in_sum2 and counts, for the matrix that makes the
       logits. llama-imatrix leaves that matrix out. Only refined encodings use these values. A recipe of
       llama-quantize without refinement therefore still gives llama-quantize's bytes.
@@ -41,7 +43,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.input_correlations import Correlations, Hessian, known_inputs, pair_count
+from ..codec.input_correlations import Correlations, TensorInputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
 from ..files.positioned_file import os_errors
 from ..files.regular_file import check_regular_file
@@ -57,6 +59,7 @@ FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
 KEY_RUN = "q4hifi.imatrix.run"
+KEY_SAME_INPUTS = "q4hifi.imatrix.same_inputs"
 
 SMALLEST_ENTRY = 16
 """Size in bytes of the smallest entry of the binary form: an empty name and one value."""
@@ -67,6 +70,9 @@ MAX_ENTRIES = 2**18
 MAX_I32 = 2**31 - 1
 MAX_COUNT = 2**53
 """Limit on a token count. Real counts are far smaller."""
+
+PRIOR_TOKENS = 128.0
+"""Tokens that the mean of all experts counts as, beside an expert's own, in refined encodings."""
 
 RECORDED_BYTES = 127
 """llama-quantize cuts the strings that it records to this length, in bytes."""
@@ -133,6 +139,8 @@ class Importance:
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     run: str | None = None
+    _same_inputs: Mapping[str, str] | None = field(repr=False, default=None)
+    _prior: float = field(repr=False, default=0.0)
 
     @property
     def path(self) -> Path:
@@ -186,8 +194,13 @@ class Importance:
         return True
 
     def refining(self) -> Importance:
-        """Return a copy that also has the weights for refined encodings (those of the output matrix)."""
-        return replace(self, _entries={**self._refining, **self._entries}, _refining={})
+        """Return a copy with the weights for refined encodings.
+
+        It also has those of the output matrix. An expert that received few tokens gets a prior, the mean of
+        all experts of its tensor, which counts as :data:`PRIOR_TOKENS` tokens.
+        """
+        entries = {**self._refining, **self._entries}
+        return replace(self, _entries=entries, _refining={}, _prior=PRIOR_TOKENS)
 
     @property
     def refining_names(self) -> tuple[str, ...]:
@@ -220,50 +233,60 @@ class Importance:
         return tuple(self._correlations)
 
     def correlations(self, name: str) -> Correlations:
-        """Read the input correlations of a matrix: int8 [pairs]. Raises KeyError if there are none."""
+        """Read the input correlations of a tensor: int8 [n, pairs]. Raises KeyError if there are none.
+
+        n is 1, for the inputs of all its matrices together, or the number of its matrices.
+        """
         entry = self._correlations[name]
         with os_errors(entry.path, f"read the correlations of {name}", BadFileError):
             values = np.fromfile(entry.path, np.int8, entry.n_values, offset=entry.offset)
         if values.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        return values
+        return values.reshape(entry.counts.size, -1)
 
     def correlated_name(self, name: str) -> str | None:
         """Return the tensor name under which the input correlations of matrix ``name`` are stored.
 
-        Matrices with the same inputs, such as attn_q, attn_k and attn_v, share one entry. Returns None if
+        Matrices with the same inputs, such as attn_q, attn_k and attn_v, share one entry. Files that do not
+        list these were made by our own runtime, whose architectures all have the same ones. Returns None if
         there is none.
         """
-        return next(
-            (known for known in (name, first_with_same_input(name)) if known in self._correlations), None
-        )
+        if name in self._correlations:
+            return name
+        others = self._same_inputs
+        other = first_with_same_input(name) if others is None else others.get(name, "")
+        return other if other in self._correlations else None
 
     def is_correlated(self, name: str) -> bool:
         """Return whether the file has the input correlations of matrix ``name``."""
         return self.correlated_name(name) is not None
 
-    def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Hessian | None:
-        """Return the importance and correlations of a matrix' inputs, in the form that the encoder takes.
+    def inputs(
+        self, name: str, row_length: int, n_matrices: int = 1, *, threads: int = 0
+    ) -> TensorInputs | None:
+        """Return the importance and correlations of a tensor's inputs, in the form that the encoder takes.
 
-        ``name`` is a tensor with one matrix, whose rows have ``row_length`` columns. Returns None if the file
-        has no correlations at all. If it has none for this matrix, the result holds the importance alone, or
-        an importance of 1 for every column. Raises :class:`BadFileError` if the number of columns differs.
+        ``name`` is a tensor with ``n_matrices`` matrices, whose rows have ``row_length`` columns. Returns
+        None if the file has no correlations at all. If it has none for this tensor, the result holds the
+        importance alone, or an importance of 1 for every column. Raises :class:`BadFileError` if the number
+        of columns differs.
         """
         if not self._correlations:
             return None
-        weights = self.weights(name, row_length, 1)
-        columns = np.ones(row_length, np.float32) if weights is None else weights[0]
-        stored = None if weights is None else self.correlated_name(name)
+        weights = self.weights(name, row_length, n_matrices)
+        if weights is None:
+            return TensorInputs(np.ones((n_matrices, row_length), np.float32), threads=threads)
+        stored = self.correlated_name(name)
         if stored is None:
-            return known_inputs(columns, threads=threads)
+            return TensorInputs(weights, threads=threads)
         entry = self._correlations[stored]
-        if entry.n_values != pair_count(row_length):
+        n_sums = entry.counts.size
+        if entry.n_values != pair_count(row_length) * n_sums or n_sums not in (1, n_matrices):
             raise BadFileError(
                 f"{self.file}: {stored} has {entry.n_values} correlations, but {row_length} columns have"
                 f" {pair_count(row_length)}; use an imatrix made from this model"
             )
-        tokens = float(entry.counts[0])
-        return known_inputs(columns, self.correlations(stored), tokens, threads=threads)
+        return TensorInputs(weights, self.correlations(stored), entry.counts, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
@@ -302,6 +325,10 @@ class Importance:
 
     def _means(self, name: str) -> Floats:
         sums, counts = self.sums(name)
+        if self._prior and counts.size > 1 and counts.any():
+            pooled = sums.sum(axis=0, dtype=np.float64) / counts.sum(dtype=np.float64)
+            sums = sums + (self._prior * pooled).astype(np.float32)
+            counts = counts + np.float32(self._prior)
         counts = counts[:, np.newaxis]
         means: Floats = np.divide(sums, counts, out=np.ones_like(sums, np.float32), where=counts > 0)
         return means
@@ -417,6 +444,7 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
         fisher = _gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX, chosen)
         correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}, chosen))
         run = gguf.metadata.get(KEY_RUN)
+        same_inputs = _same_inputs(file, gguf.metadata.get(KEY_SAME_INPUTS))
     if not names:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
     names_in_file = tuple(dict.fromkeys((*names, *_gguf_names(gguf, REFINING_SUFFIX))))
@@ -425,7 +453,22 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
     )
     run = run if isinstance(run, str) else None
     groups = (used, refining, fisher, correlated)
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *groups, run)
+    return Importance(
+        file, tuple(datasets), chunk_count, chunk_size, names_in_file, *groups, run, same_inputs
+    )
+
+
+def _same_inputs(file: str, value: object) -> dict[str, str] | None:
+    """Return the name under which a tensor's correlations are, from the list in the file; None without
+    one."""
+    if value is None:
+        return None
+    pairs = [str(item).partition("=") for item in value] if isinstance(value, list) else []
+    if not pairs or not all(name and first for name, _, first in pairs):
+        raise BadFileError(
+            f"{file}: the key {KEY_SAME_INPUTS} is not a list of NAME=NAME; make the imatrix again"
+        )
+    return {name: first for name, _, first in pairs}
 
 
 def _gguf_names(gguf: GgufFile, *suffixes: str) -> tuple[str, ...]:
@@ -482,12 +525,16 @@ def _gguf_correlations(
     for name in _gguf_names(gguf, CORRELATIONS_SUFFIX):
         tensor = gguf.tensors[name + CORRELATIONS_SUFFIX]
         entry, n_values = entries.get(name), prod(tensor.shape)
+        n_matrices = 0 if entry is None else entry.counts.size
+        pairs = 0 if entry is None else pair_count(entry.n_values // n_matrices)
         if tensor.type.name != "I8":
             problem = f"has the type {tensor.type.name}, but must be I8"
-        elif entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
+        elif entry is None or n_values not in (pairs, pairs * n_matrices):
             problem = f"has {n_values} correlations, which does not fit the number of columns of its sums"
         else:
-            yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
+            pooled = n_values == pairs
+            counts = entry.counts.sum(keepdims=True) if pooled else entry.counts
+            yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, counts)
             continue
         if name in chosen:
             raise BadFileError(f"{file}: tensor {tensor.name} {problem}; {_again(name)}")

@@ -22,8 +22,8 @@ from ..formats.tensor_names import EMBEDDINGS, is_tied
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
 from .architecture import SUPPORTED, config_of, place_of
-from .input_sums import InputSums
 from .loading import MappedFiles, frequency_factors, load_weights
+from .model_input_sums import ModelInputSums
 from .sampler import Sampler
 from .tokenizer import Tokenizer
 
@@ -49,6 +49,12 @@ class Model:
     the vocabulary; ``n_layer``, number of layers; ``n_ctx``, the longest sequence in tokens. Several threads
     may use a model at the same time.
     """
+
+    engine = "q4hifi"
+    """The name of the engine: our own runtime."""
+
+    has_fisher = True
+    """:meth:`fisher` can be called; this is not so for all engines."""
 
     def __init__(
         self,
@@ -87,6 +93,10 @@ class Model:
             with self._weights.intact():
                 self._core = load_weights(file, config, thread_count(threads), self._weights.mappings)
             self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
+            self.matrices: Collection[str] = frozenset(
+                name for name in self._matrices if len(file.tensors[name].shape) > 1
+            )
+            """The names of the model's matrices."""
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
@@ -96,6 +106,9 @@ class Model:
         """The tokenizer of the model's vocabulary; it is built at the first use."""
         with ErrorsAt(f"{self.path}: "):
             return Tokenizer.from_metadata(self.metadata)
+
+    def close(self) -> None:
+        """Do nothing: the memory is freed with the last reference. Models of other engines have this, too."""
 
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
@@ -159,9 +172,9 @@ class Model:
             room = sequence.length < self.n_ctx and (n is None or done < n)
             logits = sequence.evaluate([token]) if room else None
 
-    def input_sums(self) -> InputSums:
+    def input_sums(self) -> ModelInputSums:
         """Return empty sums over the matrices' inputs; :meth:`Sequence.evaluate` adds to them."""
-        return InputSums(self._core.collector(), self._matrices)
+        return ModelInputSums(self._core.collector(), self._matrices)
 
     def replaced(self, name: str, tensor: QuantizedTensor) -> Model:
         """Return a copy of this model with one matrix replaced; it shares all others with this one.
@@ -284,7 +297,7 @@ class Sequence:
             )
 
     def evaluate(
-        self, tokens: TokensLike, logits: Wanted = "last", *, sums: InputSums | None = None
+        self, tokens: TokensLike, logits: Wanted = "last", *, sums: ModelInputSums | None = None
     ) -> Floats | None:
         """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
 
