@@ -187,6 +187,30 @@ def test_q4_hifi_is_run_from_a_copy_in_types_that_llama_cpp_knows(tmp_path: Path
         np.testing.assert_array_equal(found, model.logits(tokens))
 
 
+def test_sensitivities_are_those_of_our_own_runtime(example: LlamaModel) -> None:
+    """Weights are replaced in llama.cpp's memory; afterwards, the model is as it was."""
+    tokens = np.arange(200, 260)
+    trials = [model.trial(tokens) for model in (example, q4hifi.Model(EXAMPLE, threads=2))]
+    np.testing.assert_allclose(trials[0].reference, trials[1].reference, atol=0.02)
+    with q4hifi.open(EXAMPLE) as file:
+        for name in ("blk.0.attn_k.weight", "blk.5.ffn_down.weight", "token_embd.weight"):
+            coarse = q4hifi.quantize(file[name].dequantize(), "Q2_K")
+            ours, theirs = (trial.logits({name: coarse}) for trial in trials)
+            np.testing.assert_allclose(ours, theirs, atol=0.02)
+            assert np.abs(ours - trials[0].reference).max() > 0.05
+    np.testing.assert_array_equal(example.logits(tokens), trials[0].reference)
+    with pytest.raises(UnsupportedModelError, match="does not multiply with blk"):
+        trials[0].logits({"blk.99.attn_k.weight": coarse})
+
+
+def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "moe.gguf", "qwen3next", vocabulary=True)
+    found = q4hifi.calibrate(source, TEXT, n_ctx=32, n_chunks=1, group=2, threads=2)
+    with LlamaModel(source, n_ctx=32) as model:
+        assert set(found.sensitivities) == set(model.matrices)
+    assert all(value.value > 0 for value in found.sensitivities.values())
+
+
 # ---- how it is chosen ----------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import q4hifi
 
 ARRAYS_AND_UNIONS = {
     *("Bytes", "Codes", "Correlations", "Doubles", "Floats", "Logits", "Tokens", "TokensLike", "Wanted"),
-    *("ArrayLike", "ModelOrPath", "OnSave", "Parts", "FilePath", "TensorTypes", "Text"),
+    *("ArrayLike", "ModelOrPath", "OnSave", "Parts", "FileOrPath", "FilePath", "TensorTypes", "Text"),
 }
 """Names of array types and unions, which the docstrings explain where they are used."""
 

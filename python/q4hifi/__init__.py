@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
     from .engines.llama.inputs import LlamaInputSums
-    from .engines.llama.model import LlamaModel, LlamaSequence
+    from .engines.llama.model import LlamaModel, LlamaSequence, LlamaTrial
     from .engines.llama.tokenizer import LlamaTokenizer
     from .engines.opening import open_model
-    from .engines.protocol import InputCollector, LanguageModel, ModelSequence, TextTokenizer
+    from .engines.protocol import InputCollector, LanguageModel, ModelSequence, TextTokenizer, WeightTrial
     from .errors import (
         BadFileError,
         BadOptionError,
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from .plan.size_classes import SizeClass
     from .progress import Progress
     from .runtime.generation import Chat, Effort, Writer, generate
-    from .runtime.model import Model, Sequence, Trace
+    from .runtime.model import Model, Sequence, Trace, Trial
     from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
     from .runtime.tokenizer import Tokenizer, TokenStream
@@ -104,6 +104,7 @@ __all__ = [
     "LlamaModel",
     "LlamaSequence",
     "LlamaTokenizer",
+    "LlamaTrial",
     "LogProbsFile",
     "Measured",
     "Model",
@@ -134,9 +135,11 @@ __all__ = [
     "TokenStream",
     "Tokenizer",
     "Trace",
+    "Trial",
     "TypeTotal",
     "UnavailableError",
     "UnsupportedModelError",
+    "WeightTrial",
     "Writer",
     "__version__",
     "bench",
@@ -170,10 +173,10 @@ _MODULES = {
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
     "engines.llama.inputs": "LlamaInputSums",
-    "engines.llama.model": "LlamaModel LlamaSequence",
+    "engines.llama.model": "LlamaModel LlamaSequence LlamaTrial",
     "engines.llama.tokenizer": "LlamaTokenizer",
     "engines.opening": "open_model",
-    "engines.protocol": "LanguageModel ModelSequence TextTokenizer InputCollector",
+    "engines.protocol": "InputCollector LanguageModel ModelSequence TextTokenizer WeightTrial",
     "evaluate.bench": "ModelFacts Speed bench",
     "evaluate.collect_imatrix": "collect_importance",
     "evaluate.compare": "ComparedModel Comparison compare",
@@ -197,7 +200,7 @@ _MODULES = {
     "progress": "Progress",
     "runtime.generation": "Chat Effort Writer generate",
     "runtime.model_input_sums": "ModelInputSums",
-    "runtime.model": "Model Sequence Trace",
+    "runtime.model": "Model Sequence Trace Trial",
     "runtime.sampler": "Sampler",
     "runtime.tokenizer": "TokenStream Tokenizer",
 }

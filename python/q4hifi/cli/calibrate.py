@@ -17,6 +17,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
+from .engine_options import Engine, engine_options, open_models
 from .files import INPUT, check_output
 from .group import main
 from .quantize_options import option_of
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 @click.option(
     "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
 )
+@engine_options
 @threads_option
 @json_option
 def calibrate(
@@ -76,6 +78,7 @@ def calibrate(
     n_chunks: int,
     group: int,
     budget: float | None,
+    engine: Engine,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -92,9 +95,9 @@ def calibrate(
     from .evaluation_tables import calibration_table
 
     text = read_text(file)
-    with progress_bar() as progress:
+    with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,), progress_bar() as progress:
         result = measure_sensitivities(
-            model,
+            lm,
             text,
             output,
             imatrix=imatrix,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, UnavailableError, UnsupportedModelError
 from .names import AUTO, ENGINES, LLAMA, OWN
 from .protocol import LanguageModel, ModelOrPath
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from .llama.model import LlamaModel
 
 
+FileOrPath: TypeAlias = str | os.PathLike[str] | ModelFile
+"""A path, or a model's file that is open already."""
+
+
 def open_model(
-    path: str | os.PathLike[str],
+    path: FileOrPath,
     *,
     engine: str = AUTO,
     threads: int | None = None,
@@ -33,7 +38,7 @@ def open_model(
     Parameters
     ----------
     path
-        GGUF file of the model, or one of its shards.
+        GGUF file of the model, or one of its shards; or a file that is open already.
     engine
         "q4hifi" is our own runtime, :class:`q4hifi.Model`. "llama.cpp" is :class:`q4hifi.LlamaModel`. "auto"
         takes our own if it runs the model, else llama.cpp. It also takes llama.cpp if one of its options is
@@ -58,7 +63,7 @@ def open_model(
 
 
 def _open_all(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[FileOrPath],
     engine: str,
     common: Mapping[str, Any],
     choosing: Mapping[str, Any],
@@ -102,7 +107,7 @@ def _open_all(
 
 @contextmanager
 def open_alike(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[FileOrPath],
     *,
     n_ctx: int,
     threads: int | None,
@@ -123,18 +128,19 @@ def open_alike(
 
 
 @contextmanager
-def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
-    """Yield an open model. ``model`` is a path, or a model that is yielded as it is."""
+def opened(model: ModelOrPath | ModelFile, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
+    """Yield an open model. ``model`` is a path or an open file, or a model that is yielded as it is."""
     with opened_alike([model], n_ctx=n_ctx, threads=threads) as models:
         yield models[0]
 
 
 @contextmanager
 def opened_alike(
-    models: Sequence[ModelOrPath], *, n_ctx: int, threads: int | None
+    models: Sequence[ModelOrPath | ModelFile], *, n_ctx: int, threads: int | None
 ) -> Iterator[list[LanguageModel]]:
-    """Yield open models. All paths are opened with one engine; open models are yielded as they are."""
-    paths = [model for model in models if isinstance(model, (str, os.PathLike))]
+    """Yield open models. All files are opened with one engine; open models are yielded as they are."""
+    kinds = (str, os.PathLike, ModelFile)
+    paths = [model for model in models if isinstance(model, kinds)]
     with open_alike(paths, n_ctx=n_ctx, threads=threads) as found:
         opened_ones = iter(found)
-        yield [next(opened_ones) if isinstance(m, (str, os.PathLike)) else m for m in models]
+        yield [next(opened_ones) if isinstance(m, kinds) else m for m in models]

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.quantized_tensor import QuantizedTensor
+
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]
 
@@ -76,6 +78,19 @@ class ModelSequence(Protocol):
         ...
 
 
+class WeightTrial(Protocol):
+    """One text that a model reads again and again, each time with some of its matrices replaced."""
+
+    @property
+    def reference(self) -> Logits:
+        """The logits of the model itself after each token, float32 [n_tokens, n_vocab]."""
+        ...
+
+    def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Logits:
+        """Return the logits with the tensors ``replaced``, by name; all others are the model's own."""
+        ...
+
+
 class LanguageModel(Protocol):
     """A model that an engine runs: :class:`q4hifi.Model` or :class:`q4hifi.LlamaModel`."""
 
@@ -112,6 +127,19 @@ class LanguageModel(Protocol):
     @property
     def has_fisher(self) -> bool:
         """Whether the engine can measure Fisher information, which needs a backward pass."""
+        ...
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        ...
+
+    def first_layer(self, name: str) -> int | None:
+        """Return the first layer that a trial with this matrix evaluates; None for the whole model."""
+        ...
+
+    def trial(self, tokens: Tokens) -> WeightTrial:
+        """Begin a trial of replaced weights on a text of at most 512 tokens."""
         ...
 
     def sequence(self) -> ModelSequence:

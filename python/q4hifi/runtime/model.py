@@ -42,6 +42,26 @@ class Trace:
         self.core = core
 
 
+class Trial:
+    """A text that a model reads with some matrices replaced: the result of :meth:`Model.trial`."""
+
+    def __init__(self, model: Model, tokens: TokensLike) -> None:
+        """Use :meth:`Model.trial`."""
+        self._model, self._tokens = model, tokens
+        self._trace = model.trace(tokens)
+        self.reference: Floats = model.resume(self._trace, model.n_layer)
+        """The logits of the model itself, float32 [n_tokens, n_vocab]."""
+
+    def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Floats:
+        """Return the logits with the matrices ``replaced``, by name. Only the layers from the first one on
+        run."""
+        model, layers = self._model, [self._model.first_layer(name) for name in replaced]
+        for name, tensor in replaced.items():
+            model = model.replaced(name, tensor)
+        first = min((layer for layer in layers if layer is not None), default=0)
+        return model.logits(self._tokens) if None in layers else model.resume(self._trace, first)
+
+
 class Model:
     """A language model on the CPU.
 
@@ -210,6 +230,11 @@ class Model:
         """
         role, layer = self._places(name)[0]
         return self.n_layer if role == "output" else layer
+
+    def trial(self, tokens: TokensLike) -> Trial:
+        """Begin a trial of replaced weights on a text of at most 512 tokens; it raises as :meth:`trace`
+        does."""
+        return Trial(self, tokens)
 
     def trace(self, tokens: TokensLike) -> Trace:
         """Evaluate a text of at most 512 tokens, and keep the residual stream before and after each layer.

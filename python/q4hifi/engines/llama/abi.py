@@ -51,6 +51,7 @@ class Layout:
     name: int
     mul_mat: int
     mul_mat_id: int
+    get_rows: int
     f32: int
     i32: int
     cb_eval: int
@@ -103,6 +104,7 @@ def layout_of(lib: ctypes.CDLL) -> Layout:
         name=name,
         mul_mat=mul_mat,
         mul_mat_id=mul_mat_id,
+        get_rows=_number(lib.ggml_op_name, b"GET_ROWS", MAX_OPS),
         f32=f32,
         i32=i32,
         cb_eval=_cb_eval(lib),
@@ -133,7 +135,7 @@ def model_params(lib: ctypes.CDLL, gpu_layers: int | None, tensor_split: object 
     if gpu_layers is None and tensor_split is None:
         return params
     words = params.words
-    if list(words[:4]) != [0] * 4 or list(words[GPU_LAYERS_WORD + 1 : GPU_LAYERS_WORD + 3]) != [1, 0]:
+    if any(words[:GPU_LAYERS_WORD]) or words[GPU_LAYERS_WORD + 1] != 1 or any(words[8:10]):
         raise _unlike(f"llama_model_params begins with {list(words[:8])}")
     if gpu_layers is not None:
         words[GPU_LAYERS_WORD] = gpu_layers & 0xFFFFFFFF

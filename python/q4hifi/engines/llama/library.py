@@ -67,6 +67,7 @@ TokenBuffer = POINTER(c_int32)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_buffer_is_host": (c_bool, [c_void_p]),
     "ggml_backend_tensor_get": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
+    "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
     "ggml_free": (None, [c_void_p]),
     "ggml_get_data": (c_void_p, [c_void_p]),
     "ggml_get_name": (c_void_p, [c_void_p]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from ctypes import c_float, c_int8, c_int32
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...codec.model_file import ModelFile
+from ...codec.quantized_tensor import QuantizedTensor
+from ...codec.rows import encode
 from ...errors import BadOptionError, UnsupportedModelError
+from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable, role_of
+from ...formats.types import F32
 from ...plan.model_shape import ModelShape
 from ...threads import thread_count, used_threads
 from ..protocol import Logits, Tokens
@@ -67,7 +72,7 @@ class LlamaModel:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ModelFile,
         *,
         threads: int | None = None,
         n_ctx: int | None = None,
@@ -78,7 +83,7 @@ class LlamaModel:
         expert_correlations: bool = False,
         _layout: Layout | None = None,
     ) -> None:
-        """Load a GGUF model, or a split model from any of its shards.
+        """Load a GGUF model, or a split model from any of its shards. The path, or the open file, names it.
 
         ``threads``: number of threads; None or 0 means one per core, and there are never more than that.
         ``n_ctx``: the longest text in tokens; None means the context length of the training, but at most
@@ -98,11 +103,13 @@ class LlamaModel:
         lib = self._lib = load_library(self.library)
         layout = _layout or checked_layout(self.library)
         add_rpc_servers(lib, self.library, rpc)
-        with ModelFile.open(path) as file:
+        with nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
             architecture = ModelShape.from_metadata(file.metadata).architecture
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
+            self._formats = {name: file.tensors[name].format for name in shapes}
+            self.n_layer: int = ModelShape.from_metadata(file.metadata).n_layer or 0
             loaded, folder = self.path, None
             if has_q4_hifi(file):
                 folder = TemporaryDirectory(prefix="q4hifi-")
@@ -165,6 +172,14 @@ class LlamaModel:
         assert logits is not None
         return logits
 
+    def first_layer(self, name: str) -> int | None:
+        """Return None: llama.cpp always evaluates the whole model."""
+        return None
+
+    def trial(self, tokens: Tokens) -> LlamaTrial:
+        """Begin a trial of replaced weights on a text."""
+        return LlamaTrial(self, tokens)
+
     def input_sums(self) -> LlamaInputSums:
         """Return empty sums over the matrices' inputs; :meth:`LlamaSequence.evaluate` adds to them."""
         return LlamaInputSums(self._correlating, self._threads)
@@ -224,6 +239,40 @@ def _is_correlated(name: str, row_length: int) -> bool:
     """
     is_long_down = role_of(name) == "ffn_down" and row_length > LONGEST_GROUP
     return row_length % MIN_BLOCK == 0 and not is_long_down
+
+
+class LlamaTrial:
+    """A text that a model reads with some matrices replaced: the result of :meth:`LlamaModel.trial`."""
+
+    def __init__(self, model: LlamaModel, tokens: Tokens) -> None:
+        """Use :meth:`LlamaModel.trial`."""
+        self._model, self._tokens = model, tokens
+        model._observer.watch_weights = True
+        self.reference: Logits = model.logits(tokens)
+        """The logits of the model itself, float32 [n_tokens, n_vocab]."""
+
+    def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Logits:
+        """Return the logits with the tensors ``replaced``, by name.
+
+        Raises :class:`UnsupportedModelError` for a tensor that llama.cpp did not use for this text, or keeps
+        in another type than the file.
+        """
+        model = self._model
+        with ExitStack() as stack:
+            for name, tensor in replaced.items():
+                address = model._observer.weights.get(name)
+                if address is None:
+                    raise UnsupportedModelError(f"{model.path}: llama.cpp does not multiply with {name}")
+                data = _as_stored(tensor, model._formats[name])
+                stack.enter_context(model._observer.reader.data_replaced(address, data))
+            return model.logits(self._tokens)
+
+
+def _as_stored(tensor: QuantizedTensor, form: Format) -> npt.NDArray[np.uint8]:
+    """Return weights in the type in which the model's file has them."""
+    values = np.ascontiguousarray(tensor.dequantize().reshape(-1, tensor.shape[-1]))
+    parts, _ = encode((values.reshape(-1).view(np.uint8),), Format(F32), form, tensor.shape[-1])
+    return parts[0]
 
 
 class LlamaSequence:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UnavailableError
+from ...errors import UnavailableError, UnsupportedModelError
 from .abi import NAME_BYTES, Layout
 
 
@@ -71,6 +73,35 @@ class TensorReader:
         raw = ctypes.string_at(address + self._layout.name, NAME_BYTES)
         name = raw.split(b"\0", 1)[0].decode(errors="replace")
         return name.split("#")[1] if name.count("#") >= 2 else name
+
+    @contextmanager
+    def data_replaced(self, address: int, data: npt.NDArray[np.uint8]) -> Iterator[None]:
+        """Give a tensor other bytes, as many as it has, within the context.
+
+        A tensor in this memory may be mapped from a file and is not written: its address is changed. Raises
+        :class:`UnsupportedModelError` if it has another number of bytes.
+        """
+        lib, tensor = self._lib, self.tensor(address)
+        if lib.ggml_nbytes(address) != data.nbytes:
+            raise UnsupportedModelError(
+                f"{self.name(address)}: llama.cpp keeps {lib.ggml_nbytes(address)} bytes of it, the file has"
+                f" {data.nbytes}"
+            )
+        if lib.ggml_backend_buffer_is_host(tensor.buffer):
+            pointer = ctypes.c_void_p.from_address(address + self._layout.data)
+            try:
+                pointer.value = data.ctypes.data
+                yield
+            finally:
+                pointer.value = tensor.data
+            return
+        before = np.empty(data.nbytes, np.uint8)
+        lib.ggml_backend_tensor_get(address, before.ctypes.data, 0, before.nbytes)
+        try:
+            lib.ggml_backend_tensor_set(address, data.ctypes.data, 0, data.nbytes)
+            yield
+        finally:
+            lib.ggml_backend_tensor_set(address, before.ctypes.data, 0, before.nbytes)
 
     def values(self, tensor: Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return a tensor's values, [ne3, ne2, ne1, ne0], without a copy if they are in this memory.
