@@ -28,7 +28,9 @@ class ToyTokenizer:
         bos = [self.bos] if self.bos is not None else []
         return bos + [ord(c) % self.n_vocab for c in text]
 
-    def encode_array(self, text: str, *, limit: int | None = None) -> npt.NDArray[np.uint32]:
+    def encode_array(
+        self, text: str, *, limit: int | None = None, parse_special: bool = False
+    ) -> npt.NDArray[np.uint32]:
         return np.array(self.encode(text), np.uint32)[:limit]
 
 
@@ -99,6 +101,10 @@ class ToySums:
         self.squares += other.squares
         self.count += other.count
         other.squares, other.count = np.zeros(2), 0
+
+    @property
+    def expected_bytes(self) -> tuple[int, int]:
+        return 0, 0
 
     def products(self) -> dict[str, npt.NDArray[np.float32]]:
         return {"blk.0.attn_v.weight": -self.squares[:1].astype(np.float32).reshape(1, 1)}

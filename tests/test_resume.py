@@ -25,7 +25,7 @@ from q4hifi.imatrix.file import load_importance
 from q4hifi.imatrix.sums import ImportanceSums
 from q4hifi.runtime.model import Model
 from stand_ins import ToyTokenizer
-from synthetic import names_in, patch, write_runnable
+from synthetic import EXAMPLE, names_in, patch, write_runnable
 
 N_CTX = 32
 TOKENS = np.random.default_rng(3).integers(0, 256, 6 * N_CTX).astype(np.uint32)
@@ -407,3 +407,30 @@ def test_the_space_is_taken_before_the_work(
         else:
             q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, on_chunk=never)
     assert names_in(tmp_path) == set()
+
+
+def test_an_imatrix_is_saved_and_copied_by_chunks(tmp_path: Path) -> None:
+    """--output-frequency, --save-frequency and --from-chunk of llama-imatrix."""
+    out, saved = tmp_path / "i.gguf", list[int]()
+    text = np.arange(100, 500)
+    model = q4hifi.Model(EXAMPLE, n_ctx=64, threads=2)
+    found = q4hifi.collect_importance(
+        model,
+        text,
+        n_ctx=64,
+        from_chunk=1,
+        fisher_chunks=0,
+        output=out,
+        save_chunks=2,
+        copy_chunks=3,
+        on_save=saved.append,
+    )
+    assert saved == [2, 4, 5] and found.chunk_count == 5
+    assert load_importance(tmp_path / "i.gguf.at_3").chunk_count == 3
+    assert not (tmp_path / "i.gguf.at_5").exists()
+    later = q4hifi.collect_importance(
+        model, text[64:], n_ctx=64, fisher_chunks=0, output=tmp_path / "later.gguf"
+    )
+    same_sums(found, later)
+    with pytest.raises(BadOptionError, match="none is left after `from_chunk=6`"):
+        q4hifi.collect_importance(model, text, n_ctx=64, from_chunk=6)

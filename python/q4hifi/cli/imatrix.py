@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import LLAMA
 from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
-from ..wording import printable
+from ..wording import human_bytes, printable
 from .common import (
     console,
     json_option,
@@ -35,6 +36,9 @@ from .texts import (
     words_argument,
 )
 
+NOTED_BYTES = 1 << 28
+"""Memory of the sums above which a note says how much it is."""
+
 if TYPE_CHECKING:
     from ..engines.protocol import LanguageModel
     from ..evaluate.perplexity import Perplexity
@@ -48,6 +52,14 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="OUT", help="File to write. [default: imatrix.gguf]")
 @context_option
 @chunks_option
+@click.option(
+    "--from-chunk", "--chunk", "from_chunk", type=click.IntRange(0), metavar="N", default=0,
+    help="Leave out the first N chunks of the text.",
+)  # fmt: skip
+@click.option(
+    "--parse-special", is_flag=True,
+    help="Read text that spells a control token, such as <|im_end|>, as that token.",
+)  # fmt: skip
 @click.option(
     "--process-output",
     is_flag=True,
@@ -90,6 +102,14 @@ if TYPE_CHECKING:
     help="Do not take tensors with NAME in their name from --in-file. Repeatable.",
 )  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
+@click.option(
+    "--output-frequency", "save_chunks", type=click.IntRange(1), metavar="N",
+    help="Save OUT after every N chunks, too, not only every five minutes.",
+)  # fmt: skip
+@click.option(
+    "--save-frequency", "copy_chunks", type=click.IntRange(1), metavar="N",
+    help="Keep a copy OUT.at_M of OUT after every N chunks; M is the number of its chunks.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @resume_option
 @engine_options
@@ -102,6 +122,8 @@ def imatrix(
     output: str | None,
     n_ctx: int,
     n_chunks: int | None,
+    from_chunk: int,
+    parse_special: bool,
     process_output: bool,
     no_ppl: bool,
     fisher_chunks: int,
@@ -112,6 +134,8 @@ def imatrix(
     include_weights: tuple[str, ...],
     exclude_weights: tuple[str, ...],
     show_statistics: bool,
+    save_chunks: int | None,
+    copy_chunks: int | None,
     overwrite: bool,
     resume: bool,
     engine: Engine,
@@ -158,6 +182,7 @@ def imatrix(
                 [model], engine, n_ctx=n_ctx, threads=threads, expert_correlations=expert_correlations
             ) as (lm,),
         ):
+            _note_memory(lm)
 
             def on_chunk(result: Perplexity) -> None:
                 ppl[:] = [result]
@@ -169,6 +194,8 @@ def imatrix(
                     text,
                     n_ctx=n_ctx,
                     n_chunks=n_chunks,
+                    from_chunk=from_chunk,
+                    parse_special=parse_special,
                     process_output=process_output,
                     score=not no_ppl,
                     fisher_chunks=fisher_chunks if form == GGUF else 0,
@@ -179,6 +206,8 @@ def imatrix(
                     form=form,
                     overwrite=overwrite,
                     resume=resume,
+                    save_chunks=save_chunks,
+                    copy_chunks=copy_chunks,
                     progress=progress,
                     on_chunk=on_chunk,
                     on_save=on_save,
@@ -209,6 +238,18 @@ def imatrix(
         console().print(importance_table(tensors))
     if output is not None:
         click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+
+
+def _note_memory(model: LanguageModel) -> None:
+    """Print to standard error how much memory the sums will take, if it is much."""
+    if model.engine == LLAMA:  # our own runtime runs only dense models, which take little
+        memory, size = model.input_sums().expected_bytes
+        if memory >= NOTED_BYTES:  # sums of the current chunk, and of all before it
+            click.echo(
+                f"note: the sums take about {human_bytes(2 * memory)} of memory, and {human_bytes(size)} in"
+                " the file; --no-correlations and no --expert-correlations take less",
+                err=True,
+            )
 
 
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:

@@ -19,8 +19,11 @@ Tokens = npt.NDArray[np.uint32]
 class TextTokenizer(Protocol):
     """The part of a tokenizer that measurements need."""
 
-    def encode_array(self, text: str, *, limit: int | None = ...) -> Tokens:
-        """Return the tokens of a text, uint32 [n], but at most the first ``limit``."""
+    def encode_array(self, text: str, *, limit: int | None = ..., parse_special: bool = ...) -> Tokens:
+        """Return the tokens of a text, uint32 [n], but at most the first ``limit``.
+
+        ``parse_special`` makes text that spells a control token that token.
+        """
         ...
 
     @property
@@ -39,6 +42,11 @@ class InputCollector(Protocol):
 
     All mappings have tensor names as keys. A tensor has several matrices if it holds the experts of a layer.
     """
+
+    @property
+    def expected_bytes(self) -> tuple[int, int]:
+        """Bytes that the sums take in memory and in a file when all matrices have been seen."""
+        ...
 
     def take(self, other: Any) -> None:
         """Add the sums of another collector of the same model to these, and set the other's to zero."""

@@ -74,21 +74,24 @@ class Chunks:
         *,
         n_ctx: int,
         n_chunks: int | None = None,
+        from_chunk: int = 0,
+        parse_special: bool = False,
         dataset: str = "the text",
     ) -> Chunks:
         """Cut ``text`` into chunks of ``n_ctx`` tokens, but at most ``n_chunks``.
 
-        ``dataset`` is the text's name in errors. Raises :class:`BadOptionError` if the text has fewer than
-        two chunks (llama-perplexity refuses it, too), if it has tokens that are not in the vocabulary, or if
-        ``n_ctx`` or ``n_chunks`` is too small.
+        The first ``from_chunk`` chunks are left out. ``parse_special`` makes text that spells a control token
+        that token. ``dataset`` is the text's name in errors. Raises :class:`BadOptionError` if the text has
+        fewer than two chunks (llama-perplexity refuses it, too), if it has tokens that are not in the
+        vocabulary, or if ``n_ctx`` or ``n_chunks`` is too small.
         """
         if n_ctx < MIN_CONTEXT:
             raise BadOptionError(f"a context of {n_ctx} tokens is too short; give at least {MIN_CONTEXT}")
         if n_chunks is not None and n_chunks < 1:
             raise BadOptionError(f"{n_chunks} chunks cannot be evaluated; give at least 1")
         if isinstance(text, str):
-            limit = None if n_chunks is None else n_ctx * max(n_chunks, _MIN_CHUNKS)
-            tokens = model.tokenizer.encode_array(text, limit=limit)
+            limit = None if n_chunks is None else n_ctx * (from_chunk + max(n_chunks, _MIN_CHUNKS))
+            tokens = model.tokenizer.encode_array(text, limit=limit, parse_special=parse_special)
         else:
             tokens = np.asarray(text)
         if tokens.size < _MIN_CHUNKS * n_ctx:
@@ -96,6 +99,12 @@ class Chunks:
                 f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
                 f"{_MIN_CHUNKS * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
+        if tokens.size < (from_chunk + 1) * n_ctx:
+            raise BadOptionError(
+                f"{dataset} has only {tokens.size // n_ctx} chunks of {n_ctx} tokens, so none is left after"
+                f" `from_chunk={from_chunk}`; skip fewer"
+            )
+        tokens = tokens[from_chunk * n_ctx :]
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)
         cut = tokens[: count * n_ctx].reshape(count, n_ctx)

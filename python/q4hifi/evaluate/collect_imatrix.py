@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,8 @@ def collect_importance(
     *,
     n_ctx: int = 512,
     n_chunks: int | None = None,
+    from_chunk: int = 0,
+    parse_special: bool = False,
     process_output: bool = False,
     score: bool = True,
     fisher_chunks: int = FISHER_CHUNKS,
@@ -54,6 +56,8 @@ def collect_importance(
     overwrite: bool = False,
     resume: bool = False,
     save_seconds: float = SAVE_SECONDS,
+    save_chunks: int | None = None,
+    copy_chunks: int | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[Perplexity], None] | None = None,
     on_save: OnSave | None = None,
@@ -70,6 +74,10 @@ def collect_importance(
         A string, or its token ids. It must fill at least two chunks.
     n_ctx, n_chunks
         Tokens per chunk, and the largest number of chunks; None is the whole text.
+    from_chunk
+        Number of chunks at the start of the text to leave out.
+    parse_special
+        Make text that spells a control token, such as ``<|im_end|>``, that token.
     process_output
         Treat the output matrix like all others. By default its values are stored apart, and only refined
         encodings use them. It makes no difference if the output matrix is the embedding matrix.
@@ -88,8 +96,11 @@ def collect_importance(
     output, form
         The file to write, and its form (:meth:`ImportanceSums.save`). It is saved every ``save_seconds``, at
         the end, and when the run fails or is interrupted. It then contains all complete chunks.
+    save_chunks, copy_chunks
+        Also save ``output`` after every ``save_chunks`` chunks, and keep a copy ``OUTPUT.at_N`` after every
+        ``copy_chunks`` chunks, where N is the number of chunks in it.
     overwrite
-        Allow ``output`` to replace an existing file.
+        Allow ``output`` to replace an existing file, and the copies.
     resume
         Continue from ``output``, a file of the form "gguf" that an interrupted run left. If there is none,
         start at the beginning. The perplexity is that of the chunks measured in this run. The sums differ
@@ -107,7 +118,15 @@ def collect_importance(
     """
     with ExitStack() as stack:
         lm = stack.enter_context(opened(model, n_ctx=n_ctx, threads=threads))
-        chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
+        chunks = Chunks.of(
+            lm,
+            text,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            from_chunk=from_chunk,
+            parse_special=parse_special,
+            dataset=dataset,
+        )
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
         fisher_chunks = fisher_chunks if lm.has_fisher else 0
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
@@ -120,7 +139,8 @@ def collect_importance(
                     f"{os.fspath(output)}: `resume=True` needs the form gguf, because a file of the form dat"
                     " does not record its model and text; name another output"
                 )
-            work.run = _run(lm, chunks, process_output, fisher_chunks, correlations)
+            options = (process_output, fisher_chunks, correlations, *work.inputs.expected_bytes)
+            work.run = _run(lm, chunks, options)
             if resume and check_destination(output, True, sources).exists():
                 work.resumed = _resumed(output, work.run)
                 overwrite = True
@@ -132,10 +152,11 @@ def collect_importance(
                 Saver(
                     output,
                     save,
-                    n_bytes=work.sums().file_bytes,
+                    n_bytes=max(work.sums().file_bytes, work.inputs.expected_bytes[1]),
                     overwrite=overwrite,
                     sources=sources,
                     seconds=save_seconds,
+                    chunks=save_chunks,
                     on_save=on_save,
                 )
             )
@@ -144,8 +165,11 @@ def collect_importance(
                 progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
             with errors_in(lm, chunk):
                 work.measure(chunk)
-            if saver is not None:
+            if saver is not None and output is not None:
                 saver.done(chunk + 1)
+                if copy_chunks and (chunk + 1) % copy_chunks == 0:
+                    copy = f"{os.fspath(output)}.at_{chunk + 1}"
+                    work.sums().save(copy, form=form, overwrite=overwrite, sources=files_of(Path(lm.path)))
             if on_chunk is not None and score:
                 on_chunk(work.perplexity)
     return work.sums()
@@ -248,12 +272,11 @@ class _Work:
         return replace(self.resumed + total, datasets=total.datasets, run=self.run)
 
 
-def _run(
-    model: LanguageModel, chunks: Chunks, process_output: bool, fisher_chunks: int, correlations: bool
-) -> str:
+def _run(model: LanguageModel, chunks: Chunks, options: Sequence[object]) -> str:
     """Return a fingerprint of model, text and options. A run is resumed only if it is the same."""
-    options = f"{chunks.n_ctx} {len(chunks)} {chunks.bos} {process_output} {fisher_chunks} {correlations}"
-    return fingerprint(path_fingerprint(model.path).encode(), options.encode(), chunks.tokens.tobytes())
+    setting = [model.engine, chunks.n_ctx, len(chunks), chunks.bos, *options]
+    written = " ".join(map(str, setting)).encode()
+    return fingerprint(path_fingerprint(model.path).encode(), written, chunks.tokens.tobytes())
 
 
 def _resumed(output: str | os.PathLike[str], run: str) -> ImportanceSums:

@@ -23,6 +23,13 @@ class ModelInputSums:
         if is_tied(matrices):
             self._matrices[EMBEDDINGS] = ("output", None)
 
+    @property
+    def expected_bytes(self) -> tuple[int, int]:
+        """Bytes that the sums take in memory, and about as many as they take in a file."""
+        squares = sum(values.nbytes for values, _ in self.all().values())
+        pairs = sum(values.size for values in self.products().values())
+        return squares + 4 * pairs, squares // 2 + pairs
+
     def take(self, other: ModelInputSums) -> None:
         """Add the sums of ``other`` to these, and set ``other`` to zero.
 

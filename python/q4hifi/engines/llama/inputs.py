@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+from ...codec.input_correlations import pair_count
 from ...codec.input_sums import InputSums
 from ...errors import BadOptionError, UnavailableError
+from ...formats.tensor_names import first_with_same_input, role_of
 from .abi import Layout
 from .tensors import Tensor, TensorReader
 
@@ -46,13 +49,35 @@ class Correlating:
             return 0
         return 1 if kind == "pooled" else n_matrices
 
+    def expected_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """Return about how many bytes the sums of a model's matrices take in memory and in a file.
+
+        ``shapes`` has the row length first. Which matrices have the same inputs is known only when the model
+        runs; the table of our own runtime is used instead.
+        """
+        memory = file = 0
+        for name, (row_length, *rest) in shapes.items():
+            n_matrices = prod(rest[1:])
+            first = first_with_same_input(name)
+            if first != name and first in shapes:
+                continue
+            kind = "each" if "_exps" not in name else "routed" if role_of(name) == "ffn_down" else "pooled"
+            pairs = self.n_products(name, n_matrices, kind) * pair_count(row_length)
+            memory += 8 * row_length * n_matrices + 4 * pairs
+            file += 4 * row_length * n_matrices + pairs
+        return memory, file
+
 
 class LlamaInputSums:
     """The sums of a model's matrices: a collector as :class:`~q4hifi.engines.protocol.InputCollector`."""
 
-    def __init__(self, correlating: Correlating, threads: int | None = None) -> None:
+    def __init__(
+        self, correlating: Correlating, expected_bytes: tuple[int, int] = (0, 0), threads: int | None = None
+    ) -> None:
         """Use :meth:`LlamaModel.input_sums`."""
         self.correlating, self.threads = correlating, threads
+        self.expected_bytes = expected_bytes
+        """Bytes that the sums take in memory and in a file, estimated before any matrix was seen."""
         self.sums: dict[str, InputSums] = {}
         self.first: dict[str, str] = {}
         """The tensor whose sums a tensor shares: its own name, or that of another with the same inputs."""

@@ -108,6 +108,7 @@ class LlamaModel:
             self.metadata: Mapping[str, Any] = file.metadata
             architecture = ModelShape.from_metadata(file.metadata).architecture
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
+            self._shapes = shapes
             self._formats = {name: file.tensors[name].format for name in shapes}
             self.n_layer: int = ModelShape.from_metadata(file.metadata).n_layer or 0
             loaded, folder = self.path, None
@@ -182,7 +183,8 @@ class LlamaModel:
 
     def input_sums(self) -> LlamaInputSums:
         """Return empty sums over the matrices' inputs; :meth:`LlamaSequence.evaluate` adds to them."""
-        return LlamaInputSums(self._correlating, self._threads)
+        shapes = {name: self._shapes[name] for name in self.matrices}
+        return LlamaInputSums(self._correlating, self._correlating.expected_bytes(shapes), self._threads)
 
     def fisher(self, tokens: Tokens, *, first: int = 0, seed: int = 0) -> Mapping[str, Any]:
         """Raise :class:`UnsupportedModelError`: llama.cpp has no backward pass for this."""
