@@ -212,6 +212,28 @@ def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
     assert all(value.value > 0 for value in found.sensitivities.values())
 
 
+def test_text_is_that_of_our_own_runtime(example: LlamaModel) -> None:
+    own = q4hifi.Model(EXAMPLE, n_ctx=256, threads=2)
+    ours, theirs = example.tokenizer, own.tokenizer
+    assert (ours.bos, ours.eos, ours.add_eos) == (theirs.bos, theirs.eos, theirs.add_eos)
+    for token in (0, 65, 200, 3000, own.n_vocab - 1):
+        assert ours.piece(token) == theirs.piece(token)
+        assert ours.is_end_of_generation(token) == theirs.is_end_of_generation(token)
+    with pytest.raises(BadOptionError, match="is not in the vocabulary"):
+        ours.piece(own.n_vocab)
+    shielded = ours.shield("a <|endoftext|> b")
+    assert shielded != "a <|endoftext|> b"
+    assert len(ours.encode("a <|endoftext|> b", parse_special=True)) < len(
+        ours.encode(shielded, parse_special=True, shield=q4hifi.runtime.tokenizer.SHIELD)
+    )
+    texts = [
+        "".join(q4hifi.generate(model, "Once upon a time", n=20, temperature=0)) for model in (example, own)
+    ]
+    assert texts[0] == texts[1] and texts[0]
+    chat = q4hifi.Chat(example, q4hifi.Sampler(seed=1), template="{{ messages[0].content }}: ")
+    assert "".join(chat.answer("Hello", 5))
+
+
 # ---- how it is chosen ----------------------------------------------------------------------------
 
 
@@ -249,6 +271,8 @@ def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
     assert run("perplexity", source, *options, "--kl-divergence-base", base).status == 0
     compared = run("perplexity", out, "--kl-divergence-base", base, "--kl-divergence")
     assert compared.status == 0 and "Mean    KLD" in compared.out
+    written = run("generate", source, "-p", "The", "-n", "5", "-s", "1")
+    assert written.status == 0 and len(written.out) > 4
     assert run("compare", source, out, *options).status == 0
     assert run("bench", out, "-p", "8", "-n", "2", "-r", "1").status == 0
     for option, value in (

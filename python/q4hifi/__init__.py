@@ -69,11 +69,11 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .plan.size_classes import SizeClass
     from .progress import Progress
-    from .runtime.generation import Chat, Effort, Writer, generate
+    from .runtime.generation import Chat, Effort, TextTokens, Writer, WritingModel, WrittenText, generate
     from .runtime.model import Model, Sequence, Trace, Trial
     from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
-    from .runtime.tokenizer import Tokenizer, TokenStream
+    from .runtime.tokenizer import Pieces, Tokenizer, TokenStream
 
     __version__: str
     open = ModelFile.open
@@ -115,6 +115,7 @@ __all__ = [
     "ModelTensor",
     "NotFiniteError",
     "Perplexity",
+    "Pieces",
     "Plan",
     "PlannedTensor",
     "Progress",
@@ -132,6 +133,7 @@ __all__ = [
     "TensorInputs",
     "TensorType",
     "TextTokenizer",
+    "TextTokens",
     "TokenStream",
     "Tokenizer",
     "Trace",
@@ -141,6 +143,8 @@ __all__ = [
     "UnsupportedModelError",
     "WeightTrial",
     "Writer",
+    "WritingModel",
+    "WrittenText",
     "__version__",
     "bench",
     "calibrate",
@@ -198,11 +202,11 @@ _MODULES = {
     "plan.shapes_file": "plan_shapes",
     "plan.size_classes": "SizeClass",
     "progress": "Progress",
-    "runtime.generation": "Chat Effort Writer generate",
+    "runtime.generation": "Chat Effort TextTokens Writer WritingModel WrittenText generate",
     "runtime.model_input_sums": "ModelInputSums",
     "runtime.model": "Model Sequence Trace Trial",
     "runtime.sampler": "Sampler",
-    "runtime.tokenizer": "TokenStream Tokenizer",
+    "runtime.tokenizer": "Pieces TokenStream Tokenizer",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""
 

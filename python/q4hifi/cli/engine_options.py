@@ -15,7 +15,8 @@ from .files import INPUT
 from .sections import options_of
 
 if TYPE_CHECKING:
-    from ..engines.protocol import LanguageModel
+    from ..engines.llama.model import LlamaModel
+    from ..runtime.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -89,8 +90,8 @@ def _servers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @contextmanager
 def open_models(
-    paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, **options: Any
-) -> Iterator[list[LanguageModel]]:
+    paths: Sequence[str], engine: Engine, *, n_ctx: int | None, threads: int | None, **options: Any
+) -> Iterator[list[Model] | list[LlamaModel]]:
     """Yield the open models, all with one engine. Print a note if that is llama.cpp.
 
     ``n_ctx`` is the longest text in tokens, ``options`` further ones of :func:`q4hifi.open_model`.

@@ -15,13 +15,13 @@ import click
 from ..errors import BadOptionError
 from ..wording import printable
 from .common import threads_option
+from .engine_options import Engine, engine_options, open_models
 from .files import INPUT
 from .group import main
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Chat, Writer
-    from ..runtime.model import Model
+    from ..runtime.generation import Chat, Writer, WritingModel
 
 
 @main.command()
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     "--chat-template", "--chat-template-file", "template", metavar="FILE|TEXT",
     help="With --chat: use this Jinja template instead of the model's.",
 )  # fmt: skip
+@engine_options
 @threads_option
 def generate(
     model: str,
@@ -85,6 +86,7 @@ def generate(
     chat: bool,
     system: str | None,
     template: str | None,
+    engine: Engine,
     threads: int | None,
 ) -> None:
     """Let MODEL continue a text, or chat with it.
@@ -106,7 +108,6 @@ def generate(
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
     from ..evaluate.chunks import read_text
     from ..runtime.generation import Chat, Writer
-    from ..runtime.model import Model
     from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
@@ -119,19 +120,19 @@ def generate(
         min_p=min_p,
         seed=None if seed < 0 else seed,
     )
-    lm = Model(model, n_ctx=n_ctx, threads=threads)
     most = None if n < 0 else n
-    if chat:
-        talk = Chat(lm, sampler, system=system, template=template)
-        if text is None:
-            _converse(talk, lm, most)
-            return
-        done = _show(talk.answer(text, most))
-        writer = talk.writer
-    else:
-        writer = Writer(lm, sampler)
-        done = _show(writer.write(lm.tokenizer.encode(str(text)), most), after=str(text))
-    _report(writer, lm.n_ctx)
+    with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,):
+        if chat:
+            talk = Chat(lm, sampler, system=system, template=template)
+            if text is None:
+                _converse(talk, lm, most)
+                return
+            done = _show(talk.answer(text, most))
+            writer = talk.writer
+        else:
+            writer = Writer(lm, sampler)
+            done = _show(writer.write(lm.tokenizer.encode(str(text)), most), after=str(text))
+        _report(writer, lm.n_ctx)
     if not done:
         sys.exit(INTERRUPTED)
 
@@ -139,7 +140,7 @@ def generate(
 # ---- a conversation ------------------------------------------------------------------------------
 
 
-def _converse(chat: Chat, model: Model, n: int | None) -> None:
+def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
     """Read messages and print answers until the input ends."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer accepts bytes that are not UTF-8

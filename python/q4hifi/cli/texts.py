@@ -16,7 +16,8 @@ from .engine_options import Engine
 from .files import INPUT
 
 if TYPE_CHECKING:
-    from ..engines.protocol import LanguageModel
+    from ..engines.llama.model import LlamaModel
+    from ..runtime.model import Model
 
 file_option = click.option(
     "-f", "--file", type=INPUT, metavar="FILE",
@@ -58,7 +59,7 @@ def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = 
 @contextmanager
 def open_models(
     paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, longest: int = 0, **options: Any
-) -> Iterator[list[LanguageModel]]:
+) -> Iterator[list[Model] | list[LlamaModel]]:
     """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
 
     If the chunks are longer than the texts that the first model was trained on, print a note to standard

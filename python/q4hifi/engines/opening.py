@@ -109,12 +109,12 @@ def _open_all(
 def open_alike(
     paths: Sequence[FileOrPath],
     *,
-    n_ctx: int,
+    n_ctx: int | None,
     threads: int | None,
     engine: str = AUTO,
     expert_correlations: bool = False,
     **choosing: Any,
-) -> Iterator[list[LanguageModel]]:
+) -> Iterator[list[Model] | list[LlamaModel]]:
     """Yield open models that all run with the same engine, so that their results can be compared.
 
     The options and errors are those of :func:`open_model`.
@@ -124,7 +124,7 @@ def open_alike(
     with ExitStack() as stack:
         for model in models:
             stack.callback(model.close)
-        yield list(models)
+        yield models
 
 
 @contextmanager
@@ -142,5 +142,5 @@ def opened_alike(
     kinds = (str, os.PathLike, ModelFile)
     paths = [model for model in models if isinstance(model, kinds)]
     with open_alike(paths, n_ctx=n_ctx, threads=threads) as found:
-        opened_ones = iter(found)
+        opened_ones: Iterator[LanguageModel] = iter(found)
         yield [next(opened_ones) if isinstance(m, kinds) else m for m in models]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -224,13 +224,21 @@ class Tokenizer:
         return self._vocabulary.types[token]
 
 
+class Pieces(Protocol):
+    """A tokenizer that knows the text of a token."""
+
+    def piece(self, token: int, *, skip_special: bool = ...) -> bytes:
+        """Return the bytes of one token (:meth:`Tokenizer.piece`)."""
+        ...
+
+
 class TokenStream:
     """Decodes one token at a time. Bytes of an incomplete character wait for the next token.
 
     Unlike :meth:`Tokenizer.decode`, it keeps a space at the beginning of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Pieces, skip_special: bool) -> None:
         """Use :meth:`Tokenizer.stream`."""
         self._tokenizer = tokenizer
         self._skip_special = skip_special
