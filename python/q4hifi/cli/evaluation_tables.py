@@ -213,7 +213,7 @@ def speed_table(speeds: Iterable[Speed]) -> str:
 
 
 def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
-    """Return the tables of llama-imatrix --show-statistics: tensors, then layers."""
+    """Return the tables of llama-imatrix --show-statistics: tensors, layers; then the tokens of experts."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "%\nActive", "N", "Entropy", "E\n(norm)", "ZD", "CosSim")
     for head in ("Layer", "Tensor", *heads):
@@ -233,7 +233,14 @@ def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
     for layer in layer_statistics(tensors):
         cells = (f"{layer.total:.2f}", f"{100 * layer.outlying:.4f}%", f"{layer.similarity:.4f}")
         layers.add_row(str(layer.layer), *cells)
-    return paragraphs([table], [layers])
+    experts = Table(box=None, pad_edge=False)
+    for head in ("Layer", "Tensor", "Experts", "without tokens", "fewest tokens", "median", "most"):
+        experts.add_column(head, justify="left" if head == "Tensor" else "right")
+    for t in tensors:
+        if (e := t.experts) is not None:
+            figures = map(str, (e.n_experts, e.n_idle, e.fewest, e.median, e.most))
+            experts.add_row("-" if t.layer is None else str(t.layer), Text(printable(t.part)), *figures)
+    return paragraphs([table], [layers], [experts] if experts.row_count else [])
 
 
 def calibration_table(result: Calibrated) -> RenderableType:
