@@ -248,6 +248,6 @@ def test_truncated_base_files_are_refused(base: Path, size: int) -> None:
 
 
 def test_a_base_file_that_is_not_there(tmp_path: Path) -> None:
-    for path, fault in ((tmp_path / "none.kld", "no such file"), (tmp_path, "this is a folder")):
+    for path, fault in ((tmp_path / "none.kld", "No such file"), (tmp_path, "not a file but a folder")):
         with pytest.raises(BadFileError, match=fault):
             LogProbsFile.open(path)

@@ -27,14 +27,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import BadFileError, BadOptionError
+from ..errors import BadFileError
 from ..evaluate.estimates import Estimate
+from ..evaluate.resuming import check_same
 from ..evaluate.scored_tokens import n_predictions
+from ..files.file_kinds import SENSITIVITIES_NAME, Purpose
 from ..files.json_file import read_json
 from ..files.output_file import new_file
 from .sensitivities import Sensitivities
 
 VERSION = 1
+
+_ANOTHER = "name another file, or remove this one"
+SENSITIVITIES = Purpose(
+    SENSITIVITIES_NAME, "name a file that 'q4hifi calibrate' made", "make it again with 'q4hifi calibrate'"
+)
+CALIBRATION = Purpose(SENSITIVITIES_NAME, _ANOTHER, _ANOTHER)
+"""A file in which a calibration goes on. Its name may be the default one."""
 
 Divergences = tuple[tuple[float, float], ...]
 """For each chunk the mean divergence, and the mean of its square roots."""
@@ -135,8 +144,8 @@ class Calibration:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a file of measurements. Raises :class:`BadFileError` for any other file."""
-        fault = "is no calibration, or a damaged one; calibrate again"
-        found = _read(path, "the calibration", fault, {"version", "matrices", *Setting.__dataclass_fields__})
+        fault = f"is no calibration, or a damaged one; {_ANOTHER}"
+        found = _read(path, CALIBRATION, fault, {"version", "matrices", *Setting.__dataclass_fields__})
         assert found.setting is not None  # its keys are required
         return cls(found.setting, found.matrices)
 
@@ -149,18 +158,14 @@ class Calibration:
         if path is None or not Path(path).exists():
             return cls(setting)
         found = cls.load(path)
-        old, new = asdict(found.setting), asdict(setting)
-        if different := [key for key in new if old[key] != new[key]]:
-            raise BadOptionError(
-                f"{path}: measured with another {', '.join(different)}; name another file, or remove it"
-            )
+        check_same(path, asdict(found.setting), asdict(setting), _ANOTHER)
         return found
 
 
 def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
     """Read the sensitivities in a file. Raises :class:`BadFileError` where it has none."""
     fault = 'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON'
-    found = _read(path, "the sensitivities", fault, {"sensitivities"})
+    found = _read(path, SENSITIVITIES, fault, {"sensitivities"})
     for name, value in found.sensitivities.items():
         if not 0 <= value <= LARGEST:
             raise BadFileError(
@@ -179,8 +184,8 @@ class _Contents:
     sensitivities: dict[str, float]
 
 
-def _read(path: str | os.PathLike[str], what: str, fault: str, required: set[str]) -> _Contents:
-    """Read a file that has the ``required`` keys; errors say ``fault``, and call the contents ``what``."""
+def _read(path: str | os.PathLike[str], purpose: Purpose, fault: str, required: set[str]) -> _Contents:
+    """Read a file that has the ``required`` keys; ``fault`` is the message for another one."""
 
     def parse(found: Any) -> _Contents:
         if found.get("version", VERSION) != VERSION:
@@ -196,7 +201,7 @@ def _read(path: str | os.PathLike[str], what: str, fault: str, required: set[str
             {str(name): float(value) for name, value in found.get("sensitivities", {}).items()},
         )
 
-    return read_json(path, what, fault, parse)
+    return read_json(path, purpose, fault, parse)
 
 
 def _probes(matrices: Mapping[str, Measurement]) -> dict[str, tuple[str, float]]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.fingerprint import fingerprint
 from ..codec.model_file import ErrorsAt
 from ..engines.protocol import InputCollector, LanguageModel, Logits, ModelSequence, Tokens
 from ..errors import BadOptionError
@@ -128,6 +129,11 @@ class Chunks:
     def n_scored(self) -> int:
         """Scored tokens per chunk."""
         return n_scored(self.n_ctx)
+
+    @property
+    def fingerprint(self) -> str:
+        """A fingerprint of the tokens that the model reads."""
+        return fingerprint(f"{self.n_ctx} {self.bos}".encode(), self.tokens.tobytes())
 
     def input(self, chunk: int) -> Tokens:
         """Return the tokens that the model reads, uint32 [n_ctx]: those of the chunk, with BOS in place."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..codec.fingerprint import path_fingerprint
 from ..engines.opening import opened
 from ..engines.protocol import InputCollector, LanguageModel, ModelOrPath, Tokens
 from ..errors import BadOptionError, NotFiniteError
@@ -23,7 +23,7 @@ from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..formats.tensor_names import OUTPUT
 from ..gguf_io.split import files_of
-from ..imatrix.file import load_importance
+from ..imatrix.file import IMATRIX, load_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
@@ -31,6 +31,15 @@ from .chunks import Chunks, Text, errors_in
 from .limits import FISHER_CHUNKS
 from .logits import Doubles, token_nll
 from .perplexity import Perplexity
+from .resuming import (
+    CORRELATED,
+    START_AGAIN,
+    TOKENS,
+    Settings,
+    check_same,
+    decode_settings,
+    encode_settings,
+)
 from .scored_tokens import first_counted, n_predictions
 
 FISHER_TOKENS = 256
@@ -139,10 +148,22 @@ def collect_importance(
                     f"{os.fspath(output)}: `resume=True` needs the form gguf, because a file of the form dat"
                     " does not record its model and text; name another output"
                 )
-            options = (process_output, fisher_chunks, correlations, *work.inputs.expected_bytes)
-            work.run = _run(lm, chunks, options)
+            settings = {
+                "model": path_fingerprint(lm.path),
+                "engine": lm.engine,
+                TOKENS: chunks.fingerprint,
+                "n_ctx": chunks.n_ctx,
+                "n_chunks": len(chunks),
+                "from_chunk": from_chunk,
+                "parse_special": parse_special,
+                "process_output": process_output,
+                "fisher_chunks": fisher_chunks,
+                "correlations": correlations,
+                CORRELATED: str(work.inputs.expected_bytes),  # differ with the correlated inputs
+            }
+            work.run = encode_settings(settings)
             if resume and check_destination(output, True, sources).exists():
-                work.resumed = _resumed(output, work.run)
+                work.resumed = _resumed(output, settings)
                 overwrite = True
 
             def save(overwrite: bool) -> None:
@@ -179,8 +200,8 @@ def collect_importance(
 class _Work:
     """The sums of all complete chunks so far.
 
-    ``fisher_chunks`` are the indices of the chunks on which Fisher information is measured, ``run`` is the
-    fingerprint of this run, ``resumed`` has the sums of the interrupted run.
+    ``fisher_chunks`` are the indices of the chunks on which Fisher information is measured, ``run`` has the
+    settings of this run, ``resumed`` has the sums of the interrupted run.
     """
 
     model: LanguageModel
@@ -272,21 +293,10 @@ class _Work:
         return replace(self.resumed + total, datasets=total.datasets, run=self.run)
 
 
-def _run(model: LanguageModel, chunks: Chunks, options: Sequence[object]) -> str:
-    """Return a fingerprint of model, text and options. A run is resumed only if it is the same."""
-    setting = [model.engine, chunks.n_ctx, len(chunks), chunks.bos, *options]
-    written = " ".join(map(str, setting)).encode()
-    return fingerprint(path_fingerprint(model.path).encode(), written, chunks.tokens.tobytes())
-
-
-def _resumed(output: str | os.PathLike[str], run: str) -> ImportanceSums:
-    """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its fingerprint differs."""
-    importance = load_importance(output)
-    if importance.run != run:
-        raise BadOptionError(
-            f"{output}: was begun with another model, text or option, so it cannot be resumed;"
-            " give the same ones, or name another output"
-        )
+def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSums:
+    """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its settings were others."""
+    importance = load_importance(output, purpose=IMATRIX._replace(again=START_AGAIN, source=START_AGAIN))
+    check_same(output, decode_settings(importance.run), settings)
     return ImportanceSums.of(importance)
 
 

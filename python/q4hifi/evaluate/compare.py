@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..codec.fingerprint import path_fingerprint
 from ..engines.opening import opened_alike
 from ..engines.protocol import LanguageModel, ModelOrPath
 from ..errors import Q4HifiError, UnsupportedModelError
@@ -32,6 +32,7 @@ from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
 from .logits import Divergence, Doubles, divergence, token_nll
 from .perplexity import Perplexity
+from .resuming import TOKENS
 
 DECODE_TOKENS = 16
 DECODE_ROUNDS = 4
@@ -314,11 +315,15 @@ def _saver(
     runs = [base, *others]
     sources = [file for run in runs for file in files_of(Path(run.model.path))]
     names = [REFERENCE, *(path_fingerprint(other.model.path) for other in others)]
-    options = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
-    text = fingerprint(options.encode(), chunks.tokens.tobytes())
+    settings = {
+        "reference": path_fingerprint(base.model.path),
+        TOKENS: chunks.fingerprint,
+        "n_ctx": chunks.n_ctx,
+        "n_chunks": len(chunks),
+    }
     saved: dict[str, Figures] = {}
     if resume and check_destination(output, True, sources).exists():
-        saved = read_comparison(output, text, chunks.n_scored)
+        saved = read_comparison(output, settings, chunks.n_scored)
         for run, name in zip(runs, names, strict=True):
             if name in saved:
                 run.figures = saved[name].copy()  # the same model may be given twice
@@ -327,7 +332,7 @@ def _saver(
     def save(overwrite: bool) -> None:
         figures = dict(zip(names, (run.figures for run in runs), strict=True))
         # measurements of models that are not compared this time stay in the file
-        write_comparison(output, text, saved | figures, overwrite=overwrite, sources=sources)
+        write_comparison(output, settings, saved | figures, overwrite=overwrite, sources=sources)
 
     n_bytes = len(runs) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN
     return Saver(

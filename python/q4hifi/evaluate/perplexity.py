@@ -22,6 +22,7 @@ from .chunks import Chunks, Text, errors_in
 from .estimates import Estimate, mean
 from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll
+from .resuming import START_AGAIN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +169,6 @@ def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threa
         if not np.array_equal(np.concatenate(codes), writer.read(last)):
             raise BadOptionError(
                 f"{writer.partial}: was begun with another model than {model.path}, so it cannot be resumed;"
-                " give the same model, or start again with `overwrite=True`"
+                f" give the same model, or {START_AGAIN}"
             )
     return list(writer.nll().reshape(-1, chunks.n_scored))

@@ -45,10 +45,12 @@ import numpy.typing as npt
 
 from ..codec.input_correlations import Correlations, TensorInputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from ..files.file_kinds import HEAD_BYTES, IMATRIX_NAME, Purpose, mistaken
 from ..files.positioned_file import os_errors
 from ..files.regular_file import check_regular_file
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.tensor_names import first_with_same_input
+from ..gguf_io.contents import contents_of
 from ..gguf_io.metadata import decode_text
 from ..gguf_io.reader import GgufFile
 
@@ -60,6 +62,10 @@ REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
 KEY_RUN = "q4hifi.imatrix.run"
 KEY_SAME_INPUTS = "q4hifi.imatrix.same_inputs"
+
+IMATRIX = Purpose(
+    IMATRIX_NAME, "name a file that 'q4hifi imatrix' or llama-imatrix made", "make or download it again"
+)
 
 SMALLEST_ENTRY = 16
 """Size in bytes of the smallest entry of the binary form: an empty name and one value."""
@@ -124,8 +130,8 @@ class Importance:
     ``file`` is the path as the caller wrote it, because the quantized file records it in that form.
     ``datasets`` are the names of the texts. ``chunk_count`` is the number of text chunks that were measured,
     ``chunk_size`` the tokens per chunk; None if the file does not have them. ``names_in_file`` are all
-    tensors with an entry in the file, in use or not. ``run`` is a fingerprint of the model, text and options
-    that :func:`q4hifi.collect_importance` ran with; an interrupted run is resumed only if it is the same.
+    tensors with an entry in the file, in use or not. ``run`` has the settings that
+    :func:`q4hifi.collect_importance` ran with; an interrupted run is resumed only if they are the same.
     It is None in files of other programs and in files that were added up from several.
     """
 
@@ -381,24 +387,37 @@ def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) 
 
 
 def load_importance(
-    path: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    purpose: Purpose = IMATRIX,
 ) -> Importance:
     """Open an importance matrix file of either form and check every value of the entries in use.
 
     ``include`` and ``exclude`` are those of :class:`WeightsFilter`. A bad entry of a tensor that is not
     selected is no error. Fisher information and correlations are kept for all tensors, because other tensors
-    may depend on them; those of a tensor that is not selected are dropped if they are bad.
+    may depend on them; those of a tensor that is not selected are dropped if they are bad. ``purpose`` has
+    the remedies in messages about a damaged file.
 
     Raises :class:`BadFileError` if the file is damaged or is no importance matrix, and
     :class:`NotFiniteError` if it contains NaN or infinity.
     """
     file = os.fspath(path)
     chosen = WeightsFilter(include, exclude)
-    check_regular_file(file)
+    check_regular_file(file, purpose)
     with os_errors(Path(file), "read the importance matrix", BadFileError), open(file, "rb") as stream:
-        is_gguf = stream.read(4) == b"GGUF"
+        head = stream.read(HEAD_BYTES)
         stream.seek(0)
-        importance = _read_gguf(file, chosen) if is_gguf else _read_binary(file, stream, chosen)
+        if head.startswith(b"GGUF"):
+            importance = _read_gguf(file, chosen, purpose)
+        else:
+            try:
+                importance = _read_binary(file, stream, chosen, purpose)
+            except BadFileError as error:  # a file of this form has no magic number
+                if other := mistaken(head, purpose):
+                    raise BadFileError(f"{file}: {other}") from error
+                raise
     for name in importance.names:  # an error now is better than one after hours of work
         importance._means(name)
     for name in importance.refining_names:
@@ -426,13 +445,15 @@ def _sound(
     return sound
 
 
-def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
-    with GgufFile.open(file) as gguf:
+def _read_gguf(file: str, chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    with GgufFile.open(file, purpose) as gguf:
         datasets = gguf.metadata.get("imatrix.datasets")
         if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+            contents = contents_of(gguf.metadata)
+            what = "" if contents == IMATRIX_NAME else f"this is {contents}, not {IMATRIX_NAME}: "
             raise BadFileError(
-                f"{file}: the key imatrix.datasets is missing or is not a list of strings; "
-                "the file is not an importance matrix of llama.cpp"
+                f"{file}: {what}the key imatrix.datasets is missing or is not a list of strings;"
+                f" {purpose.source}"
             )
         chunk_count, chunk_size = (
             _checked_count(gguf.metadata.get(key), f"{file}: key {key}")
@@ -540,13 +561,13 @@ def _gguf_correlations(
             raise BadFileError(f"{file}: tensor {tensor.name} {problem}; {_again(name)}")
 
 
-def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importance:
-    read = _Reader(file, stream)
+def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    read = _Reader(file, stream, purpose)
     n_entries = read.i32("the number of entries")
     if not 1 <= n_entries <= min(MAX_ENTRIES, read.left // SMALLEST_ENTRY):
         raise BadFileError(
             f"{file}: claims {n_entries} entries in {read.left} bytes; "
-            "the file is not an importance matrix of llama.cpp, or it is damaged"
+            f"the file is not an importance matrix, or it is damaged; {purpose.again}"
         )
     names: dict[str, None] = {}
     entries: dict[str, _Entry] = {}
@@ -570,7 +591,7 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importan
     if read.left and (dataset := read.text("the data set's name")):
         datasets = (dataset,)
     if read.left:
-        raise BadFileError(f"{file}: {read.left} bytes follow the end; the file is damaged")
+        raise BadFileError(f"{file}: {read.left} bytes follow the end: it is damaged; {purpose.again}")
     return Importance(file, datasets, chunk_count, None, tuple(names), entries)
 
 
@@ -583,8 +604,8 @@ def _checked_count(value: object, where: str) -> int:
 class _Reader:
     """Reads the fields of the binary form. A field that reaches beyond the end of the file is an error."""
 
-    def __init__(self, file: str, stream: BinaryIO) -> None:
-        self._file, self._stream = file, stream
+    def __init__(self, file: str, stream: BinaryIO, purpose: Purpose) -> None:
+        self._file, self._stream, self._purpose = file, stream, purpose
         self._size = os.fstat(stream.fileno()).st_size
 
     @property
@@ -596,7 +617,7 @@ class _Reader:
         if not 0 <= n <= self.left:
             raise BadFileError(
                 f"{self._file}: {what} takes {n} bytes at offset {self._stream.tell()}, but only {self.left} "
-                "are left; the file is damaged or not an importance matrix of llama.cpp"
+                f"are left; it is damaged, or not an importance matrix; {self._purpose.again}"
             )
 
     def _take(self, n: int, what: str) -> bytes:

@@ -61,6 +61,7 @@ def export_file(
         raise BadOptionError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         if model.layout is None:
             raise UnsupportedModelError(
                 f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is"
@@ -131,6 +132,7 @@ def dequantize_file(
         raise BadOptionError(f"cannot dequantize to {type!r}; choose one of {', '.join(DEQUANTIZED)}")
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         plan = _dequantized(model, kind)
         written = rewrite(
             model,

@@ -47,6 +47,7 @@ def quantize_file(src: FilePath, dst: FilePath, options: QuantizeOptions) -> Qua
     )
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         planner = Planner.of(model, options, output)
         output.check(model)
         if planner.measures and not options.allow_requantize:
@@ -83,6 +84,7 @@ def plan_file(src: FilePath, options: QuantizeOptions) -> Plan:
     """
     output = Output("", keep_split=options.keep_split, split_max_size=options.split_max_size)
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         return Planner.of(model, options, output).plan()
 
 

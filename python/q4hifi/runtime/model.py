@@ -99,6 +99,7 @@ class Model:
             raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
         opened = nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path)
         with opened as file:
+            file.check_has_weights()
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
             with file.errors_at(EMBEDDINGS):
