@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
+def counted(count: int, noun: str, plural: str | None = None, *, form: str = "") -> str:
     """Return a count with its noun: "1 chunk", "2 chunks", "0 matrices".
 
-    ``plural`` is the noun's plural if it does not end in -s; that of "matrix" is known.
+    ``noun`` may have a verb: ``counted(n, "tensor is", "tensors are")``. Without ``plural`` the plural ends
+    in -s, or -matrices. ``form`` is a format specification for the number.
     """
-    if count == 1:
-        return f"1 {noun}"
     if plural is None:
         plural = f"{noun.removesuffix('matrix')}matrices" if noun.endswith("matrix") else f"{noun}s"
-    return f"{count} {plural}"
+    return f"{count:{form}} {noun if count == 1 else plural}"
 
 
 def enumerated(items: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ from ..gguf_io.split import files_of
 from ..imatrix.file import Importance, load_importance
 from ..progress import Progress
 from ..threads import thread_count
+from ..wording import counted
 from .calibration_file import Calibration, Setting
 from .calibration_path import part_of_imatrix
 from .candidates import probe_of
@@ -217,7 +218,8 @@ def _measured(
     tokens = lm.tokenizer.encode_array(text)
     if tokens.size < n_ctx * n_chunks:
         raise BadOptionError(
-            f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"
+            f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"
+            f" need {n_ctx * n_chunks};"
             " give a longer text, or fewer or shorter chunks"
         )
     setting = Setting(

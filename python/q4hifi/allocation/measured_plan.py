@@ -20,6 +20,7 @@ from ..imatrix.file import Importance
 from ..plan.plan import Measured, Plan
 from ..plan.type_rules import Choice, name_rules_out_hifi
 from ..progress import Progress
+from ..wording import counted
 from . import knapsack
 from .candidates import candidates
 from .sampled_errors import SampledTensor, sampled_rows
@@ -118,7 +119,8 @@ def make_menu(
     unknown = [name for name in found if name not in sensitivities.values]
     if unknown:
         raise BadOptionError(
-            f"{sensitivities.source}: says nothing of {len(unknown)} tensors, such as {unknown[0]};"
+            f"{sensitivities.source}: has no values for {counted(len(unknown), 'tensor')}, such as"
+            f" {unknown[0]};"
             f" use sensitivities of {model.paths[0]}"
         )
     menu = {}

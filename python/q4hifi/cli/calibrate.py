@@ -9,7 +9,7 @@ import click
 from ..allocation.calibration_path import calibration_file
 from ..evaluate.limits import LONGEST_CHUNK
 from ..plan.options import IMATRIX
-from ..wording import printable
+from ..wording import counted, printable
 from .common import (
     console,
     json_option,
@@ -114,4 +114,4 @@ def calibrate(
         print_json(result.as_dict())
     else:
         console().print(calibration_table(result))
-        click.echo(printable(f"{len(result.sensitivities)} matrices: wrote {output}"))
+        click.echo(printable(f"{counted(len(result.sensitivities), 'matrix')}: wrote {output}"))

@@ -77,6 +77,10 @@ def compare(
         raise BadOptionError("no file to resume from; name it with --save")
     if output is not None:
         check_output("--save", output, overwrite=overwrite or resume, resumable=True)
+    if plot is not None:
+        from .plot import check_plot, plot_comparison
+
+        check_plot(plot)
     file = text_file(file, last_model=models[-1])
     from ..evaluate.chunks import read_text
     from ..evaluate.compare import DECODE_TOKENS
@@ -84,10 +88,6 @@ def compare(
 
     text = read_text(file)
     so_far: list[Comparison] = []
-    if plot is not None:
-        from .plot import check_plot, plot_comparison
-
-        check_plot(plot)
     with ExitStack() as stack:
         stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
         progress = stack.enter_context(progress_bar("tokens", 1))

@@ -18,7 +18,7 @@ from ..evaluate.kl_divergence import KlDivergence
 from ..evaluate.perplexity import Perplexity
 from ..formats.tensor_names import role_of
 from ..imatrix.statistics import TensorStatistics, layer_statistics
-from ..wording import human_bytes, printable
+from ..wording import counted, human_bytes, printable
 from .tables import paragraphs
 
 NAME_WIDTH = 20
@@ -139,7 +139,10 @@ def comparison_table(result: Comparison, width: int = COMPARISON_WIDTH) -> Rende
         for name, row in zip(names, rows, strict=True):
             table.add_row(Text(printable(name)), *row[part])
         tables.append([table])
-    text = f"{result.n_chunks} chunks of {result.n_ctx} tokens of {printable(result.dataset)}"
+    chunks = counted(result.n_chunks, "chunk")
+    if result.n_chunks < result.total_chunks:
+        chunks = f"not complete: {result.n_chunks} of {counted(result.total_chunks, 'chunk')}"
+    text = f"{chunks} of {result.n_ctx} tokens of {printable(result.dataset)}"
     legend = (
         "below each value its standard error; BPW: bits per weight;"
         " KLD: KL divergence from the first model, the reference, in nats"
@@ -265,6 +268,6 @@ def calibration_table(result: Calibrated) -> RenderableType:
             *(f"{sum(values) / len(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"),
         )
     n = result.n_chunks
-    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {result.n_ctx} tokens"
+    read = f"{counted(n, 'chunk')} of {result.n_ctx} tokens"
     summary = f"predicted for all matrices at about 4 bits: KLD {total:.5f} nats; {read}"
     return paragraphs([table], [summary])

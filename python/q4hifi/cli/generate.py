@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BadOptionError
-from ..wording import printable
+from ..wording import counted, printable
 from .common import threads_option
 from .engine_options import Engine, engine_options, open_models
 from .files import INPUT
@@ -111,8 +111,9 @@ def generate(
     from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
-    if template is not None and not ("{{" in template or "{%" in template):
-        template = read_text(template)
+    template_name = None
+    if template is not None:
+        template, template_name = _template(template)
     sampler = Sampler(
         temperature=temperature,
         top_k=max(0, top_k),
@@ -123,7 +124,7 @@ def generate(
     most = None if n < 0 else n
     with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,):
         if chat:
-            talk = Chat(lm, sampler, system=system, template=template)
+            talk = Chat(lm, sampler, system=system, template=template, template_name=template_name)
             if text is None:
                 _converse(talk, lm, most)
                 return
@@ -137,6 +138,23 @@ def generate(
         sys.exit(INTERRUPTED)
 
 
+def _template(value: str) -> tuple[str, str]:
+    """Return the text of a chat template, given as such or by its file, and its name in messages."""
+    from ..evaluate.chunks import read_text
+
+    if "{{" in value or "{%" in value:
+        return value, "--chat-template"
+    try:
+        return read_text(value), value
+    except BadOptionError as error:
+        if os.path.exists(value):
+            raise
+        raise BadOptionError(
+            f"{error}; --chat-template takes the text of a Jinja template, and --chat-template-file the name"
+            " of a file with one; no templates are built in"
+        ) from error
+
+
 # ---- a conversation ------------------------------------------------------------------------------
 
 
@@ -148,7 +166,7 @@ def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
     if interactive:
         name = model.metadata.get("general.name")
         _note(
-            f"{model.path.name}{f' ({name})' if name else ''}, context of {model.n_ctx} tokens",
+            f"{model.path.name}{f' ({name})' if name else ''}, context of {counted(model.n_ctx, 'token')}",
             "Ctrl-C stops an answer or clears your line; Ctrl-D or Ctrl-C on an empty line ends the chat.",
         )
     editor = _line_editor() if interactive else None
@@ -160,8 +178,8 @@ def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
             pieces = chat.answer(text, n)
             if chat.n_forgotten > n_forgotten:
                 _note(
-                    f"[the context of {model.n_ctx} tokens is full:"
-                    f" the oldest {chat.n_forgotten} messages are no longer read]"
+                    f"[the context of {counted(model.n_ctx, 'token')} is full:"
+                    f" the oldest {counted(chat.n_forgotten, 'message is', 'messages are')} no longer read]"
                 )
             _show(pieces)
         except BadOptionError as error:  # such as a message that is too long: the user can try another
@@ -226,10 +244,10 @@ def _report(writer: Writer, n_ctx: int) -> None:
         return
     effort = writer.effort
     read, written = (
-        f"{n} tokens{f', {n / seconds:.1f} t/s' if seconds else ''}"
+        f"{counted(n, 'token')}{f', {n / seconds:.1f} t/s' if seconds else ''}"
         for n, seconds in ((effort.n_read, effort.read_seconds), (effort.n_written, effort.write_seconds))
     )
-    full = f"; the context of {n_ctx} tokens is full" if writer.full else ""
+    full = f"; the context of {counted(n_ctx, 'token')} is full" if writer.full else ""
     _note(f"[read {read}; wrote {written}{full}]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +89,25 @@ class _Command(FileCommand):
         write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with self._option_names():
-            return super().parse_args(ctx, args)
+        words = list(args)  # click empties the list
+        try:
+            with self._option_names():
+                rest = super().parse_args(ctx, args)
+                self._refuse_empty_values(ctx)
+                return rest
+        except click.UsageError as error:
+            if file := next(filter(_is_file_like_an_option, words), None):
+                message = error.format_message().rstrip(".")
+                raise click.UsageError(f"{message}; to name the file {file}, write ./{file}", ctx) from error
+            raise
+
+    def _refuse_empty_values(self, ctx: click.Context) -> None:
+        """Raise a usage error for an option with an empty value, as from an unset variable of the shell."""
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            is_empty = "" in value if isinstance(value, tuple) else value == ""
+            if is_empty and isinstance(param, click.Option) and param.name not in _MAY_BE_EMPTY:
+                raise click.BadParameter("it is empty", ctx, param)
 
     def invoke(self, ctx: click.Context) -> Any:
         with signals.Raising(), self._option_names():
@@ -113,6 +131,12 @@ class _Command(FileCommand):
         return found[0]
 
 
+def _is_file_like_an_option(word: str) -> bool:
+    """Return whether the word begins as an option does, but names a file or a model to write."""
+    return word.startswith("-") and (os.path.isfile(word) or word.endswith(".gguf"))
+
+
+_MAY_BE_EMPTY = ("prompt", "system")
 _QUOTES = "'\""
 _KEYWORD = re.compile(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`")
 _Group.command_class = _Command

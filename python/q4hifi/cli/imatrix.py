@@ -14,7 +14,7 @@ from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
-from ..wording import human_bytes, printable
+from ..wording import counted, human_bytes, printable
 from .common import (
     console,
     json_option,
@@ -237,7 +237,8 @@ def imatrix(
     if show_statistics:
         console().print(importance_table(tensors))
     if output is not None:
-        click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+        found = f"{counted(len(sums.tensors), 'tensor')}, {counted(sums.chunk_count, 'chunk')}"
+        click.echo(printable(f"{found}: wrote {output}"))
 
 
 def _note_memory(model: LanguageModel) -> None:
@@ -266,13 +267,15 @@ def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
     unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
     if unseen:
         click.echo(
-            printable(f"note: {len(unseen)} matrices received no inputs: {some(unseen)}"),
+            printable(f"note: {counted(len(unseen), 'matrix')} received no inputs: {some(unseen)}"),
             err=True,
         )
     idle = {name: int((columns.counts == 0).sum()) for name, columns in seen.items()}
     if n_idle := sum(idle.values()):
         names = [name for name, n in idle.items() if n]
         click.echo(
-            printable(f"note: {n_idle} experts received no token: {some(names)}; a longer text helps"),
+            printable(
+                f"note: {counted(n_idle, 'expert')} received no token: {some(names)}; a longer text helps"
+            ),
             err=True,
         )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..formats.types import Q4_HIFI, STORED_TYPES
 from ..plan.plan import Plan, TypeTotal
-from ..wording import human_bytes, human_count, printable
+from ..wording import counted, human_bytes, human_count, printable
 from .tables import new_table, some, warning
 
 MOST_WARNINGS = 20
@@ -58,7 +58,7 @@ def notes(plan: Plan) -> Iterable[Text]:
     elif plan.size_class is not None:
         yield Text(
             f"Q4_HIFI at {human_count(plan.n_params)} parameters:"
-            f" {plan.size_class.outliers} outliers per block,"
+            f" {counted(plan.size_class.outliers, 'outlier')} per block,"
             f" attn_v of {plan.size_class.attn_v_coverage:.0%} and"
             f" ffn_down of {plan.size_class.ffn_down_coverage:.0%} of the layers"
         )
@@ -66,7 +66,10 @@ def notes(plan: Plan) -> Iterable[Text]:
     if n_hifi == 0 and plan.recipe == Q4_HIFI.name:
         yield Text("no tensor became Q4_HIFI: the file loads in llama.cpp as it is")
     if n_hifi and not any(t.target.is_fork for t in plan.tensors):
-        yield Text(f"{n_hifi} tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads")
+        yield Text(
+            f"{counted(n_hifi, 'tensor is', 'tensors are')} Q4_HIFI: 'q4hifi export' makes a file that"
+            " llama.cpp loads"
+        )
     if any(t.target.is_fork for t in plan.tensors):
         yield warning(
             f"the fork layout is only for the llama.cpp branch where Q4_HIFI began: its type id {Q4_HIFI.id}"
@@ -77,10 +80,10 @@ def notes(plan: Plan) -> Iterable[Text]:
         kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in misfits})
         names = some(t.name for t in misfits)
         yield warning(
-            f"{len(misfits)} of {len(plan.tensors)} tensors have rows that do not fit their type"
-            f" and took another ({', '.join(kinds)}): {names}"
+            f"the rows of {len(misfits)} of {counted(len(plan.tensors), 'tensor')} do not fit their type,"
+            f" so another is taken ({', '.join(kinds)}): {names}"
         )
     for text in plan.warnings[:MOST_WARNINGS]:
         yield warning(printable(text))
     if len(plan.warnings) > MOST_WARNINGS:
-        yield warning(f"{len(plan.warnings) - MOST_WARNINGS} more warnings; --json lists them all")
+        yield warning(f"{counted(len(plan.warnings) - MOST_WARNINGS, 'more warning')}; --json lists them all")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ..wording import printable
+from ..wording import counted, printable
 
 if TYPE_CHECKING:
     from ..files.saver import OnSave
@@ -33,7 +33,7 @@ def saved_chunks(file: str | None, *, can_resume: bool = True) -> Iterator[OnSav
     except BaseException:
         if saved:
             hint = "; --resume continues from there" if can_resume else ""
-            click.echo(printable(f"saved {saved} chunks in {file}{hint}"), err=True)
+            click.echo(printable(f"saved {counted(saved, 'chunk')} in {file}{hint}"), err=True)
         raise
 
 

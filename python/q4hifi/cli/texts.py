@@ -10,7 +10,7 @@ import click
 
 from ..errors import BadOptionError
 from ..evaluate.limits import MIN_CONTEXT
-from ..wording import printable
+from ..wording import counted, printable
 from . import engine_options
 from .engine_options import Engine
 from .files import INPUT
@@ -72,8 +72,8 @@ def open_models(
         trained = trained_context(models[0])
         if trained is not None and trained < n_ctx:
             click.echo(
-                f"note: {printable(paths[0])} was trained on {trained} tokens at a time, and chunks of"
-                f" {n_ctx} are predicted worse; -c {trained} measures what it can do",
+                f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and chunks"
+                f" of {n_ctx} are predicted worse; -c {trained} measures what it can do",
                 err=True,
             )
         yield models

@@ -23,6 +23,7 @@ from ..engines.protocol import InputCollector, LanguageModel, Logits, ModelSeque
 from ..errors import BadOptionError
 from ..files.text_file import read_text_bytes
 from ..gguf_io.metadata import decode_text
+from ..wording import counted
 from .limits import MIN_CONTEXT
 from .scored_tokens import first_counted, n_scored
 
@@ -87,7 +88,9 @@ class Chunks:
         vocabulary, or if ``n_ctx`` or ``n_chunks`` is too small.
         """
         if n_ctx < MIN_CONTEXT:
-            raise BadOptionError(f"a context of {n_ctx} tokens is too short; give at least {MIN_CONTEXT}")
+            raise BadOptionError(
+                f"a context of {counted(n_ctx, 'token')} is too short; give at least {MIN_CONTEXT}"
+            )
         if n_chunks is not None and n_chunks < 1:
             raise BadOptionError(f"{n_chunks} chunks cannot be evaluated; give at least 1")
         if isinstance(text, str):
@@ -97,7 +100,8 @@ class Chunks:
             tokens = np.asarray(text)
         if tokens.size < _MIN_CHUNKS * n_ctx:
             raise BadOptionError(
-                f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
+                f"{dataset} has only {counted(tokens.size, 'token')}, and a context of {n_ctx} needs at"
+                " least "
                 f"{_MIN_CHUNKS * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
         if tokens.size < (from_chunk + 1) * n_ctx:

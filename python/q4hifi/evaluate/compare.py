@@ -25,6 +25,7 @@ from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..gguf_io.split import files_of
 from ..progress import Progress
+from ..wording import counted
 from .bench import ModelFacts, model_facts, write_seconds
 from .chunks import Chunks, Predictions, Text, errors_in
 from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
@@ -76,13 +77,15 @@ class ComparedModel:
 class Comparison:
     """The result of :func:`compare`.
 
-    ``dataset`` is the name of the text. ``models`` has the models that could be compared, ``failures`` the
+    ``dataset`` is the name of the text. ``n_chunks`` of its ``total_chunks`` were measured: fewer than all
+    if the comparison was interrupted. ``models`` has the models that could be compared, ``failures`` the
     others: the model's file -> the error message.
     """
 
     dataset: str
     n_ctx: int
     n_chunks: int
+    total_chunks: int
     reference: ComparedModel
     models: tuple[ComparedModel, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class Comparison:
             "dataset": self.dataset,
             "n_ctx": self.n_ctx,
             "n_chunks": self.n_chunks,
+            "total_chunks": self.total_chunks,
             "reference": self.reference.as_dict(),
             "models": [model.as_dict() for model in self.models],
             "failures": dict(self.failures),
@@ -288,6 +292,7 @@ class _Comparing:
             self.dataset,
             self.chunks.n_ctx,
             n_chunks,
+            len(self.chunks),
             self.base.result(self.chunks, n_chunks, None),
             tuple(other.result(self.chunks, n_chunks, self.base) for other in self.alive),
             {str(o.model.path): str(o.error) for o in self.others if o.error is not None},
@@ -350,6 +355,6 @@ def _check_vocabulary(reference: LanguageModel, model: LanguageModel) -> None:
     ours, theirs = (m.metadata.get(VOCABULARY) for m in (reference, model))
     if reference.n_vocab != model.n_vocab or ours != theirs:
         raise UnsupportedModelError(
-            f"{model.path}: has another vocabulary ({model.n_vocab} tokens) than {reference.path} "
+            f"{model.path}: has another vocabulary ({counted(model.n_vocab, 'token')}) than {reference.path} "
             f"({reference.n_vocab}); compare models of one family only"
         )

@@ -27,6 +27,7 @@ from ..files.file_kinds import HEAD_BYTES, Purpose, mistaken
 from ..files.output_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from ..files.regular_file import check_regular_file
+from ..wording import counted
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
 from .logits import Codes, Doubles, are_possible, codes_per_row
@@ -85,7 +86,7 @@ class LogProbsWriter:
         """
         tokens = self._chunks.tokens.astype("<i4")
         size = self._nll_offset(len(self._chunks))
-        with os_errors(self._new.path, f"be written, which takes {size} bytes"):
+        with os_errors(self._new.path, f"be written, which takes {counted(size, 'byte')}"):
             file = self._new.__enter__().file
             try:
                 if self._new.resumed:
@@ -223,15 +224,17 @@ class LogProbsFile:
             _, n_ctx, n_vocab, n_chunks = HEAD.unpack(head)
             if n_ctx < MIN_CONTEXT or n_vocab < 1 or n_chunks < 1:
                 raise BadFileError(
-                    f"{path}: its header has a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
-                    f" {n_chunks} chunks, which is impossible; {REMEDY}"
+                    f"{path}: its header has a context of {n_ctx}, {counted(n_vocab, 'token')} in the"
+                    " vocabulary and"
+                    f" {counted(n_chunks, 'chunk')}, which is impossible; {REMEDY}"
                 )
             rows = n_chunks * n_scored(n_ctx)
             expected = HEAD.size + 4 * n_chunks * n_ctx + 2 * rows * codes_per_row(n_vocab)
             size = os.fstat(file.fileno()).st_size
             if size != expected:
                 raise BadFileError(
-                    f"{path}: has {size} bytes, but {n_chunks} chunks of {n_ctx} tokens with a vocabulary of"
+                    f"{path}: has {counted(size, 'byte')}, but {counted(n_chunks, 'chunk')} of {n_ctx}"
+                    " tokens with a vocabulary of"
                     f" {n_vocab} take {expected}; {REMEDY}"
                 )
             tokens = np.fromfile(file, "<i4", n_chunks * n_ctx)
@@ -250,7 +253,8 @@ class LogProbsFile:
         """
         if n_vocab != self.n_vocab:
             raise BadOptionError(
-                f"{self.path}: was made by a model with {self.n_vocab} tokens in its vocabulary, but this"
+                f"{self.path}: was made by a model with {counted(self.n_vocab, 'token')} in its"
+                " vocabulary, but this"
                 f" model has {n_vocab}; compare models of one family only"
             )
         return Chunks(self.tokens[:n_chunks], bos, n_vocab)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import Q4HifiError
+from ..wording import counted
 from .output_file import NewFile
 from .positioned_file import os_errors
 
@@ -58,7 +59,7 @@ class Saver:
         self._last = time.monotonic()
 
     def __enter__(self) -> Saver:
-        with os_errors(self._path, f"be written, which takes about {self._n_bytes} bytes"):
+        with os_errors(self._path, f"be written, which takes about {counted(self._n_bytes, 'byte')}"):
             new = NewFile(self._path, overwrite=self._overwrite, sources=self._sources)
             with ExitStack() as stack:
                 stack.enter_context(new).file.reserve(self._n_bytes)

@@ -23,6 +23,7 @@ from ..files.positioned_file import PositionedFile, os_errors
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from ..formats.layout import FILE_TYPE, FORK, MAX_ELEMENTS, MAX_NAME_BYTES, StoredTensor, padded
 from ..formats.types import Q4_HIFI, STORED_TYPES, TensorType
+from ..wording import counted
 from .metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
 
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
@@ -158,7 +159,7 @@ class _Cursor:
         (n,) = self.unpack(U64, f"the length of {what}")
         self.require(n, what)
         if n > max_bytes:
-            self.fail(f"{what} has {n} bytes; at most {max_bytes} are allowed")
+            self.fail(f"{what} has {counted(n, 'byte')}; at most {max_bytes} are allowed")
         self.load(n, what)
         self.at += n
         return decode_text(bytes(self.data[self.at - n : self.at]))
@@ -255,7 +256,7 @@ def _check_magic(cursor: _Cursor) -> None:
         what = what or f" and not with {_MAGIC!r}; {cursor.purpose.source}"
         raise BadFileError(f"{cursor.file.path}: not a GGUF file: it begins with {magic!r}{what}")
     if cursor.size < _HEAD.size:
-        cursor.fail(f"a file of {cursor.size} bytes is not a GGUF file: {cut_off(cursor.purpose)}")
+        cursor.fail(f"a file of {counted(cursor.size, 'byte')} is not a GGUF file: {cut_off(cursor.purpose)}")
 
 
 def _check_version(file: PositionedFile, version: int) -> None:
@@ -277,7 +278,8 @@ def _check_counts(cursor: _Cursor, n_pairs: int, n_tensors: int) -> None:
     """Report counts that cannot be right because the file is too small for them."""
     try:
         cursor.require(
-            n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors"
+            n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY,
+            f"{counted(n_pairs, 'pair')} and {counted(n_tensors, 'tensor')}",
         )
     except BadFileError as fault:
         cursor.on_fault(fault)
@@ -336,7 +338,8 @@ def _read_entry(cursor: _Cursor, i: int) -> Entry:
     if n_bytes > MAX_NAME_BYTES:
         cursor.on_fault(
             cursor.fault(
-                f"the name of tensor {i + 1} has {n_bytes} bytes; at most {MAX_NAME_BYTES} are allowed:"
+                f"the name of tensor {i + 1} has {counted(n_bytes, 'byte')}; at most {MAX_NAME_BYTES}"
+                " are allowed:"
                 f" {name!r:.80}"
             )
         )
@@ -404,7 +407,8 @@ def tensor_of(
     tensor = TensorInfo(entry.name, entry.shape, kind, shard, header.data_start + entry.offset)
     if tensor.row_length % kind.block_size:
         raise BadFileError(
-            f"{where} has rows of {tensor.row_length} weights, not a multiple of {kind}'s {kind.block_size}"
+            f"{where} has rows of {counted(tensor.row_length, 'weight')}, not a multiple of {kind}'s"
+            f" {kind.block_size}"
         )
     if entry.offset % header.alignment:
         raise BadFileError(

@@ -16,6 +16,7 @@ from ..files.file_kinds import MODEL, Purpose
 from ..files.file_pool import FilePool
 from ..files.positioned_file import FileMapping, PositionedFile, byte_view, os_errors
 from ..files.regular_file import check_regular_file
+from ..wording import counted
 from .header import FILE_TYPE_KEY, Header, TensorInfo, read_header, tensors_of
 from .metadata import Metadata
 from .split import COUNT, NO, TENSORS, shard_name, shard_paths
@@ -77,7 +78,8 @@ class GgufFile:
         view = byte_view(out)
         if not 0 <= start <= start + len(view) <= tensor.nbytes:
             raise BadOptionError(
-                f"tensor {tensor.name!r} has {tensor.nbytes} bytes, not {start} to {start + len(view)}"
+                f"tensor {tensor.name!r} has {counted(tensor.nbytes, 'byte')}, not {start} to"
+                f" {start + len(view)}"
             )
         path = self.paths[tensor.shard]
         with (
@@ -102,7 +104,8 @@ class GgufFile:
         count = tensor.n_rows - first_row if n_rows is None else n_rows
         if not 0 <= first_row <= first_row + count <= tensor.n_rows:
             raise BadOptionError(
-                f"tensor {tensor.name!r} has {tensor.n_rows} rows, not {first_row} to {first_row + count}"
+                f"tensor {tensor.name!r} has {counted(tensor.n_rows, 'row')}, not {first_row} to"
+                f" {first_row + count}"
             )
         rows = np.empty((count, tensor.row_bytes), np.uint8)
         if rows.size:
@@ -180,7 +183,8 @@ def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
     missing = [p for p in paths if not p.exists()]
     if missing:
         raise BadFileError(
-            f"{path}: {len(missing)} of the model's {named} files are missing, the first is {missing[0]};"
+            f"{path}: of the model's {named} files, {counted(len(missing), 'is', 'are')} missing, the"
+            f" first is {missing[0]};"
             " put all files of the model into one folder"
         )
     return paths

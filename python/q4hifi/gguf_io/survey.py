@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import Q4HifiError
 from ..formats.layout import ShapedTensor, StoredTensor
+from ..wording import counted
 from .header import (
     FILE_TYPE_KEY,
     Entry,
@@ -110,6 +111,7 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
     )
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [
-        f"{path}: {len(names)} of {len(tensors)} tensors are not completely in the file, which has"
+        f"{path}: of {counted(len(tensors), 'tensor')}, {counted(len(names), 'is', 'are')} not"
+        " completely in the file, which has"
         f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; {header.purpose.again}"
     ]

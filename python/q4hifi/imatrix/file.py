@@ -53,6 +53,7 @@ from ..formats.tensor_names import first_with_same_input
 from ..gguf_io.contents import contents_of
 from ..gguf_io.metadata import decode_text
 from ..gguf_io.reader import GgufFile
+from ..wording import counted
 
 Floats = npt.NDArray[np.float32]
 
@@ -289,15 +290,17 @@ class Importance:
         n_sums = entry.counts.size
         if entry.n_values != pair_count(row_length) * n_sums or n_sums not in (1, n_matrices):
             raise BadFileError(
-                f"{self.file}: {stored} has {entry.n_values} correlations, but {row_length} columns have"
+                f"{self.file}: {stored} has {counted(entry.n_values, 'correlation')}, but"
+                f" {counted(row_length, 'column has', 'columns have')}"
                 f" {pair_count(row_length)}; use an imatrix made from this model"
             )
         return TensorInputs(weights, self.correlations(stored), entry.counts, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
-            f"{self.file}: {name} has {entry.n_values} values, but the model's tensor has "
-            f"{row_length} columns x {n_matrices} matrices; use an imatrix made from this model"
+            f"{self.file}: {name} has {counted(entry.n_values, 'value')}, but the model's tensor has "
+            f"{counted(row_length, 'column')} x {counted(n_matrices, 'matrix')}; use an imatrix made"
+            " from this model"
         )
 
     @property
@@ -526,7 +529,8 @@ def _gguf_entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_s
     n_values, n_counts = prod(sums.shape), prod(counts.shape)
     if n_values == 0 or n_counts == 0 or n_values % n_counts:
         raise BadFileError(
-            f"{file}: {name} has {n_values} sums and {n_counts} counts; the sums must be a multiple of the"
+            f"{file}: {name} has {counted(n_values, 'sum')} and {counted(n_counts, 'count')}; the sums"
+            " must be a multiple of the"
             f" counts; {_again(name)}"
         )
     measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
@@ -551,7 +555,10 @@ def _gguf_correlations(
         if tensor.type.name != "I8":
             problem = f"has the type {tensor.type.name}, but must be I8"
         elif entry is None or n_values not in (pairs, pairs * n_matrices):
-            problem = f"has {n_values} correlations, which does not fit the number of columns of its sums"
+            problem = (
+                f"has {counted(n_values, 'correlation')}, which does not fit the number of columns of"
+                " its sums"
+            )
         else:
             pooled = n_values == pairs
             counts = entry.counts.sum(keepdims=True) if pooled else entry.counts
@@ -566,7 +573,7 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter, purpose: Pu
     n_entries = read.i32("the number of entries")
     if not 1 <= n_entries <= min(MAX_ENTRIES, read.left // SMALLEST_ENTRY):
         raise BadFileError(
-            f"{file}: claims {n_entries} entries in {read.left} bytes; "
+            f"{file}: claims {counted(n_entries, 'entry', 'entries')} in {counted(read.left, 'byte')}; "
             f"the file is not an importance matrix, or it is damaged; {purpose.again}"
         )
     names: dict[str, None] = {}
@@ -581,9 +588,9 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter, purpose: Pu
         if name not in chosen:
             continue
         if calls < 0:
-            raise BadFileError(f"{file}: {name} has {calls} calls, below zero; {_again(name)}")
+            raise BadFileError(f"{file}: {name} has {counted(calls, 'call')}, below zero; {_again(name)}")
         if n_values < 1:
-            raise BadFileError(f"{file}: {name} has {n_values} values; {_again(name)}")
+            raise BadFileError(f"{file}: {name} has {counted(n_values, 'value')}; {_again(name)}")
         entries[name] = _Entry(Path(file), offset, n_values, np.full(1, calls or 1, np.float32))
     chunk_count, datasets = None, tuple[str, ...]()
     if read.left:
@@ -591,7 +598,10 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter, purpose: Pu
     if read.left and (dataset := read.text("the data set's name")):
         datasets = (dataset,)
     if read.left:
-        raise BadFileError(f"{file}: {read.left} bytes follow the end: it is damaged; {purpose.again}")
+        raise BadFileError(
+            f"{file}: {counted(read.left, 'byte follows', 'bytes follow')} the end: it is damaged;"
+            f" {purpose.again}"
+        )
     return Importance(file, datasets, chunk_count, None, tuple(names), entries)
 
 
@@ -616,7 +626,8 @@ class _Reader:
     def _need(self, n: int, what: str) -> None:
         if not 0 <= n <= self.left:
             raise BadFileError(
-                f"{self._file}: {what} takes {n} bytes at offset {self._stream.tell()}, but only {self.left} "
+                f"{self._file}: {what} takes {counted(n, 'byte')} at offset {self._stream.tell()}, but"
+                f" only {self.left} "
                 f"are left; it is damaged, or not an importance matrix; {self._purpose.again}"
             )
 

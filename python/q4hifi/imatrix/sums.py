@@ -23,6 +23,7 @@ from ..formats.layout import StoredTensor
 from ..formats.types import F32, TYPES
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.writer import GgufWriter, file_sizes
+from ..wording import counted
 from .file import (
     CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
@@ -303,7 +304,7 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
         before = total.get(name)
         if before is not None and before.squares.size != sums.squares.size:
             raise BadOptionError(
-                f"{name} has {before.squares.size} values in one importance matrix and"
+                f"{name} has {counted(before.squares.size, 'value')} in one importance matrix and"
                 f" {sums.squares.size} in another; add up importance matrices of one model only"
             )
         with np.errstate(over="ignore"):

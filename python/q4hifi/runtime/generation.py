@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..codec.model_file import ErrorsAt
 from ..errors import BadOptionError
+from ..wording import counted
 from .chat_template import Message, render_words, template_of
 from .model import Floats
 from .sampler import Sampler
@@ -147,7 +148,8 @@ class Writer:
             )
         if len(prompt) >= self._model.n_ctx:
             raise BadOptionError(
-                f"the text so far has {len(prompt)} tokens, which fill the context of {self._model.n_ctx};"
+                f"the text so far has {counted(len(prompt), 'token, which fills', 'tokens, which fill')} the"
+                f" context of {self._model.n_ctx};"
                 " give less text or a longer context, `n_ctx`"
             )
         self.effort, self.full = Effort(), False
@@ -212,15 +214,23 @@ class Chat:
     """
 
     def __init__(
-        self, model: WritingModel, sampler: Sampler, *, system: str | None = None, template: str | None = None
+        self,
+        model: WritingModel,
+        sampler: Sampler,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        template_name: str | None = None,
     ) -> None:
         """Start a conversation, with a system message if given.
 
-        ``template`` is a Jinja template that replaces the model's own. Raises
+        ``template`` is a Jinja template that replaces the model's own, and ``template_name`` its name in
+        errors, such as that of its file; by default they name the model's file. Raises
         :class:`UnsupportedModelError` if there is no template, or if it fails or leaves out the user's
         words, and :class:`BadOptionError` if it refuses the system message.
         """
         self._model = model
+        self._template_errors = ErrorsAt(f"{template_name or model.path}: ")
         with ErrorsAt(f"{model.path}: "):
             self._template = template_of(model.metadata) if template is None else template
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -276,10 +286,11 @@ class Chat:
             "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
             for token in (tokenizer.bos, tokenizer.eos)
         )
-        with ErrorsAt(f"{self._model.path}: "):
+        with self._template_errors:
             prompt = render_words(self._template, shielded, bos=bos, eos=eos)
-            if tokenizer.add_bos:
-                prompt = prompt.removeprefix(bos)
-            if tokenizer.add_eos:
-                prompt = prompt.removesuffix(eos)
+        if tokenizer.add_bos:
+            prompt = prompt.removeprefix(bos)
+        if tokenizer.add_eos:
+            prompt = prompt.removesuffix(eos)
+        with ErrorsAt(f"{self._model.path}: "):
             return tokenizer.encode(prompt, parse_special=True, shield=SHIELD)

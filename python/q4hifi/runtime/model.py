@@ -21,6 +21,7 @@ from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
 from ..formats.tensor_names import EMBEDDINGS, is_tied
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
+from ..wording import counted
 from .architecture import SUPPORTED, config_of, place_of
 from .loading import MappedFiles, frequency_factors, load_weights
 from .model_input_sums import ModelInputSums
@@ -315,10 +316,11 @@ class Sequence:
         """
         there = self.length
         if not 0 <= length <= there:
-            raise BadOptionError(f"a text of {there} tokens cannot be cut to {length}")
+            raise BadOptionError(f"a text of {counted(there, 'token')} cannot be cut to {length}")
         if not self._core.truncate(length):
             raise BadOptionError(
-                f"a text of {there} tokens cannot be cut to {length}: this model's sliding window has dropped"
+                f"a text of {counted(there, 'token')} cannot be cut to {length}: this model's sliding"
+                " window has dropped"
                 " the tokens before; call reset() and evaluate the text again"
             )
 
@@ -339,7 +341,8 @@ class Sequence:
         n = len(array)
         if self.length + n > self._model.n_ctx:
             raise BadOptionError(
-                f"{self.length} tokens and {n} more are too many for a context of {self._model.n_ctx}"
+                f"{counted(self.length, 'token')} and {n} more are too many for a context of"
+                f" {self._model.n_ctx}"
             )
         wanted = _range_of(logits, n)
         core = None if sums is None else sums.core
@@ -367,14 +370,14 @@ def _token_array(tokens: TokensLike, n_vocab: int) -> npt.NDArray[np.uint32]:
         raise BadOptionError(f"tokens must be integers, not {array.dtype}")
     if array.min() < 0 or array.max() >= n_vocab:
         wrong = array[(array < 0) | (array >= n_vocab)][0]
-        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {n_vocab} tokens")
+        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {counted(n_vocab, 'token')}")
     return np.ascontiguousarray(array, np.uint32)
 
 
 def _range_of(wanted: Wanted, n: int) -> range:
     if isinstance(wanted, range):
         if wanted.step != 1 or not 0 <= wanted.start <= wanted.stop <= n:
-            raise BadOptionError(f"logits of {wanted}, but there are {n} tokens")
+            raise BadOptionError(f"logits of {wanted}, but the text has {counted(n, 'token')}")
         return wanted
     ranges = {"last": range(n - 1, n), "all": range(n), "none": range(n, n)}
     if wanted not in ranges:

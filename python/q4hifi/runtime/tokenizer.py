@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import BadOptionError
 from ..formats.gguf_constants import TokenType
+from ..wording import counted
 from .special_tokens import SpecialTokens
 from .subwords import BYTE_OF, SPACE, ByteLevel, SentencePiece, Tokens
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
@@ -220,7 +221,9 @@ class Tokenizer:
 
     def _type(self, token: int) -> int:
         if not 0 <= token < self.n_vocab:
-            raise BadOptionError(f"token {token} is not in the vocabulary, which has {self.n_vocab} tokens")
+            raise BadOptionError(
+                f"token {token} is not in the vocabulary, which has {counted(self.n_vocab, 'token')}"
+            )
         return self._vocabulary.types[token]
 
 
