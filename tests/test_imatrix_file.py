@@ -346,7 +346,7 @@ BINARY_REFUSALS: Mapping[str, tuple[bytes, type[Q4HifiError], str]] = {
         BadFileError,
         "data set's name takes 9 bytes",
     ),
-    "more behind": (ENTRIES + CHUNKS + DATASET + b"!", BadFileError, "1 bytes follow the end"),
+    "more behind": (ENTRIES + CHUNKS + DATASET + b"!", BadFileError, "1 byte follows the end"),
 }
 
 

@@ -119,7 +119,7 @@ def make_menu(
     unknown = [name for name in found if name not in sensitivities.values]
     if unknown:
         raise BadOptionError(
-            f"{sensitivities.source}: has no values for {counted(len(unknown), 'tensor')}, such as"
+            f"{sensitivities.source}: says nothing of {counted(len(unknown), 'tensor')}, such as"
             f" {unknown[0]};"
             f" use sensitivities of {model.paths[0]}"
         )

@@ -96,7 +96,7 @@ def console() -> Console:
                 return
             with self.capture() as captured:
                 super().print(*objects, **options)
-            click.echo(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), nl=False)
+            self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
 
     output = Output(highlight=False)
     return output if output.is_terminal else Output(highlight=False, soft_wrap=True, width=1000)

@@ -80,8 +80,8 @@ def notes(plan: Plan) -> Iterable[Text]:
         kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in misfits})
         names = some(t.name for t in misfits)
         yield warning(
-            f"the rows of {len(misfits)} of {counted(len(plan.tensors), 'tensor')} do not fit their type,"
-            f" so another is taken ({', '.join(kinds)}): {names}"
+            f"{len(misfits)} of {counted(len(plan.tensors), 'tensor')} have rows that do not fit their type"
+            f" and took another ({', '.join(kinds)}): {names}"
         )
     for text in plan.warnings[:MOST_WARNINGS]:
         yield warning(printable(text))

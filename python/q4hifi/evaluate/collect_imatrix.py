@@ -23,7 +23,7 @@ from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..formats.tensor_names import OUTPUT
 from ..gguf_io.split import files_of
-from ..imatrix.file import IMATRIX, load_importance
+from ..imatrix.file import IMATRIX, WeightsFilter, read_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
@@ -295,7 +295,8 @@ class _Work:
 
 def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSums:
     """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its settings were others."""
-    importance = load_importance(output, purpose=IMATRIX._replace(again=START_AGAIN, source=START_AGAIN))
+    purpose = IMATRIX._replace(again=START_AGAIN, source=START_AGAIN)
+    importance = read_importance(output, WeightsFilter(), purpose)
     check_same(output, decode_settings(importance.run), settings)
     return ImportanceSums.of(importance)
 

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 
 from ..errors import BadOptionError
 from .file_kinds import HEAD_BYTES, Purpose, kind_of, mistaken
-from .positioned_file import read_up_to
 
 SAMPLE = 1 << 16
 """Bytes at the start of a text that decide about its encoding."""
@@ -39,7 +38,7 @@ def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
     file = os.fspath(path)
     try:
         with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
-            data = read_up_to(stream, HEAD_BYTES)
+            data = stream.read(HEAD_BYTES)
             _check_format(data, file)  # before a model of many gigabytes is read
             data += stream.read()
     except OSError as cause:

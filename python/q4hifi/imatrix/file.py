@@ -390,24 +390,23 @@ def _check_values(values: npt.NDArray[np.floating[Any]], where: str, name: str) 
 
 
 def load_importance(
-    path: str | os.PathLike[str],
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    purpose: Purpose = IMATRIX,
+    path: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Importance:
     """Open an importance matrix file of either form and check every value of the entries in use.
 
     ``include`` and ``exclude`` are those of :class:`WeightsFilter`. A bad entry of a tensor that is not
     selected is no error. Fisher information and correlations are kept for all tensors, because other tensors
-    may depend on them; those of a tensor that is not selected are dropped if they are bad. ``purpose`` has
-    the remedies in messages about a damaged file.
+    may depend on them; those of a tensor that is not selected are dropped if they are bad.
 
     Raises :class:`BadFileError` if the file is damaged or is no importance matrix, and
     :class:`NotFiniteError` if it contains NaN or infinity.
     """
+    return read_importance(path, WeightsFilter(include, exclude), IMATRIX)
+
+
+def read_importance(path: str | os.PathLike[str], chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    """Do the work of :func:`load_importance`. ``purpose`` has the remedies in messages about a bad file."""
     file = os.fspath(path)
-    chosen = WeightsFilter(include, exclude)
     check_regular_file(file, purpose)
     with os_errors(Path(file), "read the importance matrix", BadFileError), open(file, "rb") as stream:
         head = stream.read(HEAD_BYTES)

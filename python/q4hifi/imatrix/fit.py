@@ -77,13 +77,13 @@ def _of_another_model(
     covered = sum(name in known for name in inside)
     if covered < LEAST_SHARE * len(inside):
         return (
-            f"{counted(len(known), 'entry names', 'entries name')} {covered} of the {len(inside)}"
-            " matrices in the layers of"
+            f"its {counted(len(known), 'entry names', 'entries name')} {covered} of the"
+            f" {counted(len(inside), 'matrix')} in the layers of"
         )
     unknown = [name for name in known if name not in tensors]
     if 2 * len(unknown) > len(known):
         return (
-            f"of its {counted(len(known), 'entry', 'entries')}, {len(unknown)}, such as {min(unknown)},"
+            f"{len(unknown)} of its {counted(len(known), 'entry', 'entries')}, such as {min(unknown)},"
             " name no tensor of"
         )
     wide = _layers(name for name in inside if len(matrices[name]) < 3)
