@@ -80,7 +80,7 @@ def _shares(_: click.Context, __: click.Parameter, value: str | None) -> tuple[f
 
 
 def _servers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    servers = tuple(part.strip() for part in value.split(",")) if value else ()
+    servers = () if value is None else tuple(part.strip() for part in value.split(","))
     for server in servers:
         host, _colon, port = server.rpartition(":")
         if not host or not port.isdigit():

@@ -72,8 +72,8 @@ def open_models(
         trained = trained_context(models[0])
         if trained is not None and trained < n_ctx:
             click.echo(
-                f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and chunks"
-                f" of {n_ctx} are predicted worse; -c {trained} measures what it can do",
+                f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and"
+                f" chunks of {n_ctx} are predicted worse; -c {trained} measures what it can do",
                 err=True,
             )
         yield models

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from .. import _core
 from ..errors import BadOptionError
 from ..threads import thread_count
+from ..wording import counted
 from .core_errors import core_errors
 from .input_correlations import pair_count
 
@@ -49,7 +50,9 @@ class InputSums:
             matrices = np.zeros(len(rows), np.int32)
         indices = np.ascontiguousarray(matrices, np.int32)
         if indices.ndim not in (1, 2) or len(indices) != len(rows):
-            raise BadOptionError(f"`matrices` has the shape {indices.shape}, but there are {len(rows)} rows")
+            raise BadOptionError(
+                f"`matrices` has the shape {indices.shape}, but the inputs have {counted(len(rows), 'row')}"
+            )
         flat = np.ascontiguousarray(rows, np.float32).reshape(-1)
         with core_errors(BadOptionError):
             self._core.add(flat, indices.reshape(-1), thread_count(self._threads))

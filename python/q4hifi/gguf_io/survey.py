@@ -111,7 +111,6 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
     )
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [
-        f"{path}: of {counted(len(tensors), 'tensor')}, {counted(len(names), 'is', 'are')} not"
-        " completely in the file, which has"
+        f"{path}: {len(names)} of {counted(len(tensors), 'tensor')} are not completely in the file, which has"
         f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; {header.purpose.again}"
     ]

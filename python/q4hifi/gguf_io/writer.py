@@ -178,8 +178,8 @@ class GgufWriter:
         for name, size in self._sizes.items():
             if self._written[name] != size:
                 raise Q4HifiError(
-                    f"{self.paths[self._shards[name]]}: of tensor {name!r}"
-                    f" {counted(self._written[name], 'byte was', 'bytes were')} written, not {size}"
+                    f"{self.paths[self._shards[name]]}: tensor {name!r} takes {counted(size, 'byte')};"
+                    f" written: {self._written[name]}"
                 )
         with ExitStack() as undo:
             for new in self._files:

@@ -25,6 +25,7 @@ from ...formats.tensor_names import is_quantizable, role_of
 from ...formats.types import F32
 from ...plan.model_shape import ModelShape
 from ...threads import thread_count, used_threads
+from ...wording import counted
 from ..protocol import Logits, Tokens
 from .abi import Layout, context_params, model_params
 from .inputs import Correlating, LlamaInputSums, Observer
@@ -298,14 +299,14 @@ class LlamaSequence:
         """
         self._check()
         if not 0 <= length <= self.length:
-            raise BadOptionError(f"a text of {self.length} tokens cannot be cut to {length}")
+            raise BadOptionError(f"a text of {counted(self.length, 'token')} cannot be cut to {length}")
         lib, memory = self._model._lib, self._model._memory
         if length == 0 and memory:
             lib.llama_memory_clear(memory, True)
         elif length < self.length and memory and not lib.llama_memory_seq_rm(memory, 0, length, -1):
             raise BadOptionError(
-                f"a text of {self.length} tokens cannot be cut to {length}: this model's memory has no parts;"
-                " call reset() and evaluate the text again"
+                f"a text of {counted(self.length, 'token')} cannot be cut to {length}: this model's memory"
+                " has no parts; call reset() and evaluate the text again"
             )
         self.length = length
 
@@ -329,7 +330,8 @@ class LlamaSequence:
         ids = _checked(tokens, model.n_vocab)
         if self.length + len(ids) > model.n_ctx:
             raise BadOptionError(
-                f"{self.length} tokens and {len(ids)} more are too many for a context of {model.n_ctx}"
+                f"{counted(self.length, 'token')} and {len(ids)} more are too many for a context of"
+                f" {model.n_ctx}"
             )
         found: list[Logits] = []
         for first in range(0, len(ids), model._batch):
