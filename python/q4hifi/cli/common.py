@@ -72,7 +72,8 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progre
             if done < bar.tasks[task].completed:
                 bar.reset(task)  # a new stage of the work has begun
             elapsed = bar.tasks[task].elapsed or 0.0
-            rate = f"{done / elapsed / scale:>6.1f} {unit}/s" if done and elapsed else ""
+            speed = done / elapsed / scale if elapsed else 0.0
+            rate = f"{speed:>6.{'1f' if speed >= 0.1 else '1g'}} {unit}/s" if speed else ""
             left = f"{human_time(elapsed * (total - done) / done)} left" if done else ""
             bar.update(task, completed=done, total=total, description=printable(name), rate=rate, left=left)
 

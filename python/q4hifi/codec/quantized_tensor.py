@@ -213,7 +213,9 @@ def dequantize(
     form = Format(kind, MAX_OUTLIERS, FORK)
     expected = form.part_row_bytes(shape[-1])[0] * prod(shape[:-1])
     if flat.size != expected:
-        raise BadOptionError(f"{kind} of shape {shape} takes {counted(expected, 'byte')}, not {flat.size}")
+        raise BadOptionError(
+            f"`data` has {counted(flat.size, 'byte')}, but {kind} of shape {shape} takes {expected}"
+        )
     return decode((flat,), form, shape[-1], threads=thread_count(threads)).reshape(shape)
 
 

@@ -32,6 +32,7 @@ from .limits import FISHER_CHUNKS
 from .logits import Doubles, token_nll
 from .perplexity import Perplexity
 from .resuming import (
+    ANOTHER_FILE,
     CORRELATED,
     START_AGAIN,
     TOKENS,
@@ -295,7 +296,7 @@ class _Work:
 
 def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSums:
     """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its settings were others."""
-    purpose = IMATRIX._replace(again=START_AGAIN, source=START_AGAIN)
+    purpose = IMATRIX._replace(again=START_AGAIN, source=ANOTHER_FILE)
     importance = read_importance(output, WeightsFilter(), purpose)
     check_same(output, decode_settings(importance.run), settings)
     return ImportanceSums.of(importance)

@@ -32,11 +32,11 @@ from ..gguf_io.metadata import Metadata
 from ..gguf_io.reader import GgufFile
 from ..gguf_io.writer import GgufWriter
 from .logits import Divergence, Doubles, are_possible
-from .resuming import START_AGAIN, Settings, check_same, decode_settings, encode_settings
+from .resuming import ANOTHER_FILE, START_AGAIN, Settings, check_same, decode_settings, encode_settings
 
 KEY_RUN, KEY_MODELS, KEY_CHUNKS = (f"{COMPARISON_KEYS}{name}" for name in ("run", "models", "chunks"))
 
-PURPOSE = Purpose(COMPARISON_NAME, f"choose another file, or {START_AGAIN}", START_AGAIN)
+PURPOSE = Purpose(COMPARISON_NAME, ANOTHER_FILE, START_AGAIN)
 
 REFERENCE = "reference"
 
@@ -118,8 +118,9 @@ def read_comparison(path: str | os.PathLike[str], settings: Settings, n_scored: 
         models, chunks = file.metadata.get(KEY_MODELS), file.metadata.get(KEY_CHUNKS)
         if not isinstance(models, list) or not isinstance(chunks, list) or len(models) != len(chunks):
             what = contents_of(file.metadata)
-            fault = "is damaged" if what == PURPOSE.name else f"this is {what}, not {PURPOSE.name}"
-            raise BadFileError(f"{path}: {fault}; {PURPOSE.source}")
+            if what == PURPOSE.name:
+                raise BadFileError(f"{path}: is damaged; {START_AGAIN}")
+            raise BadFileError(f"{path}: this is {what}, not {PURPOSE.name}; {ANOTHER_FILE}")
         check_same(path, decode_settings(file.metadata.get(KEY_RUN)), settings)
         figures = {}
         for i, (model, n_chunks) in enumerate(zip(models, chunks, strict=True)):

@@ -26,6 +26,10 @@ CORRELATED = "choice of correlated inputs"
 _CUTTING = {"n_ctx", "n_chunks", "from_chunk", "parse_special"}
 
 START_AGAIN = "start again with `overwrite=True` and without `resume`"
+"""The remedy for a file that a run of q4hifi wrote."""
+
+ANOTHER_FILE = "choose another file, because `resume=True` continues only what was begun here"
+"""The remedy for any other file: it may be of use to somebody."""
 
 _LABELS = {TOKENS: "text", "correlations": "input correlations", "importance": "importance matrix"}
 """Names of settings in messages, if they differ from the setting's name."""

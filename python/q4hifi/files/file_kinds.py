@@ -127,8 +127,14 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
         _json_with(b"weight_map"),
         FileKind("an index of safetensors files", for_model=CONVERT, is_text=True),
     ),
-    (_json_with(b"sensitivities", b"matrices"), FileKind(SENSITIVITIES_NAME, is_text=True)),
-    (_json_with(b"block_count"), FileKind(SHAPES_NAME, is_text=True)),
+    (
+        _json_with(b"sensitivities", b"matrices"),
+        FileKind(SENSITIVITIES_NAME, for_model="give it to the option --sensitivities", is_text=True),
+    ),
+    (
+        _json_with(b"block_count"),
+        FileKind(SHAPES_NAME, for_model="'q4hifi plan' takes it if its name ends in .json", is_text=True),
+    ),
     (
         _json_with(b"architectures", b"model_type"),
         FileKind("a model's config.json", for_model=CONVERT, is_text=True),
@@ -174,9 +180,7 @@ KINDS: tuple[tuple[Test, FileKind], ...] = (
     ),
     (
         _number_after(b"part"),
-        FileKind(
-            "an unfinished file of log-probabilities", "complete it: repeat the command with `resume=True`"
-        ),
+        FileKind("an unfinished file of log-probabilities", "complete it with 'q4hifi perplexity --resume'"),
     ),
     (_is_zeros, FileKind("an unfinished download", "there are only zeros: {again}", is_text=True)),
     (_is_text, FileKind("a text", for_model=_SERVER_ERROR, is_text=True)),
