@@ -120,6 +120,28 @@ def test_other_names_of_an_input_are_refused(
     assert dst.read_bytes() == before and text.read_text() == "words " * 200
 
 
+UNCHECKED = {
+    "quantize": "quantize {e} {t} Q8_0 --tensor-type-file {t} --overwrite",
+    "imatrix": "imatrix {e} -f {t} -c 16 --chunks 2 -o {t} --overwrite",
+    "calibrate": "calibrate {e} -f {t} -c 16 --chunks 1 --group 9 -o {t}",
+    "perplexity": "perplexity {e} -f {t} -c 16 --chunks 2 --kl-divergence-base {t} --overwrite",
+    "compare": "compare {e} {e} -f {t} -c 16 --chunks 2 --save {t} --overwrite",
+}
+
+
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_the_rule_does_not_depend_on_the_early_check(
+    name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs with a default name are checked by each command; one that forgets it destroys nothing."""
+    text = tmp_path / "text.txt"
+    text.write_text("attn_v=q8_0 " * 100)
+    monkeypatch.setattr(f"q4hifi.cli.{name}.check_output", lambda _, path, **__: Path(path))
+    found = run(*UNCHECKED[name].format(e=EXAMPLE, t=text).split())
+    assert found.status == 2 and f"{text} is the source {text} itself, given for" in found.err
+    assert text.read_text() == "attn_v=q8_0 " * 100 and list(tmp_path.iterdir()) == [text]
+
+
 def test_a_text_is_not_taken_for_a_partial_base_file(given: Path, tmp_path: Path, run: Run) -> None:
     text = tmp_path / "base.kld.partial"
     text.write_text("part of the words " * 200)

@@ -105,6 +105,27 @@ def test_too_many_outputs_are_an_error_with_a_remedy(shards: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings cannot be listed here")
+def test_a_mapping_lives_as_long_as_its_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(range(256)) * 64)
+
+    def is_mapped() -> bool:
+        return str(path) in Path("/proc/self/maps").read_text()
+
+    with PositionedFile(path, "rb") as file:
+        mapping = file.map()
+    assert mapping is not None
+    before = open_files()
+    part = mapping.view(5000, 3)
+    mapping.forget(0, 1 << 14)
+    del mapping
+    assert part.tolist() == [5000 % 256, 5001 % 256, 5002 % 256] and not part.flags.writeable
+    assert is_mapped() and open_files() == before
+    del part
+    assert not is_mapped()
+
+
 # ---- the pool ------------------------------------------------------------------------------------
 
 
