@@ -139,11 +139,12 @@ def test_an_imatrix_is_saved_while_it_is_made(models: dict[str, Model], tmp_path
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"model": "mistral3"}, "another model,"),
-    ({"tokens": TOKENS[::-1]}, "another text,"),
+    ({"tokens": TOKENS[::-1]}, "another text or part of it,"),
     ({"fisher_chunks": 2}, r"`fisher_chunks=3` \(now 2\),"),
     ({"process_output": True}, r"no `process_output` \(now with\),"),
     ({"correlations": False}, r"input correlations \(now without\),"),
     ({"n_chunks": 3}, r"`n_chunks=6` \(now 3\),"),
+    ({"from_chunk": 1, "n_chunks": 5}, r"`n_chunks=6` \(now 5\),"),
     ({"n_ctx": 64}, r"`n_ctx=32` \(now 64\) and `n_chunks=6` \(now 3\),"),
     ({"n_chunks": 3, "model": "mistral3"}, r"another model and `n_chunks=6` \(now 3\),"),
 ]
@@ -246,7 +247,9 @@ def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp
     with pytest.raises(KeyboardInterrupt):
         base_file(models["llama"], base, on_chunk=after(2, KeyboardInterrupt()))
     before = partial.read_bytes()
-    with pytest.raises(BadOptionError, match="was begun with another text, so it cannot be resumed"):
+    with pytest.raises(
+        BadOptionError, match="was begun with another text or part of it, so it cannot be resumed"
+    ):
         base_file(models["llama"], base, TOKENS[::-1], resume=True)
     with pytest.raises(BadOptionError, match=r"with `n_chunks=6` \(now 3\), so .*and without `resume`"):
         base_file(models["llama"], base, n_chunks=3, resume=True)
@@ -366,7 +369,7 @@ def test_a_comparison_is_kept_and_resumed(models: dict[str, Model], tmp_path: Pa
     [
         ({"n_chunks": 3}, r"`n_chunks=6` \(now 3\),"),
         ({"n_ctx": 64}, r"`n_ctx=32` \(now 64\) and `n_chunks=6` \(now 3\),"),
-        ({"text": TOKENS[::-1]}, "another text,"),
+        ({"text": TOKENS[::-1]}, "another text or part of it,"),
     ],
 )
 def test_another_comparison_is_not_resumed(

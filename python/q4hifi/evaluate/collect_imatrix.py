@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,8 +155,6 @@ def collect_importance(
                 TOKENS: chunks.fingerprint,
                 "n_ctx": chunks.n_ctx,
                 "n_chunks": len(chunks),
-                "from_chunk": from_chunk,
-                "parse_special": parse_special,
                 "process_output": process_output,
                 "fisher_chunks": fisher_chunks,
                 "correlations": correlations,

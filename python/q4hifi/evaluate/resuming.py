@@ -18,12 +18,10 @@ Settings = Mapping[str, object]
 """Name -> value: a whole number or a truth value of an option, or the fingerprint of a file or text."""
 
 TOKENS = "tokens"
-"""The setting for the tokens of all chunks. They differ wherever one of :data:`_CUTTING` differs."""
+"""The setting for the tokens of all chunks. They differ wherever ``n_ctx`` or ``n_chunks`` differs."""
 
 CORRELATED = "choice of correlated inputs"
 """The setting for the matrices and experts whose input correlations are stored."""
-
-_CUTTING = {"n_ctx", "n_chunks", "from_chunk", "parse_special"}
 
 START_AGAIN = "start again with `overwrite=True` and without `resume`"
 """The remedy for a file that a run of q4hifi wrote."""
@@ -31,7 +29,11 @@ START_AGAIN = "start again with `overwrite=True` and without `resume`"
 ANOTHER_FILE = "choose another file, because `resume=True` continues only what was begun here"
 """The remedy for any other file: it may be of use to somebody."""
 
-_LABELS = {TOKENS: "text", "correlations": "input correlations", "importance": "importance matrix"}
+_LABELS = {
+    TOKENS: "text or part of it",
+    "correlations": "input correlations",
+    "importance": "importance matrix",
+}
 """Names of settings in messages, if they differ from the setting's name."""
 
 
@@ -75,7 +77,7 @@ def _differences(old: Settings, new: Settings) -> Iterator[str]:
     for name in names:
         before, now = old.get(name), new[name]
         label = _LABELS.get(name, f"`{name}`")
-        if name == TOKENS and _CUTTING & set(names):
+        if name == TOKENS and {"n_ctx", "n_chunks"} & set(names):
             continue
         if isinstance(before, bool) and isinstance(now, bool):
             yield f"{label} (now without)" if before else f"no {label} (now with)"
