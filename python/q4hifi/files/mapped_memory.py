@@ -1,7 +1,7 @@
 """Files in memory, without an open descriptor for each.
 
-Python's :mod:`mmap` keeps a descriptor open for every mapping (until Python 3.13, always). A model of a
-thousand shards would exceed the usual limit of open files. So on POSIX the system's own ``mmap`` is called.
+Before Python 3.13, :mod:`mmap` keeps a descriptor open for every mapping, so that a model of a thousand
+shards exceeds the usual limit of open files. Therefore, on POSIX, the system's ``mmap`` is called directly.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import BadOptionError
 from ...runtime.tokenizer import SHIELD, TokenStream
+from ...wording import counted
 from ..protocol import Tokens
 
 BYTES_PER_TOKEN = 16
@@ -96,7 +97,9 @@ class LlamaTokenizer:
         that is not in the vocabulary.
         """
         if not 0 <= token < self.n_vocab:
-            raise BadOptionError(f"token {token} is not in the vocabulary, which has {self.n_vocab} tokens")
+            raise BadOptionError(
+                f"token {token} is not in the vocabulary, which has {counted(self.n_vocab, 'token')}"
+            )
         room = 256
         while True:
             text = ctypes.create_string_buffer(room)
