@@ -32,8 +32,8 @@ FIRST_WORD = 10
 GPU_LAYERS_WORD = 4
 """``n_gpu_layers`` in ``llama_model_params``: behind two pointers, before ``split_mode`` and ``main_gpu``."""
 
-TENSOR_SPLIT_OFFSET = 32
-"""``tensor_split`` in ``llama_model_params``, in bytes."""
+MODEL_WORDS = 24
+"""Words of ``llama_model_params`` in which its fields that are true or false are searched."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,24 @@ def model_params(lib: ctypes.CDLL, gpu_layers: int | None, tensor_split: object 
     if gpu_layers is None and tensor_split is None:
         return params
     words = params.words
-    if any(words[:GPU_LAYERS_WORD]) or words[GPU_LAYERS_WORD + 1] != 1 or any(words[8:10]):
+    if any(words[:GPU_LAYERS_WORD]) or words[GPU_LAYERS_WORD + 1] != 1:
         raise _unlike(f"llama_model_params begins with {list(words[:8])}")
     if gpu_layers is not None:
         words[GPU_LAYERS_WORD] = gpu_layers & 0xFFFFFFFF
     if tensor_split is not None:
         address = ctypes.addressof(tensor_split)  # type: ignore[arg-type]
-        params.set_pointer(TENSOR_SPLIT_OFFSET, address)
+        params.set_pointer(_tensor_split(list(words[:MODEL_WORDS])), address)
     return params
+
+
+def _tensor_split(words: list[int]) -> int:
+    """Return the offset of ``tensor_split``: the first of four null pointers before the fields true or false."""
+    first = GPU_LAYERS_WORD + 3 + 8
+    flags = [i for i in range(first, len(words)) if words[i] and not words[i] & ~0x01010101]
+    pointers = 0 if not flags else flags[0] // 2 * 2 - 8
+    if not flags or any(words[pointers : pointers + 8]):
+        raise _unlike(f"llama_model_params is {words}")
+    return 4 * pointers
 
 
 def _unlike(what: str) -> UnavailableError:
