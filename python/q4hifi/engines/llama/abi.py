@@ -146,7 +146,7 @@ def model_params(lib: ctypes.CDLL, gpu_layers: int | None, tensor_split: object 
 
 
 def _tensor_split(words: list[int]) -> int:
-    """Return the offset of ``tensor_split``: the first of four null pointers before the fields true or false."""
+    """Return the offset of ``tensor_split``: the first of four null pointers before the flags."""
     first = GPU_LAYERS_WORD + 3 + 8
     flags = [i for i in range(first, len(words)) if words[i] and not words[i] & ~0x01010101]
     pointers = 0 if not flags else flags[0] // 2 * 2 - 8
