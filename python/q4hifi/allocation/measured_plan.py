@@ -32,7 +32,7 @@ REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q
 FED_BACK = 0.77
 """The weighted error eᵀ H e with error feedback, divided by that without. H is measured on another text than
 the input correlations that the feedback uses. The figure is alike for all types of blocks and most matrices
-of a model of 1.5 B (``benches/cancel.py``)."""
+of a model of 1.5 B (``benches/error_feedback.py``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Measure by how much error feedback (GPTQ, LDLQ) reduces the error of a matrix' outputs.
 
-    python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
+    python benches/error_feedback.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
 
 Encodes the first rows of matrices twice, refined without and with error feedback. Prints the ratio of the
 output errors eᵀ H e, by matrix and type, where e is the error of a row and H = E[x xᵀ] the Hessian. H is
