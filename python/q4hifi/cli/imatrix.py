@@ -208,7 +208,9 @@ def imatrix(
     if show_statistics:
         console().print(importance_table(tensors))
     if output is not None:
-        click.echo(printable(f"{len(sums.tensors)} tensors, {sums.chunk_count} chunks: wrote {output}"))
+        refining = "".join(f" and {name} (only for --refine)" for name in sums.refining)
+        counted = f"{len(sums.tensors)} matrices{refining}, {sums.chunk_count} chunks"
+        click.echo(printable(f"{counted}: wrote {output}"))
 
 
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..formats.layout import LAYOUTS
+from ..pipeline.quantize_options import GUESSED, QuantizeOptions
 from ..pipeline.target_types import DEQUANTIZED, EXPORTS
 from ..wording import human_bytes
 from .common import (
@@ -72,6 +73,7 @@ def quantize(
     dst = given.dst or default_destination(src, options)
     if not dry_run:
         check_output("DST", dst)
+    _note_guesses(options)
     from ..pipeline.quantize import plan_file, quantize_file
 
     if dry_run:
@@ -116,6 +118,7 @@ def plan(
     if src.endswith(SHAPES):
         found = plan_shapes(src, **of_shapes(options))
     else:
+        _note_guesses(options)
         with progress_bar() as progress:
             found = plan_file(src, replace(options, progress=progress))
     _print_plan(found, as_json, tensors)
@@ -188,6 +191,12 @@ def export(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
         )
     _print_report(report, as_json)
+
+
+def _note_guesses(options: QuantizeOptions) -> None:
+    """Print, before the work begins, a note to standard error if sensitivities will be guessed."""
+    if options.guesses_sensitivities:
+        click.echo(f"note: {GUESSED}", err=True)
 
 
 def _write_types(plan: Plan, file: str | None, overwrite: bool, written: Sequence[Path] = ()) -> None:

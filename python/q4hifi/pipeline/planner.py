@@ -31,7 +31,7 @@ from ..plan.size_classes import overhead_for
 from ..plan.tensor_rules import IdleRule
 from ..plan.type_rules import Choice, open_tensors
 from ..threads import thread_count
-from .quantize_options import QuantizeOptions
+from .quantize_options import GUESSED, QuantizeOptions
 from .rewrite import Output
 
 
@@ -76,7 +76,8 @@ class Planner:
         Reads weights, and runs the model, only if the options ask for it (:attr:`measures`).
         """
         plan = self._measured() if self.measures else self.unmeasured()
-        return replace(plan, warnings=(*plan.warnings, *self._idle_weights()))
+        guessed = [GUESSED] * self.options.guesses_sensitivities
+        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed))
 
     def unmeasured(self) -> Plan:
         """Return the plan of the recipe, which reads no weights."""

@@ -70,5 +70,19 @@ class QuantizeOptions(TypeOptions):
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
 
+    @property
+    def guesses_sensitivities(self) -> bool:
+        """Whether types are chosen by measured errors, but how much these harm the model was not measured."""
+        measured = (self.imatrix, self.sensitivities, self.calibrate)
+        return all(file is None for file in measured) and self.is_measured(False)
+
+
+GUESSED = (
+    "without an importance matrix, q4hifi can only guess how much an error in each tensor harms the model."
+    " The KL divergence will be higher than estimated, and may be higher than that of a fixed mix of the same"
+    " size. Make an importance matrix with 'q4hifi imatrix', and name it with --imatrix"
+)
+"""The warning for options that :attr:`~QuantizeOptions.guesses_sensitivities`."""
+
 
 document(QuantizeOptions, QuantizeOptions, SECTIONS)
