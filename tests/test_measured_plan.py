@@ -185,7 +185,9 @@ def test_sensitive_tensors_get_the_bits(tmp_path: Path) -> None:
 
 def test_sensitivities_of_another_model_are_refused(tmp_path: Path) -> None:
     path = _write(tmp_path / "s.json", {"blk.0.attn_v.weight": 1.0})
-    with pytest.raises(BadOptionError, match=r"s\.json: has no sensitivity for 56 tensors, such as token_embd"):
+    with pytest.raises(
+        BadOptionError, match=r"s\.json: has no sensitivity for 56 tensors, such as token_embd"
+    ):
         planned(sensitivities=path)
     with pytest.raises(BadFileError, match="cannot read the sensitivities"):
         planned(sensitivities=tmp_path / "missing.json")

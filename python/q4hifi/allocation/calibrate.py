@@ -218,7 +218,7 @@ def _measured(
     if tokens.size < n_ctx * n_chunks:
         raise BadOptionError(
             f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"
-            " give a longer text, or fewer or shorter chunks"
+            " give a longer text, or measure fewer or shorter chunks with 'q4hifi calibrate'"
         )
     setting = Setting(
         model=model_fingerprint(source),

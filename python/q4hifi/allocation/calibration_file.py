@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -53,6 +53,20 @@ class Setting:
     importance: str | None
     n_ctx: int
     group: int
+
+    def differences(self, other: Setting) -> Iterator[str]:
+        """Yield in words what is different in ``other``."""
+        if self.model != other.model:
+            yield "another model"
+        if self.text != other.text:
+            yield "another text"
+        if self.importance != other.importance:
+            article = "no" if self.importance is None else "an" if other.importance is None else "another"
+            yield f"{article} importance matrix" + " or part of it" * (article == "another")
+        if self.n_ctx != other.n_ctx:
+            yield f"{self.n_ctx} tokens per chunk, not {other.n_ctx}"
+        if self.group != other.group:
+            yield f"groups of {self.group} layers, not {other.group}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +163,11 @@ class Calibration:
         if path is None or not Path(path).exists():
             return cls(setting)
         found = cls.load(path)
-        old, new = asdict(found.setting), asdict(setting)
-        if different := [key for key in new if old[key] != new[key]]:
+        if differences := list(found.setting.differences(setting)):
+            usable = found.setting.model == setting.model
             raise BadOptionError(
-                f"{path}: measured with another {', '.join(different)}; name another file, or remove it"
+                f"{path}: was measured with {', '.join(differences)}; remove or rename it to measure again"
+                + ", or use it as it is, with 'q4hifi quantize --sensitivities'" * usable
             )
         return found
 

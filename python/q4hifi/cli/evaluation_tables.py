@@ -259,5 +259,5 @@ def calibration_table(result: Calibrated) -> RenderableType:
         )
     n = result.n_chunks
     read = f"{n} {'chunk' if n == 1 else 'chunks'} of {result.n_ctx} tokens"
-    summary = f"estimate for all matrices at about 4 bits together: KLD {total:.5f} nats per token; {read}"
+    summary = f"estimated for all matrices at about 4 bits: KLD {total:.5f} nats per token; {read}"
     return paragraphs([table], [summary])

@@ -14,6 +14,7 @@ from ..evaluate.limits import FISHER_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
 from ..wording import printable
+from .choice import Choice
 from .common import (
     console,
     json_option,
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     help="Add the values of an importance matrix file. Repeatable.",
 )
 @click.option(
-    "--output-format", "form", type=click.Choice(FORMS),
+    "--output-format", "form", type=Choice(FORMS),
     help="Format of OUT: gguf, or llama.cpp's older dat. [default: dat if OUT ends in .dat, else gguf]",
 )  # fmt: skip
 @click.option(

@@ -25,7 +25,7 @@ class QuantizeOptions(TypeOptions):
     )
     imatrix: FilePath | None = option(
         None,
-        "Importance matrix, of q4hifi or llama-imatrix.",
+        "Importance matrix, made by 'q4hifi imatrix' or llama-imatrix.",
         section=IMATRIX,
         metavar="FILE",
     )
@@ -42,7 +42,7 @@ class QuantizeOptions(TypeOptions):
         metavar="NAME",
     )
     allow_missing_importance: bool = option(
-        False, "Use it even if it seems to be of another model.", section=IMATRIX
+        False, "Use the importance matrix even if it seems to be of another model.", section=IMATRIX
     )
     keep_split: bool = option(False, "Split the output into as many files as the source.", section=OUTPUT)
     split_max_size: Bytes | None = option(

@@ -37,7 +37,7 @@ def mix_name(overview: Overview) -> str:
     sizes: Counter[str] = Counter()
     for tensor in overview.tensors:
         sizes[tensor.type] += tensor.nbytes or 0
-    shares = [(size / sizes.total(), kind) for kind, size in sizes.most_common()]
+    shares = [(size / max(1, sizes.total()), kind) for kind, size in sizes.most_common()]
     named = [f"{share:.0%} {kind}" for share, kind in shares if share >= LEAST_SHARE]
     mixed = "mixed: " * (len(named) > 1)
     return f"{mixed}{', '.join(named)} (general.file_type is {overview.file_type})"

@@ -68,7 +68,7 @@ class TypeOptions:
         details="In capitals or small letters.",
     )
     _: KW_ONLY
-    pure: bool = option(False, "Give every matrix the main type of the recipe, such as Q4_K for Q4_K_M.")
+    pure: bool = option(False, "Give every matrix the main type of the mix, such as Q4_K for Q4_K_M.")
     refine: bool | None = option(
         None,
         "Search longer for blocks with less error. Types and sizes stay the same.",
@@ -82,24 +82,27 @@ class TypeOptions:
     )
     tensor_types: TensorTypes = option(
         (),
-        "Type of the tensors whose name matches. The first match counts.",
+        "Type of the tensors whose name matches, such as attn_v=q6_k. The first match counts.",
         section=BY_TENSOR,
         metavar="REGEX=TYPE",
         details="Pairs of a regular expression, in llama-quantize's dialect, and a type. A type that q4hifi"
         " cannot encode is allowed for tensors that have it already: they are copied.",
     )
-    output_tensor_type: str | None = option(None, "Type of output.weight.", section=BY_TENSOR, metavar="TYPE")
+    output_tensor_type: str | None = option(
+        None, "Type of output.weight, such as Q6_K.", section=BY_TENSOR, metavar="TYPE"
+    )
     token_embedding_type: str | None = option(
-        None, "Type of token_embd.weight.", section=BY_TENSOR, metavar="TYPE"
+        None, "Type of token_embd.weight, such as Q8_0.", section=BY_TENSOR, metavar="TYPE"
     )
     leave_output_tensor: bool = option(False, "Do not quantize output.weight.", section=BY_TENSOR)
     coverage: str | None = option(
         None,
-        "How the type of each tensor is chosen: by measured errors, or by a table for the model's size.",
+        "How the type of each tensor is chosen. measured: by the errors of all types within a budget. scale:"
+        " by a table for the model's size.",
         section=HIFI,
         choices=COVERAGES,
         details="Measuring encodes a sample of the rows of every tensor in each type that it may take.",
-        unset="measured with an importance matrix, else scale",
+        unset="measured with an importance matrix or a budget, else scale",
     )
     target_size: Bytes | None = option(
         None,
@@ -121,20 +124,21 @@ class TypeOptions:
     stock: bool = option(False, "Use only types that stock llama.cpp loads.", section=BY_ERROR)
     sensitivities: FilePath | None = option(
         None,
-        "Read from a JSON file how much an error in each tensor harms the model.",
+        "Read from FILE how much an error in each tensor harms the model, as 'q4hifi calibrate' writes it.",
         section=BY_ERROR,
         metavar="FILE",
     )
     calibrate: FilePath | None = option(
         None,
-        "Measure this first, by running the model on a text. The result is kept and used again.",
+        "Measure first how much an error in each tensor harms the model, by running it on the text in FILE."
+        " The result is kept beside the importance matrix, or beside the model, and used again.",
         section=BY_ERROR,
-        metavar="TEXT",
-        details="See q4hifi.calibrate. The result is a file beside the imatrix, or beside the model.",
+        metavar="FILE",
+        details="See q4hifi.calibrate.",
     )
     outliers: int | None = option(
         None,
-        "Outliers per block of 256 weights, kept in 16 bits.",
+        "Number of weights in a block of 256 that are kept in 16 bits: its outliers.",
         section=BY_SIZE,
         metavar="N",
         between=(0, MAX_OUTLIERS),
@@ -151,8 +155,8 @@ class TypeOptions:
     )
     layout: str = option(
         SPLIT,
-        "How Q4_HIFI is stored: with the outliers in tensors of their own, or as the llama.cpp branch with"
-        " this type reads it.",
+        "How Q4_HIFI is stored. split: with the outliers in tensors of their own. fork: as the llama.cpp"
+        " branch with this type reads it.",
         section=OUTPUT,
         choices=LAYOUTS,
     )
