@@ -209,8 +209,8 @@ def imatrix(
     if show_statistics:
         console().print(importance_table(tensors))
     if output is not None:
-        refining = "".join(f" and {name} (only for --refine)" for name in sums.refining)
-        counted = f"{len(sums.tensors)} matrices{refining}, {sums.chunk_count} chunks"
+        refining = [f" and {name} (for refined types only)" for name in sums.refining if form == GGUF]
+        counted = f"{len(sums.tensors)} matrices{''.join(refining)}, {sums.chunk_count} chunks"
         click.echo(printable(f"{counted}: wrote {output}"))
 
 

@@ -63,8 +63,8 @@ def export_file(
     with ModelFile.open(src) as model:
         if model.layout is None:
             raise UnsupportedModelError(
-                f"{model.paths[0]}: has no Q4_HIFI tensors, so there is nothing to convert; use this file: it"
-                " loads in llama.cpp as it is"
+                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is."
+                f" {os.fspath(dst)} was not written"
             )
         kind = EXPORTS[as_.lower()] if as_ else Q4_HIFI
         plan = _plan(model, kind, layout or SPLIT)
