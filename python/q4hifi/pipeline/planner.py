@@ -11,7 +11,7 @@ from ..allocation.calibration_file import load_sensitivities
 from ..allocation.calibration_path import calibration_file, part_of_imatrix
 from ..allocation.measured_plan import make_menu, measure_errors, measured_plan
 from ..allocation.sampled_errors import logit_variance
-from ..allocation.sensitivities import Sensitivities, default_sensitivities
+from ..allocation.sensitivities import FISHER_SOURCE, Sensitivities, default_sensitivities
 from ..codec.model_file import ModelFile
 from ..errors import UnsupportedModelError
 from ..evaluate.chunks import read_text
@@ -129,7 +129,7 @@ class Planner:
             budget,
             lambda chosen: self._sized(options, chosen),
             size_of,
-            sensitivities=sensitivities.source,
+            sensitivities=self._source(sensitivities),
             stock=options.stock,
         )
 
@@ -149,6 +149,12 @@ class Planner:
             threads=options.threads,
             progress=options.progress,
         ).as_sensitivities()
+
+    def _source(self, sensitivities: Sensitivities) -> str:
+        """Where sensitivities are from; of Fisher information with its tokens, of which many are better."""
+        if sensitivities.source != FISHER_SOURCE or self.importance is None:
+            return sensitivities.source
+        return f"{FISHER_SOURCE} ({self.importance.fisher_tokens:,} tokens)"
 
     def _budget(self) -> tuple[int, Callable[[Plan], int]]:
         """The most bytes that a measured plan may have, and the function that counts a plan's bytes."""
