@@ -424,6 +424,27 @@ def test_verify(run: Run, folder: Path) -> None:
     assert broken.out.count("out.gguf") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "source", "compared"),
+    [
+        ("export SRC out.gguf --as q6_k", "Q4_HIFI", True),
+        ("dequantize SRC out.gguf", "Q4_K_M", True),
+        ("dequantize SRC out.gguf F32", "Q8_0", True),
+        ("quantize SRC out.gguf Q4_0 --allow-requantize", "Q8_0", True),
+        ("quantize SRC out.gguf Q4_0", "F16", False),
+        ("dequantize SRC out.gguf BF16", "F16", False),
+    ],
+)
+def test_a_report_says_with_what_errors_are_compared(
+    command: str, source: str, compared: bool, run: Run, folder: Path
+) -> None:
+    q4hifi.quantize_file("model-f16.gguf", "src.gguf", source)
+    outcome = run(*command.replace("SRC", "src.gguf").split())
+    assert outcome.status == 0 and "squared error over squared weight\n" in outcome.out
+    note = "compared with the decoded weights of SRC; what was lost when SRC was quantized is not included\n"
+    assert (note in outcome.out) == compared
+
+
 @pytest.mark.parametrize("arguments", ["--as drop", "--as Q5_K", "--as f16 -t 1", "--layout fork"])
 def test_export(arguments: str, run: Run, folder: Path) -> None:
     q4hifi.quantize_file("model-f16.gguf", "hifi.gguf")
