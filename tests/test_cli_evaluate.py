@@ -190,7 +190,7 @@ def test_imatrix(run: Run, folder: Path) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert "Final estimate: PPL = 40." in outcome.out
     assert re.search(r"^ *0 +ffn_down +[\d.]+ ", outcome.out, re.MULTILINE)
-    counted = "56 matrices and token_embd.weight (for refined types only), 6 chunks"
+    counted = "56 tensors and token_embd.weight (for refined types only), 6 chunks"
     assert outcome.out.endswith(f"\n{counted}: wrote made.gguf\n")
     read = load_importance(folder / "made.gguf")
     assert (len(read), len(read.refining())) == (56, 57)  # and so many entries_count of quantized files is
@@ -200,7 +200,7 @@ def test_imatrix(run: Run, folder: Path) -> None:
 def test_matrices_are_added_up_and_shown_without_a_model(run: Run, folder: Path) -> None:
     assert run("imatrix", EXAMPLE, *CUT, "--no-ppl", "--output-format", "dat").out.endswith("imatrix.dat\n")
     both = run("imatrix", "--in-file", "imatrix.dat", "--in-file", "imatrix.dat", "-c", 64, "-o", "both.gguf")
-    assert both.out == "56 matrices, 12 chunks: wrote both.gguf\n"
+    assert both.out == "56 tensors, 12 chunks: wrote both.gguf\n"
     shown = run("imatrix", "--in-file", "both.gguf", "--show-statistics")
     assert "CosSim" in shown.out and "wrote" not in shown.out
     found = json.loads(run("imatrix", "--in-file", "both.gguf", "--json").out)

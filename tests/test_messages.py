@@ -23,6 +23,8 @@ QUANTIZING = ("plan", "quantize")
 
 SHOWN_BY = {
     "allocation/measured_plan.py": QUANTIZING,
+    "engines/llama/model.py": CHUNKS,
+    "engines/opening.py": ("bench", *CHUNKS),
     "evaluate/chunks.py": CHUNKS,
     "evaluate/collect_imatrix.py": ("imatrix",),
     "evaluate/log_probs_file.py": ("perplexity",),
@@ -47,11 +49,15 @@ SHOWN_BY = {
 }
 """Module -> the commands that can show its messages with keywords."""
 
-ONLY_IN_ONE = {("files/output_file.py", "resume"): CHUNKS}
+ONLY_BY = {
+    ("engines/llama/model.py", "fisher_chunks"): ("imatrix",),
+    ("files/output_file.py", "resume"): CHUNKS,
+}
 """(Module, keyword) -> the commands that can show this message, if they are not those of the module."""
 
 ONLY_IN_PYTHON = {
     "allocation/calibrate.py": {"n_ctx", "n_chunks", "group"},  # the command checks these ranges by itself
+    "codec/input_sums.py": {"matrices"},
     "pipeline/with_options.py": {"options"},
 }
 """Module -> the keywords in messages that no command shows."""
@@ -104,7 +110,7 @@ def test_the_walk_finds_the_keywords() -> None:
 def test_a_keyword_in_a_message_is_an_option_of_the_commands_that_show_it(module: str, keyword: str) -> None:
     if keyword in ONLY_IN_PYTHON.get(module, ()):
         return
-    commands = ONLY_IN_ONE.get((module, keyword), SHOWN_BY[module])
+    commands = ONLY_BY.get((module, keyword), SHOWN_BY[module])
     assert [command for command in commands if keyword not in options(command)] == []
 
 

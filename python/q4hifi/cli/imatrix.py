@@ -210,7 +210,7 @@ def imatrix(
         console().print(importance_table(tensors))
     if output is not None:
         refining = [f" and {name} (for refined types only)" for name in sums.refining if form == GGUF]
-        counted = f"{len(sums.tensors)} matrices{''.join(refining)}, {sums.chunk_count} chunks"
+        counted = f"{len(sums.tensors)} tensors{''.join(refining)}, {sums.chunk_count} chunks"
         click.echo(printable(f"{counted}: wrote {output}"))
 
 
