@@ -203,13 +203,14 @@ def measured_plan(
 
 
 def _too_small(budget: int, smallest: int, plan: Plan, menu: Menu) -> str:
+    """Return the message about a budget below the size of ``plan``, which has the smallest types."""
     bits = ceil(1000 * plan.bits_per_weight) / 1000
-    by_hand = any(t.type.quantized and t.name not in menu for t in plan.tensors)
+    remedy = "give at least that"
+    if any(t.type.quantized and t.name not in menu for t in plan.tensors):
+        remedy += ", or name smaller types in the options for single tensors"
     return (
         f"the budget is {budget} bytes, and the smallest that the types allow is {smallest}"
-        f" ({human_bytes(smallest)}, {bits} bits per weight); give at least that"
-        + ", or name smaller types in the options for single tensors"
-        * by_hand
+        f" ({human_bytes(smallest)}, {bits} bits per weight); {remedy}"
     )
 
 

@@ -64,7 +64,7 @@ def default_destination(src: str, options: TypeOptions) -> str:
     path = Path(src)
     check_regular_file(path)
     stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
-    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.name_in_file}{SUFFIX}"))
+    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.file_title}{SUFFIX}"))
 
 
 _TYPES = "|".join(RECIPES)

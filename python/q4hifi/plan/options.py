@@ -240,7 +240,7 @@ class TypeOptions:
         return f"{self._budget or 'Q4'}{MEASURED_NAME}" if self.stock else self.recipe.name
 
     @property
-    def name_in_file(self) -> str:
+    def file_title(self) -> str:
         """The end of the default name of the output: the title, and of Q4_HIFI within a budget the budget."""
         if self.stock or self._budget is None:
             return self.title
