@@ -23,8 +23,8 @@ QUANTIZING = ("plan", "quantize")
 
 SHOWN_BY = {
     "allocation/measured_plan.py": QUANTIZING,
-    "engines/llama/model.py": CHUNKS,
-    "engines/opening.py": ("bench", *CHUNKS),
+    "engines/llama/model.py": ("calibrate", *CHUNKS),
+    "engines/opening.py": ("bench", "calibrate", *CHUNKS),
     "evaluate/chunks.py": CHUNKS,
     "evaluate/collect_imatrix.py": ("imatrix",),
     "evaluate/log_probs_file.py": ("perplexity",),

@@ -51,10 +51,12 @@ def _has_another_mix(overview: Overview) -> bool:
     recipe = find_recipe(str(number))
     if recipe.default is None or not recipe.default.quantized:
         return False
-    ordered = sorted(overview.tensors, key=lambda t: processing_order(t.name))
+    # a recipe counts tensors in the order of writing: llama-quantize's, or the source's for split files
+    orders = (sorted(overview.tensors, key=lambda t: processing_order(t.name)), overview.tensors)
     try:
         return not any(
-            _chosen(ordered, overview, recipe.name, has_imatrix) == [t.type for t in ordered]
+            _chosen(tensors, overview, recipe.name, has_imatrix) == [t.type for t in tensors]
+            for tensors in orders
             for has_imatrix in (True, False)
         )
     except Q4HifiError:  # the metadata do not say enough
