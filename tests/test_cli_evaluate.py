@@ -288,8 +288,10 @@ def test_imatrix(run: Run, folder: Path) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert "Final estimate: PPL = 40." in outcome.out
     assert re.search(r"^ *0 +ffn_down +[\d.]+ ", outcome.out, re.MULTILINE)
-    assert outcome.out.endswith("56 tensors, 6 chunks: wrote made.gguf\n")
+    counted = "56 tensors and token_embd.weight (for refined types only), 6 chunks"
+    assert outcome.out.endswith(f"\n{counted}: wrote made.gguf\n")
     read = load_importance(folder / "made.gguf")
+    assert (len(read), len(read.refining())) == (56, 57)  # and so many entries_count of quantized files is
     assert (read.chunk_count, read.chunk_size, read.datasets) == (6, 64, (str(TEXT),))
 
 

@@ -315,7 +315,7 @@ def test_the_example_gives_what_llama_imatrix_gives() -> None:
 
 def test_a_model_can_be_quantized_with_it(tmp_path: Path) -> None:
     made = q4hifi.collect_importance(EXAMPLE, TEXT, n_ctx=64, n_chunks=2, score=False, dataset="text.txt")
-    for form, source in ((GGUF, FISHER_SOURCE), (DAT, DEFAULT_SOURCE)):
+    for form, source in ((GGUF, f"{FISHER_SOURCE} (64 tokens)"), (DAT, DEFAULT_SOURCE)):
         imatrix = tmp_path / f"imatrix.{form}"
         made.save(imatrix, form=form)
         report = q4hifi.quantize_file(EXAMPLE, tmp_path / f"{form}.gguf", imatrix=imatrix)

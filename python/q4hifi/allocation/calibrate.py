@@ -220,7 +220,7 @@ def _measured(
         raise BadOptionError(
             f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"
             f" need {n_ctx * n_chunks};"
-            " give a longer text, or fewer or shorter chunks"
+            " give a longer text, or measure fewer or shorter chunks with 'q4hifi calibrate'"
         )
     setting = Setting(
         model=model_fingerprint(source),

@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import BadFileError
+from ..errors import BadFileError, BadOptionError
 from ..evaluate.estimates import Estimate
-from ..evaluate.resuming import check_same
 from ..evaluate.scored_tokens import n_predictions
 from ..files.file_kinds import SENSITIVITIES_NAME, Purpose
 from ..files.json_file import read_json
@@ -62,6 +61,20 @@ class Setting:
     importance: str | None
     n_ctx: int
     group: int
+
+    def differences(self, other: Setting) -> Iterator[str]:
+        """Yield in words what is different in ``other``."""
+        if self.model != other.model:
+            yield "another model"
+        if self.text != other.text:
+            yield "another text"
+        if self.importance != other.importance:
+            article = "no" if self.importance is None else "an" if other.importance is None else "another"
+            yield f"{article} importance matrix" + " or part of it" * (article == "another")
+        if self.n_ctx != other.n_ctx:
+            yield f"{self.n_ctx} tokens per chunk, not {other.n_ctx}"
+        if self.group != other.group:
+            yield f"groups of {self.group} layers, not {other.group}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +171,12 @@ class Calibration:
         if path is None or not Path(path).exists():
             return cls(setting)
         found = cls.load(path)
-        check_same(path, asdict(found.setting), asdict(setting), _ANOTHER)
+        if differences := list(found.setting.differences(setting)):
+            usable = found.setting.model == setting.model
+            raise BadOptionError(
+                f"{path}: was measured with {', '.join(differences)}; remove or rename it to measure again"
+                + ", or use it as it is, with 'q4hifi quantize --sensitivities'" * usable
+            )
         return found
 
 

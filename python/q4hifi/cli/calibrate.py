@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from ..allocation.calibration_path import calibration_file
@@ -28,16 +26,13 @@ from .texts import (
     words_argument,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 @main.command()
 @click.argument("model", type=INPUT)
 @words_argument
 @file_option
 @options_of(IMATRIX)(
-    "--imatrix", type=INPUT, metavar="I", help="Importance matrix with which MODEL will be quantized."
+    "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix with which MODEL will be quantized."
 )
 @option_of("include_weights")
 @option_of("exclude_weights")
@@ -45,7 +40,8 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     metavar="OUT",
-    help=f"File to write. [default: {calibration_file('MODEL', 'I')}]",
+    help="File to write. [default: the name of the importance matrix, or else of MODEL, with"
+    " .sensitivity.json added]",
 )
 @click.option(
     "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N", default=256,

@@ -250,8 +250,8 @@ def calibration_table(result: Calibrated) -> RenderableType:
     """Return the results of ``q4hifi calibrate`` by tensor role.
 
     Each matrix was quantized to about 4 bits by itself. KLD is the sum of the KL divergences that this
-    caused. A sensitivity is divergence per relative squared error: the mean over the role's matrices, the
-    lowest and the highest.
+    caused: an estimate of the divergence if all were. A sensitivity is divergence per relative squared error:
+    the mean over the role's matrices, the lowest and the highest.
     """
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for head in ("role", "matrices", "KLD", "share", "sensitivity", "lowest", "highest"):
@@ -269,5 +269,5 @@ def calibration_table(result: Calibrated) -> RenderableType:
         )
     n = result.n_chunks
     read = f"{counted(n, 'chunk')} of {result.n_ctx} tokens"
-    summary = f"predicted for all matrices at about 4 bits: KLD {total:.5f} nats; {read}"
+    summary = f"estimated for all matrices at about 4 bits: KLD {total:.5f} nats per token; {read}"
     return paragraphs([table], [summary])

@@ -15,6 +15,7 @@ from ..evaluate.limits import FISHER_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
 from ..wording import counted, human_bytes, printable
+from .choice import Choice
 from .common import (
     console,
     json_option,
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     help="Add the values of an importance matrix file. Repeatable.",
 )
 @click.option(
-    "--output-format", "form", type=click.Choice(FORMS),
+    "--output-format", "form", type=Choice(FORMS),
     help="Format of OUT: gguf, or llama.cpp's older dat. [default: dat if OUT ends in .dat, else gguf]",
 )  # fmt: skip
 @click.option(
@@ -237,7 +238,10 @@ def imatrix(
     if show_statistics:
         console().print(importance_table(tensors))
     if output is not None:
-        found = f"{counted(len(sums.tensors), 'tensor')}, {counted(sums.chunk_count, 'chunk')}"
+        refining = [f" and {name} (for refined types only)" for name in sums.refining if form == GGUF]
+        found = (
+            f"{counted(len(sums.tensors), 'tensor')}{''.join(refining)}, {counted(sums.chunk_count, 'chunk')}"
+        )
         click.echo(printable(f"{found}: wrote {output}"))
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..codec.overview import Overview, shown_value
+from ..plan.mix_name import mix_name
 from ..wording import counted, human_bytes, printable
 from .tables import new_table, paragraphs, unbroken
 
@@ -22,7 +23,7 @@ def overview_tables(overview: Overview, *, tensors: bool = False) -> RenderableT
         [
             *(unbroken(printable(path)) for path in overview.paths),
             Text(
-                f"{overview.file_type}, {counted(overview.n_params, 'parameter', form=',')} in"
+                f"{mix_name(overview)}, {counted(overview.n_params, 'parameter', form=',')} in"
                 f" {counted(len(overview.tensors), 'tensor')},"
                 f" {human_bytes(overview.file_bytes)}, {overview.bits_per_weight:.3f} bits per weight"
             ),

@@ -219,6 +219,11 @@ class Importance:
         """Tensors whose Fisher information is in the file. :meth:`filtered` keeps all of them."""
         return tuple(self._fisher)
 
+    @property
+    def fisher_tokens(self) -> int:
+        """Number of tokens that the Fisher information was measured on; 0 if the file does not have it."""
+        return int(max((entry.counts.max() for entry in self._fisher.values()), default=0))
+
     def fisher(self, name: str, row_length: int) -> Floats | None:
         """Return the mean Fisher information of a matrix for one token, by column: float32 [row_length].
 

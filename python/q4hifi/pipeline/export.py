@@ -64,7 +64,8 @@ def export_file(
         model.check_has_weights()
         if model.layout is None:
             raise UnsupportedModelError(
-                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is"
+                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is."
+                f" {os.fspath(dst)} was not written"
             )
         kind = EXPORTS[as_.lower()] if as_ else Q4_HIFI
         plan = _plan(model, kind, layout or SPLIT)

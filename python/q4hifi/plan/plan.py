@@ -118,8 +118,10 @@ class TypeTotal:
 class Measured:
     """The budget and the prediction of a plan that measured errors decided.
 
-    ``budget`` and ``used`` are bytes. ``predicted_kld`` is in nats. ``gap`` is the share of it that another
-    choice within the budget could save at most. ``sensitivities`` says where the sensitivities are from.
+    ``budget`` and ``used`` are bytes. ``predicted_kld`` is the KL divergence from the source in nats per
+    token. It is an estimate: the sum, over all tensors, of the error in a sample of the rows times the
+    sensitivity. ``gap`` is the share of it that another choice within the budget could save at most.
+    ``sensitivities`` says where the sensitivities are from.
     """
 
     budget: int

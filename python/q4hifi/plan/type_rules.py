@@ -178,6 +178,8 @@ class _Chooser:
         return Q8_0 if falcon or default == Q8_0 else Q6_K
 
     def _hifi(self, role: str, layer: int | None) -> TensorType:
+        if self.options.stock:
+            return Q4_K
         covered = (role in ATTN_V_LIKE and self._covers(self.size_class.attn_v_coverage, layer)) or (
             role == "ffn_down" and self._covers(self.size_class.ffn_down_coverage, layer)
         )

@@ -22,7 +22,7 @@ from ..formats.tensor_names import EMBEDDINGS, is_tied
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
 from ..wording import counted
-from .architecture import SUPPORTED, config_of, place_of
+from .architecture import SUPPORTED, RoleAndLayer, config_of, role_and_layer
 from .loading import MappedFiles, frequency_factors, load_weights
 from .model_input_sums import ModelInputSums
 from .sampler import Sampler
@@ -114,7 +114,7 @@ class Model:
             self._weights = MappedFiles(file.gguf.map())
             with self._weights.intact():
                 self._core = load_weights(file, config, thread_count(threads), self._weights.mappings)
-            self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
+            self._matrices = {name: use for name in file.tensors if (use := role_and_layer(name))}
             self.matrices: Collection[str] = frozenset(
                 name for name in self._matrices if len(file.tensors[name].shape) > 1
             )
@@ -204,33 +204,33 @@ class Model:
         Tied embeddings are replaced in both uses. Raises :class:`BadOptionError` if ``name`` is not a matrix
         of the model, or if ``tensor`` has another shape or a type that cannot be run.
         """
-        places = self._places(name)
+        uses = self._uses(name)
         parts = [part.copy() for part in tensor.parts]
         for part in parts:
             part.flags.writeable = False
         kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
         model = copy.copy(self)
         with ErrorsAt(f"{self.path}: {name} cannot be replaced: "), core_errors(BadOptionError):
-            for role, layer in places:
+            for role, layer in uses:
                 entry = (role, layer, kind.id, tensor.shape[-1], tensor.outliers, parts)
                 model._core = model._core.replaced(entry)
         return model
 
-    def _places(self, name: str) -> list[tuple[str, int | None]]:
+    def _uses(self, name: str) -> list[RoleAndLayer]:
         """Return the roles and layers in which a matrix is used: two for tied embeddings."""
         if name not in self._matrices:
             raise BadOptionError(f"{self.path}: there is no tensor {name}")
-        places = [self._matrices[name]]
+        uses = [self._matrices[name]]
         if name == EMBEDDINGS and is_tied(self._matrices):
-            places.append(("output", None))
-        return places
+            uses.append(("output", None))
+        return uses
 
     def first_layer(self, name: str) -> int | None:
         """Return the layer of a matrix: None for the embeddings, ``n_layer`` for the output matrix.
 
         A change of the matrix changes nothing before this layer; see :meth:`resume`.
         """
-        role, layer = self._places(name)[0]
+        role, layer = self._uses(name)[0]
         return self.n_layer if role == "output" else layer
 
     def trial(self, tokens: TokensLike) -> Trial:
@@ -283,7 +283,7 @@ class Model:
             core = self._core.fisher(array, first, seed)
         found = {}
         for name in self._matrices:
-            parts = [part for place in self._places(name) if (part := core.of(*place)) is not None]
+            parts = [part for use in self._uses(name) if (part := core.of(*use)) is not None]
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found

@@ -11,12 +11,13 @@ from .. import _core
 from ..codec.core_errors import core_errors
 from ..errors import BadOptionError
 from ..formats.tensor_names import EMBEDDINGS, first_with_same_input, is_tied
+from .architecture import RoleAndLayer
 
 
 class ModelInputSums:
     """For every matrix: sums of its inputs' squares and products, over all evaluated tokens."""
 
-    def __init__(self, core: _core.Collector, matrices: Mapping[str, tuple[str, int | None]]) -> None:
+    def __init__(self, core: _core.Collector, matrices: Mapping[str, RoleAndLayer]) -> None:
         """Use :meth:`Model.input_sums`."""
         self.core = core
         self._matrices = dict(matrices)
