@@ -50,6 +50,8 @@ pub enum QuantError {
         /// Position in the row.
         position: usize,
     },
+    /// Sums over inputs have a shape that is impossible, or does not fit what is added to them.
+    InputSums(&'static str),
     /// A token's number is beyond the vocabulary.
     UnknownToken {
         /// Position among the tokens.
@@ -70,6 +72,7 @@ impl fmt::Display for QuantError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownType(name) => write!(f, "unknown tensor type {name}"),
+            Self::InputSums(what) => f.write_str(what),
             Self::IsaNotAvailable { name, available } => {
                 write!(f, "Q4HIFI_ISA is {name:?}; this CPU has {}", available.join(", "))
             }

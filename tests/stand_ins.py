@@ -1,17 +1,14 @@
-"""Models for tests of evaluation that need no file: one of numpy, and llama.cpp behind our interface."""
+"""A model of numpy for tests of evaluation: it needs no file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from llama_oracle import llama_logits
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,7 +28,9 @@ class ToyTokenizer:
         bos = [self.bos] if self.bos is not None else []
         return bos + [ord(c) % self.n_vocab for c in text]
 
-    def encode_array(self, text: str, *, limit: int | None = None) -> npt.NDArray[np.uint32]:
+    def encode_array(
+        self, text: str, *, limit: int | None = None, parse_special: bool = False
+    ) -> npt.NDArray[np.uint32]:
         return np.array(self.encode(text), np.uint32)[:limit]
 
 
@@ -48,6 +47,9 @@ class ToyModel:
     path: Path = Path("toy.gguf")
     metadata: Mapping[str, Any] = field(default_factory=dict)
     read: list[list[int]] = field(default_factory=list)
+    engine: str = "toy"
+    has_fisher: bool = True
+    matrices: Sequence[str] = ("blk.0.attn_v.weight",)
 
     @property
     def n_vocab(self) -> int:
@@ -100,11 +102,18 @@ class ToySums:
         self.count += other.count
         other.squares, other.count = np.zeros(2), 0
 
-    def products(self) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
-        return {"blk.0.attn_v.weight": (-self.squares[:1].astype(np.float32), self.count)}
+    @property
+    def expected_bytes(self) -> tuple[int, int]:
+        return 0, 0
 
-    def all(self) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
-        found = (self.squares.copy(), self.count)
+    def products(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {"blk.0.attn_v.weight": -self.squares[:1].astype(np.float32).reshape(1, 1)}
+
+    def same_inputs(self) -> dict[str, str]:
+        return {}
+
+    def all(self) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
+        found = (self.squares.copy().reshape(1, -1), np.array([self.count]))
         return {"blk.0.attn_v.weight": found, "output.weight": found, "token_embd.weight": found}
 
 
@@ -113,32 +122,3 @@ def toy(n_vocab: int = 50, *, noise: float = 0.0, seed: int = 0, **options: Any)
     table = np.random.default_rng(seed).standard_normal((n_vocab, n_vocab)) * 3
     off = np.random.default_rng(seed + 1).standard_normal((n_vocab, n_vocab)) * noise
     return ToyModel((table + off).astype(np.float32), **options)
-
-
-@cache
-def _llama_logits(path: Path, tokens: tuple[int, ...]) -> Floats:
-    return llama_logits(path, tokens)
-
-
-class LlamaModel:
-    """llama.cpp's logits of a file, with the tokens of ours."""
-
-    def __init__(self, model: Any) -> None:
-        self.path, self.tokenizer, self.metadata = model.path, model.tokenizer, model.metadata
-        self.n_vocab = model.n_vocab
-
-    def sequence(self) -> LlamaSequence:
-        return LlamaSequence(self.path, [])
-
-
-@dataclass
-class LlamaSequence:
-    path: Path
-    tokens: list[int]
-
-    def evaluate(self, tokens: Sequence[int], logits: str = "last", *, sums: None = None) -> Floats | None:
-        self.tokens += list(map(int, tokens))
-        if logits == "none":
-            return None
-        rows = _llama_logits(self.path, tuple(self.tokens))
-        return rows[-1] if logits == "last" else rows[-len(tokens) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,15 +37,16 @@ def write_model(
     architecture: str = "llama",
     n_layer: int = 1,
     pairs: Iterable[Pair] = (),
+    kept: Callable[[str], bool] = lambda name: False,
     **options: Any,
 ) -> Path:
-    """Write a model: matrices as ``kind``, vectors as F32, or a uint8 array as (type, bytes)."""
+    """Write a model: matrices as ``kind``, vectors and the ``kept`` tensors as F32."""
     writer = gguf.GGUFWriter(path, architecture, **options)
     writer.add_block_count(n_layer)
     for key, value, value_type in pairs:
         writer.add_key_value(key, value, value_type)
     for name, data in tensors.items():
-        stored = GGMLQuantizationType[kind] if data.ndim > 1 else GGMLQuantizationType.F32
+        stored = GGMLQuantizationType[kind if data.ndim > 1 and not kept(name) else "F32"]
         encoded = gguf.quants.quantize(data.astype(np.float32), stored)
         raw = None if encoded.dtype in (np.float32, np.float16) else stored
         writer.add_tensor(name, encoded, raw_dtype=raw)

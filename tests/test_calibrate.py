@@ -15,6 +15,7 @@ from command import Run
 from q4hifi import BadFileError, BadOptionError, Estimate, Model, NotFiniteError, calibrate
 from q4hifi.allocation.calibration_file import Calibration, Setting
 from q4hifi.allocation.calibration_path import calibration_file
+from q4hifi.evaluate.chunks import read_text
 from q4hifi.evaluate.logits import divergence
 from synthetic import EXAMPLE, ROOT, names_in, random_sums, random_weights, write_imatrix, write_runnable
 
@@ -232,7 +233,7 @@ def test_importance_weighs_the_error(tmp_path: Path) -> None:
     tensor = q4hifi.quantize(weights.astype(np.float32), "Q4_K", importance=sums[0] / 100)
     error = (sums * (tensor.dequantize() - weights) ** 2).sum() / (sums * weights**2).sum()
     assert Calibration.load(path).matrices[name].error == pytest.approx(error, rel=1e-4)
-    with pytest.raises(BadOptionError, match="another importance; name another file"):
+    with pytest.raises(BadOptionError, match="was measured with an importance matrix; remove or rename it"):
         calibrate(EXAMPLE, TEXT, path, **CUT)
 
 
@@ -290,11 +291,12 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_another_text_or_model_needs_another_file(measured: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadOptionError, match="another text, n_ctx; name another file, or remove it"):
+    differs = r"another text, \d+ tokens per chunk, not 16; remove or rename it.* or use it as it is, with"
+    with pytest.raises(BadOptionError, match=differs):
         calibrate(EXAMPLE, TEXT[100:], measured, n_ctx=16, n_chunks=1)
     other = tmp_path / "bf16.gguf"
     q4hifi.dequantize_file(EXAMPLE, other, "BF16")
-    with pytest.raises(BadOptionError, match="another model"):
+    with pytest.raises(BadOptionError, match=r"another model; remove or rename it to measure again$"):
         calibrate(other, TEXT, measured, **CUT)
 
 
@@ -315,6 +317,32 @@ def test_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     values = [found["matrices"][f"blk.{i}.ffn_down.weight"]["sensitivity"]["value"] for i in range(8)]
     assert (min(values), max(values)) == (pytest.approx(least, abs=1e-4), pytest.approx(most, abs=1e-4))
     assert (found["n_chunks"], found["file"]) == (1, "found.json")
+
+
+def test_a_calibration_that_quantize_cannot_continue_has_a_remedy_there(
+    run: Run, short_model: Path, tmp_path: Path
+) -> None:
+    """'quantize' has no option for the tokens of a chunk, nor for the file."""
+    model, text = tmp_path / "model.gguf", tmp_path / "text.txt"
+    shutil.copy(short_model, model)
+    text.write_text(TEXT * 3)
+    kept = tmp_path / "model.gguf.sensitivity.json"
+    calibrate(model, read_text(text), kept, group=9, **CUT)
+    for command in (["quantize", model, tmp_path / "out.gguf"], ["plan", model]):
+        outcome = run(*command, "--like", "Q4_K_M", "--calibrate", text)
+        differences = "32 tokens per chunk, not 256, groups of 9 layers, not 1"
+        assert outcome.err == (
+            f"Error: {kept}: was measured with {differences}; remove or rename it to measure again,"
+            " or use it as it is, with 'q4hifi quantize --sensitivities'\n"
+        )
+        assert run(*command, "--like", "Q4_K_M", "--sensitivities", kept).status == 0
+    text.write_text(TEXT[:200])
+    kept.unlink()
+    short = run("plan", model, "--calibrate", text)
+    assert (
+        short.status == 2
+        and "give a longer text, or measure fewer or shorter chunks with 'q4hifi" in short.err
+    )
 
 
 def test_quantizing_measures_once_and_uses_it(short_model: Path, tmp_path: Path) -> None:
@@ -351,7 +379,9 @@ def test_bad_entries_that_are_left_out_are_not_measured_with(tmp_path: Path) -> 
     with pytest.raises(NotFiniteError, match=rf"leave it out with `exclude_weights={bad}`"):
         calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, **CUT)
     calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, **part, **CUT)
-    with pytest.raises(BadOptionError, match="another importance; name another file"):
+    with pytest.raises(
+        BadOptionError, match="with another importance matrix or part of it; remove or rename"
+    ):
         calibrate(EXAMPLE, TEXT, path, imatrix=imatrix, include_weights=["ffn_up"], **CUT)
     names = {calibration_file("m", "i", **parts) for parts in ({}, part, {"include_weights": ["attn_v"]})}
     assert len(names) == 3 and "i.sensitivity.json" in names

@@ -424,6 +424,27 @@ def test_verify(run: Run, folder: Path) -> None:
     assert broken.out.count("out.gguf") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "source", "compared"),
+    [
+        ("export SRC out.gguf --as q6_k", "Q4_HIFI", True),
+        ("dequantize SRC out.gguf", "Q4_K_M", True),
+        ("dequantize SRC out.gguf F32", "Q8_0", True),
+        ("quantize SRC out.gguf Q4_0 --allow-requantize", "Q8_0", True),
+        ("quantize SRC out.gguf Q4_0", "F16", False),
+        ("dequantize SRC out.gguf BF16", "F16", False),
+    ],
+)
+def test_a_report_says_with_what_errors_are_compared(
+    command: str, source: str, compared: bool, run: Run, folder: Path
+) -> None:
+    q4hifi.quantize_file("model-f16.gguf", "src.gguf", source)
+    outcome = run(*command.replace("SRC", "src.gguf").split())
+    assert outcome.status == 0 and "squared error over squared weight\n" in outcome.out
+    note = "compared with the decoded weights of SRC; what was lost when SRC was quantized is not included\n"
+    assert (note in outcome.out) == compared
+
+
 @pytest.mark.parametrize("arguments", ["--as drop", "--as Q5_K", "--as f16 -t 1", "--layout fork"])
 def test_export(arguments: str, run: Run, folder: Path) -> None:
     q4hifi.quantize_file("model-f16.gguf", "hifi.gguf")
@@ -444,6 +465,7 @@ def test_export(arguments: str, run: Run, folder: Path) -> None:
         ("hifi.gguf out.gguf", 2, "choose one of --as and --layout"),
         ("hifi.gguf out.gguf --as drop --layout fork", 2, "choose one of"),
         ("hifi.gguf out.gguf --as q3_k", 2, "'q3_k' is not one of"),
+        ("hifi.gguf out.gguf --as Q6", 2, "Did you mean q6_k?"),
         ("hifi.gguf", 2, "Missing argument 'DST'"),
         ("model-f16.gguf out.gguf --as drop", 1, "has no Q4_HIFI tensors; it loads in llama.cpp as it is"),
     ],
@@ -510,9 +532,9 @@ def test_fallbacks_and_inactive_experts_are_told(run: Run, tmp_path: Path) -> No
     outcome = run("quantize", source, tmp_path / "out.gguf", "Q4_K_M", "--imatrix", tmp_path / "im.gguf")
     assert outcome.status == 0
     assert (
-        f"1 of 2 tensors have rows that do not fit their type and took another (Q4_K -> Q5_0): {QUERY}\n"
-        in (outcome.out)
-    )
+        "1 of 2 tensors took another type (Q4_K -> Q5_0), because their rows (of 96 weights) do not consist"
+        f" of whole blocks: {QUERY}\n"
+    ) in outcome.out
     assert f"without importance: {QUERY}\n" in outcome.out
     assert f"experts that the imatrix's text never activated: 2, of {name}\n" in outcome.out
 
@@ -656,19 +678,50 @@ core.check_finite(np.zeros(4, np.uint8), 0, 1, 1)
 def test_measured_coverage_keeps_to_its_budget_and_says_what_it_chose(run: Run, folder: Path) -> None:
     source = str(EXAMPLE)
     planned = run("plan", source, "--target-size", "3650KiB", "--write-tensor-types", "plan.txt")
-    assert (planned.status, planned.err) == (0, "")
+    assert planned.status == 0
     made = run("quantize", source, "out.gguf", "--target-size", "3650KiB", "--write-tensor-types", "made.txt")
-    assert (made.status, made.err) == (0, "")
+    assert made.status == 0
     size = (folder / "out.gguf").stat().st_size
     assert 3600 * 1024 < size <= 3650 * 1024
     for out in (planned.out, made.out):
-        assert "of 3.56 MiB used, predicted KL divergence 0.00" in out
-        assert "sensitivities from the residual stream" in out
+        assert re.search(r"^budget 3\.56 MiB, used 3\.5\d MiB \(9\d\.\d\d%\)$", out, re.MULTILINE)
+        assert "estimated KL divergence 0.00" in out and "'q4hifi compare' measures it" in out
+        assert "sensitivities, which are from the residual stream;" in out
         assert re.search(r"^ffn_down +\d .*Q\d_K", out, re.MULTILINE)
     assert (folder / "plan.txt").read_bytes() == (folder / "made.txt").read_bytes()
     entries = dict(line.rsplit("=", 1) for line in (folder / "made.txt").read_text().splitlines())
     types = {f"^{re.escape(name)}$": kind.lower() for name, kind in types_of(folder / "out.gguf").items()}
     assert entries == {name: types[name] for name in entries} and len(entries) == 57
+
+
+def test_guessed_sensitivities_come_with_a_note_before_the_work(run: Run, folder: Path) -> None:
+    source = str(EXAMPLE)
+    for arguments in (
+        ("plan", source, "--like", "Q4_K_M"),
+        ("quantize", source, "a.gguf", "--stock"),
+        ("quantize", source, "b.gguf", "--target-bpw", "5", "--json"),
+        ("quantize", source, "c.gguf", "--coverage", "measured", "--dry-run"),
+        ("quantize", source, "d.gguf", "--target-size", "1MB"),
+    ):
+        outcome = run(*arguments)
+        first, *others = outcome.err.splitlines()
+        assert first.startswith("note: without an importance matrix, q4hifi can only guess")
+        assert first.endswith("name it with --imatrix")
+        assert (outcome.status, len(others)) == ((2, 1) if "d.gguf" in arguments else (0, 0))
+        assert "can only guess" not in outcome.out or "--json" in arguments  # not twice
+    (folder / "s.json").write_text(json.dumps({"sensitivities": dict.fromkeys(types_of(EXAMPLE), 0.1)}))
+    for options in (["--sensitivities", "s.json"], ["Q4_K_M"], []):
+        assert run("plan", source, *options).err == ""
+
+
+def test_estimates_are_called_so_and_types_that_do_not_fit_are_named(run: Run, folder: Path) -> None:
+    write_model(folder / "narrow.gguf", {QUERY: random_weights(300, 96), VALUE: random_weights(300, 96)})
+    out = run("plan", "narrow.gguf", "--target-bpw", "6", "--stock").out
+    assert "predicted" not in out and "Q4_HIFI" not in out
+    assert (
+        "2 of 2 tensors took types with smaller blocks (Q5_1), because their rows (of 96 weights) do not"
+        f" consist of whole blocks of 256: {QUERY}, {VALUE}\n"
+    ) in out
 
 
 def test_measured_coverage_as_json(run: Run, folder: Path) -> None:
@@ -685,7 +738,20 @@ def test_measured_coverage_as_json(run: Run, folder: Path) -> None:
         ("--target-size 1M", "the smallest that the types allow is"),
         ("--target-size lots", "'lots' is not a size"),
         ("--coverage scale --stock", "--stock: for --coverage measured, and not with --coverage scale"),
-        ("Q4_K_M --stock", "stock: for type Q4_HIFI, and Q4_K_M is a fixed mix"),
+        ("Q4_K_M --stock", "stock: for type Q4_HIFI, and Q4_K_M is a fixed mix; leave out Q4_K_M or --stock"),
+        ("Q8_0 --like Q4_K_M", "--like: for type Q4_HIFI, and Q8_0 is a fixed mix; leave out Q8_0 or --like"),
+        ("--like Q4_KM", "--like: unknown type 'Q4_KM'; did you mean Q4_K_M?"),
+        ("--like=", "--like: unknown type ''"),
+        ("--like iq3_xxs", "--like: unknown type 'iq3_xxs'; llama-quantize has IQ3_XXS"),
+        ("--like Q4_HIFI", "--like is Q4_HIFI; name a recipe whose size is fixed, such as Q4_K_M"),
+        ("--stock --tensor-type attn_v=q4_hifi", "--stock excludes Q4_HIFI"),
+        ("--output-tensor-type x", "--output-tensor-type: unknown tensor type 'x'; choose one of F32"),
+        ("--output-tensor-type q6k", "--output-tensor-type: unknown tensor type 'q6k'; did you mean Q6_K?"),
+        ("--token-embedding-type=", "--token-embedding-type: unknown tensor type ''; choose one of F32"),
+        ("--token-embedding-type Q4_K_M", "; Q4_K_M is a mix of types, for a whole file"),
+        ("--tensor-type a=Q4_KM", "--tensor-type a=Q4_KM: unknown tensor type 'Q4_KM'; did you mean Q4_K?"),
+        ("--coverage mesured", "'mesured' is not one of 'scale', 'measured'. Did you mean measured?"),
+        ("--layout frok", "Did you mean fork?"),
         ("--like Q4_K_M --write-tensor-types model-f16.gguf", "is the source"),
     ],
 )

@@ -25,6 +25,7 @@ import q4hifi
 from command import Run, in_terminal, script
 from q4hifi import load_importance
 from q4hifi.cli.word_wrap import WordWrap
+from q4hifi.evaluate.compare import _Comparing
 from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, ROOT, names_in, patch
 
@@ -128,6 +129,16 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
             2,
             "missing.jinja: cannot be read",
         ),
+        (
+            ("generate", EXAMPLE, "--chat", "--chat-template", "chatml"),
+            2,
+            "chatml: cannot be read: .*; --chat-template takes the text of a Jinja template,.*-file the name",
+        ),
+        (
+            ("generate", EXAMPLE, "--chat", "--chat-template-file", EXAMPLE),
+            2,
+            "gguf: this is a GGUF file, no",
+        ),
         (("generate", EXAMPLE, "hello"), 2, "'hello' is one argument too many; .* write -p before it"),
         (("generate", EXAMPLE, TEXT), 2, "text.txt' is one argument too many; .* write -f before it"),
         (
@@ -138,7 +149,7 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
         (
             ("generate", EXAMPLE, "--chat", "--chat-template", "{{ 1 }}", "-p", "a"),
             1,
-            "leaves your message out",
+            "^Error: --chat-template: the chat template leaves your message out",
         ),
         (("generate", EXAMPLE, "-f", TEXT), 2, "fill the context of 256"),
     ],
@@ -150,6 +161,29 @@ def test_errors_say_what_to_do(
     assert (outcome.status, outcome.out) == (status, "")
     assert re.search(message, outcome.err), outcome.err
     assert names_in(folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "the chat template fails: ZeroDivisionError"),
+        ("{% if %}", "the chat template does not parse: line 1"),
+        ("{{ raise_exception('no') }}", "the chat template rejects these messages: no"),
+        ("Hello!", "the chat template leaves your message out"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "the chat template",
+        ),
+    ],
+)
+@pytest.mark.parametrize("option", ["--chat-template", "--chat-template-file"])
+def test_a_template_that_fails_is_named(
+    template: str, message: str, option: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q4hifi.runtime.chat_template.RENDER_SECONDS", 0.2)
+    (folder / "my.jinja").write_text(template)
+    outcome = run("generate", EXAMPLE, "--chat", option, "my.jinja", "-p", "a")
+    assert outcome.status in (1, 2) and outcome.err.startswith(f"Error: my.jinja: {message}")
 
 
 # ---- compare -------------------------------------------------------------------------------------
@@ -173,12 +207,76 @@ def test_a_comparison_goes_on_with_the_file_that_it_saved(run: Run, small: Path,
     assert names_in(folder) == {"saved.gguf"}
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), q4hifi.Q4HifiError("it failed")])
+def test_an_interrupted_comparison_says_so(
+    error: BaseException, run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = _Comparing.measure
+
+    def stop(self: _Comparing, chunk: int) -> bool:
+        if chunk == 2:
+            raise error
+        return measure(self, chunk)
+
+    monkeypatch.setattr(_Comparing, "measure", stop)
+    outcome = run("compare", EXAMPLE, small, *CUT)
+    assert outcome.status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert "\nnot complete: 2 of 6 chunks of 64 tokens of " in outcome.out and "tiny-Q4_K_M" in outcome.out
+    found = json.loads(run("compare", EXAMPLE, small, *CUT, "--json").out)
+    assert (found["n_chunks"], found["total_chunks"]) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ("plot.doc", r"a plot's name must end in \.png, \.svg, \.pdf"),
+        ("plot", "a plot's name must end in"),
+        ("mine.png", "exists already; .*--overwrite"),
+        ("folder.png", "exists and is not a file"),
+        ("folder/", "is the name of a folder"),
+        ("none/plot.png", "there is no folder .*none; make it first"),
+        ("/dev/null", "the output cannot be streamed"),
+        ("-", "the output cannot be streamed"),
+        ("loop.png", "its links lead in a circle"),
+    ],
+)
+def test_the_destination_of_a_plot_is_checked_before_the_work(
+    plot: str, message: str, run: Run, folder: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    (folder / "mine.png").write_text("mine")
+    (folder / "folder.png").mkdir()
+    (folder / "loop.png").symlink_to("loop.png")
+    outcome = run("compare", "no model", "no model", "-f", "no text", "--plot", plot)
+    assert outcome.status == 2 and re.search(f"^Error: {re.escape(plot)}: {message}", outcome.err)
+    assert (folder / "mine.png").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_plot_in_an_unwritable_folder_is_refused_before_the_work(run: Run, folder: Path) -> None:
+    folder.chmod(0o500)
+    outcome = run("compare", "no model", "no model", "-f", "no text", "--plot", "plot.png")
+    folder.chmod(0o700)
+    assert outcome.status == 1 and "plot.png: cannot be written: Permission denied" in outcome.err
+
+
+def test_names_in_a_plot_are_no_formulas(run: Run, small: Path, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("a$^$b.gguf", "c\udcff$.gguf"):
+        copyfile(small, folder / name)
+    copyfile(TEXT, folder / "$_$\udcff.txt")
+    words = ("compare", "a$^$b.gguf", "c\udcff$.gguf", "-f", "$_$\udcff.txt", *CUT[2:], "--plot", "p.png")
+    outcome = run(*words)
+    assert (outcome.status, outcome.err) == (0, "") and (folder / "p.png").stat().st_size > 1000
+
+
 def test_the_comparison_fits_a_terminal_of_100_columns(small: Path) -> None:
     printed = in_terminal(100, "compare", str(EXAMPLE), str(small), *map(str, CUT))
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).splitlines()
     table = [line for line in lines if "tiny-" in line or "±" in line]
     assert len(table) == 4 and all(len(line) <= 100 for line in table)
     assert "━" in printed and "tokens/s" in printed and " left" in printed
+    assert " 0.0 tokens/s" not in printed  # before the first figure
     assert "…" not in "".join(table)
 
 
@@ -190,8 +288,10 @@ def test_imatrix(run: Run, folder: Path) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert "Final estimate: PPL = 40." in outcome.out
     assert re.search(r"^ *0 +ffn_down +[\d.]+ ", outcome.out, re.MULTILINE)
-    assert outcome.out.endswith("56 tensors, 6 chunks: wrote made.gguf\n")
+    counted = "56 tensors and token_embd.weight (for refined types only), 6 chunks"
+    assert outcome.out.endswith(f"\n{counted}: wrote made.gguf\n")
     read = load_importance(folder / "made.gguf")
+    assert (len(read), len(read.refining())) == (56, 57)  # and so many entries_count of quantized files is
     assert (read.chunk_count, read.chunk_size, read.datasets) == (6, 64, (str(TEXT),))
 
 

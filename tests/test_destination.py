@@ -197,9 +197,29 @@ def test_file_and_heading_have_the_title(options: str, title: str, run: Run, fol
     assert not loads or file_type in {recipe.file_type for recipe in RECIPES.values()}
 
 
-def test_a_name_that_was_given_by_default_is_replaced_as_a_whole(run: Run, folder: Path) -> None:
-    assert run("quantize", "model-f16.gguf", "--like", "Q4_K_M", "--stock").status == 0
-    assert run("quantize", "model-Q4_K_M-measured.gguf", "COPY").status == 0
+BUDGETS = {
+    "": "Q4_HIFI",
+    "--like Q4_K_M": "Q4_HIFI-Q4_K_M-measured",
+    "--target-bpw 5.5": "Q4_HIFI-5.5bpw-measured",
+    "--target-size 200KiB": "Q4_HIFI-200.00KiB-measured",
+    "--target-size 3MB": "Q4_HIFI-3MB-measured",
+    "--like Q4_K_M --stock": "Q4_K_M-measured",
+    "--target-bpw 5.5 --stock": "5.5bpw-measured",
+    "--stock": "Q4-measured",
+}
+
+
+def test_every_budget_has_a_default_name_of_its_own(run: Run, folder: Path) -> None:
+    for options, name in BUDGETS.items():
+        outcome = run("quantize", "model-f16.gguf", *options.split())
+        assert outcome.status == 0 and outcome.out.endswith(f"\nwrote model-{name}.gguf\n")
+    assert len(set(BUDGETS.values())) == len(BUDGETS)
+
+
+@pytest.mark.parametrize("name", BUDGETS.values())
+def test_a_name_that_was_given_by_default_is_replaced_as_a_whole(name: str, run: Run, folder: Path) -> None:
+    (folder / f"model-{name}.gguf").symlink_to("model-f16.gguf")
+    assert run("quantize", f"model-{name}.gguf", "COPY").status == 0
     assert "model-COPY.gguf" in names_in(folder)
 
 
@@ -216,9 +236,12 @@ def test_the_report_says_whether_llama_cpp_loads_the_file(run: Run, folder: Path
 
 
 def test_exporting_a_model_that_loads_anyway(run: Run, tmp_path: Path) -> None:
-    outcome = run("export", EXAMPLE, tmp_path / "out.gguf", "--as", "q6_k")
-    assert outcome.status == 1
-    assert outcome.err.endswith(": has no Q4_HIFI tensors; it loads in llama.cpp as it is\n")
+    out = tmp_path / "out.gguf"
+    for option in (["--as", "q6_k"], ["--layout", "fork"]):
+        outcome = run("export", EXAMPLE, out, *option)
+        assert outcome.status == 1 and not out.exists()
+        reason = "has no Q4_HIFI tensors; it loads in llama.cpp as it is."
+        assert outcome.err == f"Error: {EXAMPLE}: {reason} {out} was not written\n"
 
 
 @pytest.mark.parametrize(

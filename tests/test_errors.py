@@ -19,6 +19,7 @@ from q4hifi import BadFileError, BadOptionError, NotFiniteError, Q4HifiError, _c
 from q4hifi.allocation.calibration_file import Calibration, load_sensitivities
 from q4hifi.codec.core_errors import core_errors
 from q4hifi.files import output_file
+from q4hifi.files.file_kinds import Purpose
 from q4hifi.files.json_file import read_json
 from q4hifi.runtime import template_process
 from synthetic import EXAMPLE
@@ -191,7 +192,7 @@ def test_json_files_that_hold_something_else(read: Callable[[Path], Any], text: 
 @pytest.mark.parametrize("read", JSON_READERS)
 def test_json_files_that_are_not_there_or_not_text(read: Callable[[Path], Any], tmp_path: Path) -> None:
     for file in (tmp_path / "missing.json", tmp_path, tmp_path / ("x" * 300)):
-        with pytest.raises(BadFileError, match=r"cannot read the "):
+        with pytest.raises(BadFileError, match=r"cannot be read"):
             read(file)
     (tmp_path / "bytes.json").write_bytes(b"\xff\x00" * 10)
     with pytest.raises(BadFileError, match=r"bytes\.json: "):
@@ -200,13 +201,14 @@ def test_json_files_that_are_not_there_or_not_text(read: Callable[[Path], Any], 
 
 def test_only_so_much_of_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("q4hifi.files.json_file.MAX_BYTES", 1 << 20)
+    purpose = Purpose("a test", "write one", "write it again")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate((1 << 20) + 1)
     for path in (tmp_path / "large.json", Path("/dev/zero")):
         with pytest.raises(BadFileError, match="is a test; it is larger than 1 MiB"):
-            read_json(path, "the test", "is a test", dict)
+            read_json(path, purpose, "is a test", dict)
     (tmp_path / "small.json").write_text(json.dumps({"a": 1}))
-    assert read_json(tmp_path / "small.json", "the test", "is a test", dict) == {"a": 1}
+    assert read_json(tmp_path / "small.json", purpose, "is a test", dict) == {"a": 1}
 
 
 def test_the_command_reads_deep_json(run: Run, tmp_path: Path) -> None:

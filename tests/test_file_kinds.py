@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 
 from command import Run
 from q4hifi.errors import BadFileError
+from q4hifi.evaluate.comparison_file import write_comparison
 from q4hifi.files.file_kinds import kind_of
 from q4hifi.gguf_io.reader import GgufFile
+from synthetic import EXAMPLE, write_imatrix
 
 
 def archive(name: str) -> bytes:
@@ -68,6 +72,16 @@ CASES: list[tuple[str, bytes, str]] = [
     ("HDF5", b"\x89HDF\r\n\x1a\n", "an HDF5 file does; convert"),
     ("NumPy", array(), "a NumPy array does"),
     ("log-probabilities", b"_logits_" + bytes(12), "--kl-divergence-base"),
+    (
+        "unfinished",
+        b"part" + bytes(16),
+        "an unfinished file of log-probabilities does; complete it with 'q4hifi",
+    ),
+    ("sensitivities", b'{"version": 1, "matrices": {}}', "a file of sensitivities does; .* --sensitivities"),
+    ("shapes", b'{"architecture": "llama", "block_count": 2}', r"a file of shapes does; .* ends in \.json"),
+    ("tokenizer", b'{"version": "1.0", "added_tokens": []}', "tokenizer.json does; convert"),
+    ("Parquet", b"PAR1" + bytes(9), "a Parquet file does; name a GGUF model"),
+    ("image", b"\x89PNG\r\n\x1a\n", "an image does; name a GGUF model"),
     ("imatrix", struct.pack("<ii", 3, 12) + b"token.weight" + bytes(8), "--imatrix"),
     ("zeros", bytes(5000), "an unfinished download does; there are only zeros"),
     ("empty", b"", "0 bytes is not a GGUF file.* it is empty; download or copy it again"),
@@ -109,9 +123,118 @@ def test_every_command_gives_the_hint(
     assert "git lfs pull" in outcome.out + outcome.err
 
 
-def test_nothing_is_said_of_a_gguf_file_or_of_nothing() -> None:
-    assert kind_of(b"GGUF\3\0\0\0") is None
+def test_nothing_is_said_of_nothing() -> None:
     assert kind_of(b"") is None
+    assert kind_of(bytes(4)) is None
+
+
+# ---- other files than models ---------------------------------------------------------------------
+
+PLAIN = b"Plain words are no matrix.\n"
+GGUF = EXAMPLE.read_bytes()
+OTHER_JSON = b'{"architectures": ["LlamaForCausalLM"]}'
+IMATRIX = struct.pack("<ii", 3, 12) + b"token.weight" + bytes(8)
+
+# the options of a command that reads a file -> what it wants
+WANTED = {
+    ("quantize", EXAMPLE, "out.gguf", "--imatrix"): "an importance matrix",
+    ("imatrix", "--show-statistics", "--in-file"): "an importance matrix",
+    ("quantize", EXAMPLE, "out.gguf", "--sensitivities"): "a file of sensitivities",
+    ("calibrate", EXAMPLE, "-f", "text.txt", "-c", "8", "-o"): "a file of sensitivities",
+    ("perplexity", EXAMPLE, "--kl-divergence", "--kl-divergence-base"): "a file of log-probabilities",
+    ("plan",): "a file of shapes",
+}
+
+GIVEN = [
+    (PLAIN, "this is a text, not {wanted}; "),
+    (safetensors(), "this is a safetensors file, not {wanted}; "),
+    (b"<!DOCTYPE html>\n<html><head>", "this is a web page, not {wanted}; the download gave an HTML page"),
+    (POINTER, "this is a Git LFS pointer, not {wanted}; run 'git lfs pull'"),
+    (gzip.compress(b"GGUF"), "this is a gzip file, not {wanted}; unpack it first"),
+    (OTHER_JSON, "this is a model's config.json, not {wanted}; "),
+    (b'{"weight_map": {}}', "this is an index of safetensors files, not {wanted}; "),
+    (GGUF, r"this is a (GGUF file|model \(qwen3\)), not {wanted}(; |: the key imatrix.datasets is missing)"),
+    (IMATRIX, "this is an importance matrix, not {wanted}; "),
+    (b"_logits_" + bytes(12), "this is a file of log-probabilities, not {wanted}; "),
+    (b'{"sensitivities": 3}', "this is a file of sensitivities, not {wanted}; "),
+    (b'{"block_count": 3}', "this is a file of shapes, not {wanted}; "),
+]
+
+
+@pytest.mark.parametrize("command", WANTED, ids=lambda command: f"{command[0]} {command[-1]}")
+@pytest.mark.parametrize(("data", "match"), GIVEN, ids=[match[:24] for _, match in GIVEN])
+def test_a_file_of_another_kind_is_recognised(
+    data: bytes,
+    match: str,
+    command: tuple[str, ...],
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = WANTED[command]
+    if match.startswith(f"this is {wanted}"):
+        pytest.skip("it is the wanted kind")
+    name = "given.json" if command[0] == "plan" else "given.dat"
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "text.txt").write_text("words " * 200)
+    outcome = run(*command, name)
+    assert outcome.status == 1 and outcome.err.count("\n") == 1
+    assert re.search(rf"Error: {name}: " + match.format(wanted=wanted) + ".", outcome.err), outcome.err
+    assert "download it again" not in outcome.err
+    assert (tmp_path / name).read_bytes() == data and not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quantize", "m.gguf", "o.gguf", "Q8_0"),
+        ("plan", "m.gguf"),
+        ("dequantize", "m.gguf", "o.gguf"),
+        ("export", "m.gguf", "o.gguf", "--as", "q8_0"),
+        ("bench", "m.gguf"),
+        ("generate", "m.gguf", "-p", "a"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("kind", ["imatrix", "comparison"])
+def test_a_gguf_file_without_weights_is_no_model(
+    kind: str, command: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "imatrix":
+        write_imatrix(tmp_path / "m.gguf", {"blk.0.attn_q.weight": (np.ones(256), np.ones(1))})
+    else:
+        write_comparison(tmp_path / "m.gguf", {}, {})
+    outcome = run(*command)
+    what = "an importance matrix" if kind == "imatrix" else "a saved comparison"
+    assert outcome.status == 1
+    assert outcome.err.startswith(f"Error: m.gguf: this is {what}, not a model; name ")
+    assert not (tmp_path / "o.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect",),
+        ("quantize",),
+        ("quantize", EXAMPLE, "o.gguf", "--imatrix"),
+        ("perplexity", EXAMPLE, "--kl-divergence", "--kl-divergence-base"),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)
+def test_folders_and_pipes_are_recognised_everywhere(
+    kind: str, command: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "folder":
+        (tmp_path / "given").mkdir()
+    else:
+        os.mkfifo(tmp_path / "given")
+    outcome = run(*command, "given")
+    what = "not a file but a folder; " if kind == "folder" else "not a regular file, but a device or pipe; "
+    assert outcome.status == 1 and f"Error: given: {what}" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -544,7 +544,7 @@ def test_an_interrupt_while_the_files_are_made_leaves_nothing(
 @pytest.mark.parametrize("written", [[(0, 23)], [(0, 24), (0, 1)], []])
 def test_what_is_not_wholly_written_is_not_committed(written: list[tuple[int, int]], tmp_path: Path) -> None:
     with (
-        pytest.raises(Q4HifiError, match=r"a\.gguf: \d+ bytes of tensor 'w' were written, not 24"),
+        pytest.raises(Q4HifiError, match=r"a\.gguf: tensor 'w' takes 24 bytes; written: \d+$"),
         small_writer(tmp_path / "a.gguf") as writer,
     ):
         for start, length in written:

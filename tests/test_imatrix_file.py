@@ -290,8 +290,12 @@ GGUF_REFUSALS: Mapping[str, tuple[Callable[[Path], object], type[Q4HifiError], s
     ),
     "truncated": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:-64]), BadFileError, None),
     "cut in its header": (lambda p: p.write_bytes(write_gguf(p).read_bytes()[:20]), BadFileError, None),
-    "missing": (lambda p: None, BadFileError, "there is no such file"),
-    "a folder": (lambda p: p.mkdir(), BadFileError, "this is a folder; name a file in it"),
+    "missing": (lambda p: None, BadFileError, "No such file"),
+    "a folder": (
+        lambda p: p.mkdir(),
+        BadFileError,
+        "a folder; name the file in it that is an importance matrix",
+    ),
 }
 
 
@@ -310,7 +314,11 @@ BINARY_REFUSALS: Mapping[str, tuple[bytes, type[Q4HifiError], str]] = {
     "empty": (b"", BadFileError, "number of entries takes 4 bytes at offset 0, but only 0 are left"),
     "no entries": (struct.pack("<i", 0), BadFileError, "claims 0 entries"),
     "negative entries": (struct.pack("<i", -1) + bytes(64), BadFileError, "claims -1 entries"),
-    "a text": (b"importance matrix, in words", BadFileError, "not an importance matrix of llama.cpp"),
+    "a text": (
+        b"importance matrix, in words",
+        BadFileError,
+        "this is a text, not an importance matrix; name a file that",
+    ),
     "absurd entries": (struct.pack("<i", 5) + bytes(79), BadFileError, "claims 5 entries in 79 bytes"),
     "name too long": (
         struct.pack("<ii", 1, 2**31 - 1) + bytes(64),
@@ -338,7 +346,7 @@ BINARY_REFUSALS: Mapping[str, tuple[bytes, type[Q4HifiError], str]] = {
         BadFileError,
         "data set's name takes 9 bytes",
     ),
-    "more behind": (ENTRIES + CHUNKS + DATASET + b"!", BadFileError, "1 bytes follow the end"),
+    "more behind": (ENTRIES + CHUNKS + DATASET + b"!", BadFileError, "1 byte follows the end"),
 }
 
 

@@ -101,7 +101,7 @@ FITTING: Mapping[str, tuple[Shapes, Shapes, Known]] = {
 
 MISFITTING: Mapping[str, tuple[Shapes, Shapes, Known, str]] = {
     "no name fits": (model(), model(prefix="enc.blk"), str, "its 56 entries name 0 of the 56 matrices"),
-    "none but the output fits": (model(), {"output.weight": (WIDTH, 9)}, str, "its 1 entries name 0 of"),
+    "none but the output fits": (model(), {"output.weight": (WIDTH, 9)}, str, "its 1 entry names 0 of"),
     "another architecture": (model(), model(("time_mix_key", "attn_output", "ssm_in")), str, "name 8 of the"),
     "single entries": (model(), model(), only("blk.3.attn"), "its 4 entries name 4 of the 56 matrices"),
     "names that are strange": (
@@ -139,7 +139,7 @@ def test_the_imatrix_of_another_model_is_refused_unless_allowed(case: str, tmp_p
 def test_lengths_of_entries_must_agree_whatever_is_allowed(allow_missing: bool, tmp_path: Path) -> None:
     made = entries(model(), str)
     for wrong in ((2 * WIDTH, 8), (WIDTH // 2, 8), (WIDTH, 8, 2)):
-        with pytest.raises(BadFileError, match=r"blk\.7\.ffn_down\.weight has .* columns x 1 matrices"):
+        with pytest.raises(BadFileError, match=r"blk\.7\.ffn_down\.weight has .* columns x 1 matrix"):
             check(model(), {**made, "blk.7.ffn_down.weight": wrong}, tmp_path, allow_missing)
     check(model(), {**made, "token_embd.weight": (9, 9)}, tmp_path, allow_missing)  # as in llama-quantize
 

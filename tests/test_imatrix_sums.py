@@ -135,7 +135,9 @@ def test_correlations_of_inputs_are_kept_beside(tmp_path: Path) -> None:
     def part(rows: npt.NDArray[np.float64]) -> ImportanceSums:
         products = (rows.T @ rows).astype(np.float32)
         squares = ColumnSums(np.diag(products).reshape(1, -1), np.float32([len(rows)]))
-        return ImportanceSums({query: squares}, ("text",), 512, products={query: products[upper]})
+        return ImportanceSums(
+            {query: squares}, ("text",), 512, products={query: products[upper].reshape(1, -1)}
+        )
 
     path = tmp_path / "imatrix.gguf"
     part(x[:20]).save(path)
@@ -145,7 +147,7 @@ def test_correlations_of_inputs_are_kept_beside(tmp_path: Path) -> None:
     read = load_importance(path)
     assert read.correlated_names == (query,) and read.is_correlated(DENSE) and not read.is_correlated(EXPERTS)
     expected = np.corrcoef(np.vstack([x, -x]).T)[upper]  # of mean 0
-    np.testing.assert_allclose(read.correlations(query) / 127, expected, atol=0.01)
+    np.testing.assert_allclose(read.correlations(query)[0] / 127, expected, atol=0.01)
     assert read.inputs(query, 4) is not None
     with pytest.raises(BadFileError, match=rf"{query} has 4 values, but the model's tensor has 5"):
         read.inputs(query, 5)
@@ -153,7 +155,7 @@ def test_correlations_of_inputs_are_kept_beside(tmp_path: Path) -> None:
 
 
 def test_correlations_of_other_columns_are_refused(tmp_path: Path) -> None:
-    made = replace(sums(), products={DENSE: np.zeros(6, np.float32)})
+    made = replace(sums(), products={DENSE: np.zeros((1, 6), np.float32)})
     made.save(tmp_path / "imatrix.gguf")
     data = (tmp_path / "imatrix.gguf").read_bytes()
     name = f"{DENSE}.in_corr".encode()
@@ -167,7 +169,7 @@ def test_correlations_of_other_columns_are_refused(tmp_path: Path) -> None:
 
 def test_what_only_refined_encodings_go_by_is_kept_apart(tmp_path: Path) -> None:
     columns = ColumnSums(np.float32([[1, 2, 3, 4]]), np.float32([2]))
-    products = {DENSE: np.zeros(6, np.float32), "output.weight": np.ones(6, np.float32)}
+    products = {DENSE: np.zeros((1, 6), np.float32), "output.weight": np.ones((1, 6), np.float32)}
     made = replace(sums(), products=products, refining={"output.weight": columns})
     made.save(tmp_path / "imatrix.gguf")
     read = load_importance(tmp_path / "imatrix.gguf")
@@ -281,7 +283,7 @@ def test_some_chunks_tell_the_fisher_information() -> None:
 
 def test_correlations_are_collected_unless_they_are_not_wanted() -> None:
     made = q4hifi.collect_importance(toy(), "0123456789", n_ctx=4)
-    assert made.products[DENSE].tolist() == (-made.tensors[DENSE].squares[0, :1]).tolist()
+    assert made.products[DENSE].tolist() == (-made.tensors[DENSE].squares[:, :1]).tolist()
     assert not q4hifi.collect_importance(toy(), "0123456789", n_ctx=4, correlations=False).products
 
 
@@ -313,7 +315,7 @@ def test_the_example_gives_what_llama_imatrix_gives() -> None:
 
 def test_a_model_can_be_quantized_with_it(tmp_path: Path) -> None:
     made = q4hifi.collect_importance(EXAMPLE, TEXT, n_ctx=64, n_chunks=2, score=False, dataset="text.txt")
-    for form, source in ((GGUF, FISHER_SOURCE), (DAT, DEFAULT_SOURCE)):
+    for form, source in ((GGUF, f"{FISHER_SOURCE} (64 tokens)"), (DAT, DEFAULT_SOURCE)):
         imatrix = tmp_path / f"imatrix.{form}"
         made.save(imatrix, form=form)
         report = q4hifi.quantize_file(EXAMPLE, tmp_path / f"{form}.gguf", imatrix=imatrix)
@@ -352,7 +354,7 @@ def test_a_form_that_the_name_contradicts_is_refused(
 
 
 def test_a_file_with_a_bad_entry_can_be_saved_without_it(tmp_path: Path, run: Run) -> None:
-    products = {DENSE: np.zeros(6, np.float32)}
+    products = {DENSE: np.zeros((1, 6), np.float32)}
     replace(sums(), products=products).save(tmp_path / "bad.gguf")
     data = bytearray((tmp_path / "bad.gguf").read_bytes())
     place = data.index(sums().tensors[DENSE].squares.astype("<f4").tobytes())

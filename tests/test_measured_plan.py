@@ -84,6 +84,53 @@ def test_the_smallest_is_told_where_the_budget_is_too_small() -> None:
         planned(target_size=smallest - 1)
 
 
+def test_the_smallest_is_told_in_bits_as_well() -> None:
+    with pytest.raises(BadOptionError, match=r"give at least that$") as caught:
+        planned(target_bpw=1.0)
+    found = re.search(r"\((\S+ \S+), (\S+) bits per weight\)", str(caught.value))
+    assert found and found[1].endswith("MiB")
+    plan = planned(target_bpw=float(found[2]))
+    assert plan.bits_per_weight <= float(found[2]) < plan.bits_per_weight + 0.001
+
+
+def test_types_that_were_named_are_part_of_the_remedy() -> None:
+    with pytest.raises(BadOptionError, match="or name smaller types in the options for single tensors"):
+        planned(target_size=100_000, tensor_types=(("attn", "q8_0"),))
+
+
+# ---- without importance --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "guessed"),
+    [
+        ({"like": "Q4_K_M"}, True),
+        ({"stock": True}, True),
+        ({"coverage": "measured"}, True),
+        ({"target_bpw": 5.0, "exclude_weights": (), "refine": False}, True),
+        ({}, False),  # by the table for the model's size
+        ({"type": "Q4_K_M"}, False),
+        ({"outliers": 4}, False),
+        ({"like": "Q4_K_M", "imatrix": "i.gguf"}, False),
+        ({"like": "Q4_K_M", "sensitivities": "s.json"}, False),
+        ({"like": "Q4_K_M", "calibrate": "text.txt"}, False),
+    ],
+)
+def test_options_know_whether_sensitivities_will_be_guessed(options: dict[str, Any], guessed: bool) -> None:
+    assert q4hifi.QuantizeOptions(**options).guesses_sensitivities == guessed
+
+
+def test_a_plan_warns_of_guessed_sensitivities(tmp_path: Path) -> None:
+    (warning,) = planned(like="Q4_K_M").warnings
+    assert "higher than estimated" in warning and "--imatrix" in warning
+    known = {t.name: 0.1 for t in planned(like="Q4_K_M").tensors}
+    (tmp_path / "s.json").write_text(json.dumps({"sensitivities": known}))
+    assert q4hifi.plan_file(EXAMPLE, like="Q4_K_M", sensitivities=tmp_path / "s.json").warnings == ()
+
+
+# ---- choices -------------------------------------------------------------------------------------
+
+
 def test_more_bytes_are_never_worse() -> None:
     losses = []
     for size in (3_500_000, 3_800_000, 4_600_000, 5_900_000):
@@ -185,9 +232,11 @@ def test_sensitive_tensors_get_the_bits(tmp_path: Path) -> None:
 
 def test_sensitivities_of_another_model_are_refused(tmp_path: Path) -> None:
     path = _write(tmp_path / "s.json", {"blk.0.attn_v.weight": 1.0})
-    with pytest.raises(BadOptionError, match=r"s\.json: says nothing of 56 tensors, such as token_embd"):
+    with pytest.raises(
+        BadOptionError, match=r"s\.json: has no sensitivity for 56 tensors, such as token_embd"
+    ):
         planned(sensitivities=path)
-    with pytest.raises(BadFileError, match="cannot read the sensitivities"):
+    with pytest.raises(BadFileError, match="cannot be read"):
         planned(sensitivities=tmp_path / "missing.json")
 
 
@@ -209,6 +258,38 @@ def test_rows_that_256_does_not_divide_take_smaller_blocks(tmp_path: Path) -> No
     assert types["blk.0.ffn_down.weight"] == "F16"
     assert {t.type.block_size for t in plan.tensors if t.name in tensors and t.shape[0] == 96} == {32}
     assert len(plan.fallbacks) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"like": "Q4_K_M"}, {"target_bpw": 17.0}, {"no_fallback": True}], ids=str
+)
+def test_stock_types_never_fall_back_from_q4_hifi(options: dict[str, Any], tmp_path: Path) -> None:
+    tensors = {
+        f"blk.{i}.{part}.weight": random_weights(300, 96) for i in (0, 1) for part in ("attn_v", "ffn_down")
+    }
+    path = write_model(tmp_path / "model.gguf", tensors, n_layer=2)
+    if "no_fallback" in options:
+        with pytest.raises(q4hifi.UnsupportedModelError, match="Q4_K needs a multiple of 256") as caught:
+            q4hifi.plan_file(path, stock=True, **options)
+        assert "Q4_HIFI" not in str(caught.value)
+        return
+    plan = q4hifi.plan_file(path, stock=True, **options)
+    assert {t.fallback_from and t.fallback_from.name for t in plan.fallbacks} == {"Q4_K"}
+    assert len(plan.fallbacks) == 4
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"tensor_types": [("attn_v", "q4_hifi")]},
+        {"output_tensor_type": "Q4_HIFI"},
+        {"token_embedding_type": "q4_hifi"},
+    ],
+    ids=str,
+)
+def test_stock_types_and_a_tensor_that_is_to_be_q4_hifi_exclude_each_other(named: dict[str, Any]) -> None:
+    with pytest.raises(BadOptionError, match="`stock` excludes Q4_HIFI, which another option names"):
+        TypeOptions(stock=True, **named)
 
 
 def test_a_model_without_open_tensors_has_a_plan(tmp_path: Path) -> None:

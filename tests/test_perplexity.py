@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import q4hifi
-from q4hifi import BadFileError, BadOptionError, Model, NotFiniteError
+from q4hifi import BadFileError, BadOptionError, NotFiniteError, open_model
 from q4hifi import kl_divergence as measure_divergence
 from q4hifi import perplexity as measure_perplexity
 from q4hifi.cli.evaluation_tables import final_divergence, final_perplexity, running_perplexity
 from q4hifi.evaluate.log_probs_file import HEAD, MAGIC, LogProbsFile
 from q4hifi.evaluate.logits import codes_per_row
-from stand_ins import LlamaModel, ToyModel, toy
+from stand_ins import ToyModel, toy
 from synthetic import EXAMPLE, ROOT, names_in, patch
 
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests/golden/llama_evaluation.json").read_text())
@@ -122,11 +122,11 @@ def test_progress_and_results_so_far() -> None:
 # ---- llama.cpp -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["llama.cpp's logits", "ours"])
+@pytest.fixture(scope="module", params=["q4hifi", "llama.cpp"])
 def models(request: pytest.FixtureRequest, coarse: Path) -> tuple[Any, Any]:
     """The example and its coarse form, run by one engine or by the other."""
-    exact, rough = (Model(path, threads=2) for path in (EXAMPLE, coarse))
-    return (exact, rough) if request.param == "ours" else (LlamaModel(exact), LlamaModel(rough))
+    exact, rough = (open_model(path, engine=request.param, threads=2) for path in (EXAMPLE, coarse))
+    return exact, rough
 
 
 def test_perplexity_is_llama_perplexitys(models: tuple[Any, Any]) -> None:
@@ -248,6 +248,6 @@ def test_truncated_base_files_are_refused(base: Path, size: int) -> None:
 
 
 def test_a_base_file_that_is_not_there(tmp_path: Path) -> None:
-    for path, fault in ((tmp_path / "none.kld", "no such file"), (tmp_path, "this is a folder")):
+    for path, fault in ((tmp_path / "none.kld", "No such file"), (tmp_path, "not a file but a folder")):
         with pytest.raises(BadFileError, match=fault):
             LogProbsFile.open(path)

@@ -11,11 +11,20 @@ import q4hifi
 
 ARRAYS_AND_UNIONS = {
     *("Bytes", "Codes", "Correlations", "Doubles", "Floats", "Logits", "Tokens", "TokensLike", "Wanted"),
-    *("ModelOrPath", "OnSave", "Parts", "FilePath", "TensorTypes", "Text"),
+    *("ArrayLike", "ModelOrPath", "OnSave", "Parts", "FileOrPath", "FilePath", "TensorTypes", "Text"),
 }
 """Names of array types and unions, which the docstrings explain where they are used."""
 
-INTERNAL = {"ErrorsAt", "GgufFile", "Rewritten", "TensorInfo", "Vocabulary", "GGUFValueType", "_Entry"}
+INTERNAL = {
+    "Chunks",
+    "ErrorsAt",
+    "GgufFile",
+    "Rewritten",
+    "TensorInfo",
+    "Vocabulary",
+    "GGUFValueType",
+    "_Entry",
+}
 """Classes that only constructors and helpers of classes mention which users do not call themselves."""
 
 

@@ -157,7 +157,7 @@ def correlated(imatrix: Path, path: Path, *names: str) -> Path:
             n = sums.squares.shape[-1]
             common = np.random.default_rng(1).standard_normal((n, 4)).astype(np.float32)
             common *= np.sqrt(sums.squares[0] / (2 * (common**2).sum(-1)))[:, np.newaxis]
-            products[name] = (common @ common.T)[np.triu_indices(n, 1)]
+            products[name] = (common @ common.T)[np.triu_indices(n, 1)].reshape(1, -1)
     replace(known, tensors=tensors, products=products).save(path)
     return path
 

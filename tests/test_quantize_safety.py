@@ -194,7 +194,7 @@ def test_destinations_that_cannot_be_are_refused(dst: str, match: str, source: P
         ({"tensor_types": [("(", "q8_0")]}, "no regular expression"),
         ({"output_tensor_type": "q9_0"}, "unknown tensor type 'q9_0'"),
         ({"threads": -1}, "`threads` is -1; give a number of threads, or 0 for one per core"),
-        ({"imatrix": "not there.gguf"}, r"not there\.gguf: there is no such file"),
+        ({"imatrix": "not there.gguf"}, r"not there\.gguf: cannot be opened: No such file"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,3 +170,21 @@ def test_options_that_a_document_names_are_there(document: Path) -> None:
     if document == README:
         named |= set(re.findall(r"`(--[a-z-]+)", document.read_text()))
     assert named <= known
+
+
+def test_git_ignores_what_the_commands_write() -> None:
+    """A newcomer who runs them in a clone finds it clean afterwards."""
+    words = {
+        word for page in PAGES for block in blocks(page, "sh") for line in commands(block) for word in line
+    }
+    names = {word for word in words if re.fullmatch(r"[\w-]+\.(gguf|dat|kld|json|png|svg|pdf|txt)", word)}
+    names |= {"base.kld.partial", "imatrix.gguf.sensitivity.json", ".model.gguf.q4hifi-1a2b3c4d.part"}
+    assert {"plot.png", "imatrix.gguf", "text.txt"} <= names
+    command = ["git", "check-ignore", "--no-index", *sorted(names)]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if found.returncode == 128:
+        pytest.skip("this is no clone")
+    assert set(found.stdout.split()) == names

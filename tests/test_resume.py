@@ -25,7 +25,7 @@ from q4hifi.imatrix.file import load_importance
 from q4hifi.imatrix.sums import ImportanceSums
 from q4hifi.runtime.model import Model
 from stand_ins import ToyTokenizer
-from synthetic import names_in, patch, write_runnable
+from synthetic import EXAMPLE, names_in, patch, write_runnable
 
 N_CTX = 32
 TOKENS = np.random.default_rng(3).integers(0, 256, 6 * N_CTX).astype(np.uint32)
@@ -83,7 +83,7 @@ def same_sums(a: ImportanceSums, b: ImportanceSums) -> None:
             assert np.allclose(sums.squares, of_b[name].squares, rtol=1e-6, atol=0)
     for name in a.products:
         found, wanted = (
-            correlations_of(s.products[name], {**s.tensors, **s.refining}[name].squares[0]) for s in (a, b)
+            correlations_of(s.products[name][0], {**s.tensors, **s.refining}[name].squares[0]) for s in (a, b)
         )
         assert np.abs(found.astype(int) - wanted).max() <= 1
 
@@ -137,15 +137,28 @@ def test_an_imatrix_is_saved_while_it_is_made(models: dict[str, Model], tmp_path
     assert saved == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    "other", [{"model": "mistral3"}, {"tokens": TOKENS[::-1]}, {"fisher_chunks": 2}, {"process_output": True}]
-)
-def test_another_run_is_not_resumed(other: dict[str, Any], models: dict[str, Model], tmp_path: Path) -> None:
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"model": "mistral3"}, "another model,"),
+    ({"tokens": TOKENS[::-1]}, "another text or part of it,"),
+    ({"fisher_chunks": 2}, r"`fisher_chunks=3` \(now 2\),"),
+    ({"process_output": True}, r"no `process_output` \(now with\),"),
+    ({"correlations": False}, r"input correlations \(now without\),"),
+    ({"n_chunks": 3}, r"`n_chunks=6` \(now 3\),"),
+    ({"from_chunk": 1, "n_chunks": 5}, r"`n_chunks=6` \(now 5\),"),
+    ({"n_ctx": 64}, r"`n_ctx=32` \(now 64\) and `n_chunks=6` \(now 3\),"),
+    ({"n_chunks": 3, "model": "mistral3"}, r"another model and `n_chunks=6` \(now 3\),"),
+]
+
+
+@pytest.mark.parametrize(("other", "difference"), OTHERS)
+def test_another_run_is_not_resumed(
+    other: dict[str, Any], difference: str, models: dict[str, Model], tmp_path: Path
+) -> None:
     out = tmp_path / "i.gguf"
     q4hifi.collect_importance(models["llama"], TOKENS, output=out, **OPTIONS)
     before = out.read_bytes()
     options = OPTIONS | {k: v for k, v in other.items() if k not in ("model", "tokens")}
-    with pytest.raises(BadOptionError, match=r"i\.gguf: was begun with another model, text or option"):
+    with pytest.raises(BadOptionError, match=rf"i\.gguf: was begun with {difference} so it cannot.*without"):
         q4hifi.collect_importance(
             models[other.get("model", "llama")],
             other.get("tokens", TOKENS),
@@ -234,8 +247,14 @@ def test_a_base_file_of_another_run_is_not_resumed(models: dict[str, Model], tmp
     with pytest.raises(KeyboardInterrupt):
         base_file(models["llama"], base, on_chunk=after(2, KeyboardInterrupt()))
     before = partial.read_bytes()
-    with pytest.raises(BadOptionError, match="was begun with another text or vocabulary"):
+    with pytest.raises(
+        BadOptionError, match="was begun with another text or part of it, so it cannot be resumed"
+    ):
         base_file(models["llama"], base, TOKENS[::-1], resume=True)
+    with pytest.raises(BadOptionError, match=r"with `n_chunks=6` \(now 3\), so .*and without `resume`"):
+        base_file(models["llama"], base, n_chunks=3, resume=True)
+    with pytest.raises(BadOptionError, match=r"with `n_ctx=32` \(now 64\) and `n_chunks=6` \(now 3\), so"):
+        q4hifi.perplexity(models["llama"], TOKENS, n_ctx=64, save_log_probs=base, resume=True)
     with pytest.raises(BadOptionError, match=r"was begun with another model than .*mistral3\.gguf"):
         base_file(models["mistral3"], base, resume=True)
     assert partial.read_bytes() == before
@@ -265,16 +284,41 @@ def test_a_base_file_whose_place_was_taken_can_be_resumed(models: dict[str, Mode
     assert read == [] and names_in(tmp_path) == {"base.kld"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_partial_file_is_resumed_from_the_beginning(
+    overwrite: bool, models: dict[str, Model], tmp_path: Path
+) -> None:
+    """A run that is killed before it writes anything leaves such a file."""
+    (tmp_path / "base.kld.partial").touch()
+    base_file(models["llama"], tmp_path / "base.kld", resume=True, overwrite=overwrite)
+    assert names_in(tmp_path) == {"base.kld"}
+
+
+@pytest.mark.parametrize("damage", [b"part", b"part\1\0\0\0", b"_logits_" + bytes(99), b"part" + bytes(99)])
+def test_the_remedy_for_a_damaged_partial_file_works(
+    damage: bytes, models: dict[str, Model], tmp_path: Path
+) -> None:
+    base, partial = tmp_path / "base.kld", tmp_path / "base.kld.partial"
+    partial.write_bytes(damage)
+    remedy = "start again with `overwrite=True` and without `resume`"
+    for overwrite in (False, True):
+        with pytest.raises(BadOptionError, match=remedy):
+            base_file(models["llama"], base, resume=True, overwrite=overwrite)
+    base_file(models["llama"], base, overwrite=True)
+    assert names_in(tmp_path) == {"base.kld"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_no_other_file_is_taken_for_a_partial_one(
-    kind: str, models: dict[str, Model], tmp_path: Path
+    kind: str, resume: bool, models: dict[str, Model], tmp_path: Path
 ) -> None:
     other, partial = tmp_path / "other", tmp_path / "base.kld.partial"
     (other if kind == "link" else partial).write_text("mine")
     if kind == "link":
         partial.symlink_to(other)
     with pytest.raises(BadOptionError, match=r"base\.kld\.partial: (is a link|this name is needed)"):
-        base_file(models["llama"], tmp_path / "base.kld", overwrite=True)
+        base_file(models["llama"], tmp_path / "base.kld", overwrite=True, resume=resume)
     assert partial.read_text() == "mine"
 
 
@@ -316,8 +360,70 @@ def test_a_comparison_is_kept_and_resumed(models: dict[str, Model], tmp_path: Pa
         llama, [mistral], TOKENS, n_ctx=N_CTX, output=out, resume=True, on_chunk=read.append
     )
     assert read == [] and np.array_equal(again.models[0].perplexity.nll, whole.models[1].perplexity.nll)
-    with pytest.raises(BadOptionError, match="another reference, text or context"):
+    with pytest.raises(BadOptionError, match="was begun with another reference, so it cannot be resumed"):
         q4hifi.compare(mistral, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"n_chunks": 3}, r"`n_chunks=6` \(now 3\),"),
+        ({"n_ctx": 64}, r"`n_ctx=32` \(now 64\) and `n_chunks=6` \(now 3\),"),
+        ({"text": TOKENS[::-1]}, "another text or part of it,"),
+    ],
+)
+def test_another_comparison_is_not_resumed(
+    other: dict[str, Any], difference: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    out, llama = tmp_path / "figures", models["llama"]
+    run = {"text": TOKENS, "n_ctx": N_CTX, "output": out}
+    q4hifi.compare(llama, [llama], **run)
+    with pytest.raises(BadOptionError, match=rf"figures: was begun with {difference} so it cannot"):
+        q4hifi.compare(llama, [llama], **{**run, **other}, resume=True)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize("damage", [cut, lambda data: data[:30], lambda _: b""])
+@pytest.mark.parametrize("call", ["imatrix", "compare"])
+def test_the_remedy_for_a_damaged_file_works(
+    call: str, damage: Callable[[bytes], bytes], models: dict[str, Model], tmp_path: Path
+) -> None:
+    """It is no download, so it cannot be downloaded again."""
+    out, llama = tmp_path / "out.gguf", models["llama"]
+
+    def run(**options: Any) -> None:
+        if call == "imatrix":
+            q4hifi.collect_importance(llama, TOKENS, output=out, **OPTIONS, **options)
+        else:
+            q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, **options)
+
+    run()
+    out.write_bytes(damage(out.read_bytes()))
+    remedy = "start again with `overwrite=True` and without `resume`"
+    with pytest.raises(BadFileError, match=remedy) as caught:
+        run(resume=True, overwrite=True)
+    assert "download" not in str(caught.value)
+    run(overwrite=True)
+    run(resume=True)
+
+
+@pytest.mark.parametrize("call", ["imatrix", "compare"])
+@pytest.mark.parametrize("other", ["text", "model"])
+def test_a_file_of_somebody_else_is_not_advised_to_be_replaced(
+    other: str, call: str, models: dict[str, Model], paths: dict[str, Path], tmp_path: Path
+) -> None:
+    out, llama = tmp_path / "out.gguf", models["llama"]
+    out.write_bytes(b"my diary" if other == "text" else paths["mistral3"].read_bytes())
+    before = out.read_bytes()
+    with pytest.raises(BadFileError, match=r"choose another file, because `resume=True`") as caught:
+        if call == "imatrix":
+            q4hifi.collect_importance(llama, TOKENS, output=out, resume=True, **OPTIONS)
+        else:
+            q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, resume=True)
+    assert "overwrite" not in str(caught.value) and out.read_bytes() == before
 
 
 def test_figures_of_models_that_are_not_compared_again_stay(models: dict[str, Model], tmp_path: Path) -> None:
@@ -407,3 +513,30 @@ def test_the_space_is_taken_before_the_work(
         else:
             q4hifi.compare(llama, [llama], TOKENS, n_ctx=N_CTX, output=out, on_chunk=never)
     assert names_in(tmp_path) == set()
+
+
+def test_an_imatrix_is_saved_and_copied_by_chunks(tmp_path: Path) -> None:
+    """--output-frequency, --save-frequency and --from-chunk of llama-imatrix."""
+    out, saved = tmp_path / "i.gguf", list[int]()
+    text = np.arange(100, 500)
+    model = q4hifi.Model(EXAMPLE, n_ctx=64, threads=2)
+    found = q4hifi.collect_importance(
+        model,
+        text,
+        n_ctx=64,
+        from_chunk=1,
+        fisher_chunks=0,
+        output=out,
+        save_chunks=2,
+        copy_chunks=3,
+        on_save=saved.append,
+    )
+    assert saved == [2, 4, 5] and found.chunk_count == 5
+    assert load_importance(tmp_path / "i.gguf.at_3").chunk_count == 3
+    assert not (tmp_path / "i.gguf.at_5").exists()
+    later = q4hifi.collect_importance(
+        model, text[64:], n_ctx=64, fisher_chunks=0, output=tmp_path / "later.gguf"
+    )
+    same_sums(found, later)
+    with pytest.raises(BadOptionError, match="none is left after `from_chunk=6`"):
+        q4hifi.collect_importance(model, text, n_ctx=64, from_chunk=6)

@@ -155,11 +155,21 @@ def test_rules_are_read_as_llama_quantize_reads_them(text: str, rule: tuple[str,
         (r"a\Wb=q8_0", r"\\W would become \\w"),
         (r"\S=q8_0", r"\\S would become \\s"),
         (r"\Bv=q8_0", r"\\B would become \\b"),
+        (r"\Ablk=q8_0", r"\\A would become \\a; write \^"),
+        (r"weight\Z=q8_0", r"\\Z would become \\z; write \$"),
+        (r"\Nv=q8_0", r"\\N would become \\n; write \."),
+        (r"\Qv\E=q8_0", r"\\Q would become \\q; leave it out"),
     ],
 )
 def test_rules_that_would_mean_something_else_are_refused(text: str, message: str) -> None:
     with pytest.raises(BadOptionError, match=message):
         parse_tensor_type(text)
+
+
+@pytest.mark.parametrize("pattern", ["(?P<n>a)", "(?<n>a)", "(?p<n>a)", "b(?P<N>A)"])
+def test_a_named_group_is_called_so_after_its_case_was_lowered(pattern: str) -> None:
+    with pytest.raises(BadOptionError, match="named groups are not supported; write a plain group"):
+        TypeOptions(tensor_types=[parse_tensor_type(f"{pattern}=q8_0")])
 
 
 RULES = (("attn_v", "q8_0"), ("attn_k", "q6_k"))

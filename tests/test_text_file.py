@@ -89,16 +89,36 @@ def test_random_bytes_are_read(tmp_path: Path) -> None:
         (b"\n", "the text is empty"),
         (b"GGUF\3\0\0\0", "this is a GGUF file, not a text; name a UTF-8 text file"),
         (b"\x1f\x8b\x08\0", "this is a gzip file"),
-        (b"PK\x03\x04rest", "this is a zip file"),
+        (b"PK\x03\x04rest", "this is a ZIP archive"),
         (b"\x28\xb5\x2f\xfd rest", "this is a zstd file"),
         (b"PAR1rest", "this is a Parquet file"),
         (b"%PDF-1.7", "this is a PDF file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "this is a Git LFS pointer, not a text; run 'git"),
+        (b"\x93NUMPY\1\0", "this is a NumPy array, not a text"),
+        (b"BZh91AY&SY", "this is a bzip2 file, not a text; unpack it first"),
     ],
 )
 def test_what_is_no_text_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(data)
     with pytest.raises(BadOptionError, match=rf"text\.txt: {message}"):
+        read_text(path)
+
+
+@pytest.mark.parametrize("word", ["GGUF", "ggml", "ggjt", "PK", "BZh9", "Rar!", "part", "BM", "{", "<html>"])
+def test_a_text_may_begin_with_the_name_of_a_format(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(f"{word} is how this text begins.")
+    assert read_text(path) == f"{word} is how this text begins."
+
+
+def test_only_the_start_of_a_model_is_read(tmp_path: Path) -> None:
+    """A model has many gigabytes; naming one as the text must not fill the memory."""
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF\3\0\0\0")
+        file.truncate(1 << 40)
+    with pytest.raises(BadOptionError, match="this is a GGUF file, not a text"):
         read_text(path)
 
 

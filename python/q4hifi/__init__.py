@@ -30,10 +30,16 @@ TYPE_CHECKING = False  # that of typing, whose import would take longer than all
 if TYPE_CHECKING:
     from .allocation.calibrate import Calibrated, calibrate
     from .allocation.sensitivities import Sensitivities
-    from .codec.input_correlations import Hessian
+    from .codec.input_correlations import Hessian, TensorInputs
+    from .codec.input_sums import InputSums
     from .codec.model_file import ModelFile, ModelTensor, RowRange
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
+    from .engines.llama.inputs import LlamaInputSums
+    from .engines.llama.model import LlamaModel, LlamaSequence, LlamaTrial
+    from .engines.llama.tokenizer import LlamaTokenizer
+    from .engines.opening import open_model
+    from .engines.protocol import InputCollector, LanguageModel, ModelSequence, TextTokenizer, WeightTrial
     from .errors import (
         BadFileError,
         BadOptionError,
@@ -43,11 +49,11 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from .evaluate.bench import ModelFacts, Speed, bench
-    from .evaluate.chunks import InputCollector, LanguageModel, ModelSequence, TextTokenizer
     from .evaluate.collect_imatrix import collect_importance
     from .evaluate.compare import ComparedModel, Comparison, compare
     from .evaluate.estimates import Estimate
     from .evaluate.kl_divergence import KlDivergence, kl_divergence
+    from .evaluate.log_probs_file import LogProbsFile
     from .evaluate.logits import Divergence
     from .evaluate.perplexity import Perplexity, perplexity
     from .formats.layout import Format, StoredTensor
@@ -63,11 +69,11 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .plan.size_classes import SizeClass
     from .progress import Progress
-    from .runtime.generation import Chat, Effort, Writer, generate
-    from .runtime.input_sums import InputSums
-    from .runtime.model import Model, Sequence, Trace
+    from .runtime.generation import Chat, Effort, TextTokens, Writer, WritingModel, WrittenText, generate
+    from .runtime.model import Model, Sequence, Trace, Trial
+    from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
-    from .runtime.tokenizer import Tokenizer, TokenStream
+    from .runtime.tokenizer import Pieces, Tokenizer, TokenStream
 
     __version__: str
     open = ModelFile.open
@@ -94,14 +100,22 @@ __all__ = [
     "InputSums",
     "KlDivergence",
     "LanguageModel",
+    "LlamaInputSums",
+    "LlamaModel",
+    "LlamaSequence",
+    "LlamaTokenizer",
+    "LlamaTrial",
+    "LogProbsFile",
     "Measured",
     "Model",
     "ModelFacts",
     "ModelFile",
+    "ModelInputSums",
     "ModelSequence",
     "ModelTensor",
     "NotFiniteError",
     "Perplexity",
+    "Pieces",
     "Plan",
     "PlannedTensor",
     "Progress",
@@ -116,15 +130,21 @@ __all__ = [
     "SizeClass",
     "Speed",
     "StoredTensor",
+    "TensorInputs",
     "TensorType",
     "TextTokenizer",
+    "TextTokens",
     "TokenStream",
     "Tokenizer",
     "Trace",
+    "Trial",
     "TypeTotal",
     "UnavailableError",
     "UnsupportedModelError",
+    "WeightTrial",
     "Writer",
+    "WritingModel",
+    "WrittenText",
     "__version__",
     "bench",
     "calibrate",
@@ -138,6 +158,7 @@ __all__ = [
     "kl_divergence",
     "load_importance",
     "open",
+    "open_model",
     "perplexity",
     "plan_file",
     "plan_shapes",
@@ -148,18 +169,24 @@ __all__ = [
 
 _MODULES = {
     "allocation.calibrate": "Calibrated calibrate",
-    "codec.input_correlations": "Hessian",
     "allocation.sensitivities": "Sensitivities",
+    "codec.input_correlations": "Hessian TensorInputs",
+    "codec.input_sums": "InputSums",
     "codec.model_file": "ModelFile ModelTensor RowRange",
     "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
+    "engines.llama.inputs": "LlamaInputSums",
+    "engines.llama.model": "LlamaModel LlamaSequence LlamaTrial",
+    "engines.llama.tokenizer": "LlamaTokenizer",
+    "engines.opening": "open_model",
+    "engines.protocol": "InputCollector LanguageModel ModelSequence TextTokenizer WeightTrial",
     "evaluate.bench": "ModelFacts Speed bench",
-    "evaluate.chunks": "LanguageModel ModelSequence TextTokenizer InputCollector",
     "evaluate.collect_imatrix": "collect_importance",
     "evaluate.compare": "ComparedModel Comparison compare",
     "evaluate.estimates": "Estimate",
     "evaluate.kl_divergence": "KlDivergence kl_divergence",
+    "evaluate.log_probs_file": "LogProbsFile",
     "evaluate.logits": "Divergence",
     "evaluate.perplexity": "Perplexity perplexity",
     "formats.layout": "Format StoredTensor",
@@ -175,11 +202,11 @@ _MODULES = {
     "plan.shapes_file": "plan_shapes",
     "plan.size_classes": "SizeClass",
     "progress": "Progress",
-    "runtime.generation": "Chat Effort Writer generate",
-    "runtime.input_sums": "InputSums",
-    "runtime.model": "Model Sequence Trace",
+    "runtime.generation": "Chat Effort TextTokens Writer WritingModel WrittenText generate",
+    "runtime.model_input_sums": "ModelInputSums",
+    "runtime.model": "Model Sequence Trace Trial",
     "runtime.sampler": "Sampler",
-    "runtime.tokenizer": "TokenStream Tokenizer",
+    "runtime.tokenizer": "Pieces TokenStream Tokenizer",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""
 

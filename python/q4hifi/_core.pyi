@@ -53,6 +53,7 @@ __all__ = [
     "BadModel",
     "Collector",
     "Fisher",
+    "InputSums",
     "Inputs",
     "Model",
     "NotFinite",
@@ -260,6 +261,36 @@ class Inputs:
         ``importance`` is [row_length]. ``correlations`` is [pairs], or [0] if only the importance is known.
         They are moved towards 0 by a share that is larger, the fewer ``tokens`` they were measured over.
         """
+
+    def with_importance(self, importance: _Floats, threads: int) -> Inputs:
+        """Return the same correlations with another ``importance`` [row_length], without factorizing
+        again."""
+
+@final
+class InputSums:
+    """Sums over the inputs x of a tensor's matrices, from which importance matrices are made."""
+
+    def __new__(cls, width: int, n_matrices: int, n_products: int) -> InputSums:
+        """Begin with zeros, for ``n_matrices`` matrices with rows of ``width`` weights.
+
+        ``n_products`` is the number of sums of products: 0, 1 (of all matrices together) or ``n_matrices``.
+        """
+
+    def add(self, rows: _Floats, matrices: npt.NDArray[np.int32], threads: int) -> None:
+        """Add ``rows`` [n * width], each to the matrices with the indices ``matrices`` [n * m]; -1 is no
+        matrix."""
+
+    def squares(self) -> _Doubles:
+        """Return Σ x_i², float64 [n_matrices * width]."""
+
+    def counts(self) -> npt.NDArray[np.uint64]:
+        """Return the number of rows that each matrix received, [n_matrices]."""
+
+    def products(self, index: int) -> _Floats:
+        """Return Σ x_i x_j of all pairs of columns, [pairs], of the sum of products ``index``."""
+
+    def take(self, other: InputSums) -> None:
+        """Add the sums of ``other`` to these, and set ``other`` to zero."""
 
 # ---- logits --------------------------------------------------------------------------------------
 

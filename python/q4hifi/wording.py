@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def counted(count: int, noun: str, plural: str | None = None, *, form: str = "") -> str:
+    """Return a count with its noun: "1 chunk", "2 chunks", "0 matrices".
+
+    ``noun`` may have a verb: ``counted(n, "tensor is", "tensors are")``. Without ``plural`` the plural ends
+    in -s, or -matrices. ``form`` is a format specification for the number.
+    """
+    if plural is None:
+        plural = f"{noun.removesuffix('matrix')}matrices" if noun.endswith("matrix") else f"{noun}s"
+    return f"{count:{form}} {noun if count == 1 else plural}"
+
+
+def enumerated(items: Sequence[str]) -> str:
+    """Return the items as in a sentence: "a", "a and b", "a, b and c"."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
+
 
 def human_bytes(count: float) -> str:
     """Return a size in bytes as text, in binary units with two decimals: 443.30 MiB."""

@@ -22,7 +22,8 @@ const LEAST_IMPORTANCE: f32 = 1e-6;
 /// H = E[x xᵀ] of the inputs x of rows, from the importance of each column and the correlations of columns, factored.
 #[derive(Debug, Clone)]
 pub struct Hessian {
-    row_length: usize,
+    /// The root of each column's importance.
+    roots: Vec<f32>,
     groups: Vec<Group>,
 }
 
@@ -51,7 +52,7 @@ impl Hessian {
     /// tokens, or an empty slice.
     pub fn new(importance: &[f32], correlations: &[i8], tokens: f32) -> Result<Self, QuantError> {
         let row_length = importance.len();
-        check_importance(Some(importance), row_length)?;
+        let roots = roots(importance)?;
         if !correlations.is_empty() {
             expect_length("correlations", correlations.len(), pairs(row_length))?;
         }
@@ -59,9 +60,6 @@ impl Hessian {
         let mut found = Vec::new();
         if !correlations.is_empty() && share > 0.0 {
             let isa = Isa::active()?;
-            let mean = importance.iter().sum::<f32>() / row_length as f32;
-            let root = |w: &f32| w.max(LEAST_IMPORTANCE * mean).sqrt();
-            let roots: Vec<f32> = importance.iter().map(root).collect();
             let mut rest = correlations;
             for columns in groups(row_length) {
                 let of_group;
@@ -69,11 +67,23 @@ impl Hessian {
                 found.push(Group::new(isa, columns.start, &roots[columns], of_group, share));
             }
         }
-        Ok(Self { row_length, groups: found })
+        Ok(Self { roots, groups: found })
+    }
+
+    /// The same correlations of columns with another importance, as the experts of a layer have it.
+    ///
+    /// The columns keep their order. It takes row_length² / 2 multiplications, where [`Self::new`] takes
+    /// row_length³ / 6.
+    pub fn with_importance(&self, importance: &[f32]) -> Result<Self, QuantError> {
+        expect_length("importance", importance.len(), self.row_length())?;
+        let roots = roots(importance)?;
+        let ratios: Vec<f32> = roots.iter().zip(&self.roots).map(|(new, old)| new / old).collect();
+        let groups = self.groups.par_iter().map(|group| group.scaled(&ratios)).collect();
+        Ok(Self { roots, groups })
     }
 
     pub(super) fn row_length(&self) -> usize {
-        self.row_length
+        self.roots.len()
     }
 
     pub(super) fn groups(&self) -> &[Group] {
@@ -82,8 +92,17 @@ impl Hessian {
 
     /// Fails where rows have another length.
     pub(crate) fn check(&self, row_length: usize) -> Result<(), QuantError> {
-        expect_length("importance", self.row_length, row_length)
+        expect_length("importance", self.row_length(), row_length)
     }
+}
+
+/// The roots of the importance of columns. Fails where one is negative or not finite.
+fn roots(importance: &[f32]) -> Result<Vec<f32>, QuantError> {
+    check_importance(Some(importance), importance.len())?;
+    let mean = importance.iter().sum::<f32>() / importance.len() as f32;
+    // no column's is zero, not even where all are
+    let least = (LEAST_IMPORTANCE * mean).max(f32::MIN_POSITIVE);
+    Ok(importance.iter().map(|w| w.max(least).sqrt()).collect())
 }
 
 /// A matrix of zeros below its diagonal, in panels of columns.
@@ -113,6 +132,18 @@ impl Group {
         let tiles = tiles.collect();
         order.iter_mut().for_each(|i| *i += first as u32);
         Self { order, tiles }
+    }
+
+    /// The group after the root of each column's importance was multiplied by its ratio.
+    fn scaled(&self, ratios: &[f32]) -> Self {
+        let of: Vec<f32> = self.order.iter().map(|&i| ratios[i as usize]).collect();
+        let tiles = self.tiles.iter().enumerate().map(|(k, tile)| {
+            // rows beyond the last are zeros
+            let own: [f32; TILE] = from_fn(|t| of.get(k * TILE + t).copied().unwrap_or(1.0));
+            let of = of.iter().copied().chain(std::iter::repeat(1.0));
+            tile.iter().zip(of).map(|(m, other)| from_fn(|t| m[t] * (other / own[t]))).collect()
+        });
+        Self { order: self.order.clone(), tiles: tiles.collect() }
     }
 }
 
@@ -194,5 +225,46 @@ fn factorize_square(square: &mut [[f32; TILE]]) {
                 *below -= factor * v;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::weights;
+
+    /// With the importance that it has, a Hessian stays as it is; with another, it is nearly the one that is
+    /// factored anew, whose columns may have another order.
+    #[test]
+    fn another_importance_needs_no_new_factors() {
+        let n = 70;
+        let importance: Vec<f32> = weights(n, 3).iter().map(|x| x * x).collect();
+        let correlations: Vec<i8> = (0..pairs(n)).map(|i| (i * 37 % 5) as i8 - 2).collect();
+        let hessian = Hessian::new(&importance, &correlations, 1e6).unwrap();
+        let same = hessian.with_importance(&importance).unwrap();
+        // four times as important, all of them: the order is the same, the ratios too
+        let scaled: Vec<f32> = importance.iter().map(|w| 4.0 * w).collect();
+        let direct = Hessian::new(&scaled, &correlations, 1e6).unwrap();
+        let derived = hessian.with_importance(&scaled).unwrap();
+        // raised where it was largest already, so that the order stays
+        let first = hessian.groups[0].order[0] as usize;
+        let mut raised = importance.clone();
+        raised[first] *= 9.0;
+        let anew = Hessian::new(&raised, &correlations, 1e6).unwrap();
+        let from_old = hessian.with_importance(&raised).unwrap();
+        for (a, b) in [(&hessian, &same), (&direct, &derived), (&anew, &from_old)] {
+            assert_eq!(a.roots, b.roots);
+            for (a, b) in a.groups.iter().zip(&b.groups) {
+                assert_eq!(a.order, b.order);
+                for (a, b) in
+                    a.tiles.iter().flatten().flatten().zip(b.tiles.iter().flatten().flatten())
+                {
+                    assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "{a} {b}");
+                }
+            }
+        }
+        assert!(hessian.with_importance(&importance[1..]).is_err());
+        raised[0] = -1.0;
+        assert!(hessian.with_importance(&raised).is_err());
     }
 }

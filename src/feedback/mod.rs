@@ -9,6 +9,8 @@ mod choose;
 pub mod correlations;
 mod formula;
 mod hessian;
+mod input_sums;
 
 pub(crate) use choose::{ChooseQuants, ROWS};
 pub use hessian::Hessian;
+pub use input_sums::InputSums;

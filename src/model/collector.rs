@@ -1,12 +1,10 @@
-//! InputSums of the squared inputs of every matrix, and of their products ([`crate::feedback::correlations`]): what an
-//! importance matrix is made of.
+//! Sums over the inputs of every matrix of a model ([`crate::feedback::InputSums`]).
 
 use super::config::Config;
 use super::role::Role;
 use crate::block::QK;
-use crate::feedback::correlations::{GROUP, ProductSums};
+use crate::feedback::{InputSums, correlations::GROUP};
 use crate::isa::Isa;
-use crate::team;
 
 /// A point in a model where rows enter matrices; several matrices may share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,26 +33,12 @@ impl Site {
     }
 }
 
-/// InputSums over all rows that it saw.
+/// Sums over the inputs of all matrices of a model.
 #[derive(Debug, Clone)]
 pub struct Collector {
     n_layer: usize,
     sites: Vec<InputSums>,
 }
-
-/// The sums of one site.
-#[derive(Debug, Clone)]
-pub struct InputSums {
-    /// Of the squares, a column each.
-    pub squares: Vec<f64>,
-    /// Of the products of two; None where nothing would ask for them.
-    pub products: Option<ProductSums>,
-    /// Rows.
-    pub count: u64,
-}
-
-/// Columns that a thread adds up.
-const COLUMNS: usize = 256;
 
 impl Collector {
     pub(super) fn new(config: &Config) -> Self {
@@ -62,10 +46,9 @@ impl Collector {
             [config.n_embd, config.n_query(), config.n_embd, config.n_ff][site % IN_LAYER]
         };
         let n_sites = config.n_layer * IN_LAYER + 1; // the output's is one of n_embd
-        let sums = |site| InputSums {
-            squares: vec![0.0; width(site)],
-            products: asked_for(site, width(site)).then(|| ProductSums::new(width(site))),
-            count: 0,
+        let sums = |site| {
+            InputSums::new(width(site), 1, usize::from(asked_for(site, width(site))))
+                .expect("a model's rows have columns")
         };
         Self { n_layer: config.n_layer, sites: (0..n_sites).map(sums).collect() }
     }
@@ -81,22 +64,12 @@ impl Collector {
     ///
     /// Returns false, and changes nothing, where `other` is of a model of another shape.
     pub fn take(&mut self, other: &mut Self) -> bool {
-        let shape = |of: &Self| -> Vec<(usize, bool)> {
-            of.sites.iter().map(|sums| (sums.squares.len(), sums.products.is_some())).collect()
-        };
-        if shape(self) != shape(other) {
+        let alike = |(a, b): (&InputSums, &InputSums)| a.is_alike(b);
+        if self.sites.len() != other.sites.len() || !self.sites.iter().zip(&other.sites).all(alike)
+        {
             return false;
         }
-        for (sums, others) in self.sites.iter_mut().zip(&mut other.sites) {
-            sums.count += std::mem::take(&mut others.count);
-            for (sum, other) in sums.squares.iter_mut().zip(&mut others.squares) {
-                *sum += std::mem::take(other);
-            }
-            if let (Some(products), Some(others)) = (&mut sums.products, &mut others.products) {
-                products.take(others);
-            }
-        }
-        true
+        self.sites.iter_mut().zip(&mut other.sites).all(|(sums, other)| sums.take(other))
     }
 
     fn index(&self, site: Site, layer: usize) -> usize {
@@ -108,19 +81,7 @@ impl Collector {
 
     pub(super) fn add(&mut self, isa: Isa, site: Site, layer: usize, rows: &[f32]) {
         let index = self.index(site, layer);
-        let sums = &mut self.sites[index];
-        let width = sums.squares.len();
-        sums.count += (rows.len() / width) as u64;
-        team::for_each_chunk(&mut sums.squares, COLUMNS, |i, squares| {
-            for row in rows.chunks_exact(width) {
-                for (sum, &x) in squares.iter_mut().zip(&row[i * COLUMNS..]) {
-                    *sum += f64::from(x) * f64::from(x);
-                }
-            }
-        });
-        if let Some(products) = &mut sums.products {
-            products.add(isa, rows);
-        }
+        self.sites[index].add_dense(isa, rows);
     }
 }
 

@@ -17,7 +17,7 @@ mod rope;
 mod sampling;
 mod weights;
 
-pub use collector::{Collector, InputSums};
+pub use collector::Collector;
 pub use config::{Activation, Config, Local, Pairs, Temperature};
 pub use error::ModelError;
 pub use fisher::Fisher;

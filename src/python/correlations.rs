@@ -63,4 +63,16 @@ impl Inputs {
         let inner = detached(py, threads, || Hessian::new(importance, correlations, tokens))?;
         Ok(Self { inner })
     }
+
+    /// The same correlations with another importance of each column.
+    fn with_importance<'py>(
+        &self,
+        py: Python<'py>,
+        importance: PyReadonlyArray1<'py, f32>,
+        threads: usize,
+    ) -> PyResult<Self> {
+        let importance = slice(&importance, "importance")?;
+        let inner = detached(py, threads, || self.inner.with_importance(importance))?;
+        Ok(Self { inner })
+    }
 }

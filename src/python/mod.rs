@@ -2,6 +2,7 @@
 
 mod codec;
 mod correlations;
+mod input_sums;
 mod logits;
 mod lost_pages;
 mod model;
@@ -27,6 +28,9 @@ mod _core {
 
     #[pymodule_export]
     use super::correlations::{Inputs, correlation_pairs, correlations_of, products_of};
+
+    #[pymodule_export]
+    use super::input_sums::InputSums;
 
     #[pymodule_export]
     use super::logits::{divergence, divergence_from_log_probs, encode_log_probs, token_nll};

@@ -1,6 +1,6 @@
 //! The runtime: models, sequences, samplers.
 
-use super::support::{Unavailable, pool, slice};
+use super::support::{Unavailable, lock, lock_both, pool, slice};
 use crate::block::TensorType;
 use crate::matmul::Matrix;
 use crate::model::{self, Activation, BATCH, Builder, Config, Local, ModelError, Pairs, Request};
@@ -10,10 +10,9 @@ use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How often a signal, as Ctrl-C's, is looked for.
@@ -51,11 +50,6 @@ fn interruptible<T: Send>(
             None => Ok(result.expect("the scope ends after its work")?),
         }
     })
-}
-
-/// Waits for the lock without the interpreter's.
-fn lock<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-    mutex.lock_py_attached(py).expect("no panic holds the lock")
 }
 
 /// A model and what its weights lie in.
@@ -402,7 +396,7 @@ impl Collector {
     ) -> Option<(Bound<'py, PyArray1<f64>>, u64)> {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
-        Some((PyArray1::from_slice(py, &sums.squares), sums.count))
+        Some((PyArray1::from_slice(py, sums.squares()), sums.counts()[0]))
     }
 
     /// Those of the products of its inputs by pairs of columns, likewise; None where they are not kept.
@@ -414,22 +408,17 @@ impl Collector {
     ) -> Option<(Bound<'py, PyArray1<f32>>, u64)> {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
-        Some((PyArray1::from_vec(py, sums.products.as_ref()?.to_vec()), sums.count))
+        Some((PyArray1::from_vec(py, sums.products().first()?.to_vec()), sums.counts()[0]))
     }
 
     /// Adds the sums of another collector to these, and sets those to zero.
     fn take(slf: &Bound<'_, Self>, other: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
-        if slf.is(other) {
+        let Some((mut ours, mut theirs)) = lock_both(py, &slf.get().state, &other.get().state)
+        else {
             return Err(PyValueError::new_err("a collector cannot take its own sums"));
-        }
-        // in the order of their addresses, so that two threads that take from each other do not wait for ever
-        let ours_first = slf.as_ptr() < other.as_ptr();
-        let (first, second) = if ours_first { (slf, other) } else { (other, slf) };
-        let (mut first, mut second) = (lock(py, &first.get().state), lock(py, &second.get().state));
-        let (ours, theirs) =
-            if ours_first { (&mut first, &mut second) } else { (&mut second, &mut first) };
-        if ours.take(theirs) {
+        };
+        if ours.take(&mut theirs) {
             return Ok(());
         }
         Err(PyValueError::new_err("the two collectors are of models of different shapes"))

@@ -5,9 +5,11 @@ use crate::model::ModelError;
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 pyo3::create_exception!(
     _core,
@@ -63,6 +65,32 @@ impl From<QuantError> for PyErr {
             }
             QuantError::IsaNotAvailable { .. } => Unavailable::new_err(error.to_string()),
             other => PyValueError::new_err(other.to_string()),
+        }
+    }
+}
+
+/// Waits for the lock without the interpreter's.
+pub(super) fn lock<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+    mutex.lock_py_attached(py).expect("no panic holds the lock")
+}
+
+/// Locks both in the order of their addresses, so that two threads that want the same two cannot block each other.
+/// None where both are one.
+pub(super) fn lock_both<'a, T>(
+    py: Python<'_>,
+    ours: &'a Mutex<T>,
+    theirs: &'a Mutex<T>,
+) -> Option<(MutexGuard<'a, T>, MutexGuard<'a, T>)> {
+    let address = |mutex: &Mutex<T>| std::ptr::from_ref(mutex).addr();
+    match address(ours).cmp(&address(theirs)) {
+        Ordering::Equal => None,
+        Ordering::Less => {
+            let ours = lock(py, ours);
+            Some((ours, lock(py, theirs)))
+        }
+        Ordering::Greater => {
+            let theirs = lock(py, theirs);
+            Some((lock(py, ours), theirs))
         }
     }
 }

@@ -28,11 +28,23 @@ import rich.progress
 import rich.table
 
 import q4hifi
-from q4hifi.cli import ending, evaluate, evaluation_tables, main, plan_tables, quantize, report_tables
+from q4hifi.cli import (
+    calibrate,
+    compare,
+    ending,
+    evaluation_tables,
+    imatrix,
+    main,
+    perplexity,
+    plan_tables,
+    quantize,
+    report_tables,
+)
 from q4hifi.files.output_file import NewFile
 
-COMMANDS = (ending, evaluate, evaluation_tables, plan_tables, quantize, report_tables)
-LOADED = (*COMMANDS, rich, *(getattr(q4hifi, name) for name in q4hifi.__all__))
+COMMANDS = (calibrate, compare, imatrix, perplexity, quantize)
+TABLES = (ending, evaluation_tables, plan_tables, report_tables)
+LOADED = (*COMMANDS, *TABLES, rich, *(getattr(q4hifi, name) for name in q4hifi.__all__))
 """All that commands need, loaded before the forks."""
 
 

@@ -121,7 +121,7 @@ def _partial(data: bytes, path: Path) -> None:
 
 
 def _comparison(path: Path) -> None:
-    for figures in read_comparison(path, "text", seeds.N_CTX).values():
+    for figures in read_comparison(path, {"text": "t"}, seeds.N_CTX).values():
         assert len(figures.nll) == figures.n_chunks
 
 

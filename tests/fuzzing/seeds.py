@@ -288,7 +288,7 @@ def partial_files() -> list[Seed]:
 def comparisons() -> list[Seed]:
     """Return the results of a comparison of a reference with one other model."""
     pairs: Pairs = [
-        ("q4hifi.comparison.text", "text", T.STRING),
+        ("q4hifi.comparison.run", '{"text": "t"}', T.STRING),
         ("q4hifi.comparison.models", ["reference", "other"], T.STRING),
         ("q4hifi.comparison.chunks", [2, 2], T.UINT32),
     ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from typing import Any
 import numpy as np
 
 from ..codec.fingerprint import fingerprint, model_fingerprint
-from ..codec.model_file import ModelFile
+from ..codec.model_file import ModelFile, row_ranges
 from ..codec.quantized_tensor import QuantizedTensor
-from ..codec.rows import ErrorSums, encode
+from ..codec.rows import Bytes, ErrorSums, encode
+from ..engines.opening import opened
+from ..engines.protocol import LanguageModel, ModelOrPath, Tokens, WeightTrial
 from ..errors import BadOptionError
 from ..evaluate.chunks import bos_of
 from ..evaluate.estimates import Estimate
 from ..evaluate.limits import LONGEST_CHUNK
-from ..evaluate.logits import Doubles, Logits, Tokens, divergence
+from ..evaluate.logits import Doubles, divergence
 from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
 from ..formats.layout import Format
@@ -41,8 +44,8 @@ from ..formats.types import TensorType
 from ..gguf_io.split import files_of
 from ..imatrix.file import Importance, load_importance
 from ..progress import Progress
-from ..runtime.model import Model, Trace
 from ..threads import thread_count
+from ..wording import counted
 from .calibration_file import Calibration, Setting
 from .calibration_path import part_of_imatrix
 from .candidates import probe_of
@@ -92,7 +95,7 @@ class Calibrated:
 
 
 def calibrate(
-    model: str | os.PathLike[str],
+    model: ModelOrPath,
     text: str,
     file: str | os.PathLike[str] | None = None,
     *,
@@ -106,12 +109,13 @@ def calibrate(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Measure the sensitivity of each matrix of ``model``, a file, on a text.
+    """Measure the sensitivity of each matrix of a model on a text.
 
     Parameters
     ----------
     model
-        The reference model, in 16 bits.
+        The reference model, in 16 bits: a path or an open model. It is run by our own runtime, or by
+        llama.cpp where our own does not know the architecture.
     text
         A text of the kind that the model is for. ``n_ctx * n_chunks`` tokens of it are read.
     file
@@ -141,13 +145,15 @@ def calibrate(
         model raise their own errors.
     """
     _check_setting(n_ctx, n_chunks, group)
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else model.path
     if file is not None:
-        sources = [shard for path in (model, imatrix) if path is not None for shard in files_of(Path(path))]
+        sources = [shard for source in (path, imatrix) if source for shard in files_of(Path(source))]
         check_writable(file, overwrite=True, sources=sources)  # before any work
     importance = None if imatrix is None else load_importance(imatrix, include_weights, exclude_weights)
-    with ModelFile.open(model) as source:
+    with ModelFile.open(path) as source:
         return measure_sensitivities(
             source,
+            None if isinstance(model, (str, os.PathLike)) else model,
             text,
             file,
             importance=importance,
@@ -163,6 +169,7 @@ def calibrate(
 
 def measure_sensitivities(
     source: ModelFile,
+    model: LanguageModel | None,
     text: str,
     file: str | os.PathLike[str] | None,
     *,
@@ -175,7 +182,9 @@ def measure_sensitivities(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Do the work of :func:`calibrate` with a model and an importance matrix that are open already.
+    """Do the work of :func:`calibrate` with files that are open already.
+
+    ``model`` runs ``source``; None opens it.
 
     ``part`` identifies the tensors that use the importance matrix
     (:func:`~q4hifi.allocation.calibration_path.part_of_imatrix`).
@@ -184,12 +193,34 @@ def measure_sensitivities(
     if file is not None:
         imatrix = () if importance is None else (importance.path,)
         check_writable(file, overwrite=True, sources=(*source.paths, *imatrix))  # before any work
-    lm = Model(source, n_ctx=n_ctx, threads=threads)
+    with ExitStack() as stack:
+        if model is None:
+            model = stack.enter_context(opened(source, n_ctx=n_ctx, threads=threads))
+        return _measured(
+            source, model, text, file, importance, part, n_ctx, n_chunks, group, seconds, threads, progress
+        )
+
+
+def _measured(
+    source: ModelFile,
+    lm: LanguageModel,
+    text: str,
+    file: str | os.PathLike[str] | None,
+    importance: Importance | None,
+    part: bytes,
+    n_ctx: int,
+    n_chunks: int,
+    group: int,
+    seconds: float | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Calibrated:
     tokens = lm.tokenizer.encode_array(text)
     if tokens.size < n_ctx * n_chunks:
         raise BadOptionError(
-            f"the text has {tokens.size} tokens, and {n_chunks} chunks of {n_ctx} need {n_ctx * n_chunks};"
-            " give a longer text, or fewer or shorter chunks"
+            f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"
+            f" need {n_ctx * n_chunks};"
+            " give a longer text, or measure fewer or shorter chunks with 'q4hifi calibrate'"
         )
     setting = Setting(
         model=model_fingerprint(source),
@@ -224,7 +255,7 @@ def _check_setting(n_ctx: int, n_chunks: int, group: int) -> None:
 class _Run:
     """A calibration that is running."""
 
-    model: Model
+    model: LanguageModel
     source: ModelFile
     importance: Importance | None
     groups: Sequence[Sequence[str]]
@@ -248,20 +279,16 @@ class _Run:
                 return
             if not groups:
                 continue
-            trace = self.model.trace(chunk)
-            reference = self.model.resume(trace, self.model.n_layer)
+            trial = self.model.trial(chunk)
             for group in groups:
                 work.begin(group, f"chunk {i + 1}: {group[0]}")
-                self._measure(group, chunk, trace, reference)
+                self._measure(group, chunk, trial)
 
-    def _measure(self, group: Sequence[str], chunk: Tokens, trace: Trace, reference: Logits) -> None:
-        model, errors = self.model, list[ErrorSums]()
-        for name in group:
-            tensor, sums = self._probed(name)
-            model = model.replaced(name, tensor)
-            errors.append(sums)
-        first = self.model.first_layer(group[0])
-        logits = model.logits(chunk) if first is None else model.resume(trace, first)
+    def _measure(self, group: Sequence[str], chunk: Tokens, trial: WeightTrial) -> None:
+        probed = {name: self._probed(name) for name in group}
+        errors = [sums for _, sums in probed.values()]
+        logits = trial.logits({name: tensor for name, (tensor, _) in probed.items()})
+        reference = trial.reference
         scored = slice(first_counted(len(chunk)), None)
         targets = np.zeros_like(chunk[scored])  # a divergence does not depend on the next tokens
         kld: Doubles = divergence(logits[scored], reference[scored], targets, threads=self.threads).kld
@@ -279,17 +306,28 @@ class _Run:
 
     def _probed(self, name: str) -> tuple[QuantizedTensor, ErrorSums]:
         """The matrix quantized to its probe type, and its error."""
-        tensor = self.source[name]
+        source, target = self.source.tensors[name], Format(self._probe(name))
         weights = None
         if self.importance is not None:
-            weights = self.importance.weights(name, tensor.shape[-1], 1)
-        target = Format(self._probe(name))
-        row = None if weights is None else weights[0]
-        with self.source.errors_at(name):
-            parts, sums = encode(
-                tensor.parts, tensor.format, target, tensor.shape[-1], row, threads=self.threads
-            )
-        return QuantizedTensor.from_parts(parts, target, tensor.shape), sums
+            n_matrices = source.shape[2] if len(source.shape) > 2 else 1
+            weights = self.importance.weights(name, source.row_length, n_matrices)
+        encoded, sums = list[Bytes](), ErrorSums()
+        # all rows of a range have the same row of importances
+        for rows in row_ranges(source, by_matrix=weights is not None and len(weights) > 1):
+            row = None if weights is None else weights[rows.matrix % len(weights)]
+            with self.source.errors_at(name):
+                (part,), of_rows = encode(
+                    self.source.read_rows(rows),
+                    source.format,
+                    target,
+                    source.row_length,
+                    row,
+                    threads=self.threads,
+                    first_row=rows.first,
+                )
+            encoded.append(part)
+            sums += of_rows
+        return QuantizedTensor.from_parts((np.concatenate(encoded),), target, source.shape[::-1]), sums
 
     def _cost(self, group: Sequence[str]) -> int:
         """Weights that a token is multiplied by in a run that measures this group."""

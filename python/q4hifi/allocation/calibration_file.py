@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -30,11 +30,19 @@ from typing import Any
 from ..errors import BadFileError, BadOptionError
 from ..evaluate.estimates import Estimate
 from ..evaluate.scored_tokens import n_predictions
+from ..files.file_kinds import SENSITIVITIES_NAME, Purpose
 from ..files.json_file import read_json
 from ..files.output_file import new_file
 from .sensitivities import Sensitivities
 
 VERSION = 1
+
+_ANOTHER = "name another file, or remove this one"
+SENSITIVITIES = Purpose(
+    SENSITIVITIES_NAME, "name a file that 'q4hifi calibrate' made", "make it again with 'q4hifi calibrate'"
+)
+CALIBRATION = Purpose(SENSITIVITIES_NAME, _ANOTHER, _ANOTHER)
+"""A file in which a calibration goes on. Its name may be the default one."""
 
 Divergences = tuple[tuple[float, float], ...]
 """For each chunk the mean divergence, and the mean of its square roots."""
@@ -53,6 +61,20 @@ class Setting:
     importance: str | None
     n_ctx: int
     group: int
+
+    def differences(self, other: Setting) -> Iterator[str]:
+        """Yield in words what is different in ``other``."""
+        if self.model != other.model:
+            yield "another model"
+        if self.text != other.text:
+            yield "another text"
+        if self.importance != other.importance:
+            article = "no" if self.importance is None else "an" if other.importance is None else "another"
+            yield f"{article} importance matrix" + " or part of it" * (article == "another")
+        if self.n_ctx != other.n_ctx:
+            yield f"{self.n_ctx} tokens per chunk, not {other.n_ctx}"
+        if self.group != other.group:
+            yield f"groups of {self.group} layers, not {other.group}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +157,8 @@ class Calibration:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a file of measurements. Raises :class:`BadFileError` for any other file."""
-        fault = "is no calibration, or a damaged one; calibrate again"
-        found = _read(path, "the calibration", fault, {"version", "matrices", *Setting.__dataclass_fields__})
+        fault = f"is no calibration, or a damaged one; {_ANOTHER}"
+        found = _read(path, CALIBRATION, fault, {"version", "matrices", *Setting.__dataclass_fields__})
         assert found.setting is not None  # its keys are required
         return cls(found.setting, found.matrices)
 
@@ -149,10 +171,11 @@ class Calibration:
         if path is None or not Path(path).exists():
             return cls(setting)
         found = cls.load(path)
-        old, new = asdict(found.setting), asdict(setting)
-        if different := [key for key in new if old[key] != new[key]]:
+        if differences := list(found.setting.differences(setting)):
+            usable = found.setting.model == setting.model
             raise BadOptionError(
-                f"{path}: measured with another {', '.join(different)}; name another file, or remove it"
+                f"{path}: was measured with {', '.join(differences)}; remove or rename it to measure again"
+                + ", or use it as it is, with 'q4hifi quantize --sensitivities'" * usable
             )
         return found
 
@@ -160,7 +183,7 @@ class Calibration:
 def load_sensitivities(path: str | os.PathLike[str]) -> Sensitivities:
     """Read the sensitivities in a file. Raises :class:`BadFileError` where it has none."""
     fault = 'holds no sensitivities, {"sensitivities": {"tensor name": number}} in JSON'
-    found = _read(path, "the sensitivities", fault, {"sensitivities"})
+    found = _read(path, SENSITIVITIES, fault, {"sensitivities"})
     for name, value in found.sensitivities.items():
         if not 0 <= value <= LARGEST:
             raise BadFileError(
@@ -179,8 +202,8 @@ class _Contents:
     sensitivities: dict[str, float]
 
 
-def _read(path: str | os.PathLike[str], what: str, fault: str, required: set[str]) -> _Contents:
-    """Read a file that has the ``required`` keys; errors say ``fault``, and call the contents ``what``."""
+def _read(path: str | os.PathLike[str], purpose: Purpose, fault: str, required: set[str]) -> _Contents:
+    """Read a file that has the ``required`` keys; ``fault`` is the message for another one."""
 
     def parse(found: Any) -> _Contents:
         if found.get("version", VERSION) != VERSION:
@@ -196,7 +219,7 @@ def _read(path: str | os.PathLike[str], what: str, fault: str, required: set[str
             {str(name): float(value) for name, value in found.get("sensitivities", {}).items()},
         )
 
-    return read_json(path, what, fault, parse)
+    return read_json(path, purpose, fault, parse)
 
 
 def _probes(matrices: Mapping[str, Measurement]) -> dict[str, tuple[str, float]]:

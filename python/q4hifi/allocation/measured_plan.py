@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 
 from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, NotFiniteError
@@ -20,6 +20,7 @@ from ..imatrix.file import Importance
 from ..plan.plan import Measured, Plan
 from ..plan.type_rules import Choice, name_rules_out_hifi
 from ..progress import Progress
+from ..wording import counted, human_bytes
 from . import knapsack
 from .candidates import candidates
 from .sampled_errors import SampledTensor, sampled_rows
@@ -32,7 +33,7 @@ REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q
 FED_BACK = 0.77
 """The weighted error eᵀ H e with error feedback, divided by that without. H is measured on another text than
 the input correlations that the feedback uses. The figure is alike for all types of blocks and most matrices
-of a model of 1.5 B (``benches/cancel.py``)."""
+of a model of 1.5 B (``benches/error_feedback.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ def make_menu(
     unknown = [name for name in found if name not in sensitivities.values]
     if unknown:
         raise BadOptionError(
-            f"{sensitivities.source}: says nothing of {len(unknown)} tensors, such as {unknown[0]};"
+            f"{sensitivities.source}: has no sensitivity for {counted(len(unknown), 'tensor')}, such as"
+            f" {unknown[0]};"
             f" use sensitivities of {model.paths[0]}"
         )
     menu = {}
@@ -186,10 +188,7 @@ def measured_plan(
 
     plan = planned(smallest)
     if size_of(plan) > budget:
-        raise BadOptionError(
-            f"the budget is {budget} bytes, and the smallest that the types allow is {size_of(plan)};"
-            " give more, or choose a smaller type for what you named"
-        )
+        raise BadOptionError(_too_small(budget, size_of(plan), plan, menu))
     least = sum(item[number][0] for item, number in zip(classes, smallest, strict=True))
     room = least + budget - size_of(plan)
     while True:
@@ -201,6 +200,18 @@ def measured_plan(
         room -= size_of(plan) - budget  # outliers add tensors, and so bytes of the header
     return replace(
         plan, measured=Measured(budget, size_of(plan), found.loss, found.gap, sensitivities, stock)
+    )
+
+
+def _too_small(budget: int, smallest: int, plan: Plan, menu: Menu) -> str:
+    """Return the message about a budget below the size of ``plan``, which has the smallest types."""
+    bits = ceil(1000 * plan.bits_per_weight) / 1000
+    remedy = "give at least that"
+    if any(t.type.quantized and t.name not in menu for t in plan.tensors):
+        remedy += ", or name smaller types in the options for single tensors"
+    return (
+        f"the budget is {budget} bytes, and the smallest that the types allow is {smallest}"
+        f" ({human_bytes(smallest)}, {bits} bits per weight); {remedy}"
     )
 
 

@@ -77,7 +77,7 @@ FIRST_LAYER: Mapping[str, float] = {
 not read much of what is added to it."""
 
 DEFAULT_SOURCE = "the residual stream"
-FISHER_SOURCE = "the Fisher information and the residual stream"
+FISHER_SOURCE = "the imatrix's Fisher information and the residual stream"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -12,7 +13,7 @@ import click
 
 from ..progress import Progress
 from ..threads import usable_cores, used_threads
-from ..wording import human_time, printable
+from ..wording import counted, human_time, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +30,8 @@ def usable_threads(_: click.Context, __: click.Parameter | None, threads: int | 
         return None
     used = used_threads(threads)
     if used < threads:
-        cores = f"{usable_cores()} core{'s' * (usable_cores() > 1)}"
-        click.echo(f"using {used} thread{'s' * (used > 1)}: this machine has {cores}", err=True)
+        cores = counted(usable_cores(), "core")
+        click.echo(f"using {counted(used, 'thread')}: this machine has {cores}", err=True)
     return used
 
 
@@ -61,17 +62,18 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progre
         TextColumn("{task.description:<28.28}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn(f"{{task.fields[rate]:>6.1f}} {unit}/s"),
+        TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[left]}"),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, rate=0.0, left="")
+        task = bar.add_task("", total=None, rate="", left="")
 
         def on_progress(done: int, total: int, name: str) -> None:
             if done < bar.tasks[task].completed:
                 bar.reset(task)  # a new stage of the work has begun
             elapsed = bar.tasks[task].elapsed or 0.0
-            rate = done / elapsed / scale if elapsed else 0.0
+            speed = done / elapsed / scale if elapsed else 0.0
+            rate = f"{speed:>6.{'1f' if speed >= 0.1 else '1g'}} {unit}/s" if speed else ""
             left = f"{human_time(elapsed * (total - done) / done)} left" if done else ""
             bar.update(task, completed=done, total=total, description=printable(name), rate=rate, left=left)
 
@@ -79,12 +81,23 @@ def progress_bar(unit: str = "M weights", scale: float = 1e6) -> Iterator[Progre
 
 
 def console() -> Console:
-    """Return a console on standard output. It breaks long lines only on a terminal."""
+    """Return a console on standard output.
+
+    Only on a terminal it breaks long lines, and fills the cells of tables with blanks at the end of a line.
+    """
     from rich.console import Console
 
     class Output(Console):
         def on_broken_pipe(self) -> None:
             raise  # ending.py handles it; Console would end the process
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            if self.is_terminal:
+                super().print(*objects, **options)
+                return
+            with self.capture() as captured:
+                super().print(*objects, **options)
+            self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
 
     output = Output(highlight=False)
     return output if output.is_terminal else Output(highlight=False, soft_wrap=True, width=1000)

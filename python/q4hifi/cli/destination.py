@@ -64,10 +64,12 @@ def default_destination(src: str, options: TypeOptions) -> str:
     path = Path(src)
     check_regular_file(path)
     stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
-    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.title}{SUFFIX}"))
+    return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.file_title}{SUFFIX}"))
 
 
-_TYPE_IN_NAME = re.compile(rf"[-._]({'|'.join(RECIPES)})({MEASURED_NAME})?$", re.IGNORECASE)
+_TYPES = "|".join(RECIPES)
+_BUDGET = rf"({_TYPES}|Q4|[\d.]+(bpw|[KMG]i?B|B)){MEASURED_NAME}"
+_TYPE_IN_NAME = re.compile(rf"[-._]((Q4_HIFI-)?{_BUDGET}|{_TYPES})$", re.IGNORECASE)
 _SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
 
 

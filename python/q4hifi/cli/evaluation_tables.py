@@ -18,7 +18,7 @@ from ..evaluate.kl_divergence import KlDivergence
 from ..evaluate.perplexity import Perplexity
 from ..formats.tensor_names import role_of
 from ..imatrix.statistics import TensorStatistics, layer_statistics
-from ..wording import human_bytes, printable
+from ..wording import counted, human_bytes, printable
 from .tables import paragraphs
 
 NAME_WIDTH = 20
@@ -139,7 +139,10 @@ def comparison_table(result: Comparison, width: int = COMPARISON_WIDTH) -> Rende
         for name, row in zip(names, rows, strict=True):
             table.add_row(Text(printable(name)), *row[part])
         tables.append([table])
-    text = f"{result.n_chunks} chunks of {result.n_ctx} tokens of {printable(result.dataset)}"
+    chunks = counted(result.n_chunks, "chunk")
+    if result.n_chunks < result.total_chunks:
+        chunks = f"not complete: {result.n_chunks} of {counted(result.total_chunks, 'chunk')}"
+    text = f"{chunks} of {result.n_ctx} tokens of {printable(result.dataset)}"
     legend = (
         "below each value its standard error; BPW: bits per weight;"
         " KLD: KL divergence from the first model, the reference, in nats"
@@ -213,7 +216,7 @@ def speed_table(speeds: Iterable[Speed]) -> str:
 
 
 def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
-    """Return the tables of llama-imatrix --show-statistics: tensors, then layers."""
+    """Return the tables of llama-imatrix --show-statistics: tensors, layers; then the tokens of experts."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     heads = ("Σ(Act²)", "Min", "Max", "μ", "σ", "%\nActive", "N", "Entropy", "E\n(norm)", "ZD", "CosSim")
     for head in ("Layer", "Tensor", *heads):
@@ -233,15 +236,22 @@ def importance_table(tensors: Sequence[TensorStatistics]) -> RenderableType:
     for layer in layer_statistics(tensors):
         cells = (f"{layer.total:.2f}", f"{100 * layer.outlying:.4f}%", f"{layer.similarity:.4f}")
         layers.add_row(str(layer.layer), *cells)
-    return paragraphs([table], [layers])
+    experts = Table(box=None, pad_edge=False)
+    for head in ("Layer", "Tensor", "Experts", "without tokens", "fewest tokens", "median", "most"):
+        experts.add_column(head, justify="left" if head == "Tensor" else "right")
+    for t in tensors:
+        if (e := t.experts) is not None:
+            figures = map(str, (e.n_experts, e.n_idle, e.fewest, e.median, e.most))
+            experts.add_row("-" if t.layer is None else str(t.layer), Text(printable(t.part)), *figures)
+    return paragraphs([table], [layers], [experts] if experts.row_count else [])
 
 
 def calibration_table(result: Calibrated) -> RenderableType:
     """Return the results of ``q4hifi calibrate`` by tensor role.
 
     Each matrix was quantized to about 4 bits by itself. KLD is the sum of the KL divergences that this
-    caused. A sensitivity is divergence per relative squared error: the mean over the role's matrices, the
-    lowest and the highest.
+    caused: an estimate of the divergence if all were. A sensitivity is divergence per relative squared error:
+    the mean over the role's matrices, the lowest and the highest.
     """
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for head in ("role", "matrices", "KLD", "share", "sensitivity", "lowest", "highest"):
@@ -258,6 +268,6 @@ def calibration_table(result: Calibrated) -> RenderableType:
             *(f"{sum(values) / len(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"),
         )
     n = result.n_chunks
-    read = f"{n} {'chunk' if n == 1 else 'chunks'} of {result.n_ctx} tokens"
-    summary = f"predicted for all matrices at about 4 bits: KLD {total:.5f} nats; {read}"
+    read = f"{counted(n, 'chunk')} of {result.n_ctx} tokens"
+    summary = f"estimated for all matrices at about 4 bits: KLD {total:.5f} nats per token; {read}"
     return paragraphs([table], [summary])

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BadOptionError
-from ..wording import printable
+from ..wording import counted, printable
 from .common import threads_option
+from .engine_options import Engine, engine_options, open_models
 from .files import INPUT
 from .group import main
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Chat, Writer
-    from ..runtime.model import Model
+    from ..runtime.generation import Chat, Writer, WritingModel
 
 
 @main.command()
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     "--chat-template", "--chat-template-file", "template", metavar="FILE|TEXT",
     help="With --chat: use this Jinja template instead of the model's.",
 )  # fmt: skip
+@engine_options
 @threads_option
 def generate(
     model: str,
@@ -85,6 +86,7 @@ def generate(
     chat: bool,
     system: str | None,
     template: str | None,
+    engine: Engine,
     threads: int | None,
 ) -> None:
     """Let MODEL continue a text, or chat with it.
@@ -106,12 +108,12 @@ def generate(
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
     from ..evaluate.chunks import read_text
     from ..runtime.generation import Chat, Writer
-    from ..runtime.model import Model
     from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
-    if template is not None and not ("{{" in template or "{%" in template):
-        template = read_text(template)
+    template_name = None
+    if template is not None:
+        template, template_name = _template(template)
     sampler = Sampler(
         temperature=temperature,
         top_k=max(0, top_k),
@@ -119,27 +121,44 @@ def generate(
         min_p=min_p,
         seed=None if seed < 0 else seed,
     )
-    lm = Model(model, n_ctx=n_ctx, threads=threads)
     most = None if n < 0 else n
-    if chat:
-        talk = Chat(lm, sampler, system=system, template=template)
-        if text is None:
-            _converse(talk, lm, most)
-            return
-        done = _show(talk.answer(text, most))
-        writer = talk.writer
-    else:
-        writer = Writer(lm, sampler)
-        done = _show(writer.write(lm.tokenizer.encode(str(text)), most), after=str(text))
-    _report(writer, lm.n_ctx)
+    with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,):
+        if chat:
+            talk = Chat(lm, sampler, system=system, template=template, template_name=template_name)
+            if text is None:
+                _converse(talk, lm, most)
+                return
+            done = _show(talk.answer(text, most))
+            writer = talk.writer
+        else:
+            writer = Writer(lm, sampler)
+            done = _show(writer.write(lm.tokenizer.encode(str(text)), most), after=str(text))
+        _report(writer, lm.n_ctx)
     if not done:
         sys.exit(INTERRUPTED)
+
+
+def _template(value: str) -> tuple[str, str]:
+    """Return the text of a chat template, given as such or by its file, and its name in messages."""
+    from ..evaluate.chunks import read_text
+
+    if "{{" in value or "{%" in value:
+        return value, "--chat-template"
+    try:
+        return read_text(value), value
+    except BadOptionError as error:
+        if os.path.exists(value):
+            raise
+        raise BadOptionError(
+            f"{error}; --chat-template takes the text of a Jinja template, and --chat-template-file the name"
+            " of a file with one; no templates are built in"
+        ) from error
 
 
 # ---- a conversation ------------------------------------------------------------------------------
 
 
-def _converse(chat: Chat, model: Model, n: int | None) -> None:
+def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
     """Read messages and print answers until the input ends."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer accepts bytes that are not UTF-8
@@ -147,7 +166,7 @@ def _converse(chat: Chat, model: Model, n: int | None) -> None:
     if interactive:
         name = model.metadata.get("general.name")
         _note(
-            f"{model.path.name}{f' ({name})' if name else ''}, context of {model.n_ctx} tokens",
+            f"{model.path.name}{f' ({name})' if name else ''}, context of {counted(model.n_ctx, 'token')}",
             "Ctrl-C stops an answer or clears your line; Ctrl-D or Ctrl-C on an empty line ends the chat.",
         )
     editor = _line_editor() if interactive else None
@@ -159,8 +178,8 @@ def _converse(chat: Chat, model: Model, n: int | None) -> None:
             pieces = chat.answer(text, n)
             if chat.n_forgotten > n_forgotten:
                 _note(
-                    f"[the context of {model.n_ctx} tokens is full:"
-                    f" the oldest {chat.n_forgotten} messages are no longer read]"
+                    f"[the context of {counted(model.n_ctx, 'token')} is full:"
+                    f" the oldest {counted(chat.n_forgotten, 'message is', 'messages are')} no longer read]"
                 )
             _show(pieces)
         except BadOptionError as error:  # such as a message that is too long: the user can try another
@@ -225,10 +244,10 @@ def _report(writer: Writer, n_ctx: int) -> None:
         return
     effort = writer.effort
     read, written = (
-        f"{n} tokens{f', {n / seconds:.1f} t/s' if seconds else ''}"
+        f"{counted(n, 'token')}{f', {n / seconds:.1f} t/s' if seconds else ''}"
         for n, seconds in ((effort.n_read, effort.read_seconds), (effort.n_written, effort.write_seconds))
     )
-    full = f"; the context of {n_ctx} tokens is full" if writer.full else ""
+    full = f"; the context of {counted(n_ctx, 'token')} is full" if writer.full else ""
     _note(f"[read {read}; wrote {written}{full}]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,18 @@ from .files import FileCommand
 from .sections import write_options
 
 COMMANDS = {
-    "bench": ("evaluate", "Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg)."),
-    "calibrate": ("evaluate", "Measure how much an error in each matrix of MODEL harms its predictions."),
-    "compare": ("evaluate", "Compare quantized MODELs with their reference model REF: size, quality, speed."),
+    "bench": ("bench", "Measure the speed of MODELs in tokens per second: reading (pp) and writing (tg)."),
+    "calibrate": ("calibrate", "Measure how much an error in each matrix of MODEL harms its predictions."),
+    "compare": ("compare", "Compare quantized MODELs with their reference model REF: size, quality, speed."),
     "dequantize": ("quantize", "Decode a quantized model SRC to F16 (default), BF16 or F32."),
     "export": ("quantize", "Convert a Q4_HIFI model SRC so that other programs load it."),
     "generate": ("generate", "Let MODEL continue a text, or chat with it."),
     "imatrix": (
-        "evaluate",
+        "imatrix",
         "Make an importance matrix: measure on a text which columns of the weights matter most.",
     ),
     "inspect": ("inspect", "Show what a model FILE holds: metadata, tensors, types, sizes."),
-    "perplexity": ("evaluate", "Measure how well MODEL predicts a text, as llama-perplexity does."),
+    "perplexity": ("perplexity", "Measure how well MODEL predicts a text, as llama-perplexity does."),
     "plan": ("quantize", "Show what 'quantize' would write: the type of each tensor, and the exact size."),
     "quantize": ("quantize", "Quantize the model SRC to DST."),
     "verify": ("inspect", "Check a model FILE for damage: structure, sizes, weights that are not finite."),
@@ -88,8 +89,25 @@ class _Command(FileCommand):
         write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with self._option_names():
-            return super().parse_args(ctx, args)
+        words = list(args)  # click empties the list
+        try:
+            with self._option_names():
+                rest = super().parse_args(ctx, args)
+                self._refuse_empty_values(ctx)
+                return rest
+        except click.UsageError as error:
+            if file := next(filter(_is_file_like_an_option, words), None):
+                message = error.format_message().rstrip(".")
+                raise click.UsageError(f"{message}; to name the file {file}, write ./{file}", ctx) from error
+            raise
+
+    def _refuse_empty_values(self, ctx: click.Context) -> None:
+        """Raise a usage error for an option with an empty value, as from an unset variable of the shell."""
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            is_empty = "" in value if isinstance(value, tuple) else value == ""
+            if is_empty and isinstance(param, click.Option) and param.name not in _MAY_BE_EMPTY:
+                raise click.BadParameter("it is empty", ctx, param)
 
     def invoke(self, ctx: click.Context) -> Any:
         with signals.Raising(), self._option_names():
@@ -113,6 +131,12 @@ class _Command(FileCommand):
         return found[0]
 
 
+def _is_file_like_an_option(word: str) -> bool:
+    """Return whether the word begins as an option does, but names a file or a model to write."""
+    return word.startswith("-") and (os.path.isfile(word) or word.endswith(".gguf"))
+
+
+_MAY_BE_EMPTY = ("prompt", "system")
 _QUOTES = "'\""
 _KEYWORD = re.compile(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`")
 _Group.command_class = _Command

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..codec.overview import Overview, shown_value
-from ..wording import human_bytes, printable
+from ..plan.mix_name import mix_name
+from ..wording import counted, human_bytes, printable
 from .tables import new_table, paragraphs, unbroken
 
 SHOWN = 60
@@ -22,7 +23,8 @@ def overview_tables(overview: Overview, *, tensors: bool = False) -> RenderableT
         [
             *(unbroken(printable(path)) for path in overview.paths),
             Text(
-                f"{overview.file_type}, {overview.n_params:,} parameters in {len(overview.tensors)} tensors,"
+                f"{mix_name(overview)}, {counted(overview.n_params, 'parameter', form=',')} in"
+                f" {counted(len(overview.tensors), 'tensor')},"
                 f" {human_bytes(overview.file_bytes)}, {overview.bits_per_weight:.3f} bits per weight"
             ),
         ],

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from ..formats.types import Q4_HIFI, STORED_TYPES
-from ..plan.plan import Plan, TypeTotal
-from ..wording import human_bytes, human_count, printable
+from ..pipeline.quantize_options import GUESSED
+from ..plan.plan import Measured, Plan, PlannedTensor, TypeTotal
+from ..wording import counted, human_bytes, human_count, printable
 from .tables import new_table, some, warning
 
 MOST_WARNINGS = 20
 """The number of a plan's warnings that are printed."""
+
+LEAST_GAP = 0.00005
+"""A smaller distance from the best choice is not mentioned: two decimals of a percent would show 0."""
 
 
 def type_table(plan: Plan) -> Table:
@@ -49,16 +53,11 @@ def role_table(plan: Plan) -> Table:
 def notes(plan: Plan) -> Iterable[Text]:
     """Yield lines about a plan: how types were chosen, which programs load the file, and warnings."""
     if plan.measured is not None:
-        measured = plan.measured
-        yield Text(
-            f"measured coverage: {measured.used / measured.budget:.2%} of {human_bytes(measured.budget)} "
-            f"used, predicted KL divergence {measured.predicted_kld:.5f} nats, at most {measured.gap:.2%} "
-            f"above the best choice; sensitivities from {printable(measured.sensitivities)}"
-        )
+        yield from map(Text, _estimate(plan.measured))
     elif plan.size_class is not None:
         yield Text(
             f"Q4_HIFI at {human_count(plan.n_params)} parameters:"
-            f" {plan.size_class.outliers} outliers per block,"
+            f" {counted(plan.size_class.outliers, 'outlier')} per block,"
             f" attn_v of {plan.size_class.attn_v_coverage:.0%} and"
             f" ffn_down of {plan.size_class.ffn_down_coverage:.0%} of the layers"
         )
@@ -66,21 +65,44 @@ def notes(plan: Plan) -> Iterable[Text]:
     if n_hifi == 0 and plan.recipe == Q4_HIFI.name:
         yield Text("no tensor became Q4_HIFI: the file loads in llama.cpp as it is")
     if n_hifi and not any(t.target.is_fork for t in plan.tensors):
-        yield Text(f"{n_hifi} tensors are Q4_HIFI: 'q4hifi export' makes a file that llama.cpp loads")
+        yield Text(
+            f"{counted(n_hifi, 'tensor is', 'tensors are')} Q4_HIFI: 'q4hifi export' makes a file that"
+            " llama.cpp loads"
+        )
     if any(t.target.is_fork for t in plan.tensors):
         yield warning(
             f"the fork layout is only for the llama.cpp branch where Q4_HIFI began: its type id {Q4_HIFI.id}"
             f" means {STORED_TYPES[Q4_HIFI.id]} to all other programs"
         )
-    misfits = [t for t in plan.fallbacks if not t.has_long_name]
-    if misfits:
-        kinds = sorted({f"{t.fallback_from} -> {t.type}" for t in misfits})
-        names = some(t.name for t in misfits)
-        yield warning(
-            f"{len(misfits)} of {len(plan.tensors)} tensors have rows that do not fit their type"
-            f" and took another ({', '.join(kinds)}): {names}"
-        )
-    for text in plan.warnings[:MOST_WARNINGS]:
+    if misfits := [t for t in plan.fallbacks if not t.has_long_name]:
+        yield warning(_misfits(plan, misfits))
+    texts = [text for text in plan.warnings if text != GUESSED]  # which was printed before the work began
+    for text in texts[:MOST_WARNINGS]:
         yield warning(printable(text))
-    if len(plan.warnings) > MOST_WARNINGS:
-        yield warning(f"{len(plan.warnings) - MOST_WARNINGS} more warnings; --json lists them all")
+    if len(texts) > MOST_WARNINGS:
+        yield warning(f"{counted(len(texts) - MOST_WARNINGS, 'more warning')}; --json lists them all")
+
+
+def _estimate(measured: Measured) -> Iterable[str]:
+    """Yield what a choice of types by measured errors came to."""
+    used, budget = human_bytes(measured.used), human_bytes(measured.budget)
+    yield f"budget {budget}, used {used} ({measured.used / measured.budget:.2%})"
+    yield (
+        f"estimated KL divergence {measured.predicted_kld:.5f} nats per token: errors in a sample of the"
+        f" weights times sensitivities, which are from {printable(measured.sensitivities)};"
+        " 'q4hifi compare' measures it"
+    )
+    if measured.gap >= LEAST_GAP:
+        yield f"the best types within the budget could have an estimate that is {measured.gap:.2%} lower"
+
+
+def _misfits(plan: Plan, tensors: Sequence[PlannedTensor]) -> str:
+    """Return which tensors could not have a type because of their row length, and what they became."""
+    kinds = sorted({str(t.type) if plan.measured else f"{t.fallback_from} -> {t.type}" for t in tensors})
+    took = "types with smaller blocks" if plan.measured else "another type"
+    blocks = f"whole blocks of {Q4_HIFI.block_size}" if plan.measured else "whole blocks"
+    lengths = some(map(str, sorted({t.shape[0] for t in tensors})))
+    return (
+        f"{len(tensors)} of {counted(len(plan.tensors), 'tensor')} took {took} ({', '.join(kinds)}), because"
+        f" their rows (of {lengths} weights) do not consist of {blocks}: {some(t.name for t in tensors)}"
+    )

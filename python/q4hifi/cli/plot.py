@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import BadOptionError
 from ..evaluate.compare import Comparison
 from ..files.output_file import new_file
+from ..wording import counted, printable
 from .evaluation_tables import short_names
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -49,14 +50,15 @@ def plot_comparison(result: Comparison, path: str | os.PathLike[str], *, overwri
     for model, name in zip(result.models, names, strict=True):
         assert model.quality is not None  # only the reference has none
         kld = model.quality.mean_kld
-        points.append((model.facts.file_bytes / scale, kld.value, name))
+        points.append((model.facts.file_bytes / scale, kld.value, printable(name)))
         axes.errorbar(*points[-1][:2], yerr=kld.error, fmt="o", color="#1f5fa8", ecolor="#9bb8d6", capsize=3)
-    reference = Path(result.reference.model).name
+    reference, dataset = (printable(Path(name).name) for name in (result.reference.model, result.dataset))
     axes.set_xlabel(f"file size, {unit}")
     axes.set_ylabel("mean KL divergence from the reference, nats")
     axes.set_title(
-        f"{reference}: {result.n_chunks} chunks of {result.n_ctx} tokens of {Path(result.dataset).name}",
+        f"{reference}: {counted(result.n_chunks, 'chunk')} of {result.n_ctx} tokens of {dataset}",
         fontsize=10,
+        parse_math=False,
     )
     values = [kld for _, kld, _ in points]
     axes.margins(x=0.15, y=0.15)
@@ -96,7 +98,14 @@ def _label(figure: Any, axes: Any, points: list[tuple[float, float, str]]) -> No
     for x, y, name in points:
         for dx, dy, horizontal, vertical in sides:
             text = axes.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize=9
+                name,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=9,
+                parse_math=False,  # a $ in a name begins no formula
             )
             box = text.get_window_extent(renderer).padded(2)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1

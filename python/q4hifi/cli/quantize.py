@@ -12,8 +12,10 @@ import click
 from click.core import ParameterSource
 
 from ..formats.layout import LAYOUTS
+from ..pipeline.quantize_options import GUESSED, QuantizeOptions
 from ..pipeline.target_types import DEQUANTIZED, EXPORTS
 from ..wording import human_bytes
+from .choice import Choice
 from .common import (
     console,
     json_option,
@@ -58,11 +60,13 @@ def quantize(
 ) -> None:
     """Quantize the model SRC to DST.
 
-    TYPE is Q4_HIFI (default) or a type of llama-quantize: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S,
-    Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY.
+    SRC is a GGUF file in 16 or 32 bits. TYPE is Q4_HIFI (default) or a type of llama-quantize: Q2_K, Q2_K_S,
+    Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL,
+    IQ4_XS, F16, BF16, F32, COPY. THREADS is the same as --threads.
 
-    The default of DST is SRC's name with TYPE. With --stock it is SRC's name with the budget, such as
-    model-Q4_K_M-measured.gguf. A DST without TYPE ends in .gguf.
+    The default of DST is SRC's name with TYPE. If a budget is given, its name is added, such as
+    model-Q4_HIFI-Q4_K_M-measured.gguf, or with --stock model-Q4_K_M-measured.gguf. A DST without TYPE ends in
+    .gguf.
     """
     given = parse_arguments(rest)
     threads = threads or usable_threads(click.get_current_context(), None, given.threads)
@@ -72,6 +76,7 @@ def quantize(
     dst = given.dst or default_destination(src, options)
     if not dry_run:
         check_output("DST", dst)
+    _note_guesses(options)
     from ..pipeline.quantize import plan_file, quantize_file
 
     if dry_run:
@@ -105,8 +110,9 @@ def plan(
 ) -> None:
     """Show what 'quantize' would write: the type of each tensor, and the exact size.
 
-    Reads only the header of SRC. Measured coverage reads a sample of its weights as well, and --calibrate
-    runs the model. SRC may also be a JSON file with the shapes of a model's tensors.
+    TYPE and the options are those of 'quantize'. Reads only the header of SRC. --coverage measured reads a
+    sample of its weights as well, and --calibrate runs the model. SRC may also be a JSON file with the shapes
+    of a model's tensors.
     """
     from ..pipeline.quantize import plan_file
     from ..plan.shapes_file import SUFFIX as SHAPES
@@ -116,6 +122,7 @@ def plan(
     if src.endswith(SHAPES):
         found = plan_shapes(src, **of_shapes(options))
     else:
+        _note_guesses(options)
         with progress_bar() as progress:
             found = plan_file(src, replace(options, progress=progress))
     _print_plan(found, as_json, tensors)
@@ -127,7 +134,7 @@ def plan(
 @click.argument("dst", type=OUTPUT)
 @click.argument(
     "type",
-    type=click.Choice(list(DEQUANTIZED), case_sensitive=False),
+    type=Choice(list(DEQUANTIZED), case_sensitive=False),
     default="F16",
     metavar="[F16|BF16|F32]",
 )
@@ -160,13 +167,11 @@ def dequantize(
 @click.option(
     "--as",
     "as_",
-    type=click.Choice(list(EXPORTS), case_sensitive=False),
+    type=Choice(list(EXPORTS), case_sensitive=False),
     help="Make a file for stock llama.cpp. Q4_HIFI tensors take this type; drop makes them Q4_K, without"
     " their outliers.",
 )
-@click.option(
-    "--layout", type=click.Choice(LAYOUTS), help="Keep the Q4_HIFI tensors and change their layout."
-)
+@click.option("--layout", type=Choice(LAYOUTS), help="Keep the Q4_HIFI tensors and change their layout.")
 @threads_option
 @overwrite_option
 @json_option
@@ -179,7 +184,11 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Convert a Q4_HIFI model SRC so that other programs load it."""
+    """Convert a Q4_HIFI model SRC so that other programs load it.
+
+    Without Q4_HIFI tensors in SRC, nothing is written, and the exit status is 1: such a file loads in
+    llama.cpp as it is.
+    """
     check_not_a_type(dst)
     from ..pipeline.export import export_file
 
@@ -188,6 +197,12 @@ def export(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
         )
     _print_report(report, as_json)
+
+
+def _note_guesses(options: QuantizeOptions) -> None:
+    """Print, before the work begins, a note to standard error if sensitivities will be guessed."""
+    if options.guesses_sensitivities:
+        click.echo(f"note: {GUESSED}", err=True)
 
 
 def _write_types(plan: Plan, file: str | None, overwrite: bool, written: Sequence[Path] = ()) -> None:

@@ -13,6 +13,7 @@ from ..pipeline.quantize_options import QuantizeOptions
 from ..plan.option import by_section, text_of
 from ..plan.options import BY_TENSOR, OUTPUT, SECTIONS, TypeOptions
 from ..plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
+from .choice import Choice
 from .files import INPUT, OutputFile
 from .sections import GENERAL, options_of
 
@@ -55,7 +56,7 @@ def field_option(field: Field[Any]) -> Decorator[Any]:
     if field.type == "bool | None":
         name += f"/--no-{name.removeprefix('--')}"
     if text.choices:
-        kind["type"] = click.Choice(text.choices)
+        kind["type"] = Choice(text.choices)
     if text.between:
         in_range: Any = click.IntRange if field.type == "int | None" else click.FloatRange
         kind["type"] = in_range(*text.between)
@@ -81,13 +82,14 @@ def option_of(name: str) -> Decorator[Any]:
 
 
 _tensor_type_file = options_of(BY_TENSOR)(
-    "--tensor-type-file", type=INPUT, metavar="FILE", help="Read REGEX=TYPE entries from a file."
+    "--tensor-type-file", type=INPUT, metavar="FILE", help="Read REGEX=TYPE entries from FILE."
 )
 _write_tensor_types = options_of(OUTPUT)(
     "--write-tensor-types",
     type=OutputFile(),
     metavar="FILE",
-    help="Write the types to FILE, for --tensor-type-file. With --stock, llama-quantize can read it too.",
+    help="Write the type of each tensor to FILE, for --tensor-type-file. With --stock, llama-quantize can"
+    " read it too.",
 )
 
 

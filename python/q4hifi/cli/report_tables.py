@@ -41,6 +41,10 @@ def _errors(report: QuantizeReport) -> Iterable[RenderableType]:
         share = f"{known[role]} of {encoded[role]}"
         table.add_row(role, f"{sums.relative:.2e}", *([] if every or not known else [share]))
     yield table
+    if any(t.requantized for t in report.plan.tensors):
+        yield Text(
+            "compared with the decoded weights of SRC; what was lost when SRC was quantized is not included"
+        )
 
 
 def _importance_notes(report: QuantizeReport) -> Iterable[Text]:

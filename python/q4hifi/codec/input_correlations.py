@@ -51,6 +51,49 @@ def products_of(correlations: Correlations, squares: Floats) -> Floats:
         return _core.products_of(correlations, np.ascontiguousarray(squares))
 
 
+class TensorInputs:
+    """The inputs of a tensor's matrices, in the form that the encoder takes: :meth:`of` each matrix."""
+
+    def __init__(
+        self,
+        importance: Floats,
+        correlations: Correlations | None = None,
+        tokens: Floats | None = None,
+        *,
+        threads: int = 0,
+    ) -> None:
+        """Prepare inputs with the importance of columns, float32 [n_matrices, row_length].
+
+        ``correlations`` is int8 [n, pairs], measured over ``tokens`` [n]. n is 1 if the inputs of all
+        matrices were taken together, or n_matrices. None means that only the importance is known.
+        """
+        self._importance, self._correlations, self._tokens = importance, correlations, tokens
+        self._threads = threads
+        self._pooled: Hessian | None = None
+        self._last: tuple[int, Hessian] | None = None
+
+    def of(self, matrix: int) -> Hessian:
+        """Return the inputs of the matrix with an index. Those of the last matrix that was asked for are
+        kept."""
+        if self._last is None or self._last[0] != matrix:
+            self._last = (matrix, self._hessian(matrix))
+        return self._last[1]
+
+    def _hessian(self, matrix: int) -> Hessian:
+        importance = np.ascontiguousarray(self._importance[matrix])
+        if self._correlations is None or self._tokens is None:
+            return known_inputs(importance, threads=self._threads)
+        if len(self._correlations) > 1 or len(self._importance) == 1:
+            correlations, tokens = self._correlations[matrix], float(self._tokens[matrix])
+            return known_inputs(importance, correlations, tokens, threads=self._threads)
+        if self._pooled is None:  # factorized once for all matrices
+            mean = self._importance.mean(axis=0, dtype=np.float64).astype(np.float32)
+            tokens = float(self._tokens[0])
+            self._pooled = known_inputs(mean, self._correlations[0], tokens, threads=self._threads)
+        with core_errors(BadFileError):
+            return self._pooled.with_importance(importance, self._threads)
+
+
 def known_inputs(
     importance: Floats, correlations: Correlations = NONE, tokens: float = 0, *, threads: int = 0
 ) -> Hessian:

@@ -26,6 +26,7 @@ from ..formats.layout import (
     ShapedTensor,
 )
 from ..formats.types import MAX_OUTLIERS, Q4_HIFI, TensorType
+from ..gguf_io.contents import check_has_weights
 from ..gguf_io.reader import GgufFile, TensorInfo
 from .quantized_tensor import QuantizedTensor
 from .rows import Parts, decode
@@ -150,6 +151,10 @@ class ModelFile(Mapping[str, QuantizedTensor]):
         tensor, parts = rows.tensor, self.read_rows(rows)
         with self.errors_at(tensor.name):
             return decode(parts, tensor.format, tensor.row_length, threads=threads, first_row=rows.first)
+
+    def check_has_weights(self) -> None:
+        """Raise :class:`BadFileError` if the file is not a model, but an importance matrix or comparison."""
+        check_has_weights(self.metadata, self.paths[0])
 
     def errors(self) -> ErrorsAt:
         """Return a context manager that puts the file's path before the messages of q4hifi's errors."""

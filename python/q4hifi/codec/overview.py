@@ -131,7 +131,10 @@ class Overview:
 
     @property
     def file_type(self) -> str:
-        """The usual name of ``general.file_type``, such as Q4_K_M; or Q4_HIFI and its layout."""
+        """The usual name of ``general.file_type``, such as Q4_K_M; or Q4_HIFI and its layout.
+
+        The tensors may have other types: see :func:`q4hifi.plan.mix_name.mix_name`.
+        """
         number = self.metadata.get("general.file_type")
         if self.layout is not None:
             return f"Q4_HIFI, {self.layout} layout"

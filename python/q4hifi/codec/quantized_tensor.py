@@ -15,6 +15,7 @@ from ..errors import BadOptionError
 from ..formats.layout import FORK, SPLIT, Format
 from ..formats.types import BF16, F16, F32, MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 from ..threads import thread_count
+from ..wording import counted
 from .rows import Bytes, Parts, check_block_fit, decode, encode, multiply
 
 
@@ -106,7 +107,9 @@ class QuantizedTensor:
             raise BadOptionError(f"activations of {x.dtype} cannot be multiplied; make them float32")
         n_out, n_in = self.shape
         if x.ndim == 0 or x.shape[-1] != n_in:
-            raise BadOptionError(f"activations of shape {x.shape} do not fit rows of {n_in} weights")
+            raise BadOptionError(
+                f"activations of shape {x.shape} do not fit rows of {counted(n_in, 'weight')}"
+            )
         columns = x.astype(np.float32, copy=False).reshape(-1, n_in)
         if not columns.size or not n_out:
             return np.zeros((*x.shape[:-1], n_out), np.float32)
@@ -210,7 +213,9 @@ def dequantize(
     form = Format(kind, MAX_OUTLIERS, FORK)
     expected = form.part_row_bytes(shape[-1])[0] * prod(shape[:-1])
     if flat.size != expected:
-        raise BadOptionError(f"there are {flat.size} bytes, but {kind} of shape {shape} takes {expected}")
+        raise BadOptionError(
+            f"`data` has {counted(flat.size, 'byte')}, but {kind} of shape {shape} takes {expected}"
+        )
     return decode((flat,), form, shape[-1], threads=thread_count(threads)).reshape(shape)
 
 

@@ -17,6 +17,7 @@ from ..errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedMo
 from ..formats.gguf_constants import GGMLQuantizationType
 from ..formats.layout import BASE, FORK, FORK_COUNT_OFFSET, SPLIT, Format
 from ..formats.types import F32, MAX_OUTLIERS, Q4_HIFI, TensorType
+from ..wording import counted
 from .core_errors import core_errors
 from .input_correlations import Hessian
 
@@ -256,7 +257,8 @@ def check_block_fit(kind: TensorType, row_length: int) -> None:
     """Raise :class:`BadOptionError` where rows of this length do not consist of whole blocks of ``kind``."""
     if row_length % kind.block_size:
         raise BadOptionError(
-            f"rows of {row_length} weights cannot be stored as {kind}, whose blocks hold {kind.block_size}"
+            f"rows of {counted(row_length, 'weight')} cannot be stored as {kind}, whose blocks hold"
+            f" {kind.block_size}"
         )
 
 

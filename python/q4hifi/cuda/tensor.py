@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..codec.quantized_tensor import QuantizedTensor
 from ..errors import BadOptionError
 from ..formats.layout import Format
+from ..wording import counted
 from . import kernels
 from .device import Array, borrow, check_capability, cupy, hand_back, launch
 
@@ -109,7 +110,7 @@ class CudaTensor:
             )
         if view.ndim == 0 or view.shape[-1] != self.shape[1]:
             raise BadOptionError(
-                f"activations of shape {view.shape} do not fit rows of {self.shape[1]} weights"
+                f"activations of shape {view.shape} do not fit rows of {counted(self.shape[1], 'weight')}"
             )
         if not view.flags.c_contiguous:
             raise BadOptionError("activations are not contiguous; copy them: cupy.ascontiguousarray(x)")

@@ -12,12 +12,14 @@ import numpy as np
 from ..codec.model_file import ModelFile
 from ..codec.overview import Overview
 from ..codec.rows import cpu_features
+from ..engines.names import OWN
+from ..engines.opening import opened
+from ..engines.protocol import LanguageModel, ModelOrPath, Tokens
 from ..errors import BadOptionError
 from ..progress import Progress
 from ..threads import used_threads
-from .chunks import LanguageModel, ModelOrPath, bos_of, opened
+from .chunks import bos_of
 from .estimates import Estimate
-from .logits import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def bench(
                     description=facts.description,
                     n_bytes=facts.n_bytes,
                     n_params=facts.n_params,
-                    backend=cpu_features().active,
+                    backend=cpu_features().active if lm.engine == OWN else lm.engine,
                     n_threads=used_threads(threads),
                     test=f"{prefix}{n}",
                     n_tokens=n,

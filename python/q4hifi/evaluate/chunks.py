@@ -10,21 +10,21 @@ second half, the model predicts every next token, and these predictions are scor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.fingerprint import fingerprint
 from ..codec.model_file import ErrorsAt
+from ..engines.protocol import InputCollector, LanguageModel, Logits, ModelSequence, Tokens
 from ..errors import BadOptionError
 from ..files.text_file import read_text_bytes
 from ..gguf_io.metadata import decode_text
+from ..wording import counted
 from .limits import MIN_CONTEXT
-from .logits import Logits, Tokens
 from .scored_tokens import first_counted, n_scored
 
 _MIN_CHUNKS = 2  # llama-perplexity refuses shorter texts, too
@@ -46,95 +46,6 @@ def read_text(file: str | os.PathLike[str]) -> str:
     return decode_text(data)
 
 
-class TextTokenizer(Protocol):
-    """The part of a tokenizer that measurements need."""
-
-    def encode_array(self, text: str, *, limit: int | None = ...) -> Tokens:
-        """Return the tokens of a text, uint32 [n], but at most the first ``limit``."""
-        ...
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether a text begins with BOS."""
-        ...
-
-    @property
-    def bos(self) -> int | None:
-        """The BOS token, or None."""
-        ...
-
-
-class InputCollector(Protocol):
-    """Adds up squares and products of the inputs of a model's matrices while the model runs."""
-
-    def take(self, other: Any) -> None:
-        """Add the sums of another collector of the same model to these, and set the other's to zero."""
-        ...
-
-    def all(self) -> Mapping[str, tuple[npt.NDArray[np.float64], int]]:
-        """Return tensor name -> sums of squares by input column, float64 [n_in], and number of tokens."""
-        ...
-
-    def products(self) -> Mapping[str, tuple[npt.NDArray[np.float32], int]]:
-        """Return tensor name -> sums of products of column pairs, float32 [pairs], and number of tokens."""
-        ...
-
-
-class ModelSequence(Protocol):
-    """A text that a model is reading."""
-
-    def evaluate(
-        self, tokens: Tokens, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
-    ) -> Logits | None:
-        """Read more tokens, uint32 [n_tokens], and return logits, float32.
-
-        ``logits`` "all" returns [n_tokens, n_vocab], "last" returns [n_vocab], "none" returns None. ``sums``
-        is a collector from :meth:`LanguageModel.input_sums`, which receives the inputs of all matrices.
-        """
-        ...
-
-
-class LanguageModel(Protocol):
-    """The part of a model that measurements need; :class:`q4hifi.Model` has it."""
-
-    @property
-    def path(self) -> Path:
-        """The model's file."""
-        ...
-
-    @property
-    def n_vocab(self) -> int:
-        """Number of tokens in the vocabulary."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The file's metadata: key -> value."""
-        ...
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer."""
-        ...
-
-    def sequence(self) -> ModelSequence:
-        """Return a new, empty text."""
-        ...
-
-    def input_sums(self) -> InputCollector:
-        """Return a new collector of the matrices' inputs."""
-        ...
-
-    def fisher(self, tokens: Tokens, *, first: int, seed: int) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Return the Fisher information of the matrices on a text: tensor name -> float64 [n_in].
-
-        It is summed over the predictions after token ``first`` and all later tokens. ``seed`` is that of the
-        tokens that are drawn from the predictions (:meth:`q4hifi.Model.fisher`).
-        """
-        ...
-
-
-ModelOrPath = str | os.PathLike[str] | LanguageModel
 Text = str | Sequence[int] | npt.NDArray[Any]
 """A text, or its token ids."""
 
@@ -165,28 +76,40 @@ class Chunks:
         *,
         n_ctx: int,
         n_chunks: int | None = None,
+        from_chunk: int = 0,
+        parse_special: bool = False,
         dataset: str = "the text",
     ) -> Chunks:
         """Cut ``text`` into chunks of ``n_ctx`` tokens, but at most ``n_chunks``.
 
-        ``dataset`` is the text's name in errors. Raises :class:`BadOptionError` if the text has fewer than
-        two chunks (llama-perplexity refuses it, too), if it has tokens that are not in the vocabulary, or if
-        ``n_ctx`` or ``n_chunks`` is too small.
+        The first ``from_chunk`` chunks are left out. ``parse_special`` makes text that spells a control token
+        that token. ``dataset`` is the text's name in errors. Raises :class:`BadOptionError` if the text has
+        fewer than two chunks (llama-perplexity refuses it, too), if it has tokens that are not in the
+        vocabulary, or if ``n_ctx`` or ``n_chunks`` is too small.
         """
         if n_ctx < MIN_CONTEXT:
-            raise BadOptionError(f"a context of {n_ctx} tokens is too short; give at least {MIN_CONTEXT}")
+            raise BadOptionError(
+                f"a context of {counted(n_ctx, 'token')} is too short; give at least {MIN_CONTEXT}"
+            )
         if n_chunks is not None and n_chunks < 1:
             raise BadOptionError(f"{n_chunks} chunks cannot be evaluated; give at least 1")
         if isinstance(text, str):
-            limit = None if n_chunks is None else n_ctx * max(n_chunks, _MIN_CHUNKS)
-            tokens = model.tokenizer.encode_array(text, limit=limit)
+            limit = None if n_chunks is None else n_ctx * (from_chunk + max(n_chunks, _MIN_CHUNKS))
+            tokens = model.tokenizer.encode_array(text, limit=limit, parse_special=parse_special)
         else:
             tokens = np.asarray(text)
         if tokens.size < _MIN_CHUNKS * n_ctx:
             raise BadOptionError(
-                f"{dataset} has only {tokens.size} tokens, and a context of {n_ctx} needs at least "
+                f"{dataset} has only {counted(tokens.size, 'token')}, and a context of {n_ctx} needs at"
+                " least "
                 f"{_MIN_CHUNKS * n_ctx}; give a longer text or a shorter context, `n_ctx`"
             )
+        if tokens.size < (from_chunk + 1) * n_ctx:
+            raise BadOptionError(
+                f"{dataset} has only {tokens.size // n_ctx} chunks of {n_ctx} tokens, so none is left after"
+                f" `from_chunk={from_chunk}`; skip fewer"
+            )
+        tokens = tokens[from_chunk * n_ctx :]
         most = tokens.size // n_ctx
         count = most if n_chunks is None else min(most, n_chunks)
         cut = tokens[: count * n_ctx].reshape(count, n_ctx)
@@ -210,6 +133,11 @@ class Chunks:
     def n_scored(self) -> int:
         """Scored tokens per chunk."""
         return n_scored(self.n_ctx)
+
+    @property
+    def fingerprint(self) -> str:
+        """A fingerprint of the tokens that the model reads."""
+        return fingerprint(f"{self.n_ctx} {self.bos}".encode(), self.tokens.tobytes())
 
     def input(self, chunk: int) -> Tokens:
         """Return the tokens that the model reads, uint32 [n_ctx]: those of the chunk, with BOS in place."""
@@ -257,15 +185,10 @@ def bos_of(model: LanguageModel) -> int | None:
     return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
-@contextmanager
-def opened(model: ModelOrPath, *, n_ctx: int, threads: int | None) -> Iterator[LanguageModel]:
-    """Yield an open model. ``model`` is a path, or a model that is yielded as it is."""
-    if isinstance(model, (str, os.PathLike)):
-        from ..runtime.model import Model
-
-        yield Model(model, n_ctx=n_ctx, threads=threads)
-    else:
-        yield model
+def trained_context(model: LanguageModel) -> int | None:
+    """Return the length in tokens of the texts that the model was trained on, or None if it is not known."""
+    value = model.metadata.get(f"{model.metadata.get('general.architecture')}.context_length")
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def errors_in(model: LanguageModel, chunk: int) -> ErrorsAt:

@@ -15,20 +15,32 @@ from pathlib import Path
 
 import numpy as np
 
-from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..codec.fingerprint import path_fingerprint
+from ..engines.opening import opened
+from ..engines.protocol import InputCollector, LanguageModel, ModelOrPath, Tokens
 from ..errors import BadOptionError, NotFiniteError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..formats.tensor_names import OUTPUT
 from ..gguf_io.split import files_of
-from ..imatrix.file import load_importance
+from ..imatrix.file import IMATRIX, WeightsFilter, read_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
-from .chunks import Chunks, InputCollector, LanguageModel, ModelOrPath, Text, errors_in, opened
+from .chunks import Chunks, Text, errors_in
 from .limits import FISHER_CHUNKS
-from .logits import Doubles, Tokens, token_nll
+from .logits import Doubles, token_nll
 from .perplexity import Perplexity
+from .resuming import (
+    ANOTHER_FILE,
+    CORRELATED,
+    START_AGAIN,
+    TOKENS,
+    Settings,
+    check_same,
+    decode_settings,
+    encode_settings,
+)
 from .scored_tokens import first_counted, n_predictions
 
 FISHER_TOKENS = 256
@@ -41,6 +53,8 @@ def collect_importance(
     *,
     n_ctx: int = 512,
     n_chunks: int | None = None,
+    from_chunk: int = 0,
+    parse_special: bool = False,
     process_output: bool = False,
     score: bool = True,
     fisher_chunks: int = FISHER_CHUNKS,
@@ -52,6 +66,8 @@ def collect_importance(
     overwrite: bool = False,
     resume: bool = False,
     save_seconds: float = SAVE_SECONDS,
+    save_chunks: int | None = None,
+    copy_chunks: int | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[Perplexity], None] | None = None,
     on_save: OnSave | None = None,
@@ -68,6 +84,10 @@ def collect_importance(
         A string, or its token ids. It must fill at least two chunks.
     n_ctx, n_chunks
         Tokens per chunk, and the largest number of chunks; None is the whole text.
+    from_chunk
+        Number of chunks at the start of the text to leave out.
+    parse_special
+        Make text that spells a control token, such as ``<|im_end|>``, that token.
     process_output
         Treat the output matrix like all others. By default its values are stored apart, and only refined
         encodings use them. It makes no difference if the output matrix is the embedding matrix.
@@ -76,7 +96,7 @@ def collect_importance(
     fisher_chunks
         Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
         (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions.
-        0 leaves it out.
+        0 leaves it out, and so does an engine that cannot measure it (llama.cpp).
     correlations
         Store the correlations between input columns, which error feedback (GPTQ) needs.
     threads
@@ -86,8 +106,11 @@ def collect_importance(
     output, form
         The file to write, and its form (:meth:`ImportanceSums.save`). It is saved every ``save_seconds``, at
         the end, and when the run fails or is interrupted. It then contains all complete chunks.
+    save_chunks, copy_chunks
+        Also save ``output`` after every ``save_chunks`` chunks, and keep a copy ``OUTPUT.at_N`` after every
+        ``copy_chunks`` chunks, where N is the number of chunks in it.
     overwrite
-        Allow ``output`` to replace an existing file.
+        Allow ``output`` to replace an existing file, and the copies.
     resume
         Continue from ``output``, a file of the form "gguf" that an interrupted run left. If there is none,
         start at the beginning. The perplexity is that of the chunks measured in this run. The sums differ
@@ -105,8 +128,17 @@ def collect_importance(
     """
     with ExitStack() as stack:
         lm = stack.enter_context(opened(model, n_ctx=n_ctx, threads=threads))
-        chunks = Chunks.of(lm, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
+        chunks = Chunks.of(
+            lm,
+            text,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            from_chunk=from_chunk,
+            parse_special=parse_special,
+            dataset=dataset,
+        )
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
+        fisher_chunks = fisher_chunks if lm.has_fisher else 0
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver = None
         if output is not None:
@@ -117,9 +149,20 @@ def collect_importance(
                     f"{os.fspath(output)}: `resume=True` needs the form gguf, because a file of the form dat"
                     " does not record its model and text; name another output"
                 )
-            work.run = _run(lm, chunks, process_output, fisher_chunks, correlations)
+            settings = {
+                "model": path_fingerprint(lm.path),
+                "engine": lm.engine,
+                TOKENS: chunks.fingerprint,
+                "n_ctx": chunks.n_ctx,
+                "n_chunks": len(chunks),
+                "process_output": process_output,
+                "fisher_chunks": fisher_chunks,
+                "correlations": correlations,
+                CORRELATED: str(work.inputs.expected_bytes),  # differ with the correlated inputs
+            }
+            work.run = encode_settings(settings)
             if resume and check_destination(output, True, sources).exists():
-                work.resumed = _resumed(output, work.run)
+                work.resumed = _resumed(output, settings)
                 overwrite = True
 
             def save(overwrite: bool) -> None:
@@ -129,10 +172,11 @@ def collect_importance(
                 Saver(
                     output,
                     save,
-                    n_bytes=work.sums().file_bytes,
+                    n_bytes=max(work.sums().file_bytes, work.inputs.expected_bytes[1]),
                     overwrite=overwrite,
                     sources=sources,
                     seconds=save_seconds,
+                    chunks=save_chunks,
                     on_save=on_save,
                 )
             )
@@ -141,8 +185,11 @@ def collect_importance(
                 progress(chunk * n_ctx, len(chunks) * n_ctx, f"chunk {chunk + 1} of {len(chunks)}")
             with errors_in(lm, chunk):
                 work.measure(chunk)
-            if saver is not None:
+            if saver is not None and output is not None:
                 saver.done(chunk + 1)
+                if copy_chunks and (chunk + 1) % copy_chunks == 0:
+                    copy = f"{os.fspath(output)}.at_{chunk + 1}"
+                    work.sums().save(copy, form=form, overwrite=overwrite, sources=files_of(Path(lm.path)))
             if on_chunk is not None and score:
                 on_chunk(work.perplexity)
     return work.sums()
@@ -152,8 +199,8 @@ def collect_importance(
 class _Work:
     """The sums of all complete chunks so far.
 
-    ``fisher_chunks`` are the indices of the chunks on which Fisher information is measured, ``run`` is the
-    fingerprint of this run, ``resumed`` has the sums of the interrupted run.
+    ``fisher_chunks`` are the indices of the chunks on which Fisher information is measured, ``run`` has the
+    settings of this run, ``resumed`` has the sums of the interrupted run.
     """
 
     model: LanguageModel
@@ -214,12 +261,12 @@ class _Work:
     def sums(self) -> ImportanceSums:
         """Return the sums of all complete chunks, with those of the resumed run."""
         squares_by_name = {
-            name: ColumnSums(squares.astype(np.float32).reshape(1, -1), np.array([count], np.float32))
-            for name, (squares, count) in self.inputs.all().items()
+            name: ColumnSums(squares.astype(np.float32), counts.astype(np.float32))
+            for name, (squares, counts) in self.inputs.all().items()
         }
-        products = {}
-        if self.correlations:
-            products = {name: sums for name, (sums, _) in self.inputs.products().items()}
+        products, same_inputs = (
+            (self.inputs.products(), self.inputs.same_inputs()) if self.correlations else ({}, {})
+        )
         included = {
             name
             for name in squares_by_name
@@ -230,29 +277,26 @@ class _Work:
             for wanted in (True, False)
         )
         total = ImportanceSums(
-            tensors, (self.dataset,), self.chunks.n_ctx, self.fisher, products, refining, self.run
+            tensors,
+            (self.dataset,),
+            self.chunks.n_ctx,
+            self.fisher,
+            products,
+            refining,
+            self.run,
+            same_inputs,
+            self.n_done,
         )
         if self.resumed is None:
             return total
         return replace(self.resumed + total, datasets=total.datasets, run=self.run)
 
 
-def _run(
-    model: LanguageModel, chunks: Chunks, process_output: bool, fisher_chunks: int, correlations: bool
-) -> str:
-    """Return a fingerprint of model, text and options. A run is resumed only if it is the same."""
-    options = f"{chunks.n_ctx} {len(chunks)} {chunks.bos} {process_output} {fisher_chunks} {correlations}"
-    return fingerprint(path_fingerprint(model.path).encode(), options.encode(), chunks.tokens.tobytes())
-
-
-def _resumed(output: str | os.PathLike[str], run: str) -> ImportanceSums:
-    """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its fingerprint differs."""
-    importance = load_importance(output)
-    if importance.run != run:
-        raise BadOptionError(
-            f"{output}: was begun with another model, text or option, so it cannot be resumed;"
-            " give the same ones, or name another output"
-        )
+def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSums:
+    """Read the sums of an interrupted run. Raises :class:`BadOptionError` if its settings were others."""
+    purpose = IMATRIX._replace(again=START_AGAIN, source=ANOTHER_FILE)
+    importance = read_importance(output, WeightsFilter(), purpose)
+    check_same(output, decode_settings(importance.run), settings)
     return ImportanceSums.of(importance)
 
 

@@ -17,19 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.fingerprint import fingerprint, path_fingerprint
+from ..codec.fingerprint import path_fingerprint
+from ..engines.opening import opened_alike
+from ..engines.protocol import LanguageModel, ModelOrPath
 from ..errors import Q4HifiError, UnsupportedModelError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..gguf_io.split import files_of
 from ..progress import Progress
+from ..wording import counted
 from .bench import ModelFacts, model_facts, write_seconds
-from .chunks import Chunks, LanguageModel, ModelOrPath, Predictions, Text, errors_in, opened
+from .chunks import Chunks, Predictions, Text, errors_in
 from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
 from .logits import Divergence, Doubles, divergence, token_nll
 from .perplexity import Perplexity
+from .resuming import TOKENS
 
 DECODE_TOKENS = 16
 DECODE_ROUNDS = 4
@@ -73,13 +77,15 @@ class ComparedModel:
 class Comparison:
     """The result of :func:`compare`.
 
-    ``dataset`` is the name of the text. ``models`` has the models that could be compared, ``failures`` the
+    ``dataset`` is the name of the text. ``n_chunks`` of its ``total_chunks`` were measured: fewer than all
+    if the comparison was interrupted. ``models`` has the models that could be compared, ``failures`` the
     others: the model's file -> the error message.
     """
 
     dataset: str
     n_ctx: int
     n_chunks: int
+    total_chunks: int
     reference: ComparedModel
     models: tuple[ComparedModel, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -90,6 +96,7 @@ class Comparison:
             "dataset": self.dataset,
             "n_ctx": self.n_ctx,
             "n_chunks": self.n_chunks,
+            "total_chunks": self.total_chunks,
             "reference": self.reference.as_dict(),
             "models": [model.as_dict() for model in self.models],
             "failures": dict(self.failures),
@@ -164,7 +171,8 @@ def compare(
     Parameters
     ----------
     reference, models
-        The model that the others were made from, and these: paths or open models.
+        The model that the others were made from, and these: paths or open models. All paths are opened with
+        the same engine.
     text
         A string, or its token ids. It must fill at least two chunks.
     n_ctx, n_chunks
@@ -193,8 +201,8 @@ def compare(
     """
     with ExitStack() as stack:
         context = max(n_ctx, DECODE_TOKENS)
-        opening = [opened(model, n_ctx=context, threads=threads) for model in (reference, *models)]
-        base, *others = (_ModelRun(stack.enter_context(model)) for model in opening)
+        opening = opened_alike((reference, *models), n_ctx=context, threads=threads)
+        base, *others = (_ModelRun(model) for model in stack.enter_context(opening))
         for other in others:
             _check_vocabulary(base.model, other.model)
         chunks = Chunks.of(base.model, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
@@ -284,6 +292,7 @@ class _Comparing:
             self.dataset,
             self.chunks.n_ctx,
             n_chunks,
+            len(self.chunks),
             self.base.result(self.chunks, n_chunks, None),
             tuple(other.result(self.chunks, n_chunks, self.base) for other in self.alive),
             {str(o.model.path): str(o.error) for o in self.others if o.error is not None},
@@ -311,11 +320,15 @@ def _saver(
     runs = [base, *others]
     sources = [file for run in runs for file in files_of(Path(run.model.path))]
     names = [REFERENCE, *(path_fingerprint(other.model.path) for other in others)]
-    options = f"{path_fingerprint(base.model.path)} {chunks.n_ctx} {chunks.bos}"
-    text = fingerprint(options.encode(), chunks.tokens.tobytes())
+    settings = {
+        "reference": path_fingerprint(base.model.path),
+        TOKENS: chunks.fingerprint,
+        "n_ctx": chunks.n_ctx,
+        "n_chunks": len(chunks),
+    }
     saved: dict[str, Figures] = {}
     if resume and check_destination(output, True, sources).exists():
-        saved = read_comparison(output, text, chunks.n_scored)
+        saved = read_comparison(output, settings, chunks.n_scored)
         for run, name in zip(runs, names, strict=True):
             if name in saved:
                 run.figures = saved[name].copy()  # the same model may be given twice
@@ -324,7 +337,7 @@ def _saver(
     def save(overwrite: bool) -> None:
         figures = dict(zip(names, (run.figures for run in runs), strict=True))
         # measurements of models that are not compared this time stay in the file
-        write_comparison(output, text, saved | figures, overwrite=overwrite, sources=sources)
+        write_comparison(output, settings, saved | figures, overwrite=overwrite, sources=sources)
 
     n_bytes = len(runs) * len(chunks) * chunks.n_scored * BYTES_A_TOKEN
     return Saver(
@@ -342,6 +355,6 @@ def _check_vocabulary(reference: LanguageModel, model: LanguageModel) -> None:
     ours, theirs = (m.metadata.get(VOCABULARY) for m in (reference, model))
     if reference.n_vocab != model.n_vocab or ours != theirs:
         raise UnsupportedModelError(
-            f"{model.path}: has another vocabulary ({model.n_vocab} tokens) than {reference.path} "
+            f"{model.path}: has another vocabulary ({counted(model.n_vocab, 'token')}) than {reference.path} "
             f"({reference.n_vocab}); compare models of one family only"
         )

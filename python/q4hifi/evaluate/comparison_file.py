@@ -1,8 +1,9 @@
 """The file in which a comparison keeps its measurements, so that it can be resumed.
 
-It is a GGUF file without weights. The key ``q4hifi.comparison.text`` is a fingerprint of the reference model,
-the text and its chunks. ``q4hifi.comparison.models`` has the fingerprint of each model, or :data:`REFERENCE`.
-``q4hifi.comparison.chunks`` has the number of measured chunks of each.
+It is a GGUF file without weights. The key ``q4hifi.comparison.run`` has the settings of the run
+(:mod:`q4hifi.evaluate.resuming`): reference model, text, and chunks. ``q4hifi.comparison.models`` has the
+fingerprint of each model, or :data:`REFERENCE`. ``q4hifi.comparison.chunks`` has the number of measured
+chunks of each.
 
 The model with index I has these tensors (:class:`q4hifi.evaluate.logits.Divergence`), with one value per
 scored token: ``I.nll`` (F64) and, except for the reference, ``I.nll_base``, ``I.kld``, ``I.delta_p`` (F64)
@@ -21,16 +22,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadFileError, BadOptionError
+from ..errors import BadFileError
+from ..files.file_kinds import Purpose
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.layout import StoredTensor
 from ..formats.types import TYPES
+from ..gguf_io.contents import COMPARISON_KEYS, COMPARISON_NAME, contents_of
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.reader import GgufFile
 from ..gguf_io.writer import GgufWriter
 from .logits import Divergence, Doubles, are_possible
+from .resuming import ANOTHER_FILE, START_AGAIN, Settings, check_same, decode_settings, encode_settings
 
-KEY_TEXT, KEY_MODELS, KEY_CHUNKS = (f"q4hifi.comparison.{name}" for name in ("text", "models", "chunks"))
+KEY_RUN, KEY_MODELS, KEY_CHUNKS = (f"{COMPARISON_KEYS}{name}" for name in ("run", "models", "chunks"))
+
+PURPOSE = Purpose(COMPARISON_NAME, ANOTHER_FILE, START_AGAIN)
 
 REFERENCE = "reference"
 
@@ -67,7 +73,7 @@ class Figures:
 
 def write_comparison(
     path: str | os.PathLike[str],
-    text: str,
+    settings: Settings,
     figures: Mapping[str, Figures],
     *,
     overwrite: bool = False,
@@ -75,11 +81,11 @@ def write_comparison(
 ) -> None:
     """Write the measurements of all models to a file.
 
-    ``figures`` maps the models' fingerprints, or :data:`REFERENCE`, to their measurements. ``text`` is the
-    fingerprint of reference, text and chunks. ``overwrite`` allows an existing file to be replaced, but never
+    ``figures`` maps the models' fingerprints, or :data:`REFERENCE`, to their measurements. ``settings``
+    are those of the run. ``overwrite`` allows an existing file to be replaced, but never
     one of ``sources``. Raises :class:`BadOptionError` if ``path`` cannot be used.
     """
-    pairs = Metadata().with_value(KEY_TEXT, text, GGUFValueType.STRING)
+    pairs = Metadata().with_value(KEY_RUN, encode_settings(settings), GGUFValueType.STRING)
     pairs = pairs.with_value(KEY_MODELS, list(figures), GGUFValueType.STRING)
     chunks = [measured.n_chunks for measured in figures.values()]
     pairs = pairs.with_value(KEY_CHUNKS, chunks, GGUFValueType.UINT32)
@@ -101,26 +107,27 @@ def write_comparison(
         writer.commit()
 
 
-def read_comparison(path: str | os.PathLike[str], text: str, n_scored: int) -> dict[str, Figures]:
+def read_comparison(path: str | os.PathLike[str], settings: Settings, n_scored: int) -> dict[str, Figures]:
     """Read the measurements of a file: the model's fingerprint, or :data:`REFERENCE` -> measurements.
 
-    ``text`` is the expected fingerprint of reference, text and chunks. ``n_scored`` is the number of scored
-    tokens per chunk. Raises :class:`BadFileError` if the file is damaged or is no comparison, and
-    :class:`BadOptionError` if its reference or text was another.
+    ``settings`` are those of this run. ``n_scored`` is the number of scored tokens per chunk. Raises
+    :class:`BadFileError` if the file is damaged or is no comparison, and :class:`BadOptionError` if it was
+    begun with other settings.
     """
-    with GgufFile.open(path) as file:
+    with GgufFile.open(path, PURPOSE) as file:
         models, chunks = file.metadata.get(KEY_MODELS), file.metadata.get(KEY_CHUNKS)
         if not isinstance(models, list) or not isinstance(chunks, list) or len(models) != len(chunks):
-            raise BadFileError(f"{path}: is not a comparison of models; choose another file")
-        if file.metadata.get(KEY_TEXT) != text:
-            raise BadOptionError(
-                f"{path}: was made with another reference, text or context, so it cannot be resumed;"
-                " give the same ones, or another file"
-            )
+            what = contents_of(file.metadata)
+            if what == PURPOSE.name:
+                raise BadFileError(f"{path}: is damaged; {START_AGAIN}")
+            raise BadFileError(f"{path}: this is {what}, not {PURPOSE.name}; {ANOTHER_FILE}")
+        check_same(path, decode_settings(file.metadata.get(KEY_RUN)), settings)
         figures = {}
         for i, (model, n_chunks) in enumerate(zip(models, chunks, strict=True)):
             if not isinstance(n_chunks, int) or n_chunks < 0:
-                raise BadFileError(f"{path}: {KEY_CHUNKS} has {n_chunks!r:.80}, which is not a chunk count")
+                raise BadFileError(
+                    f"{path}: {KEY_CHUNKS} has {n_chunks!r:.80}, which is not a chunk count; {START_AGAIN}"
+                )
             if n_chunks:
                 figures[str(model)] = _figures(file, i, n_chunks, n_scored, model == REFERENCE)
         return figures
@@ -134,11 +141,15 @@ def _figures(file: GgufFile, index: int, n_chunks: int, n_scored: int, is_refere
         fits = tensor is not None and (tensor.shape == (size,) if size is not None else tensor.n_elements)
         if tensor is None or tensor.type != kind or not fits:
             raise BadFileError(
-                f"{file.paths[0]}: {index}.{name} is missing or has a wrong type or size; the file is damaged"
+                f"{file.paths[0]}: {index}.{name} is missing or has a wrong type or size, so the file is"
+                f" damaged; {START_AGAIN}"
             )
         array = file.read(tensor).reshape(-1).view("|i1" if name in _TYPES else "<f8")
         if not are_possible(array):
-            raise BadFileError(f"{file.paths[0]}: {index}.{name} has impossible values; the file is damaged")
+            raise BadFileError(
+                f"{file.paths[0]}: {index}.{name} has impossible values, so the file is damaged;"
+                f" {START_AGAIN}"
+            )
         return array
 
     size = n_chunks * n_scored

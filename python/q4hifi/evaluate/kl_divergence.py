@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
 from typing import Any
 
+from ..engines.opening import opened
+from ..engines.protocol import ModelOrPath
 from ..progress import Progress
-from .chunks import ModelOrPath, bos_of, errors_in, opened
+from .chunks import bos_of, errors_in
 from .estimates import Estimate, covariance, difference, mean, quantile, root_mean_square, share
 from .log_probs_file import LogProbsFile
 from .logits import Divergence, codes_per_row, divergence_from_codes
@@ -126,7 +128,7 @@ class KlDivergence:
 
 def kl_divergence(
     model: ModelOrPath,
-    base: str | os.PathLike[str],
+    base: str | os.PathLike[str] | LogProbsFile,
     *,
     n_chunks: int | None = None,
     threads: int | None = None,
@@ -135,17 +137,18 @@ def kl_divergence(
 ) -> KlDivergence:
     """Compare a model with a base model, whose predictions are in a base file.
 
-    ``model`` is a path or an open model. ``base`` is a file written by :func:`q4hifi.perplexity`
-    (``save_log_probs``) or by llama-perplexity. It contains the text, the tokens per chunk, and the base
-    model's predictions. At most ``n_chunks`` chunks are read; None is all. ``threads`` None or 0 is one per
-    core. ``progress`` is called with tokens, and ``on_chunk`` after each chunk with the result so far.
+    ``model`` is a path or an open model. ``base`` is a file, by path or open, written by
+    :func:`q4hifi.perplexity` (``save_log_probs``) or by llama-perplexity. It contains the text, the tokens
+    per chunk, and the base model's predictions. At most ``n_chunks`` chunks are read; None is all.
+    ``threads`` None or 0 is one per core. ``progress`` is called with tokens, and ``on_chunk`` after each
+    chunk with the result so far.
 
     Raises :class:`BadFileError` if the base file is damaged, :class:`BadOptionError` if it has another
     vocabulary, and :class:`NotFiniteError` if the model's logits are not finite.
     """
     started = time.perf_counter()
-    file = LogProbsFile.open(base)
-    n_ctx = file.tokens.shape[1]
+    file = base if isinstance(base, LogProbsFile) else LogProbsFile.open(base)
+    n_ctx = file.n_ctx
     row = codes_per_row(file.n_vocab)
     parts: list[Divergence] = []
     with opened(model, n_ctx=n_ctx, threads=threads) as lm:

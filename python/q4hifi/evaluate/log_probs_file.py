@@ -21,13 +21,17 @@ from types import TracebackType
 
 import numpy as np
 
+from ..engines.protocol import Tokens
 from ..errors import BadFileError, BadOptionError
+from ..files.file_kinds import HEAD_BYTES, Purpose, mistaken
 from ..files.output_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from ..files.regular_file import check_regular_file
+from ..wording import counted
 from .chunks import Chunks
 from .limits import MIN_CONTEXT
-from .logits import Codes, Doubles, Tokens, are_possible, codes_per_row
+from .logits import Codes, Doubles, are_possible, codes_per_row
+from .resuming import START_AGAIN, TOKENS, check_same
 from .scored_tokens import n_scored
 
 MAGIC = b"_logits_"
@@ -35,6 +39,7 @@ PARTIAL = b"part"
 HEAD = struct.Struct("<8siii")
 U32 = struct.Struct("<I")
 REMEDY = "make it again with `save_log_probs=...`, or with llama-perplexity"
+PURPOSE = Purpose("a file of log-probabilities", "make one with `save_log_probs=...`", REMEDY)
 
 
 class LogProbsWriter:
@@ -76,12 +81,12 @@ class LogProbsWriter:
     def __enter__(self) -> LogProbsWriter:
         """Reserve the space of the file, or read how far the partial file is.
 
-        Raises :class:`BadOptionError` if the partial file belongs to another text, and :class:`Q4HifiError`
-        if writing fails.
+        Raises :class:`BadOptionError` if the partial file was begun with another text or options, and
+        :class:`Q4HifiError` if writing fails.
         """
         tokens = self._chunks.tokens.astype("<i4")
         size = self._nll_offset(len(self._chunks))
-        with os_errors(self._new.path, f"be written, which takes {size} bytes"):
+        with os_errors(self._new.path, f"be written, which takes {counted(size, 'byte')}"):
             file = self._new.__enter__().file
             try:
                 if self._new.resumed:
@@ -134,8 +139,7 @@ class LogProbsWriter:
             self._new.file.read_into(self._nll_offset(0), byte_view(nll))
         if not are_possible(nll):
             raise BadFileError(
-                f"{self.partial}: its values are damaged, so it cannot be resumed;"
-                " start again with `overwrite=True`"
+                f"{self.partial}: its values are damaged, so it cannot be resumed; {START_AGAIN}"
             )
         return nll.astype(np.float64, copy=False)
 
@@ -168,17 +172,16 @@ class LogProbsWriter:
     def _resume(self, tokens: bytes) -> None:
         start = bytearray(self._offset(0))
         size = self._new.file.read_into(0, memoryview(start))
-        magic, (n_done,) = bytes(start[:4]), U32.unpack_from(start, 4)
-        same = start[8:] == _head(MAGIC, self._chunks)[8:] + tokens
-        if size < len(start) or magic != PARTIAL or not same or n_done > len(self._chunks):
-            raise BadOptionError(
-                f"{self.partial}: was begun with another text or vocabulary, so it cannot be resumed;"
-                " give the same text and options, or start again with `overwrite=True`"
-            )
-        if self._new.file.size() < self._nll_offset(len(self._chunks)):
-            raise BadOptionError(
-                f"{self.partial}: is cut off, so it cannot be resumed; start again with `overwrite=True`"
-            )
+        if size < HEAD.size or not start.startswith(PARTIAL):
+            raise BadOptionError(f"{self.partial}: is damaged, so it cannot be resumed; {START_AGAIN}")
+        _, n_ctx, n_vocab, n_chunks = HEAD.unpack_from(start)
+        begun = {"n_ctx": n_ctx, "n_chunks": n_chunks, "vocabulary": str(n_vocab)}
+        chunks = self._chunks
+        this = {"n_ctx": chunks.n_ctx, "n_chunks": len(chunks), "vocabulary": str(chunks.n_vocab)}
+        check_same(self.partial, {**begun, TOKENS: start[HEAD.size :]}, {**this, TOKENS: tokens})
+        (n_done,) = U32.unpack_from(start, len(PARTIAL))
+        if n_done > n_chunks or self._new.file.size() < self._nll_offset(n_chunks):
+            raise BadOptionError(f"{self.partial}: is cut off, so it cannot be resumed; {START_AGAIN}")
         self.n_done = n_done
 
 
@@ -197,6 +200,11 @@ class LogProbsFile:
     n_vocab: int
     tokens: Tokens
 
+    @property
+    def n_ctx(self) -> int:
+        """Tokens per chunk."""
+        return int(self.tokens.shape[1])
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> LogProbsFile:
         """Read the header and the tokens.
@@ -204,23 +212,29 @@ class LogProbsFile:
         Raises :class:`BadFileError` if the file is damaged or is no base file.
         """
         path = Path(path)
-        check_regular_file(path)
+        check_regular_file(path, PURPOSE)
         with os_errors(path, "be read", BadFileError), path.open("rb") as file:
-            head = file.read(HEAD.size)
-            if len(head) < HEAD.size or not head.startswith(MAGIC):
-                raise BadFileError(f"{path}: is not a file of log-probabilities; {REMEDY}")
+            begin = file.read(HEAD_BYTES)
+            if len(begin) < HEAD.size or not begin.startswith(MAGIC):
+                other = None if MAGIC.startswith(begin[: len(MAGIC)]) else mistaken(begin, PURPOSE)
+                fault = other or f"is not {PURPOSE.name}; {REMEDY}"
+                raise BadFileError(f"{path}: {fault}")
+            head = begin[: HEAD.size]
+            file.seek(HEAD.size)
             _, n_ctx, n_vocab, n_chunks = HEAD.unpack(head)
             if n_ctx < MIN_CONTEXT or n_vocab < 1 or n_chunks < 1:
                 raise BadFileError(
-                    f"{path}: its header has a context of {n_ctx}, {n_vocab} tokens in the vocabulary and"
-                    f" {n_chunks} chunks, which is impossible; {REMEDY}"
+                    f"{path}: its header has a context of {n_ctx}, {counted(n_vocab, 'token')} in the"
+                    " vocabulary and"
+                    f" {counted(n_chunks, 'chunk')}, which is impossible; {REMEDY}"
                 )
             rows = n_chunks * n_scored(n_ctx)
             expected = HEAD.size + 4 * n_chunks * n_ctx + 2 * rows * codes_per_row(n_vocab)
             size = os.fstat(file.fileno()).st_size
             if size != expected:
                 raise BadFileError(
-                    f"{path}: has {size} bytes, but {n_chunks} chunks of {n_ctx} tokens with a vocabulary of"
+                    f"{path}: has {counted(size, 'byte')}, but {counted(n_chunks, 'chunk')} of {n_ctx}"
+                    " tokens with a vocabulary of"
                     f" {n_vocab} take {expected}; {REMEDY}"
                 )
             tokens = np.fromfile(file, "<i4", n_chunks * n_ctx)
@@ -239,7 +253,8 @@ class LogProbsFile:
         """
         if n_vocab != self.n_vocab:
             raise BadOptionError(
-                f"{self.path}: was made by a model with {self.n_vocab} tokens in its vocabulary, but this"
+                f"{self.path}: was made by a model with {counted(self.n_vocab, 'token')} in its"
+                " vocabulary, but this"
                 f" model has {n_vocab}; compare models of one family only"
             )
         return Chunks(self.tokens[:n_chunks], bos, n_vocab)

@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from .. import _core
 from ..codec.core_errors import core_errors
+from ..engines.protocol import Logits, Tokens
 from ..errors import BadOptionError, NotFiniteError
 from ..threads import thread_count
 
-Logits = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.uint16]
 Doubles = npt.NDArray[np.float64]
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.opening import opened
+from ..engines.protocol import LanguageModel, ModelOrPath
 from ..errors import BadOptionError
 from ..files.saver import OnSave
 from ..gguf_io.split import files_of
 from ..progress import Progress
-from .chunks import Chunks, LanguageModel, ModelOrPath, Text, errors_in, opened
+from .chunks import Chunks, Text, errors_in
 from .estimates import Estimate, mean
 from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll
+from .resuming import START_AGAIN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,6 +169,6 @@ def _resumed(model: LanguageModel, chunks: Chunks, writer: LogProbsWriter, threa
         if not np.array_equal(np.concatenate(codes), writer.read(last)):
             raise BadOptionError(
                 f"{writer.partial}: was begun with another model than {model.path}, so it cannot be resumed;"
-                " give the same model, or start again with `overwrite=True`"
+                f" give the same model, or {START_AGAIN}"
             )
     return list(writer.nll().reshape(-1, chunks.n_scored))

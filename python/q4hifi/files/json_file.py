@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import BadFileError
+from .file_kinds import HEAD_BYTES, JSON, Purpose, kind_of, mistaken
 from .positioned_file import os_errors, read_up_to
 
 MAX_BYTES = 256 << 20
@@ -17,18 +18,25 @@ MAX_BYTES = 256 << 20
 Parsed = TypeVar("Parsed")
 
 
-def read_json(path: str | os.PathLike[str], what: str, fault: str, parse: Callable[[Any], Parsed]) -> Parsed:
+def read_json(
+    path: str | os.PathLike[str], purpose: Purpose, fault: str, parse: Callable[[Any], Parsed]
+) -> Parsed:
     """Read a JSON file and return ``parse(value)``.
 
-    ``what`` names the contents in the message "cannot read {what}". ``fault`` is the message for wrong
-    contents. ``parse`` may raise ValueError, TypeError, LookupError, AttributeError or OverflowError.
+    ``purpose`` is what the file is wanted as, and ``fault`` the message for wrong contents. ``parse`` may
+    raise ValueError, TypeError, LookupError, AttributeError or OverflowError.
 
-    Raises :class:`BadFileError` where the file cannot be read, and, with the message ``fault``, where it is
-    larger than :data:`MAX_BYTES`, is not JSON, is nested too deep, or where ``parse`` raises.
+    Raises :class:`BadFileError` where the file cannot be read, has another format, is larger than
+    :data:`MAX_BYTES`, is not JSON, is nested too deep, or where ``parse`` raises.
     """
     file = Path(path)
-    with os_errors(file, f"read {what}", BadFileError), file.open("rb") as stream:
-        text = read_up_to(stream, MAX_BYTES + 1)
+    with os_errors(file, "be read", BadFileError), file.open("rb") as stream:
+        head = read_up_to(stream, HEAD_BYTES)
+        kind = kind_of(head)
+        other = None if kind == JSON else mistaken(head, purpose)
+        if kind is not None and other is not None and not kind.is_text:
+            raise BadFileError(f"{file}: {other}")
+        text = head + read_up_to(stream, MAX_BYTES + 1 - len(head))
     if len(text) > MAX_BYTES:
         raise BadFileError(f"{file}: {fault}; it is larger than {MAX_BYTES >> 20} MiB")
     try:
@@ -36,4 +44,4 @@ def read_json(path: str | os.PathLike[str], what: str, fault: str, parse: Callab
     except RecursionError:
         raise BadFileError(f"{file}: {fault}; it is nested too deep") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as cause:
-        raise BadFileError(f"{file}: {fault}") from cause
+        raise BadFileError(f"{file}: {other or fault}") from cause

@@ -203,7 +203,7 @@ class NewFile:
     @property
     def _prefix(self) -> str:
         """The start of the names of all temporary files for this destination."""
-        name = os.fsencode(self.target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
+        name = os.fsencode(self.target.name)[:_NAME_BYTES].decode(sys.getfilesystemencoding(), "ignore")
         return f".{name}.q4hifi-"
 
     def _new_part(self) -> Path:
@@ -343,7 +343,7 @@ class PartialFile(NewFile):
         check_destination(self.partial, True, sources)
         if self.partial.is_symlink():
             raise BadOptionError(f"{self.partial}: is a link; remove it, or choose another destination")
-        self.resumed = resume and self.partial.exists()
+        self.resumed = resume and self.partial.exists() and self.partial.stat().st_size > 0
         if self.partial.exists() and not (resume or overwrite):
             raise BadOptionError(
                 f"{self.partial}: exists already, from a run that did not finish; continue it with"
@@ -361,13 +361,15 @@ class PartialFile(NewFile):
         if _lock(self.file) is False:
             self.file.close()
             raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
-        if exists and not self.resumed:
-            self._clear()
+        if exists:
+            self._check_begin()
+            if not self.resumed:
+                self.file.truncate(0)
         self._part = self.partial
         return self
 
-    def _clear(self) -> None:
-        """Empty the partial file of an earlier run."""
+    def _check_begin(self) -> None:
+        """Check that the file is a partial file of an earlier run."""
         begin = bytearray(max(map(len, self._begins)))
         size = self.file.read_into(0, memoryview(begin))
         if size and not begin.startswith(self._begins):
@@ -376,7 +378,6 @@ class PartialFile(NewFile):
                 f"{self.partial}: this name is needed until the output is complete, and another file has it;"
                 " move that file, or choose another destination"
             )
-        self.file.truncate(0)
 
     def _remove_part(self) -> None:
         """Remove the partial name if the file was published, or if it is not to be kept."""

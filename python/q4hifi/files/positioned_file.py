@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import errno
 import io
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Q4HifiError
+from .mapped_memory import MappedBytes, forget, map_file
 
 # The errors of posix_fallocate that mean that the file does not fit on the disk. Its other errors only mean
 # that this file system cannot reserve space in advance.
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+_TOO_MANY_OPEN = "; allow more open files, as with 'ulimit -n 4096', or use fewer shards"
 
 PIECE = 1 << 20
 """Bytes that :func:`read_up_to` reads at a time."""
@@ -40,7 +42,8 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
     try:
         yield
     except OSError as cause:
-        raise error(f"{path}: cannot {action}: {cause.strerror or cause}") from cause
+        remedy = _TOO_MANY_OPEN if cause.errno in (errno.EMFILE, errno.ENFILE) else ""
+        raise error(f"{path}: cannot {action}: {cause.strerror or cause}{remedy}") from cause
 
 
 def read_up_to(file: BinaryIO, size: int) -> bytes:
@@ -53,6 +56,20 @@ def read_up_to(file: BinaryIO, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
+
+
+class FileState(NamedTuple):
+    """Which file it is (device and number), its size in bytes, the time of its last write in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """Return the state in a result of :func:`os.stat`."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class PositionedFile:
@@ -84,10 +101,9 @@ class PositionedFile:
         """Size of the file in bytes."""
         return os.fstat(self._file.fileno()).st_size
 
-    def state(self) -> tuple[int, int]:
-        """Return (size in bytes, time of the last write in nanoseconds): these change with the contents."""
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+    def state(self) -> FileState:
+        """Return which file this is, and what changes with its contents."""
+        return FileState.of(os.fstat(self._file.fileno()))
 
     def read_into(self, offset: int, out: memoryview) -> int:
         """Read the bytes from ``offset`` into ``out`` (a view of bytes).
@@ -132,10 +148,8 @@ class PositionedFile:
 
         The mapping stays valid after :meth:`close`.
         """
-        try:
-            return FileMapping(self.path, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:
-            return None
+        state = self.state()
+        return FileMapping(self.path, state, map_file(self.fileno(), state.size)) if state.size else None
 
     def close(self) -> None:
         """Close the file."""
@@ -172,27 +186,31 @@ class FileMapping:
     watches the mapping.
     """
 
-    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+    def __init__(self, path: Path, state: FileState, memory: MappedBytes) -> None:
         """Private: use :meth:`PositionedFile.map`."""
         self.path = path
-        self._mapping = mapping
+        self._state = state
+        self._memory = memory
 
-    def all(self) -> npt.NDArray[np.uint8]:
+    def all(self) -> MappedBytes:
         """Return the whole file as a read-only array, uint8 [size]."""
-        return self.view(0, len(self._mapping))
+        return self._memory
 
     def has_shrunk(self) -> bool:
-        """Return whether the file is shorter now than it was when it was mapped."""
-        return self._mapping.size() < len(self._mapping)
+        """Return whether the file is shorter now than it was when it was mapped.
 
-    def view(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        False if another file has its name now: the mapped one cannot be found any more.
+        """
+        try:
+            now = FileState.of(os.stat(self.path))
+        except OSError:
+            return False
+        return now[:2] == self._state[:2] and now.size < self._state.size
+
+    def view(self, offset: int, size: int) -> MappedBytes:
         """Return ``size`` bytes from ``offset`` on as a read-only array, uint8 [size]."""
-        return np.frombuffer(self._mapping, np.uint8, size, offset)
+        return self._memory[offset : offset + size]
 
     def forget(self, offset: int, size: int) -> None:
         """Free the memory of ``size`` bytes from ``offset`` on. The next access reads the file again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
-            if length > 0:
-                self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
+        forget(self._memory, offset, size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import Q4HifiError
+from ..wording import counted
 from .output_file import NewFile
 from .positioned_file import os_errors
 
@@ -36,12 +37,14 @@ class Saver:
         overwrite: bool = False,
         sources: Sequence[str | os.PathLike[str]] = (),
         seconds: float = SAVE_SECONDS,
+        chunks: int | None = None,
         on_save: OnSave | None = None,
     ) -> None:
         """Prepare to save; nothing is checked or written yet.
 
         ``save(overwrite)`` writes the state to ``path``. ``n_bytes`` is the expected size of the file,
-        ``seconds`` the time between two saves. ``overwrite`` and ``sources`` have the meaning that they have
+        ``seconds`` the time between two saves, and ``chunks`` the largest number of chunks between them.
+        ``overwrite`` and ``sources`` have the meaning that they have
         in :func:`q4hifi.files.output_file.check_destination`.
         """
         self._path = Path(path)
@@ -49,14 +52,14 @@ class Saver:
         self._n_bytes = n_bytes
         self._overwrite = overwrite
         self._sources = sources
-        self._seconds = seconds
+        self._seconds, self._chunks = seconds, chunks
         self._on_save = on_save
         self._reserved = ExitStack()
         self._done = self._saved = 0
         self._last = time.monotonic()
 
     def __enter__(self) -> Saver:
-        with os_errors(self._path, f"be written, which takes about {self._n_bytes} bytes"):
+        with os_errors(self._path, f"be written, which takes about {counted(self._n_bytes, 'byte')}"):
             new = NewFile(self._path, overwrite=self._overwrite, sources=self._sources)
             with ExitStack() as stack:
                 stack.enter_context(new).file.reserve(self._n_bytes)
@@ -74,9 +77,10 @@ class Saver:
                     self._save_now()
 
     def done(self, n_chunks: int) -> None:
-        """Record that ``n_chunks`` chunks are done, and save if the last save was ``seconds`` ago."""
+        """Record that ``n_chunks`` chunks are done, and save if the last save was long enough ago."""
         self._done = n_chunks
-        if time.monotonic() - self._last >= self._seconds:
+        many = self._chunks is not None and n_chunks - self._saved >= self._chunks
+        if many or time.monotonic() - self._last >= self._seconds:
             self._save_now()
 
     def _save_now(self) -> None:

@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 from collections import Counter
-from pathlib import Path
+from contextlib import nullcontext
 
 from ..errors import BadOptionError
+from .file_kinds import HEAD_BYTES, Purpose, kind_of, mistaken
 
 SAMPLE = 1 << 16
 """Bytes at the start of a text that decide about its encoding."""
@@ -24,45 +25,36 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
-_BINARY: tuple[tuple[bytes, str], ...] = (
-    (b"GGUF", "GGUF"),
-    (b"\x1f\x8b", "gzip"),
-    (b"PK\x03\x04", "zip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"PAR1", "Parquet"),
-    (b"%PDF-", "PDF"),
-)
-"""(first bytes of a file, name of the format)."""
+TEXT = Purpose("a text", "name a UTF-8 text file", "write it again")
 
 
 def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a text file, or of standard input where ``path`` is "-".
 
-    Raises :class:`BadOptionError` where the file cannot be read or is not a text (:func:`check_text`).
+    Other bytes than UTF-8 are accepted, as llama.cpp accepts them. Raises :class:`BadOptionError` where the
+    file cannot be read, is UTF-16 or UTF-32, or has a format of :data:`~q4hifi.files.file_kinds.KINDS` that
+    is not a text.
     """
     file = os.fspath(path)
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
+            data = stream.read(HEAD_BYTES)
+            _check_format(data, file)  # before a model of many gigabytes is read
+            data += stream.read()
     except OSError as cause:
         raise BadOptionError(f"{file}: cannot be read: {cause.strerror or cause}") from cause
-    check_text(data, file)
+    if encoding := _wide_encoding(data[:SAMPLE]):
+        raise BadOptionError(
+            f"{file}: the text is {encoding}, not UTF-8; convert it:"
+            f" iconv -f {encoding} -t UTF-8 {shlex.quote(file)} > NEW.txt"
+        )
     return data
 
 
-def check_text(data: bytes, source: str) -> None:
-    """Check that ``data`` is plausibly a UTF-8 text; other bytes are accepted, as llama.cpp accepts them.
-
-    ``source`` names the file in messages. Raises :class:`BadOptionError` for UTF-16, UTF-32, and the binary
-    formats of :data:`_BINARY`.
-    """
-    for start, kind in _BINARY:
-        if data.startswith(start):
-            raise BadOptionError(f"{source}: this is a {kind} file, not a text; name a UTF-8 text file")
-    if encoding := _wide_encoding(data[:SAMPLE]):
-        raise BadOptionError(
-            f"{source}: the text is {encoding}, not UTF-8; convert it:"
-            f" iconv -f {encoding} -t UTF-8 {shlex.quote(source)} > NEW.txt"
-        )
+def _check_format(head: bytes, file: str) -> None:
+    kind = kind_of(head)
+    if kind is not None and not kind.is_text:
+        raise BadOptionError(f"{file}: {mistaken(head, TEXT)}")
 
 
 def _wide_encoding(data: bytes) -> str | None:

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
-from ..files.file_kinds import HEAD_BYTES, kind_of
+from ..files.file_kinds import HEAD_BYTES, MODEL, Purpose, kind_of, remedy_for
 from ..files.positioned_file import PositionedFile, os_errors
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION, GGUFValueType, Keys
 from ..formats.layout import FILE_TYPE, FORK, MAX_ELEMENTS, MAX_NAME_BYTES, StoredTensor, padded
 from ..formats.types import Q4_HIFI, STORED_TYPES, TensorType
+from ..wording import counted
 from .metadata import ARRAY_HEAD, SCALARS, U32, U64, Metadata, decode_text, encode_string
 
 ALIGNMENT_KEY = Keys.General.ALIGNMENT
@@ -33,8 +35,6 @@ MAX_KEY_BYTES = 0xFFFF
 MAX_DIMS = 4  # ggml's limit
 ABSURD_DIMS = 64  # a tensor with more dimensions shows that the header is damaged
 MAX_ARRAY_DEPTH = 8
-
-CUT_OFF = "it is cut off or damaged; download or copy it again"
 
 _HEAD = struct.Struct("<IIQQ")  # magic, version, n_tensors, n_pairs
 _MAGIC = GGUF_MAGIC.to_bytes(4, "little")
@@ -62,7 +62,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of one file. ``data_start`` is the offset in the file of its data section."""
+    """The header of one file, which is wanted as ``purpose``.
+
+    ``data_start`` is the offset in the file of its data section.
+    """
 
     version: int
     alignment: int
@@ -70,6 +73,7 @@ class Header:
     entries: tuple[Entry, ...]
     data_start: int
     file_size: int
+    purpose: Purpose = MODEL
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -106,8 +110,9 @@ def raise_fault(fault: Q4HifiError) -> None:
 class _Cursor:
     """A position in a file's header. It checks that bytes exist before it reads or allocates them."""
 
-    def __init__(self, file: PositionedFile, on_fault: OnFault) -> None:
+    def __init__(self, file: PositionedFile, on_fault: OnFault, purpose: Purpose) -> None:
         self.file = file
+        self.purpose = purpose
         self.on_fault = on_fault
         self.size = file.size()
         self.limit = min(self.size, MAX_HEADER)
@@ -124,7 +129,9 @@ class _Cursor:
         """Fail if ``n`` more bytes would exceed the file or the largest header."""
         end = self.at + n
         if end > self.size:
-            self.fail(f"{what} would end at byte {end}, but the file has {self.size}: {CUT_OFF}")
+            self.fail(
+                f"{what} would end at byte {end}, but the file has {self.size}: {cut_off(self.purpose)}"
+            )
         if end > self.limit:
             self.fail(f"{what} would make the header larger than {MAX_HEADER >> 20} MiB")
 
@@ -152,7 +159,7 @@ class _Cursor:
         (n,) = self.unpack(U64, f"the length of {what}")
         self.require(n, what)
         if n > max_bytes:
-            self.fail(f"{what} has {n} bytes; at most {max_bytes} are allowed")
+            self.fail(f"{what} has {counted(n, 'byte')}; at most {max_bytes} are allowed")
         self.load(n, what)
         self.at += n
         return decode_text(bytes(self.data[self.at - n : self.at]))
@@ -201,14 +208,21 @@ class _Cursor:
         return bytes(self.data[start : self.at])
 
 
-def read_header(file: PositionedFile, on_fault: OnFault = raise_fault) -> Header:
+def cut_off(purpose: Purpose) -> str:
+    """Return the end of a message about a file that ends too early."""
+    return f"it is cut off or damaged; {purpose.again}"
+
+
+def read_header(file: PositionedFile, on_fault: OnFault = raise_fault, *, purpose: Purpose = MODEL) -> Header:
     """Read and check the header of ``file``; :func:`tensors_of` checks the tensors' types and offsets.
+
+    ``purpose`` is what the file is wanted as.
 
     ``on_fault`` is called with each fault. By default it raises the fault, a :class:`BadFileError`. If it
     returns, the header contains what could be read. Two faults are always raised: a file that is not GGUF
     (:class:`BadFileError`), and another version of GGUF (:class:`UnsupportedModelError`).
     """
-    cursor = _Cursor(file, on_fault)
+    cursor = _Cursor(file, on_fault, purpose)
     _check_magic(cursor)
     _, version, n_tensors, n_pairs = cursor.unpack(_HEAD, "the start of the header")
     _check_version(file, version)
@@ -223,7 +237,7 @@ def read_header(file: PositionedFile, on_fault: OnFault = raise_fault) -> Header
     except BadFileError as fault:  # the rest of the header cannot be located
         on_fault(fault)
     start = padded(cursor.at, alignment)
-    return Header(version, alignment, Metadata(pairs), tuple(entries), start, cursor.size)
+    return Header(version, alignment, Metadata(pairs), tuple(entries), start, cursor.size, purpose)
 
 
 def _check_magic(cursor: _Cursor) -> None:
@@ -235,13 +249,14 @@ def _check_magic(cursor: _Cursor) -> None:
     magic = bytes(begin[:4])
     if magic != _MAGIC:
         known = kind_of(bytes(begin))
-        what = f", as {known.name} does; {known.remedy}" if known else " and not with b'GGUF'"
+        what = f", as {known.name} does; {remedy_for(known, cursor.purpose)}" if known else ""
         if not magic:
-            what = ": it is empty; download or copy it again"
+            what = f": it is empty; {cursor.purpose.again}"
             raise BadFileError(f"{cursor.file.path}: a file of 0 bytes is not a GGUF file{what}")
+        what = what or f" and not with {_MAGIC!r}; {cursor.purpose.source}"
         raise BadFileError(f"{cursor.file.path}: not a GGUF file: it begins with {magic!r}{what}")
     if cursor.size < _HEAD.size:
-        cursor.fail(f"a file of {cursor.size} bytes is not a GGUF file: {CUT_OFF}")
+        cursor.fail(f"a file of {counted(cursor.size, 'byte')} is not a GGUF file: {cut_off(cursor.purpose)}")
 
 
 def _check_version(file: PositionedFile, version: int) -> None:
@@ -263,7 +278,8 @@ def _check_counts(cursor: _Cursor, n_pairs: int, n_tensors: int) -> None:
     """Report counts that cannot be right because the file is too small for them."""
     try:
         cursor.require(
-            n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY, f"{n_pairs} pairs and {n_tensors} tensors"
+            n_pairs * _MIN_PAIR + n_tensors * _MIN_ENTRY,
+            f"{counted(n_pairs, 'pair')} and {counted(n_tensors, 'tensor')}",
         )
     except BadFileError as fault:
         cursor.on_fault(fault)
@@ -322,7 +338,8 @@ def _read_entry(cursor: _Cursor, i: int) -> Entry:
     if n_bytes > MAX_NAME_BYTES:
         cursor.on_fault(
             cursor.fault(
-                f"the name of tensor {i + 1} has {n_bytes} bytes; at most {MAX_NAME_BYTES} are allowed:"
+                f"the name of tensor {i + 1} has {counted(n_bytes, 'byte')}; at most {MAX_NAME_BYTES}"
+                " are allowed:"
                 f" {name!r:.80}"
             )
         )
@@ -341,15 +358,16 @@ def _read_entry(cursor: _Cursor, i: int) -> Entry:
     return Entry(name, shape, type_id, offset)
 
 
-def tensors_of(header: Header, file: PositionedFile, shard: int, file_type: object) -> list[TensorInfo]:
-    """Return the tensors of one file, after checking that their data are inside the file and do not overlap.
+def tensors_of(header: Header, path: Path, shard: int, file_type: object) -> list[TensorInfo]:
+    """Return the tensors of the file ``path``.
 
+    Their data have been checked to be inside the file and not to overlap.
     ``file_type`` is the model's ``general.file_type``. Raises :class:`BadFileError` where the checks fail,
     and :class:`UnsupportedModelError` for a tensor type that the gguf package does not contain.
     """
     types = types_of(header, file_type)
-    tensors = [tensor_of(entry, header, types, file, shard) for entry in header.entries]
-    check_apart(tensors, file)
+    tensors = [tensor_of(entry, header, types, path, shard) for entry in header.entries]
+    check_apart(tensors, path)
     return tensors
 
 
@@ -360,26 +378,26 @@ def types_of(header: Header, file_type: object) -> Mapping[int, TensorType]:
     return STORED_TYPES
 
 
-def check_apart(tensors: Iterable[TensorInfo], file: PositionedFile) -> None:
+def check_apart(tensors: Iterable[TensorInfo], path: Path) -> None:
     """Raise :class:`BadFileError` where the data of two tensors overlap; empty tensors are left out."""
     in_order = sorted((t for t in tensors if t.n_elements), key=lambda t: t.offset)
     for first, second in pairwise(in_order):
         if first.offset + first.nbytes > second.offset:
             raise BadFileError(
-                f"{file.path}: the data of tensors {first.name!r} and {second.name!r} overlap"
+                f"{path}: the data of tensors {first.name!r} and {second.name!r} overlap"
                 f" (bytes {first.offset} and {second.offset} of the file)"
             )
 
 
 def tensor_of(
-    entry: Entry, header: Header, types: Mapping[int, TensorType], file: PositionedFile, shard: int
+    entry: Entry, header: Header, types: Mapping[int, TensorType], path: Path, shard: int
 ) -> TensorInfo:
     """Return the tensor that an entry describes.
 
     Raises :class:`BadFileError` where its rows do not consist of whole blocks, its offset is not aligned or
     its data end after the file, and :class:`UnsupportedModelError` for an unknown type id.
     """
-    where = f"{file.path}: tensor {entry.name!r}"
+    where = f"{path}: tensor {entry.name!r}"
     kind = types.get(entry.type_id)
     if kind is None:
         raise UnsupportedModelError(
@@ -389,7 +407,8 @@ def tensor_of(
     tensor = TensorInfo(entry.name, entry.shape, kind, shard, header.data_start + entry.offset)
     if tensor.row_length % kind.block_size:
         raise BadFileError(
-            f"{where} has rows of {tensor.row_length} weights, not a multiple of {kind}'s {kind.block_size}"
+            f"{where} has rows of {counted(tensor.row_length, 'weight')}, not a multiple of {kind}'s"
+            f" {kind.block_size}"
         )
     if entry.offset % header.alignment:
         raise BadFileError(
@@ -397,7 +416,9 @@ def tensor_of(
         )
     end = tensor.offset + tensor.nbytes
     if end > max(header.file_size, header.data_start):  # a file of empty tensors may end before data_start
-        raise BadFileError(f"{where} would end at byte {end}, but the file has {header.file_size}: {CUT_OFF}")
+        raise BadFileError(
+            f"{where} would end at byte {end}, but the file has {header.file_size}: {cut_off(header.purpose)}"
+        )
     return tensor
 
 

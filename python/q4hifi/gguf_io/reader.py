@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -13,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadFileError, BadOptionError
-from ..files.file_kinds import CONVERT
+from ..files.file_kinds import MODEL, Purpose
+from ..files.file_pool import FilePool
 from ..files.positioned_file import FileMapping, PositionedFile, byte_view, os_errors
+from ..files.regular_file import check_regular_file
+from ..wording import counted
 from .header import FILE_TYPE_KEY, Header, TensorInfo, read_header, tensors_of
 from .metadata import Metadata
 from .split import COUNT, NO, TENSORS, shard_name, shard_paths
@@ -25,44 +27,47 @@ __all__ = ["GgufFile", "Metadata", "TensorInfo"]
 class GgufFile:
     """An open GGUF model whose headers have been checked; a context manager that closes its files.
 
+    Of a model with many shards, only some files are open at a time.
+
     Attributes: ``paths`` of its files; ``version`` (of GGUF), ``alignment`` and ``metadata`` of the first
     file, including its keys ``split.*``; ``tensors`` by name, in the order of the files; ``n_bytes`` of all
     files.
     """
 
-    def __init__(self, files: list[PositionedFile], headers: list[Header]) -> None:
+    def __init__(self, files: FilePool, headers: list[Header]) -> None:
         """Private: use :meth:`open`."""
         self._files = files
-        self._states = [file.state() for file in files]
-        self.paths: tuple[Path, ...] = tuple(file.path for file in files)
+        self.paths: tuple[Path, ...] = files.paths
         self.version: int = headers[0].version
         self.alignment: int = headers[0].alignment
         self.metadata: Metadata = headers[0].metadata
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_all_tensors(files, headers))
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_all_tensors(files.paths, headers))
         self.n_bytes: int = sum(header.file_size for header in headers)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> GgufFile:
+    def open(cls, path: str | os.PathLike[str], purpose: Purpose = MODEL) -> GgufFile:
         """Open a model by the path of its file, or of any of its shards, and check all headers.
+
+        ``purpose`` is what the file is wanted as, if it is another file in the format GGUF.
 
         Raises :class:`BadFileError` for files that cannot be read, are not GGUF, are cut off or are
         inconsistent, and :class:`UnsupportedModelError` for unknown versions and tensor types.
         """
         path = Path(path)
-        with ExitStack() as stack:
-            file = stack.enter_context(open_file(path))
-            header = read_header(file)
-            paths = shards_of(path, header.metadata)
-            if paths == (path,):
-                files, headers = [file], [header]
-            else:
-                file.close()
-                files = [stack.enter_context(open_file(p)) for p in paths]
-                headers = [read_header(f) for f in files]
-                _check_shards(files, headers)
-            model = cls(files, headers)
-            stack.pop_all()  # without an error the files stay open
-        return model
+        opener = partial(open_file, purpose=purpose)
+        files = FilePool([path], opener)
+        try:
+            headers = _read_headers(files, purpose)
+            paths = shards_of(path, headers[0].metadata)
+            if paths != (path,):
+                files.close()
+                files = FilePool(paths, opener)
+                headers = _read_headers(files, purpose)
+                _check_shards(paths, headers)
+            return cls(files, headers)
+        except BaseException:
+            files.close()
+            raise
 
     def read_into(self, tensor: TensorInfo, start: int, out: memoryview | npt.NDArray[np.uint8]) -> None:
         """Fill ``out`` (a contiguous buffer) with the tensor's data from byte ``start`` on; thread safe.
@@ -73,14 +78,18 @@ class GgufFile:
         view = byte_view(out)
         if not 0 <= start <= start + len(view) <= tensor.nbytes:
             raise BadOptionError(
-                f"tensor {tensor.name!r} has {tensor.nbytes} bytes, not {start} to {start + len(view)}"
+                f"tensor {tensor.name!r} has {counted(tensor.nbytes, 'byte')}, not {start} to"
+                f" {start + len(view)}"
             )
-        file = self._files[tensor.shard]
-        with os_errors(file.path, f"be read (tensor {tensor.name!r})", BadFileError):
+        path = self.paths[tensor.shard]
+        with (
+            self._files.use(tensor.shard) as file,
+            os_errors(path, f"be read (tensor {tensor.name!r})", BadFileError),
+        ):
             got = file.read_into(tensor.offset + start, view)
         if got < len(view):
             raise BadFileError(
-                f"{file.path}: tensor {tensor.name!r} ends at byte {tensor.offset + start + got} of the file:"
+                f"{path}: tensor {tensor.name!r} ends at byte {tensor.offset + start + got} of the file:"
                 " it has become shorter since it was opened"
             )
 
@@ -95,7 +104,8 @@ class GgufFile:
         count = tensor.n_rows - first_row if n_rows is None else n_rows
         if not 0 <= first_row <= first_row + count <= tensor.n_rows:
             raise BadOptionError(
-                f"tensor {tensor.name!r} has {tensor.n_rows} rows, not {first_row} to {first_row + count}"
+                f"tensor {tensor.name!r} has {counted(tensor.n_rows, 'row')}, not {first_row} to"
+                f" {first_row + count}"
             )
         rows = np.empty((count, tensor.row_bytes), np.uint8)
         if rows.size:
@@ -107,31 +117,27 @@ class GgufFile:
 
         Raises :class:`BadFileError` where a file cannot be mapped or has become shorter.
         """
-        needed = [0] * len(self._files)
+        needed = [0] * len(self.paths)
         for tensor in self.tensors.values():
             if not tensor.nbytes:
                 continue
             needed[tensor.shard] = max(needed[tensor.shard], tensor.offset + tensor.nbytes)
         mappings = []
-        for file, size in zip(self._files, needed, strict=True):
-            with os_errors(file.path, "be mapped", BadFileError):
+        for shard, (path, size) in enumerate(zip(self.paths, needed, strict=True)):
+            with self._files.use(shard) as file, os_errors(path, "be mapped", BadFileError):
                 mapping = file.map()
-            if mapping is None or file.size() < size:
-                raise BadFileError(f"{file.path}: has become shorter since it was opened")
+            if mapping is None or mapping.all().size < size:
+                raise BadFileError(f"{path}: has become shorter since it was opened")
             mappings.append(mapping)
         return mappings
 
     def check_unchanged(self) -> None:
         """Raise :class:`BadFileError` if a file was changed since it was opened."""
-        for file, state in zip(self._files, self._states, strict=True):
-            with os_errors(file.path, "be read", BadFileError):
-                if file.state() != state:
-                    raise BadFileError(f"{file.path}: was changed while it was read; start again")
+        self._files.check_unchanged()
 
     def close(self) -> None:
         """Close the files; tensors cannot be read any more."""
-        for file in self._files:
-            file.close()
+        self._files.close()
 
     def __enter__(self) -> GgufFile:
         return self
@@ -142,26 +148,19 @@ class GgufFile:
         self.close()
 
 
-def open_file(path: Path) -> PositionedFile:
+def open_file(path: Path, purpose: Purpose = MODEL) -> PositionedFile:
     """Open a file for reading. Raises :class:`BadFileError` where it is missing or not a regular file."""
+    check_regular_file(path, purpose)
     with os_errors(path, "be opened", BadFileError):
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise BadFileError(f"{path}: not a file but a folder; {_advice_on_folder(path)}")
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
-            raise BadFileError(f"{path}: not a regular file, but a device or pipe; save the model to a file")
         return PositionedFile(path, "rb")
 
 
-def _advice_on_folder(path: Path) -> str:
-    """Return the advice for a user who named a folder instead of a model file."""
-    names = sorted(os.listdir(path))
-    models = [name for name in names if name.endswith(".gguf")]
-    if models:
-        return f"name the model in it, such as {path / models[0]}"
-    if any(name.endswith((".safetensors", ".bin")) for name in names):
-        return CONVERT
-    return "name a GGUF file"
+def _read_headers(files: FilePool, purpose: Purpose) -> list[Header]:
+    headers = []
+    for shard in range(len(files.paths)):
+        with files.use(shard) as file:
+            headers.append(read_header(file, purpose=purpose))
+    return headers
 
 
 def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
@@ -184,31 +183,32 @@ def shards_of(path: Path, metadata: Metadata) -> tuple[Path, ...]:
     missing = [p for p in paths if not p.exists()]
     if missing:
         raise BadFileError(
-            f"{path}: {len(missing)} of the model's {named} files are missing, the first is {missing[0]};"
+            f"{path}: of the model's {named} files, {counted(len(missing), 'is', 'are')} missing, the"
+            f" first is {missing[0]};"
             " put all files of the model into one folder"
         )
     return paths
 
 
-def _check_shards(files: list[PositionedFile], headers: list[Header]) -> None:
+def _check_shards(paths: Sequence[Path], headers: list[Header]) -> None:
     """Raise :class:`BadFileError` where a shard's metadata contradicts the set of shards."""
     n_tensors = sum(len(header.entries) for header in headers)
-    for i, (file, header) in enumerate(zip(files, headers, strict=True)):
-        for key, expected in {NO: i, COUNT: len(files), TENSORS: n_tensors}.items():
+    for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        for key, expected in {NO: i, COUNT: len(paths), TENSORS: n_tensors}.items():
             if header.metadata.get(key) != expected:
                 raise BadFileError(
-                    f"{file.path}: {key} is {header.metadata.get(key)!r:.80}, but {expected} is expected;"
+                    f"{path}: {key} is {header.metadata.get(key)!r:.80}, but {expected} is expected;"
                     " the shards do not belong together"
                 )
 
 
-def _all_tensors(files: list[PositionedFile], headers: list[Header]) -> dict[str, TensorInfo]:
+def _all_tensors(paths: Sequence[Path], headers: list[Header]) -> dict[str, TensorInfo]:
     file_type = headers[0].metadata.get(FILE_TYPE_KEY)
     tensors: dict[str, TensorInfo] = {}
-    for shard, (file, header) in enumerate(zip(files, headers, strict=True)):
-        for tensor in tensors_of(header, file, shard, file_type):
+    for shard, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        for tensor in tensors_of(header, path, shard, file_type):
             if tensor.name in tensors:
-                other = files[tensors[tensor.name].shard].path
-                raise BadFileError(f"{file.path}: tensor {tensor.name!r} is in {other} too")
+                other = paths[tensors[tensor.name].shard]
+                raise BadFileError(f"{path}: tensor {tensor.name!r} is in {other} too")
             tensors[tensor.name] = tensor
     return tensors

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import Q4HifiError
 from ..formats.layout import ShapedTensor, StoredTensor
+from ..wording import counted
 from .header import (
     FILE_TYPE_KEY,
     Entry,
@@ -73,13 +74,13 @@ def survey(path: str | os.PathLike[str]) -> Survey:
             problem = _missing(entry, header, nbytes)
             if not problem:
                 try:
-                    sound.append(tensor_of(entry, header, types, file, 0))
+                    sound.append(tensor_of(entry, header, types, path, 0))
                 except Q4HifiError as fault:
                     faults.append(fault)
                     problem = str(fault)
             listed.append(SurveyedTensor(entry.name, entry.shape, type_name, nbytes, problem))
         try:
-            check_apart(sound, file)
+            check_apart(sound, path)
             shards_of(path, header.metadata)
         except Q4HifiError as fault:
             faults.append(fault)
@@ -110,6 +111,6 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
     )
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [
-        f"{path}: {len(names)} of {len(tensors)} tensors are not completely in the file, which has"
-        f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; download or copy it again"
+        f"{path}: {len(names)} of {counted(len(tensors), 'tensor')} are not completely in the file, which has"
+        f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; {header.purpose.again}"
     ]

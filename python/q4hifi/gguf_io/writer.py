@@ -19,6 +19,7 @@ from ..files.positioned_file import Buffer, byte_view, os_errors
 from ..files.reserved_files import check_derived
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.layout import MAX_NAME_BYTES, StoredTensor
+from ..wording import counted
 from .header import ALIGNMENT_KEY, alignment_of, data_offsets, header_bytes
 from .metadata import Metadata
 from .split import MAX_SHARDS, output_paths, shard_metadata
@@ -159,7 +160,8 @@ class GgufWriter:
         view = byte_view(data)
         if not 0 <= start <= start + len(view) <= self._sizes[name]:
             raise BadOptionError(
-                f"tensor {name!r} has {self._sizes[name]} bytes; {start} to {start + len(view)} do not fit"
+                f"tensor {name!r} has {counted(self._sizes[name], 'byte')}; {start} to"
+                f" {start + len(view)} do not fit"
             )
         shard = self._shards[name]
         with self._disk_errors(self.paths[shard], f"be written (tensor {name!r})"):
@@ -176,8 +178,8 @@ class GgufWriter:
         for name, size in self._sizes.items():
             if self._written[name] != size:
                 raise Q4HifiError(
-                    f"{self.paths[self._shards[name]]}: {self._written[name]} bytes of tensor {name!r} were"
-                    f" written, not {size}"
+                    f"{self.paths[self._shards[name]]}: tensor {name!r} takes {counted(size, 'byte')};"
+                    f" written: {self._written[name]}"
                 )
         with ExitStack() as undo:
             for new in self._files:
@@ -196,7 +198,7 @@ class GgufWriter:
                 if cause.errno != errno.ENOSPC:
                     raise
                 raise Q4HifiError(
-                    f"{path}: the disk is full: the output needs {sum(self.sizes)} bytes,"
+                    f"{path}: the disk is full: the output needs {counted(sum(self.sizes), 'byte')},"
                     f" {self._free} were free; make room or choose another folder"
                 ) from cause
 

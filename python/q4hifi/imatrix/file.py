@@ -14,8 +14,10 @@ GGUF (llama.cpp's form today)
 
     - ``NAME.fisher``, F32 [n_in], and ``NAME.fisher_counts``, F32 [1]: the Fisher information of the matrix,
       one value for each column (:meth:`q4hifi.Model.fisher`), summed over that number of tokens.
-    - ``NAME.in_corr``, I8 [pairs]: the correlations between pairs of its input columns
-      (:mod:`q4hifi.codec.input_correlations`).
+    - ``NAME.in_corr``, I8 [pairs, n]: the correlations between pairs of its input columns
+      (:mod:`q4hifi.codec.input_correlations`). n is 1, for the inputs of all its matrices together, or the
+      number of its matrices. Tensors with the same inputs have one entry: the key
+      ``q4hifi.imatrix.same_inputs`` lists them as ``NAME=NAME_OF_THE_ENTRY``.
     - ``NAME.refine_sum2`` and ``NAME.refine_counts``: as in_sum2 and counts, for the matrix that makes the
       logits. llama-imatrix leaves that matrix out. Only refined encodings use these values. A recipe of
       llama-quantize without refinement therefore still gives llama-quantize's bytes.
@@ -41,14 +43,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.input_correlations import Correlations, Hessian, known_inputs, pair_count
+from ..codec.input_correlations import Correlations, TensorInputs, pair_count
 from ..errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
+from ..files.file_kinds import HEAD_BYTES, IMATRIX_NAME, Purpose, mistaken
 from ..files.positioned_file import os_errors
 from ..files.regular_file import check_regular_file
 from ..formats.gguf_constants import GGUFValueType
 from ..formats.tensor_names import first_with_same_input
+from ..gguf_io.contents import contents_of
 from ..gguf_io.metadata import decode_text
 from ..gguf_io.reader import GgufFile
+from ..wording import counted
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,6 +62,11 @@ FISHER_SUFFIX, FISHER_COUNTS_SUFFIX = ".fisher", ".fisher_counts"
 REFINING_SUFFIX, REFINING_COUNTS_SUFFIX = ".refine_sum2", ".refine_counts"
 CORRELATIONS_SUFFIX = ".in_corr"
 KEY_RUN = "q4hifi.imatrix.run"
+KEY_SAME_INPUTS = "q4hifi.imatrix.same_inputs"
+
+IMATRIX = Purpose(
+    IMATRIX_NAME, "name a file that 'q4hifi imatrix' or llama-imatrix made", "make or download it again"
+)
 
 SMALLEST_ENTRY = 16
 """Size in bytes of the smallest entry of the binary form: an empty name and one value."""
@@ -67,6 +77,9 @@ MAX_ENTRIES = 2**18
 MAX_I32 = 2**31 - 1
 MAX_COUNT = 2**53
 """Limit on a token count. Real counts are far smaller."""
+
+PRIOR_TOKENS = 128.0
+"""Tokens that the mean of all experts counts as, beside an expert's own, in refined encodings."""
 
 RECORDED_BYTES = 127
 """llama-quantize cuts the strings that it records to this length, in bytes."""
@@ -118,8 +131,8 @@ class Importance:
     ``file`` is the path as the caller wrote it, because the quantized file records it in that form.
     ``datasets`` are the names of the texts. ``chunk_count`` is the number of text chunks that were measured,
     ``chunk_size`` the tokens per chunk; None if the file does not have them. ``names_in_file`` are all
-    tensors with an entry in the file, in use or not. ``run`` is a fingerprint of the model, text and options
-    that :func:`q4hifi.collect_importance` ran with; an interrupted run is resumed only if it is the same.
+    tensors with an entry in the file, in use or not. ``run`` has the settings that
+    :func:`q4hifi.collect_importance` ran with; an interrupted run is resumed only if they are the same.
     It is None in files of other programs and in files that were added up from several.
     """
 
@@ -133,6 +146,8 @@ class Importance:
     _fisher: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     _correlations: Mapping[str, _Entry] = field(repr=False, default_factory=dict)
     run: str | None = None
+    _same_inputs: Mapping[str, str] | None = field(repr=False, default=None)
+    _prior: float = field(repr=False, default=0.0)
 
     @property
     def path(self) -> Path:
@@ -186,8 +201,13 @@ class Importance:
         return True
 
     def refining(self) -> Importance:
-        """Return a copy that also has the weights for refined encodings (those of the output matrix)."""
-        return replace(self, _entries={**self._refining, **self._entries}, _refining={})
+        """Return a copy with the weights for refined encodings.
+
+        It also has those of the output matrix. An expert that received few tokens gets a prior, the mean of
+        all experts of its tensor, which counts as :data:`PRIOR_TOKENS` tokens.
+        """
+        entries = {**self._refining, **self._entries}
+        return replace(self, _entries=entries, _refining={}, _prior=PRIOR_TOKENS)
 
     @property
     def refining_names(self) -> tuple[str, ...]:
@@ -198,6 +218,11 @@ class Importance:
     def fisher_names(self) -> tuple[str, ...]:
         """Tensors whose Fisher information is in the file. :meth:`filtered` keeps all of them."""
         return tuple(self._fisher)
+
+    @property
+    def fisher_tokens(self) -> int:
+        """Number of tokens that the Fisher information was measured on; 0 if the file does not have it."""
+        return int(max((entry.counts.max() for entry in self._fisher.values()), default=0))
 
     def fisher(self, name: str, row_length: int) -> Floats | None:
         """Return the mean Fisher information of a matrix for one token, by column: float32 [row_length].
@@ -220,55 +245,67 @@ class Importance:
         return tuple(self._correlations)
 
     def correlations(self, name: str) -> Correlations:
-        """Read the input correlations of a matrix: int8 [pairs]. Raises KeyError if there are none."""
+        """Read the input correlations of a tensor: int8 [n, pairs]. Raises KeyError if there are none.
+
+        n is 1, for the inputs of all its matrices together, or the number of its matrices.
+        """
         entry = self._correlations[name]
         with os_errors(entry.path, f"read the correlations of {name}", BadFileError):
             values = np.fromfile(entry.path, np.int8, entry.n_values, offset=entry.offset)
         if values.size != entry.n_values:
             raise BadFileError(f"{self.file}: {name} ends early; the file was changed while in use")
-        return values
+        return values.reshape(entry.counts.size, -1)
 
     def correlated_name(self, name: str) -> str | None:
         """Return the tensor name under which the input correlations of matrix ``name`` are stored.
 
-        Matrices with the same inputs, such as attn_q, attn_k and attn_v, share one entry. Returns None if
+        Matrices with the same inputs, such as attn_q, attn_k and attn_v, share one entry. Files that do not
+        list these were made by our own runtime, whose architectures all have the same ones. Returns None if
         there is none.
         """
-        return next(
-            (known for known in (name, first_with_same_input(name)) if known in self._correlations), None
-        )
+        if name in self._correlations:
+            return name
+        others = self._same_inputs
+        other = first_with_same_input(name) if others is None else others.get(name, "")
+        return other if other in self._correlations else None
 
     def is_correlated(self, name: str) -> bool:
         """Return whether the file has the input correlations of matrix ``name``."""
         return self.correlated_name(name) is not None
 
-    def inputs(self, name: str, row_length: int, *, threads: int = 0) -> Hessian | None:
-        """Return the importance and correlations of a matrix' inputs, in the form that the encoder takes.
+    def inputs(
+        self, name: str, row_length: int, n_matrices: int = 1, *, threads: int = 0
+    ) -> TensorInputs | None:
+        """Return the importance and correlations of a tensor's inputs, in the form that the encoder takes.
 
-        ``name`` is a tensor with one matrix, whose rows have ``row_length`` columns. Returns None if the file
-        has no correlations at all. If it has none for this matrix, the result holds the importance alone, or
-        an importance of 1 for every column. Raises :class:`BadFileError` if the number of columns differs.
+        ``name`` is a tensor with ``n_matrices`` matrices, whose rows have ``row_length`` columns. Returns
+        None if the file has no correlations at all. If it has none for this tensor, the result holds the
+        importance alone, or an importance of 1 for every column. Raises :class:`BadFileError` if the number
+        of columns differs.
         """
         if not self._correlations:
             return None
-        weights = self.weights(name, row_length, 1)
-        columns = np.ones(row_length, np.float32) if weights is None else weights[0]
-        stored = None if weights is None else self.correlated_name(name)
+        weights = self.weights(name, row_length, n_matrices)
+        if weights is None:
+            return TensorInputs(np.ones((n_matrices, row_length), np.float32), threads=threads)
+        stored = self.correlated_name(name)
         if stored is None:
-            return known_inputs(columns, threads=threads)
+            return TensorInputs(weights, threads=threads)
         entry = self._correlations[stored]
-        if entry.n_values != pair_count(row_length):
+        n_sums = entry.counts.size
+        if entry.n_values != pair_count(row_length) * n_sums or n_sums not in (1, n_matrices):
             raise BadFileError(
-                f"{self.file}: {stored} has {entry.n_values} correlations, but {row_length} columns have"
+                f"{self.file}: {stored} has {counted(entry.n_values, 'correlation')}, but"
+                f" {counted(row_length, 'column has', 'columns have')}"
                 f" {pair_count(row_length)}; use an imatrix made from this model"
             )
-        tokens = float(entry.counts[0])
-        return known_inputs(columns, self.correlations(stored), tokens, threads=threads)
+        return TensorInputs(weights, self.correlations(stored), entry.counts, threads=threads)
 
     def _of_another_model(self, name: str, entry: _Entry, row_length: int, n_matrices: int) -> BadFileError:
         return BadFileError(
-            f"{self.file}: {name} has {entry.n_values} values, but the model's tensor has "
-            f"{row_length} columns x {n_matrices} matrices; use an imatrix made from this model"
+            f"{self.file}: {name} has {counted(entry.n_values, 'value')}, but the model's tensor has "
+            f"{counted(row_length, 'column')} x {counted(n_matrices, 'matrix')}; use an imatrix made"
+            " from this model"
         )
 
     @property
@@ -302,6 +339,10 @@ class Importance:
 
     def _means(self, name: str) -> Floats:
         sums, counts = self.sums(name)
+        if self._prior and counts.size > 1 and counts.any():
+            pooled = sums.sum(axis=0, dtype=np.float64) / counts.sum(dtype=np.float64)
+            sums = sums + (self._prior * pooled).astype(np.float32)
+            counts = counts + np.float32(self._prior)
         counts = counts[:, np.newaxis]
         means: Floats = np.divide(sums, counts, out=np.ones_like(sums, np.float32), where=counts > 0)
         return means
@@ -365,13 +406,25 @@ def load_importance(
     Raises :class:`BadFileError` if the file is damaged or is no importance matrix, and
     :class:`NotFiniteError` if it contains NaN or infinity.
     """
+    return read_importance(path, WeightsFilter(include, exclude), IMATRIX)
+
+
+def read_importance(path: str | os.PathLike[str], chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    """Do the work of :func:`load_importance`. ``purpose`` has the remedies in messages about a bad file."""
     file = os.fspath(path)
-    chosen = WeightsFilter(include, exclude)
-    check_regular_file(file)
+    check_regular_file(file, purpose)
     with os_errors(Path(file), "read the importance matrix", BadFileError), open(file, "rb") as stream:
-        is_gguf = stream.read(4) == b"GGUF"
+        head = stream.read(HEAD_BYTES)
         stream.seek(0)
-        importance = _read_gguf(file, chosen) if is_gguf else _read_binary(file, stream, chosen)
+        if head.startswith(b"GGUF"):
+            importance = _read_gguf(file, chosen, purpose)
+        else:
+            try:
+                importance = _read_binary(file, stream, chosen, purpose)
+            except BadFileError as error:  # a file of this form has no magic number
+                if other := mistaken(head, purpose):
+                    raise BadFileError(f"{file}: {other}") from error
+                raise
     for name in importance.names:  # an error now is better than one after hours of work
         importance._means(name)
     for name in importance.refining_names:
@@ -399,13 +452,15 @@ def _sound(
     return sound
 
 
-def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
-    with GgufFile.open(file) as gguf:
+def _read_gguf(file: str, chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    with GgufFile.open(file, purpose) as gguf:
         datasets = gguf.metadata.get("imatrix.datasets")
         if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+            contents = contents_of(gguf.metadata)
+            what = "" if contents == IMATRIX_NAME else f"this is {contents}, not {IMATRIX_NAME}: "
             raise BadFileError(
-                f"{file}: the key imatrix.datasets is missing or is not a list of strings; "
-                "the file is not an importance matrix of llama.cpp"
+                f"{file}: {what}the key imatrix.datasets is missing or is not a list of strings;"
+                f" {purpose.source}"
             )
         chunk_count, chunk_size = (
             _checked_count(gguf.metadata.get(key), f"{file}: key {key}")
@@ -417,6 +472,7 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
         fisher = _gguf_entries(file, gguf, FISHER_SUFFIX, FISHER_COUNTS_SUFFIX, chosen)
         correlated = dict(_gguf_correlations(file, gguf, {**refining, **entries}, chosen))
         run = gguf.metadata.get(KEY_RUN)
+        same_inputs = _same_inputs(file, gguf.metadata.get(KEY_SAME_INPUTS))
     if not names:
         raise BadFileError(f"{file}: no tensor has an entry; make the imatrix again")
     names_in_file = tuple(dict.fromkeys((*names, *_gguf_names(gguf, REFINING_SUFFIX))))
@@ -425,7 +481,22 @@ def _read_gguf(file: str, chosen: WeightsFilter) -> Importance:
     )
     run = run if isinstance(run, str) else None
     groups = (used, refining, fisher, correlated)
-    return Importance(file, tuple(datasets), chunk_count, chunk_size, names_in_file, *groups, run)
+    return Importance(
+        file, tuple(datasets), chunk_count, chunk_size, names_in_file, *groups, run, same_inputs
+    )
+
+
+def _same_inputs(file: str, value: object) -> dict[str, str] | None:
+    """Return the name under which a tensor's correlations are, from the list in the file; None without
+    one."""
+    if value is None:
+        return None
+    pairs = [str(item).partition("=") for item in value] if isinstance(value, list) else []
+    if not pairs or not all(name and first for name, _, first in pairs):
+        raise BadFileError(
+            f"{file}: the key {KEY_SAME_INPUTS} is not a list of NAME=NAME; make the imatrix again"
+        )
+    return {name: first for name, _, first in pairs}
 
 
 def _gguf_names(gguf: GgufFile, *suffixes: str) -> tuple[str, ...]:
@@ -462,7 +533,8 @@ def _gguf_entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_s
     n_values, n_counts = prod(sums.shape), prod(counts.shape)
     if n_values == 0 or n_counts == 0 or n_values % n_counts:
         raise BadFileError(
-            f"{file}: {name} has {n_values} sums and {n_counts} counts; the sums must be a multiple of the"
+            f"{file}: {name} has {counted(n_values, 'sum')} and {counted(n_counts, 'count')}; the sums"
+            " must be a multiple of the"
             f" counts; {_again(name)}"
         )
     measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
@@ -482,24 +554,31 @@ def _gguf_correlations(
     for name in _gguf_names(gguf, CORRELATIONS_SUFFIX):
         tensor = gguf.tensors[name + CORRELATIONS_SUFFIX]
         entry, n_values = entries.get(name), prod(tensor.shape)
+        n_matrices = 0 if entry is None else entry.counts.size
+        pairs = 0 if entry is None else pair_count(entry.n_values // n_matrices)
         if tensor.type.name != "I8":
             problem = f"has the type {tensor.type.name}, but must be I8"
-        elif entry is None or entry.counts.size > 1 or n_values != pair_count(entry.n_values):
-            problem = f"has {n_values} correlations, which does not fit the number of columns of its sums"
+        elif entry is None or n_values not in (pairs, pairs * n_matrices):
+            problem = (
+                f"has {counted(n_values, 'correlation')}, which does not fit the number of columns of"
+                " its sums"
+            )
         else:
-            yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, entry.counts)
+            pooled = n_values == pairs
+            counts = entry.counts.sum(keepdims=True) if pooled else entry.counts
+            yield name, _Entry(gguf.paths[tensor.shard], tensor.offset, n_values, counts)
             continue
         if name in chosen:
             raise BadFileError(f"{file}: tensor {tensor.name} {problem}; {_again(name)}")
 
 
-def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importance:
-    read = _Reader(file, stream)
+def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter, purpose: Purpose) -> Importance:
+    read = _Reader(file, stream, purpose)
     n_entries = read.i32("the number of entries")
     if not 1 <= n_entries <= min(MAX_ENTRIES, read.left // SMALLEST_ENTRY):
         raise BadFileError(
-            f"{file}: claims {n_entries} entries in {read.left} bytes; "
-            "the file is not an importance matrix of llama.cpp, or it is damaged"
+            f"{file}: claims {counted(n_entries, 'entry', 'entries')} in {counted(read.left, 'byte')}; "
+            f"the file is not an importance matrix, or it is damaged; {purpose.again}"
         )
     names: dict[str, None] = {}
     entries: dict[str, _Entry] = {}
@@ -513,9 +592,9 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importan
         if name not in chosen:
             continue
         if calls < 0:
-            raise BadFileError(f"{file}: {name} has {calls} calls, below zero; {_again(name)}")
+            raise BadFileError(f"{file}: {name} has {counted(calls, 'call')}, below zero; {_again(name)}")
         if n_values < 1:
-            raise BadFileError(f"{file}: {name} has {n_values} values; {_again(name)}")
+            raise BadFileError(f"{file}: {name} has {counted(n_values, 'value')}; {_again(name)}")
         entries[name] = _Entry(Path(file), offset, n_values, np.full(1, calls or 1, np.float32))
     chunk_count, datasets = None, tuple[str, ...]()
     if read.left:
@@ -523,7 +602,10 @@ def _read_binary(file: str, stream: BinaryIO, chosen: WeightsFilter) -> Importan
     if read.left and (dataset := read.text("the data set's name")):
         datasets = (dataset,)
     if read.left:
-        raise BadFileError(f"{file}: {read.left} bytes follow the end; the file is damaged")
+        raise BadFileError(
+            f"{file}: {counted(read.left, 'byte follows', 'bytes follow')} the end: it is damaged;"
+            f" {purpose.again}"
+        )
     return Importance(file, datasets, chunk_count, None, tuple(names), entries)
 
 
@@ -536,8 +618,8 @@ def _checked_count(value: object, where: str) -> int:
 class _Reader:
     """Reads the fields of the binary form. A field that reaches beyond the end of the file is an error."""
 
-    def __init__(self, file: str, stream: BinaryIO) -> None:
-        self._file, self._stream = file, stream
+    def __init__(self, file: str, stream: BinaryIO, purpose: Purpose) -> None:
+        self._file, self._stream, self._purpose = file, stream, purpose
         self._size = os.fstat(stream.fileno()).st_size
 
     @property
@@ -548,8 +630,9 @@ class _Reader:
     def _need(self, n: int, what: str) -> None:
         if not 0 <= n <= self.left:
             raise BadFileError(
-                f"{self._file}: {what} takes {n} bytes at offset {self._stream.tell()}, but only {self.left} "
-                "are left; the file is damaged or not an importance matrix of llama.cpp"
+                f"{self._file}: {what} takes {counted(n, 'byte')} at offset {self._stream.tell()}, but"
+                f" only {self.left} "
+                f"are left; it is damaged, or not an importance matrix; {self._purpose.again}"
             )
 
     def _take(self, n: int, what: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ..errors import BadFileError
 from ..formats.tensor_names import is_quantizable, layer_of, role_of
+from ..wording import counted
 from .file import Importance
 
 UNSEEN = frozenset({"token_embd", "output", "lm_head"})
@@ -75,10 +76,16 @@ def _of_another_model(
     inside = [name for name in matrices if role_of(name) not in UNSEEN and name not in unrun]
     covered = sum(name in known for name in inside)
     if covered < LEAST_SHARE * len(inside):
-        return f"its {len(known)} entries name {covered} of the {len(inside)} matrices in the layers of"
+        return (
+            f"its {counted(len(known), 'entry names', 'entries name')} {covered} of the"
+            f" {counted(len(inside), 'matrix')} in the layers of"
+        )
     unknown = [name for name in known if name not in tensors]
     if 2 * len(unknown) > len(known):
-        return f"{len(unknown)} of its {len(known)} entries, such as {min(unknown)}, name no tensor of"
+        return (
+            f"{len(unknown)} of its {counted(len(known), 'entry', 'entries')}, such as {min(unknown)},"
+            " name no tensor of"
+        )
     wide = _layers(name for name in inside if len(matrices[name]) < 3)
     for prefix, layers in ours.items():
         named = theirs.get(prefix, {})

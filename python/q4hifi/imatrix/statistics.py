@@ -10,10 +10,36 @@ from typing import Any
 import numpy as np
 
 from ..formats.tensor_names import layer_of
-from .sums import ColumnSums, ImportanceSums
+from .sums import ColumnSums, Floats, ImportanceSums
 
 ACTIVE = 1e-5
 """A column counts as active if its mean square is above this."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTokens:
+    """How many tokens the experts of a tensor received: of ``n_experts``, ``n_idle`` received none.
+
+    ``fewest``, ``median`` and ``most`` are the tokens of single experts.
+    """
+
+    n_experts: int
+    n_idle: int
+    fewest: int
+    median: int
+    most: int
+
+    @classmethod
+    def of(cls, counts: Floats) -> ExpertTokens | None:
+        """Return the figures of token counts, one for each expert; None for a single count."""
+        if counts.size == 1:
+            return None
+        n_idle = int((counts == 0).sum())
+        return cls(counts.size, n_idle, *(int(f(counts)) for f in (np.min, np.median, np.max)))
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the figures as plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +52,7 @@ class TensorStatistics:
     share of columns above :data:`ACTIVE`, 0 to 1. ``entropy`` is the entropy, in bits, of the columns'
     shares of the total. ``outlying`` is the share of columns more than one standard deviation above the mean,
     0 to 1. ``similarity`` is the cosine similarity with the same tensor of the layer before, 0 if there is
-    none.
+    none. ``experts`` has the tokens of experts, None if the tensor has a single count.
     """
 
     name: str
@@ -42,6 +68,7 @@ class TensorStatistics:
     entropy: float
     outlying: float
     similarity: float
+    experts: ExpertTokens | None
 
     @property
     def relative_entropy(self) -> float:
@@ -71,11 +98,13 @@ class TensorStatistics:
             entropy=float(-(shares * np.log2(shares)).sum()),
             outlying=float((x > mean + deviation).mean()) if deviation > 0 else 0.0,
             similarity=0.0 if before is None else _cosine(sums, before),
+            experts=ExpertTokens.of(sums.counts),
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the statistics as plain JSON types."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"experts": None if self.experts is None else self.experts.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,14 @@ from ..formats.layout import StoredTensor
 from ..formats.types import F32, TYPES
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.writer import GgufWriter, file_sizes
+from ..wording import counted
 from .file import (
     CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
     FISHER_SUFFIX,
     KEY_RUN,
+    KEY_SAME_INPUTS,
     REFINING_COUNTS_SUFFIX,
     REFINING_SUFFIX,
     SUMS_SUFFIX,
@@ -37,6 +39,7 @@ from .file import (
 from .forms import DAT, FORMS, GGUF
 
 Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.int8)
 
 I8 = TYPES["I8"]
 I32 = struct.Struct("<i")
@@ -103,13 +106,18 @@ class ImportanceSums:
         Fisher information of the matrices (:meth:`q4hifi.Model.fisher`): its sums are in ``squares``, its
         token counts in ``counts``. Empty if it was not measured.
     ``products``
-        Sums of the products of pairs of input columns, float32 [pairs]
-        (:mod:`q4hifi.codec.input_correlations`). Matrices with the same inputs have one entry together.
+        Sums of the products of pairs of input columns, float32 [n, pairs]
+        (:mod:`q4hifi.codec.input_correlations`). n is 1, with the inputs of all matrices of the tensor, or
+        the number of its matrices. Tensors with the same inputs have one entry together.
     ``refining``
         Sums of squares that only refined encodings use: those of the matrix that makes the logits, unless it
         is in ``tensors``.
     ``run``
         Fingerprint of the model, text and options (:class:`q4hifi.Importance`), or None.
+    ``same_inputs``
+        The name under which ``products`` has the entry of a tensor, where that is another tensor's.
+    ``n_chunks``
+        Number of chunks of text that were measured, or None if only the token counts tell it.
     """
 
     tensors: Mapping[str, ColumnSums]
@@ -119,10 +127,14 @@ class ImportanceSums:
     products: Mapping[str, Floats] = field(default_factory=dict)
     refining: Mapping[str, ColumnSums] = field(default_factory=dict)
     run: str | None = None
+    same_inputs: Mapping[str, str] = field(default_factory=dict)
+    n_chunks: int | None = None
 
     @property
     def chunk_count(self) -> int:
-        """Number of chunks of text that were measured."""
+        """Number of chunks of text that were measured: ``n_chunks``, or what the largest token count says."""
+        if self.n_chunks is not None:
+            return self.n_chunks
         most = max((float(sums.counts.max()) for sums in self.tensors.values()), default=0.0)
         return int(most) // self.chunk_size
 
@@ -148,11 +160,23 @@ class ImportanceSums:
         refining = {name: ColumnSums(*importance.refining_sums(name)) for name in importance.refining_names}
         every = {**refining, **tensors}
         products = {
-            name: products_of(importance.correlations(name), every[name].squares[0])
+            name: np.stack(
+                [
+                    products_of(correlations, squares)
+                    for correlations, squares in _with_squares(importance.correlations(name), every[name])
+                ]
+            )
             for name in importance.correlated_names
             if name in every
         }
-        return cls(tensors, importance.datasets, size, fisher, products, refining, importance.run)
+        same_inputs = {
+            name: first
+            for name in every
+            if (first := importance.correlated_name(name)) is not None and first != name
+        }
+        run = importance.run
+        n_chunks = None if run is None else importance.chunk_count
+        return cls(tensors, importance.datasets, size, fisher, products, refining, run, same_inputs, n_chunks)
 
     def __add__(self, other: object) -> ImportanceSums:
         """Add the sums of another text.
@@ -162,6 +186,9 @@ class ImportanceSums:
         """
         if not isinstance(other, ImportanceSums):
             return NotImplemented
+        n_chunks = None
+        if self.n_chunks is not None and other.n_chunks is not None:
+            n_chunks = self.n_chunks + other.n_chunks
         return ImportanceSums(
             _added(self.tensors, other.tensors),
             self.datasets + other.datasets,
@@ -170,9 +197,13 @@ class ImportanceSums:
             {
                 name: products + other.products[name]
                 for name, products in self.products.items()
-                if name in other.products and (name in self.refining) == (name in other.refining)
+                if name in other.products
+                and products.shape == other.products[name].shape
+                and (name in self.refining) == (name in other.refining)
             },
             _added(self.refining, other.refining),
+            same_inputs={**other.same_inputs, **self.same_inputs},
+            n_chunks=n_chunks,
         )
 
     def save(
@@ -218,6 +249,9 @@ class ImportanceSums:
         pairs = pairs.with_value("imatrix.datasets", list(self.datasets), GGUFValueType.STRING)
         pairs = pairs.with_value("imatrix.chunk_count", self.chunk_count, GGUFValueType.UINT32)
         pairs = pairs.with_value("imatrix.chunk_size", self.chunk_size, GGUFValueType.UINT32)
+        if self.same_inputs:
+            shared = [f"{name}={first}" for name, first in sorted(self.same_inputs.items())]
+            pairs = pairs.with_value(KEY_SAME_INPUTS, shared, GGUFValueType.STRING)
         return pairs if self.run is None else pairs.with_value(KEY_RUN, self.run, GGUFValueType.STRING)
 
     def _gguf_tensors(self) -> Iterator[tuple[str, Floats | Correlations]]:
@@ -231,8 +265,9 @@ class ImportanceSums:
                 yield name + counts_suffix, sums.counts.reshape(-1, 1)
         every = {**self.refining, **self.tensors}
         for name in sorted(self.products.keys() & every.keys()):
-            correlations = correlations_of(self.products[name], every[name].squares[0])
-            yield name + CORRELATIONS_SUFFIX, correlations.reshape(1, -1)
+            parts = _with_squares(self.products[name], every[name])
+            correlations = np.stack([correlations_of(products, squares) for products, squares in parts])
+            yield name + CORRELATIONS_SUFFIX, correlations
 
     def _dat(self) -> Iterator[bytes]:
         """Yield the parts of the older form: means multiplied by chunks; an expert without tokens gets 1."""
@@ -249,6 +284,19 @@ class ImportanceSums:
         yield I32.pack(self.chunk_count) + I32.pack(len(dataset)) + dataset
 
 
+def _with_squares(
+    sums: npt.NDArray[Number], columns: ColumnSums
+) -> Iterator[tuple[npt.NDArray[Number], Floats]]:
+    """Yield each row of ``sums``, [n, pairs], with the sums of squares of its inputs, float32 [n_in].
+
+    A single row belongs to the inputs of all matrices together.
+    """
+    if len(sums) == 1:
+        yield sums[0], columns.squares.sum(axis=0, dtype=np.float64).astype(np.float32)
+    else:
+        yield from zip(sums, columns.squares, strict=True)
+
+
 def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> dict[str, ColumnSums]:
     """Return the entries of both, added up where both have the same tensor."""
     total = dict(mine)
@@ -256,7 +304,7 @@ def _added(mine: Mapping[str, ColumnSums], other: Mapping[str, ColumnSums]) -> d
         before = total.get(name)
         if before is not None and before.squares.size != sums.squares.size:
             raise BadOptionError(
-                f"{name} has {before.squares.size} values in one importance matrix and"
+                f"{name} has {counted(before.squares.size, 'value')} in one importance matrix and"
                 f" {sums.squares.size} in another; add up importance matrices of one model only"
             )
         with np.errstate(over="ignore"):

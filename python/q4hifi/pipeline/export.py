@@ -61,9 +61,11 @@ def export_file(
         raise BadOptionError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         if model.layout is None:
             raise UnsupportedModelError(
-                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is"
+                f"{model.paths[0]}: has no Q4_HIFI tensors; it loads in llama.cpp as it is."
+                f" {os.fspath(dst)} was not written"
             )
         kind = EXPORTS[as_.lower()] if as_ else Q4_HIFI
         plan = _plan(model, kind, layout or SPLIT)
@@ -131,6 +133,7 @@ def dequantize_file(
         raise BadOptionError(f"cannot dequantize to {type!r}; choose one of {', '.join(DEQUANTIZED)}")
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         plan = _dequantized(model, kind)
         written = rewrite(
             model,

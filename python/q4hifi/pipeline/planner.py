@@ -11,7 +11,7 @@ from ..allocation.calibration_file import load_sensitivities
 from ..allocation.calibration_path import calibration_file, part_of_imatrix
 from ..allocation.measured_plan import make_menu, measure_errors, measured_plan
 from ..allocation.sampled_errors import logit_variance
-from ..allocation.sensitivities import Sensitivities, default_sensitivities
+from ..allocation.sensitivities import FISHER_SOURCE, Sensitivities, default_sensitivities
 from ..codec.model_file import ModelFile
 from ..errors import UnsupportedModelError
 from ..evaluate.chunks import read_text
@@ -31,7 +31,7 @@ from ..plan.size_classes import overhead_for
 from ..plan.tensor_rules import IdleRule
 from ..plan.type_rules import Choice, open_tensors
 from ..threads import thread_count
-from .quantize_options import QuantizeOptions
+from .quantize_options import GUESSED, QuantizeOptions
 from .rewrite import Output
 
 
@@ -76,7 +76,8 @@ class Planner:
         Reads weights, and runs the model, only if the options ask for it (:attr:`measures`).
         """
         plan = self._measured() if self.measures else self.unmeasured()
-        return replace(plan, warnings=(*plan.warnings, *self._idle_weights()))
+        guessed = [GUESSED] * self.options.guesses_sensitivities
+        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed))
 
     def unmeasured(self) -> Plan:
         """Return the plan of the recipe, which reads no weights."""
@@ -128,7 +129,7 @@ class Planner:
             budget,
             lambda chosen: self._sized(options, chosen),
             size_of,
-            sensitivities=sensitivities.source,
+            sensitivities=self._source(sensitivities),
             stock=options.stock,
         )
 
@@ -140,6 +141,7 @@ class Planner:
         weights = (options.include_weights, options.exclude_weights)
         return measure_sensitivities(
             self.model,
+            None,
             read_text(options.calibrate),
             calibration_file(self.model.paths[0], options.imatrix, *weights),
             importance=self.loaded,
@@ -147,6 +149,12 @@ class Planner:
             threads=options.threads,
             progress=options.progress,
         ).as_sensitivities()
+
+    def _source(self, sensitivities: Sensitivities) -> str:
+        """Where sensitivities are from; of Fisher information with its tokens, of which many are better."""
+        if sensitivities.source != FISHER_SOURCE or self.importance is None:
+            return sensitivities.source
+        return f"{FISHER_SOURCE} ({self.importance.fisher_tokens:,} tokens)"
 
     def _budget(self) -> tuple[int, Callable[[Plan], int]]:
         """The most bytes that a measured plan may have, and the function that counts a plan's bytes."""

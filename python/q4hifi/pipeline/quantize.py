@@ -12,6 +12,7 @@ from ..plan.options import FilePath
 from ..plan.plan import Plan, PlannedTensor
 from ..plan.recipes import Recipe
 from ..threads import thread_count
+from ..wording import counted
 from .planner import Planner
 from .quantize_options import QuantizeOptions
 from .report import QuantizeReport
@@ -47,6 +48,7 @@ def quantize_file(src: FilePath, dst: FilePath, options: QuantizeOptions) -> Qua
     )
     started = time.monotonic()
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         planner = Planner.of(model, options, output)
         output.check(model)
         if planner.measures and not options.allow_requantize:
@@ -83,6 +85,7 @@ def plan_file(src: FilePath, options: QuantizeOptions) -> Plan:
     """
     output = Output("", keep_split=options.keep_split, split_max_size=options.split_max_size)
     with ModelFile.open(src) as model:
+        model.check_has_weights()
         return Planner.of(model, options, output).plan()
 
 
@@ -93,8 +96,8 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
         # rules that keep all tensors would leave nothing to do
         rules = keep_rules(changed, plan.tensors) if any(_is_encoded(t) for t in plan.tensors) else ""
         raise UnsupportedModelError(
-            f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and {len(changed)}"
-            f" tensor{'s' * (len(changed) > 1)} would be quantized a second time; start from the 16-bit"
+            f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and"
+            f" {counted(len(changed), 'tensor')} would be quantized a second time; start from the 16-bit"
             f" model,{f' keep what is quantized with {rules},' if rules else ''} or allow it with"
             " `allow_requantize=True`"
         )

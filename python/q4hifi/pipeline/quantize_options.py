@@ -25,7 +25,7 @@ class QuantizeOptions(TypeOptions):
     )
     imatrix: FilePath | None = option(
         None,
-        "Importance matrix, of q4hifi or llama-imatrix.",
+        "Importance matrix, made by 'q4hifi imatrix' or llama-imatrix.",
         section=IMATRIX,
         metavar="FILE",
     )
@@ -42,7 +42,7 @@ class QuantizeOptions(TypeOptions):
         metavar="NAME",
     )
     allow_missing_importance: bool = option(
-        False, "Use it even if it seems to be of another model.", section=IMATRIX
+        False, "Use the importance matrix even if it seems to be of another model.", section=IMATRIX
     )
     keep_split: bool = option(False, "Split the output into as many files as the source.", section=OUTPUT)
     split_max_size: Bytes | None = option(
@@ -69,6 +69,20 @@ class QuantizeOptions(TypeOptions):
             raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
+
+    @property
+    def guesses_sensitivities(self) -> bool:
+        """Whether types are chosen by measured errors, but how much these harm the model was not measured."""
+        measured = (self.imatrix, self.sensitivities, self.calibrate)
+        return all(file is None for file in measured) and self.is_measured(False)
+
+
+GUESSED = (
+    "without an importance matrix, q4hifi can only guess how much an error in each tensor harms the model."
+    " The KL divergence will be higher than estimated, and may be higher than that of a fixed mix of the same"
+    " size. Make an importance matrix with 'q4hifi imatrix', and name it with --imatrix"
+)
+"""The warning for options that :attr:`~QuantizeOptions.guesses_sensitivities`."""
 
 
 document(QuantizeOptions, QuantizeOptions, SECTIONS)

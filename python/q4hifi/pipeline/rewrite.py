@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.input_correlations import Hessian
+from ..codec.input_correlations import Hessian, TensorInputs
 from ..codec.model_file import ModelFile, RowRange, row_ranges
 from ..codec.rows import ErrorSums, Parts, base_of, check_finite, encode, relayout
 from ..files.output_file import check_writable
@@ -149,23 +149,26 @@ def _pieces(
     model: ModelFile, plan: Plan, importance: Importance | None, refine: bool, threads: int
 ) -> Iterator[_Piece]:
     @lru_cache(INPUTS_KEPT)
-    def inputs_of(name: str, row_length: int) -> Hessian | None:
-        return None if importance is None else importance.inputs(name, row_length, threads=threads)
+    def inputs_of(name: str, row_length: int, n_matrices: int) -> TensorInputs | None:
+        return (
+            None if importance is None else importance.inputs(name, row_length, n_matrices, threads=threads)
+        )
 
     for target in plan.tensors:
         tensor = model.tensors[target.name]
         weights = known = None
+        n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
         if importance is not None and target.target.type.quantized and not target.copied:
-            n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
             with model.errors_at(target.name):
                 weights = importance.weights(target.name, tensor.row_length, n_matrices)
-                if refine and n_matrices == 1:
+                if refine:
                     name = importance.correlated_name(target.name) or target.name
-                    known = inputs_of(name, tensor.row_length)
+                    known = inputs_of(name, tensor.row_length, n_matrices)
         # all rows of a piece have the same row of importances
-        for rows in row_ranges(tensor, by_matrix=weights is not None and len(weights) > 1):
+        by_matrix = n_matrices > 1 and (weights is not None or known is not None)
+        for rows in row_ranges(tensor, by_matrix=by_matrix):
             columns = None if weights is None else weights[rows.matrix % len(weights)]
-            yield _Piece(target, rows, columns, known)
+            yield _Piece(target, rows, columns, None if known is None else known.of(rows.matrix))
 
 
 def _ahead(

@@ -13,7 +13,7 @@ from ..formats.layout import LAYOUTS, SPLIT
 from ..formats.types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
 from ..wording import short_size
 from .option import document, option
-from .recipes import Recipe, find_recipe
+from .recipes import RECIPES, Recipe, find_recipe
 from .size_classes import SizeClass, size_class_for
 from .tensor_patterns import compile_pattern
 from .tensor_type_rules import TensorTypes
@@ -42,6 +42,9 @@ OUTPUT = "Output"
 SECTIONS = (GENERAL, IMATRIX, BY_TENSOR, HIFI, BY_ERROR, BY_SIZE, OUTPUT)
 """The headings of the options, in the order of the help."""
 
+SINGLE_TYPES = ("output_tensor_type", "token_embedding_type")
+"""Options that name the type of a single tensor."""
+
 BUDGETS = ("target_size", "target_bpw", "like")
 SENSITIVITY_SOURCES = ("sensitivities", "calibrate")
 ONLY_MEASURED = (*BUDGETS, "stock", *SENSITIVITY_SOURCES)
@@ -65,7 +68,7 @@ class TypeOptions:
         details="In capitals or small letters.",
     )
     _: KW_ONLY
-    pure: bool = option(False, "Give every matrix the main type of the recipe, such as Q4_K for Q4_K_M.")
+    pure: bool = option(False, "Give every matrix the main type of the mix, such as Q4_K for Q4_K_M.")
     refine: bool | None = option(
         None,
         "Search longer for blocks with less error. Types and sizes stay the same.",
@@ -79,24 +82,27 @@ class TypeOptions:
     )
     tensor_types: TensorTypes = option(
         (),
-        "Type of the tensors whose name matches. The first match counts.",
+        "Type of the tensors whose name matches, such as attn_v=q6_k. The first match counts.",
         section=BY_TENSOR,
         metavar="REGEX=TYPE",
         details="Pairs of a regular expression, in llama-quantize's dialect, and a type. A type that q4hifi"
         " cannot encode is allowed for tensors that have it already: they are copied.",
     )
-    output_tensor_type: str | None = option(None, "Type of output.weight.", section=BY_TENSOR, metavar="TYPE")
+    output_tensor_type: str | None = option(
+        None, "Type of output.weight, such as Q6_K.", section=BY_TENSOR, metavar="TYPE"
+    )
     token_embedding_type: str | None = option(
-        None, "Type of token_embd.weight.", section=BY_TENSOR, metavar="TYPE"
+        None, "Type of token_embd.weight, such as Q8_0.", section=BY_TENSOR, metavar="TYPE"
     )
     leave_output_tensor: bool = option(False, "Do not quantize output.weight.", section=BY_TENSOR)
     coverage: str | None = option(
         None,
-        "How the type of each tensor is chosen: by measured errors, or by a table for the model's size.",
+        "How the type of each tensor is chosen. measured: by the errors of all types within a budget. scale:"
+        " by a table for the model's size.",
         section=HIFI,
         choices=COVERAGES,
         details="Measuring encodes a sample of the rows of every tensor in each type that it may take.",
-        unset="measured with an importance matrix, else scale",
+        unset="measured with an importance matrix or a budget, else scale",
     )
     target_size: Bytes | None = option(
         None,
@@ -118,20 +124,21 @@ class TypeOptions:
     stock: bool = option(False, "Use only types that stock llama.cpp loads.", section=BY_ERROR)
     sensitivities: FilePath | None = option(
         None,
-        "Read from a JSON file how much an error in each tensor harms the model.",
+        "Read from FILE how much an error in each tensor harms the model, as 'q4hifi calibrate' writes it.",
         section=BY_ERROR,
         metavar="FILE",
     )
     calibrate: FilePath | None = option(
         None,
-        "Measure this first, by running the model on a text. The result is kept and used again.",
+        "Measure first how much an error in each tensor harms the model, by running it on the text in FILE."
+        " The result is kept beside the importance matrix, or beside the model, and used again.",
         section=BY_ERROR,
-        metavar="TEXT",
-        details="See q4hifi.calibrate. The result is a file beside the imatrix, or beside the model.",
+        metavar="FILE",
+        details="See q4hifi.calibrate.",
     )
     outliers: int | None = option(
         None,
-        "Outliers per block of 256 weights, kept in 16 bits.",
+        "Number of weights in a block of 256 that are kept in 16 bits: its outliers.",
         section=BY_SIZE,
         metavar="N",
         between=(0, MAX_OUTLIERS),
@@ -148,8 +155,8 @@ class TypeOptions:
     )
     layout: str = option(
         SPLIT,
-        "How Q4_HIFI is stored: with the outliers in tensors of their own, or as the llama.cpp branch with"
-        " this type reads it.",
+        "How Q4_HIFI is stored. split: with the outliers in tensors of their own. fork: as the llama.cpp"
+        " branch with this type reads it.",
         section=OUTPUT,
         choices=LAYOUTS,
     )
@@ -157,8 +164,8 @@ class TypeOptions:
     def __post_init__(self) -> None:
         """Check every option, and that they fit together."""
         recipe = self.recipe
-        named = [kind for kind in (self.output_tensor_type, self.token_embedding_type) if kind is not None]
-        kinds = {tensor_type(kind, codec=False) for kind in named}
+        named = {f"`{option}`": getattr(self, option) for option in SINGLE_TYPES}
+        kinds = {_checked_type(option, kind) for option, kind in named.items() if kind is not None}
         kinds |= {_checked_rule(pattern, kind) for pattern, kind in self.tensor_types}
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -172,6 +179,10 @@ class TypeOptions:
             raise BadOptionError(f"`minimal` and `ffn_down_coverage` are for type Q4_HIFI, not {recipe.name}")
         if self.outliers is not None and Q4_HIFI not in {recipe.default, *kinds}:
             raise BadOptionError(f"`outliers` is for Q4_HIFI, and {recipe.name} makes no such tensor")
+        if self.stock and Q4_HIFI in kinds:
+            raise BadOptionError(
+                "`stock` excludes Q4_HIFI, which another option names for a tensor; leave out one of them"
+            )
         self._check_coverage()
 
     def _check_coverage(self) -> None:
@@ -180,7 +191,10 @@ class TypeOptions:
         measured, by_size = self._given(ONLY_MEASURED), self._given(ONLY_SCALE)
         if self.recipe.default != Q4_HIFI and (self.coverage is not None or measured):
             what = _keywords(measured) or "`coverage`"
-            raise BadOptionError(f"{what}: for type Q4_HIFI, and {self.recipe.name} is a fixed mix")
+            name = self.recipe.name
+            raise BadOptionError(
+                f"{what}: for type Q4_HIFI, and {name} is a fixed mix; leave out {name} or {what}"
+            )
         if measured and (self.coverage == SCALE or by_size):
             raise BadOptionError(
                 f"{_keywords(measured)}: for `coverage='measured'`, and not with "
@@ -198,8 +212,8 @@ class TypeOptions:
             raise BadOptionError(f"`target_size` is {self.target_size}; give a number of bytes")
         if self.target_bpw is not None and not 0 < self.target_bpw < inf:
             raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits above zero")
-        if self.like is not None and find_recipe(self.like).default in (None, Q4_HIFI):
-            raise BadOptionError(f"`like` is {self.like}; name a recipe whose size is fixed, such as Q4_K_M")
+        if self.like is not None:
+            _check_like(self.like)
 
     def _given(self, names: Collection[str]) -> list[str]:
         """Those of the options ``names`` that were given."""
@@ -223,15 +237,23 @@ class TypeOptions:
 
         ``Q4_K_M-measured`` has at most the size of Q4_K_M, but its tensors have other types.
         """
-        if not self.stock:
-            return self.recipe.name
+        return f"{self._budget or 'Q4'}{MEASURED_NAME}" if self.stock else self.recipe.name
+
+    @property
+    def file_title(self) -> str:
+        """The end of the default name of the output: the title, and of Q4_HIFI within a budget the budget."""
+        if self.stock or self._budget is None:
+            return self.title
+        return f"{self.title}-{self._budget}{MEASURED_NAME}"
+
+    @property
+    def _budget(self) -> str | None:
+        """The budget as a part of a name, such as Q4_K_M, 4.5bpw or 470MiB; None if none is given."""
         if self.like is not None:
-            return find_recipe(self.like).name + MEASURED_NAME
+            return find_recipe(self.like).name
         if self.target_bpw is not None:
-            return f"{self.target_bpw:g}bpw{MEASURED_NAME}"
-        if self.target_size is not None:
-            return short_size(self.target_size) + MEASURED_NAME
-        return f"Q4{MEASURED_NAME}"
+            return f"{self.target_bpw:g}bpw"
+        return None if self.target_size is None else short_size(self.target_size)
 
     @property
     def recipe(self) -> Recipe:
@@ -258,7 +280,23 @@ def _keywords(names: Sequence[str], separator: str = ", ") -> str:
 def _checked_rule(pattern: str, kind: str) -> TensorType:
     """The type that a rule names. Raises :class:`BadOptionError` for a bad pattern or type."""
     compile_pattern(pattern)
+    return _checked_type(f"--tensor-type {pattern}={kind}", kind)
+
+
+def _checked_type(option: str, kind: str) -> TensorType:
+    """The tensor type that an option names. Raises :class:`BadOptionError` if there is none of this name."""
     try:
         return tensor_type(kind, codec=False)  # what cannot be encoded can be kept
     except BadOptionError as error:
-        raise BadOptionError(f"--tensor-type {pattern}={kind}: {error}") from None
+        mix = f"; {kind} is a mix of types, for a whole file" if kind.upper() in RECIPES else ""
+        raise BadOptionError(f"{option}: {error}{mix}") from None
+
+
+def _check_like(name: str) -> None:
+    """Raise :class:`BadOptionError` unless ``name`` is a recipe of a fixed size."""
+    try:
+        recipe = find_recipe(name)
+    except BadOptionError as error:
+        raise BadOptionError(f"`like`: {error}") from None
+    if recipe.default in (None, Q4_HIFI):
+        raise BadOptionError(f"`like` is {name}; name a recipe whose size is fixed, such as Q4_K_M")

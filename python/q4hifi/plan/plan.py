@@ -14,6 +14,7 @@ from ..errors import UnsupportedModelError
 from ..formats.layout import FILE_TYPE, FORK, MAX_NAME_BYTES, SPLIT, Format, StoredTensor, padded
 from ..formats.tensor_names import ATTN_V_LIKE, is_tied, layer_of, processing_order, role_of
 from ..formats.types import Q4_HIFI, TYPES, TensorType
+from ..wording import counted
 from .keep_rules import keep_rules
 from .model_shape import ModelShape
 from .options import TypeOptions
@@ -117,8 +118,10 @@ class TypeTotal:
 class Measured:
     """The budget and the prediction of a plan that measured errors decided.
 
-    ``budget`` and ``used`` are bytes. ``predicted_kld`` is in nats. ``gap`` is the share of it that another
-    choice within the budget could save at most. ``sensitivities`` says where the sensitivities are from.
+    ``budget`` and ``used`` are bytes. ``predicted_kld`` is the KL divergence from the source in nats per
+    token. It is an estimate: the sum, over all tensors, of the error in a sample of the rows times the
+    sensitivity. ``gap`` is the share of it that another choice within the budget could save at most.
+    ``sensitivities`` says where the sensitivities are from.
     """
 
     budget: int
@@ -310,7 +313,8 @@ def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: Type
         more = f" and {len(long) - 3} more" if len(long) > 3 else ""
         kinds = ", ".join(sorted({t.type.name for t in long}))
         yield (
-            f"{len(long)} of {len(tensors)} tensors cannot be Q4_HIFI, as the names of their companions"
+            f"{len(long)} of {counted(len(tensors), 'tensor')} cannot be Q4_HIFI, as the names of their"
+            " companions"
             f" would have more than {MAX_NAME_BYTES} bytes, and took another type ({kinds}):"
             f" {', '.join(t.name for t in long[:3])}{more}"
         )

@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from ..errors import BadOptionError
+from ..files.file_kinds import SHAPES_NAME, Purpose
 from ..files.json_file import read_json
 from ..formats.layout import MAX_ELEMENTS, StoredTensor
 from ..formats.types import F16, F32
@@ -24,6 +25,8 @@ from .plan import Plan, make_plan
 
 SUFFIX = ".json"
 """The suffix by which the commands recognise a file of shapes."""
+
+SHAPES = Purpose(SHAPES_NAME, "name a model, or a file of its shapes", "write it again")
 
 
 def plan_shapes(
@@ -59,7 +62,7 @@ def plan_shapes(
 
     model, tensors = read_json(
         src,
-        "the shapes",
+        SHAPES,
         'holds no shapes of a model, {"architecture": ..., "block_count": ..., "head_count": ...,'
         ' "head_count_kv": ..., "tensors": {"name": [row length, rows]}}',
         parse,

@@ -57,11 +57,11 @@ _COUNTS = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
 _LONE_CLASS = re.compile(r"\[(\^?):(\^?)([A-Za-z]+):\]")
 _NOT_SUPPORTED = {
     "<": "lookbehinds and named groups are not supported; write a plain group (...)",
-    "P": "named groups are not supported; write a plain group (...)",
+    "p": "named groups are not supported; write a plain group (...)",
     ">": "atomic groups are not supported; write a plain group (...)",
     "#": "comments are not supported; leave it out",
 }
-"""Character after ``(?`` -> why the group is an error."""
+"""Character after ``(?``, in lower case -> why the group is an error."""
 
 _FLAGS = "flags such as (?i) are not supported; write the pattern in lower case, as tensors are named"
 
@@ -340,7 +340,7 @@ class _Reader:
             if self.text.startswith("?", self.at) and not self.text.startswith("?:", self.at):
                 kind = self.text[self.at + 1 : self.at + 2]
                 self.at -= 1
-                raise self.error(_NOT_SUPPORTED.get(kind, _FLAGS))
+                raise self.error(_NOT_SUPPORTED.get(kind.lower(), _FLAGS))
             self.take("?:")
             return self.group()
         if self.take("["):

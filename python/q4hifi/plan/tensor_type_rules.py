@@ -14,15 +14,23 @@ from ..files.text_file import read_text_bytes
 TensorTypes: TypeAlias = Sequence[tuple[str, str]]
 """(regular expression, type) pairs; the first whose expression matches a tensor's name gives its type."""
 
-_OPPOSITES = {r"\B": r"(?!\b)", r"\D": "[^0-9]", r"\S": "[^[:space:]]", r"\W": "[^[:w:]]"}
-"""Escapes whose meaning is the opposite in lower case -> another way to write them."""
+_CAPITAL_ESCAPES = {
+    r"\A": "^",
+    r"\B": r"(?!\b)",
+    r"\D": "[^0-9]",
+    r"\N": ".",
+    r"\S": "[^[:space:]]",
+    r"\W": "[^[:w:]]",
+    r"\Z": "$",
+}
+"""Escapes with a capital letter -> a pattern without one that means the same."""
 
 
 def parse_tensor_type(text: str) -> tuple[str, str]:
     """Split ``REGEX=TYPE`` at its first ``=``, and lower the case of the pattern, as llama-quantize does.
 
     Blanks around both sides are dropped. Raises :class:`BadOptionError` if a side is missing, and for an
-    escape whose meaning is the opposite in lower case.
+    escape with a capital letter, which has another meaning in lower case.
     """
     pattern, _, kind = (side.strip() for side in text.partition("="))
     if not (pattern and kind):
@@ -33,10 +41,11 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
             r" write \x3d for the character in a pattern"
         )
     for escape in re.findall(r"\\.", pattern):
-        if escape in _OPPOSITES:
+        if "A" <= escape[1] <= "Z":
+            remedy = f"write {_CAPITAL_ESCAPES[escape]}" if escape in _CAPITAL_ESCAPES else "leave it out"
             raise BadOptionError(
                 f"--tensor-type {text!r}: llama-quantize lowers the case of a pattern, and {escape} would"
-                f" become {escape.lower()}; write {_OPPOSITES[escape]}"
+                f" become {escape.lower()}; {remedy}"
             )
     return re.sub("[A-Z]", lambda letter: letter[0].lower(), pattern), kind
 

@@ -17,6 +17,7 @@ from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.layout import MAX_NAME_BYTES, Format
 from ..formats.tensor_names import ATTN_V_LIKE, MASSIVE, is_tied, layer_of, role_of
 from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
+from ..wording import counted
 from .model_shape import ModelShape
 from .options import TypeOptions
 from .recipes import Bumps
@@ -177,6 +178,8 @@ class _Chooser:
         return Q8_0 if falcon or default == Q8_0 else Q6_K
 
     def _hifi(self, role: str, layer: int | None) -> TensorType:
+        if self.options.stock:
+            return Q4_K
         covered = (role in ATTN_V_LIKE and self._covers(self.size_class.attn_v_coverage, layer)) or (
             role == "ffn_down" and self._covers(self.size_class.ffn_down_coverage, layer)
         )
@@ -267,7 +270,8 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
     if misfits:
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise UnsupportedModelError(
-            f"{len(misfits)} tensors do not fit their type: {', '.join(misfits[:3])}{more}; "
+            f"{counted(len(misfits), 'tensor does', 'tensors do')} not fit their type:"
+            f" {', '.join(misfits[:3])}{more}; "
             "drop `no_fallback`, or give them a type with `tensor_types=...`"
         )
 

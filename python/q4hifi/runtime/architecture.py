@@ -73,18 +73,18 @@ _IN_LAYER: Mapping[str, str] = (
 )
 _LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)")
 
-FACTORS = "rope_freqs.weight"
+FREQUENCY_FACTORS = "rope_freqs.weight"
 """Name of the tensor with the divisor of each rotary frequency (Llama 3's long contexts)."""
+
+RoleAndLayer = tuple[str, int | None]
+"""A tensor's role in the core, and its layer: None outside the layers."""
 
 _SCALINGS = ("none", "linear", "yarn")
 _WINDOW_PATTERN = 6  # every sixth layer has full attention
 
 
-def place_of(name: str) -> tuple[str, int | None] | None:
-    """Return a tensor's role in the core and its layer, None outside the layers.
-
-    Returns None for a tensor that the runtime does not use.
-    """
+def role_and_layer(name: str) -> RoleAndLayer | None:
+    """Return a tensor's role in the core and its layer, or None if the runtime does not use the tensor."""
     if name in _GLOBAL:
         return _GLOBAL[name], None
     found = _LAYER.fullmatch(name)
@@ -93,7 +93,7 @@ def place_of(name: str) -> tuple[str, int | None] | None:
 
 
 def name_of(role: str, layer: int | None) -> str:
-    """Return the tensor's name; the inverse of :func:`place_of`."""
+    """Return the tensor's name; the inverse of :func:`role_and_layer`."""
     if layer is None:
         return next(name for name, found in _GLOBAL.items() if found == role)
     return f"blk.{layer}." + next(name for name, found in _IN_LAYER.items() if found == role)
@@ -166,9 +166,9 @@ def config_of(metadata: Mapping[str, Any], n_vocab: int, factors: list[float]) -
     """Read a model's configuration from its metadata.
 
     ``n_vocab`` is the number of rows of the embeddings. ``factors`` are the values of the tensor
-    :data:`FACTORS`, empty if there is none. Raises :class:`UnsupportedModelError` for an architecture that
-    is not in the table, for options that are not supported, and for metadata that are missing or no
-    sensible numbers.
+    :data:`FREQUENCY_FACTORS`, empty if there is none. Raises :class:`UnsupportedModelError` for an
+    architecture that is not in the table, for options that are not supported, and for metadata that are
+    missing or no sensible numbers.
     """
     name = metadata.get("general.architecture")
     known = ARCHITECTURES.get(name) if isinstance(name, str) else None

@@ -3,26 +3,109 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ..codec.model_file import ErrorsAt
 from ..errors import BadOptionError
+from ..wording import counted
 from .chat_template import Message, render_words, template_of
-from .model import Floats, Model
+from .model import Floats
 from .sampler import Sampler
-from .tokenizer import SHIELD
+from .tokenizer import SHIELD, TokenStream
 
 
-def generate(model: Model, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
+class TextTokens(Protocol):
+    """The part of a tokenizer that writing needs: :class:`q4hifi.Tokenizer`, or that of another engine."""
+
+    bos: int | None
+    eos: int | None
+    add_bos: bool
+    add_eos: bool
+
+    def encode(
+        self, text: str, *, add_special: bool = ..., parse_special: bool = ..., shield: str = ...
+    ) -> list[int]:
+        """Return the token ids of a text (:meth:`q4hifi.Tokenizer.encode`)."""
+        ...
+
+    def shield(self, text: str) -> str:
+        """Return a text in which nothing spells a control token (:meth:`q4hifi.Tokenizer.shield`)."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of one token."""
+        ...
+
+    def stream(self, *, skip_special: bool = ...) -> TokenStream:
+        """Return a decoder for a generated text."""
+        ...
+
+    def is_end_of_generation(self, token: int) -> bool:
+        """Return whether the model ends its text with ``token``."""
+        ...
+
+
+class WrittenText(Protocol):
+    """A sequence that can be continued and cut (:class:`q4hifi.Sequence`)."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens that were evaluated."""
+        ...
+
+    def evaluate(self, tokens: list[int]) -> Floats | None:
+        """Append tokens, and return the logits after the last one, float32 [n_vocab]."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Remove all but the first ``length`` tokens; raises :class:`BadOptionError` if that is
+        impossible."""
+        ...
+
+    def reset(self) -> None:
+        """Remove all tokens."""
+        ...
+
+
+class WritingModel(Protocol):
+    """A model that writes text: :class:`q4hifi.Model`, or that of another engine."""
+
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata."""
+        ...
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest text in tokens."""
+        ...
+
+    @property
+    def tokenizer(self) -> TextTokens:
+        """The model's tokenizer."""
+        ...
+
+    def sequence(self) -> WrittenText:
+        """Return an empty sequence."""
+        ...
+
+
+def generate(model: WritingModel, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
     """Yield the text that follows ``prompt``, piece by piece.
 
     Generation ends after ``n`` tokens, at an end-of-generation token, or when the context is full.
     ``sampling``: the options of :class:`Sampler`. For answers by the model's chat template use
     :class:`Chat`.
     """
-    return Writer(model, Sampler(**sampling)).write(model.tokenize(prompt), n)
+    return Writer(model, Sampler(**sampling)).write(model.tokenizer.encode(prompt), n)
 
 
 @dataclass(slots=True)
@@ -42,7 +125,7 @@ class Writer:
     context was full.
     """
 
-    def __init__(self, model: Model, sampler: Sampler) -> None:
+    def __init__(self, model: WritingModel, sampler: Sampler) -> None:
         """Use ``model``, choosing tokens with ``sampler``."""
         self._model = model
         self._sampler = sampler
@@ -65,7 +148,8 @@ class Writer:
             )
         if len(prompt) >= self._model.n_ctx:
             raise BadOptionError(
-                f"the text so far has {len(prompt)} tokens, which fill the context of {self._model.n_ctx};"
+                f"the text so far has {counted(len(prompt), 'token, which fills', 'tokens, which fill')} the"
+                f" context of {self._model.n_ctx};"
                 " give less text or a longer context, `n_ctx`"
             )
         self.effort, self.full = Effort(), False
@@ -130,15 +214,23 @@ class Chat:
     """
 
     def __init__(
-        self, model: Model, sampler: Sampler, *, system: str | None = None, template: str | None = None
+        self,
+        model: WritingModel,
+        sampler: Sampler,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        template_name: str | None = None,
     ) -> None:
         """Start a conversation, with a system message if given.
 
-        ``template`` is a Jinja template that replaces the model's own. Raises
+        ``template`` is a Jinja template that replaces the model's own, and ``template_name`` its name in
+        errors, such as that of its file; by default they name the model's file. Raises
         :class:`UnsupportedModelError` if there is no template, or if it fails or leaves out the user's
         words, and :class:`BadOptionError` if it refuses the system message.
         """
         self._model = model
+        self._template_errors = ErrorsAt(f"{template_name or model.path}: ")
         with ErrorsAt(f"{model.path}: "):
             self._template = template_of(model.metadata) if template is None else template
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -194,10 +286,11 @@ class Chat:
             "" if token is None else tokenizer.piece(token).decode("utf-8", "replace")
             for token in (tokenizer.bos, tokenizer.eos)
         )
-        with ErrorsAt(f"{self._model.path}: "):
+        with self._template_errors:
             prompt = render_words(self._template, shielded, bos=bos, eos=eos)
-            if tokenizer.add_bos:
-                prompt = prompt.removeprefix(bos)
-            if tokenizer.add_eos:
-                prompt = prompt.removesuffix(eos)
+        if tokenizer.add_bos:
+            prompt = prompt.removeprefix(bos)
+        if tokenizer.add_eos:
+            prompt = prompt.removesuffix(eos)
+        with ErrorsAt(f"{self._model.path}: "):
             return tokenizer.encode(prompt, parse_special=True, shield=SHIELD)

@@ -16,7 +16,7 @@ from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
 from ..files.positioned_file import FileMapping
 from ..formats.layout import SPLIT
 from ..formats.types import Q4_HIFI, TYPES
-from .architecture import FACTORS, SUPPORTED, name_of, place_of
+from .architecture import FREQUENCY_FACTORS, SUPPORTED, name_of, role_and_layer
 
 
 class MappedFiles:
@@ -54,12 +54,12 @@ def frequency_factors(file: ModelFile) -> list[float]:
 
     Raises :class:`BadFileError` if one is not above zero.
     """
-    tensor = file.tensors.get(FACTORS)
+    tensor = file.tensors.get(FREQUENCY_FACTORS)
     if tensor is None:
         return []
     factors: list[float] = file.dequantize_rows(RowRange(tensor, 0, 0, tensor.n_rows)).reshape(-1).tolist()
     if not all(0 < factor < float("inf") for factor in factors):
-        raise BadFileError(f"tensor {FACTORS} has values that are not above zero")
+        raise BadFileError(f"tensor {FREQUENCY_FACTORS} has values that are not above zero")
     return factors
 
 
@@ -77,16 +77,16 @@ def load_weights(file: ModelFile, config: object, threads: int, mappings: list[F
     def tensors() -> Iterator[_CoreTensor]:
         nonlocal current
         for current, tensor in file.tensors.items():
-            if current == FACTORS:
+            if current == FREQUENCY_FACTORS:
                 continue
-            place = place_of(current)
-            if place is None:
+            position = role_and_layer(current)
+            if position is None:
                 raise UnsupportedModelError(f"the runtime does not know this tensor; {SUPPORTED}")
             if not tensor.type.codec:
                 raise UnsupportedModelError(f"{tensor.type} is a type that q4hifi cannot decode")
             parts = _mapped(tensor, mappings)
             kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
-            yield (*place, kind.id, tensor.row_length, tensor.outliers, list(parts))
+            yield (*position, kind.id, tensor.row_length, tensor.outliers, list(parts))
             if tensor.format.is_fork:  # was copied
                 for part in tensor.parts:
                     mappings[part.shard].forget(part.offset, part.nbytes)

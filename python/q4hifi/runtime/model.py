@@ -21,9 +21,10 @@ from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
 from ..formats.tensor_names import EMBEDDINGS, is_tied
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
-from .architecture import SUPPORTED, config_of, place_of
-from .input_sums import InputSums
+from ..wording import counted
+from .architecture import SUPPORTED, RoleAndLayer, config_of, role_and_layer
 from .loading import MappedFiles, frequency_factors, load_weights
+from .model_input_sums import ModelInputSums
 from .sampler import Sampler
 from .tokenizer import Tokenizer
 
@@ -42,6 +43,26 @@ class Trace:
         self.core = core
 
 
+class Trial:
+    """A text that a model reads with some matrices replaced: the result of :meth:`Model.trial`."""
+
+    def __init__(self, model: Model, tokens: TokensLike) -> None:
+        """Use :meth:`Model.trial`."""
+        self._model, self._tokens = model, tokens
+        self._trace = model.trace(tokens)
+        self.reference: Floats = model.resume(self._trace, model.n_layer)
+        """The logits of the model itself, float32 [n_tokens, n_vocab]."""
+
+    def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Floats:
+        """Return the logits with the matrices ``replaced``, by name. Only the layers from the first one on
+        run."""
+        model, layers = self._model, [self._model.first_layer(name) for name in replaced]
+        for name, tensor in replaced.items():
+            model = model.replaced(name, tensor)
+        first = min((layer for layer in layers if layer is not None), default=0)
+        return model.logits(self._tokens) if None in layers else model.resume(self._trace, first)
+
+
 class Model:
     """A language model on the CPU.
 
@@ -49,6 +70,12 @@ class Model:
     the vocabulary; ``n_layer``, number of layers; ``n_ctx``, the longest sequence in tokens. Several threads
     may use a model at the same time.
     """
+
+    engine = "q4hifi"
+    """The name of the engine: our own runtime."""
+
+    has_fisher = True
+    """:meth:`fisher` can be called; this is not so for all engines."""
 
     def __init__(
         self,
@@ -73,6 +100,7 @@ class Model:
             raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
         opened = nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path)
         with opened as file:
+            file.check_has_weights()
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
             with file.errors_at(EMBEDDINGS):
@@ -86,7 +114,11 @@ class Model:
             self._weights = MappedFiles(file.gguf.map())
             with self._weights.intact():
                 self._core = load_weights(file, config, thread_count(threads), self._weights.mappings)
-            self._matrices = {name: place for name in file.tensors if (place := place_of(name))}
+            self._matrices = {name: use for name in file.tensors if (use := role_and_layer(name))}
+            self.matrices: Collection[str] = frozenset(
+                name for name in self._matrices if len(file.tensors[name].shape) > 1
+            )
+            """The names of the model's matrices."""
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
@@ -96,6 +128,9 @@ class Model:
         """The tokenizer of the model's vocabulary; it is built at the first use."""
         with ErrorsAt(f"{self.path}: "):
             return Tokenizer.from_metadata(self.metadata)
+
+    def close(self) -> None:
+        """Do nothing: the memory is freed with the last reference. Models of other engines have this, too."""
 
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
@@ -159,9 +194,9 @@ class Model:
             room = sequence.length < self.n_ctx and (n is None or done < n)
             logits = sequence.evaluate([token]) if room else None
 
-    def input_sums(self) -> InputSums:
+    def input_sums(self) -> ModelInputSums:
         """Return empty sums over the matrices' inputs; :meth:`Sequence.evaluate` adds to them."""
-        return InputSums(self._core.collector(), self._matrices)
+        return ModelInputSums(self._core.collector(), self._matrices)
 
     def replaced(self, name: str, tensor: QuantizedTensor) -> Model:
         """Return a copy of this model with one matrix replaced; it shares all others with this one.
@@ -169,34 +204,39 @@ class Model:
         Tied embeddings are replaced in both uses. Raises :class:`BadOptionError` if ``name`` is not a matrix
         of the model, or if ``tensor`` has another shape or a type that cannot be run.
         """
-        places = self._places(name)
+        uses = self._uses(name)
         parts = [part.copy() for part in tensor.parts]
         for part in parts:
             part.flags.writeable = False
         kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
         model = copy.copy(self)
         with ErrorsAt(f"{self.path}: {name} cannot be replaced: "), core_errors(BadOptionError):
-            for role, layer in places:
+            for role, layer in uses:
                 entry = (role, layer, kind.id, tensor.shape[-1], tensor.outliers, parts)
                 model._core = model._core.replaced(entry)
         return model
 
-    def _places(self, name: str) -> list[tuple[str, int | None]]:
+    def _uses(self, name: str) -> list[RoleAndLayer]:
         """Return the roles and layers in which a matrix is used: two for tied embeddings."""
         if name not in self._matrices:
             raise BadOptionError(f"{self.path}: there is no tensor {name}")
-        places = [self._matrices[name]]
+        uses = [self._matrices[name]]
         if name == EMBEDDINGS and is_tied(self._matrices):
-            places.append(("output", None))
-        return places
+            uses.append(("output", None))
+        return uses
 
     def first_layer(self, name: str) -> int | None:
         """Return the layer of a matrix: None for the embeddings, ``n_layer`` for the output matrix.
 
         A change of the matrix changes nothing before this layer; see :meth:`resume`.
         """
-        role, layer = self._places(name)[0]
+        role, layer = self._uses(name)[0]
         return self.n_layer if role == "output" else layer
+
+    def trial(self, tokens: TokensLike) -> Trial:
+        """Begin a trial of replaced weights on a text of at most 512 tokens; it raises as :meth:`trace`
+        does."""
+        return Trial(self, tokens)
 
     def trace(self, tokens: TokensLike) -> Trace:
         """Evaluate a text of at most 512 tokens, and keep the residual stream before and after each layer.
@@ -243,7 +283,7 @@ class Model:
             core = self._core.fisher(array, first, seed)
         found = {}
         for name in self._matrices:
-            parts = [part for place in self._places(name) if (part := core.of(*place)) is not None]
+            parts = [part for use in self._uses(name) if (part := core.of(*use)) is not None]
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found
@@ -276,15 +316,16 @@ class Sequence:
         """
         there = self.length
         if not 0 <= length <= there:
-            raise BadOptionError(f"a text of {there} tokens cannot be cut to {length}")
+            raise BadOptionError(f"a text of {counted(there, 'token')} cannot be cut to {length}")
         if not self._core.truncate(length):
             raise BadOptionError(
-                f"a text of {there} tokens cannot be cut to {length}: this model's sliding window has dropped"
+                f"a text of {counted(there, 'token')} cannot be cut to {length}: this model's sliding"
+                " window has dropped"
                 " the tokens before; call reset() and evaluate the text again"
             )
 
     def evaluate(
-        self, tokens: TokensLike, logits: Wanted = "last", *, sums: InputSums | None = None
+        self, tokens: TokensLike, logits: Wanted = "last", *, sums: ModelInputSums | None = None
     ) -> Floats | None:
         """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
 
@@ -300,7 +341,8 @@ class Sequence:
         n = len(array)
         if self.length + n > self._model.n_ctx:
             raise BadOptionError(
-                f"{self.length} tokens and {n} more are too many for a context of {self._model.n_ctx}"
+                f"{counted(self.length, 'token')} and {n} more are too many for a context of"
+                f" {self._model.n_ctx}"
             )
         wanted = _range_of(logits, n)
         core = None if sums is None else sums.core
@@ -328,14 +370,14 @@ def _token_array(tokens: TokensLike, n_vocab: int) -> npt.NDArray[np.uint32]:
         raise BadOptionError(f"tokens must be integers, not {array.dtype}")
     if array.min() < 0 or array.max() >= n_vocab:
         wrong = array[(array < 0) | (array >= n_vocab)][0]
-        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {n_vocab} tokens")
+        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {counted(n_vocab, 'token')}")
     return np.ascontiguousarray(array, np.uint32)
 
 
 def _range_of(wanted: Wanted, n: int) -> range:
     if isinstance(wanted, range):
         if wanted.step != 1 or not 0 <= wanted.start <= wanted.stop <= n:
-            raise BadOptionError(f"logits of {wanted}, but there are {n} tokens")
+            raise BadOptionError(f"logits of {wanted}, but the text has {counted(n, 'token')}")
         return wanted
     ranges = {"last": range(n - 1, n), "all": range(n), "none": range(n, n)}
     if wanted not in ranges:

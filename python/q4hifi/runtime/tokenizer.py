@@ -7,12 +7,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import BadOptionError
 from ..formats.gguf_constants import TokenType
+from ..wording import counted
 from .special_tokens import SpecialTokens
 from .subwords import BYTE_OF, SPACE, ByteLevel, SentencePiece, Tokens
 from .vocabulary import CONTROL, SPECIAL, Vocabulary, read_vocabulary
@@ -220,8 +221,18 @@ class Tokenizer:
 
     def _type(self, token: int) -> int:
         if not 0 <= token < self.n_vocab:
-            raise BadOptionError(f"token {token} is not in the vocabulary, which has {self.n_vocab} tokens")
+            raise BadOptionError(
+                f"token {token} is not in the vocabulary, which has {counted(self.n_vocab, 'token')}"
+            )
         return self._vocabulary.types[token]
+
+
+class Pieces(Protocol):
+    """A tokenizer that knows the text of a token."""
+
+    def piece(self, token: int, *, skip_special: bool = ...) -> bytes:
+        """Return the bytes of one token (:meth:`Tokenizer.piece`)."""
+        ...
 
 
 class TokenStream:
@@ -230,7 +241,7 @@ class TokenStream:
     Unlike :meth:`Tokenizer.decode`, it keeps a space at the beginning of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Pieces, skip_special: bool) -> None:
         """Use :meth:`Tokenizer.stream`."""
         self._tokenizer = tokenizer
         self._skip_special = skip_special

@@ -1,6 +1,6 @@
 """Measure by how much error feedback (GPTQ, LDLQ) reduces the error of a matrix' outputs.
 
-    python benches/cancel.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
+    python benches/error_feedback.py MODEL-f16.gguf --imatrix FILE --other FILE [--layers 1,12] [--rows 64]
 
 Encodes the first rows of matrices twice, refined without and with error feedback. Prints the ratio of the
 output errors eᵀ H e, by matrix and type, where e is the error of a row and H = E[x xᵀ] the Hessian. H is
@@ -21,7 +21,7 @@ from q4hifi.allocation.candidates import candidates
 from q4hifi.codec.model_file import RowRange
 from q4hifi.codec.rows import decode, encode
 from q4hifi.formats.layout import SPLIT
-from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT, first_with_same_input
+from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT
 from q4hifi.imatrix.file import Importance
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
@@ -33,7 +33,7 @@ def products(importance: Importance, name: str, n: int) -> npt.NDArray[np.float6
     assert columns is not None
     roots = np.sqrt(columns[0].astype(np.float64))
     upper = np.zeros((n, n))
-    upper[np.triu_indices(n, 1)] = importance.correlations(first_with_same_input(name)) / 127
+    upper[np.triu_indices(n, 1)] = importance.correlations(str(importance.correlated_name(name)))[0] / 127
     return (upper + upper.T + np.eye(n)) * np.outer(roots, roots)
 
 
@@ -56,7 +56,8 @@ def main() -> None:
             tensor = model.tensors[name]
             n, some = tensor.row_length, RowRange(tensor, 0, 0, min(args.rows, tensor.n_rows))
             parts, x = model.read_rows(some), model.dequantize_rows(some)
-            columns, known = own.weights(name, n, 1), own.inputs(name, n)
+            columns, inputs = own.weights(name, n, 1), own.inputs(name, n)
+            known = None if inputs is None else inputs.of(0)
             assert columns is not None
             texts = [products(importance, name, n) for importance in (own, other)]
             formats = [f for f in candidates(n, stock=False, layout=SPLIT) if f.outliers in (0, 8)]

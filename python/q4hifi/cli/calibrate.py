@@ -1,0 +1,113 @@
+"""``q4hifi calibrate``: measure sensitivities, the harm that an error in each matrix does."""
+
+from __future__ import annotations
+
+import click
+
+from ..allocation.calibration_path import calibration_file
+from ..evaluate.limits import LONGEST_CHUNK
+from ..plan.options import IMATRIX
+from ..wording import counted, printable
+from .common import (
+    console,
+    json_option,
+    print_json,
+    progress_bar,
+    threads_option,
+)
+from .engine_options import Engine, engine_options, open_models
+from .files import INPUT, check_output
+from .group import main
+from .quantize_options import option_of
+from .sections import options_of
+from .texts import (
+    file_option,
+    text_file,
+    words_argument,
+)
+
+
+@main.command()
+@click.argument("model", type=INPUT)
+@words_argument
+@file_option
+@options_of(IMATRIX)(
+    "--imatrix", type=INPUT, metavar="FILE", help="Importance matrix with which MODEL will be quantized."
+)
+@option_of("include_weights")
+@option_of("exclude_weights")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="File to write. [default: the name of the importance matrix, or else of MODEL, with"
+    " .sensitivity.json added]",
+)
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N", default=256,
+    show_default=True, help="Tokens per chunk.",
+)  # fmt: skip
+@click.option(
+    "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=4, show_default=True,
+    help="Number of chunks. The more, the more exact the result. Chunks that OUT already has are not measured"
+    " again.",
+)  # fmt: skip
+@click.option(
+    "--group", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+    help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
+)  # fmt: skip
+@click.option(
+    "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
+)
+@engine_options
+@threads_option
+@json_option
+def calibrate(
+    model: str,
+    words: tuple[str, ...],
+    file: str | None,
+    imatrix: str | None,
+    include_weights: tuple[str, ...],
+    exclude_weights: tuple[str, ...],
+    output: str | None,
+    n_ctx: int,
+    n_chunks: int,
+    group: int,
+    budget: float | None,
+    engine: Engine,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how much an error in each matrix of MODEL harms its predictions.
+
+    'q4hifi quantize --sensitivities OUT' uses the result to choose the best types within a budget. OUT is
+    saved after every matrix. After Ctrl-C, the same command continues from there.
+    """
+    file = text_file(file, words)
+    output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
+    check_output("--output", output, overwrite=True)
+    from ..allocation.calibrate import calibrate as measure_sensitivities
+    from ..evaluate.chunks import read_text
+    from .evaluation_tables import calibration_table
+
+    text = read_text(file)
+    with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,), progress_bar() as progress:
+        result = measure_sensitivities(
+            lm,
+            text,
+            output,
+            imatrix=imatrix,
+            include_weights=include_weights,
+            exclude_weights=exclude_weights,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            group=group,
+            seconds=None if budget is None else 60 * budget,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        console().print(calibration_table(result))
+        click.echo(printable(f"{counted(len(result.sensitivities), 'matrix')}: wrote {output}"))

@@ -1,0 +1,79 @@
+"""What the commands that measure on a text share: their options, the text's file, and the open model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import BadOptionError
+from ..evaluate.limits import MIN_CONTEXT
+from ..wording import counted, printable
+from . import engine_options
+from .engine_options import Engine
+from .files import INPUT
+
+if TYPE_CHECKING:
+    from ..engines.llama.model import LlamaModel
+    from ..runtime.model import Model
+
+file_option = click.option(
+    "-f", "--file", type=INPUT, metavar="FILE",
+    help="Text to measure on: a UTF-8 file, or - for standard input.",
+)  # fmt: skip
+words_argument = click.argument("words", nargs=-1, metavar="")
+context_option = click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=512,
+    show_default=True, help="Tokens per chunk.",
+)  # fmt: skip
+resume_option = click.option(
+    "--resume", is_flag=True, help="Continue an interrupted run. All other options must be the same."
+)
+chunks_option = click.option(
+    "--chunks",
+    "n_chunks",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Largest number of chunks. [default: the whole text]",
+)
+
+
+def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = "") -> str:
+    """Return the file of -f. Raises :class:`BadOptionError` if it is missing or there are extra arguments.
+
+    ``last_model`` is the last argument of a command that takes several models. If it does not look like a
+    model, the message suggests -f for it.
+    """
+    if words:
+        hint = "" if file else f"; if it is the text, write -f {words[0]}"
+        raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
+    if file is None:
+        is_text = last_model and not last_model.lower().endswith(".gguf")
+        hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
+        raise BadOptionError(f"the text is missing; name one with -f{hint}")
+    return file
+
+
+@contextmanager
+def open_models(
+    paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, longest: int = 0, **options: Any
+) -> Iterator[list[Model] | list[LlamaModel]]:
+    """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
+
+    If the chunks are longer than the texts that the first model was trained on, print a note to standard
+    error. ``options`` are those of :func:`engine_options.open_models`.
+    """
+    from ..evaluate.chunks import trained_context
+
+    n_most = max(n_ctx, longest)
+    with engine_options.open_models(paths, engine, n_ctx=n_most, threads=threads, **options) as models:
+        trained = trained_context(models[0])
+        if trained is not None and trained < n_ctx:
+            click.echo(
+                f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and"
+                f" chunks of {n_ctx} are predicted worse; -c {trained} measures what it can do",
+                err=True,
+            )
+        yield models

@@ -1,0 +1,443 @@
+"""llama.cpp as an engine: what it shows of models, and how it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import q4hifi
+from architectures import ARCHITECTURES, VOCAB, write_architecture
+from command import Run
+from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedModelError
+from q4hifi.engines.llama import self_test
+from q4hifi.engines.llama.abi import layout_of
+from q4hifi.engines.llama.library import Blob, library_path, load_library
+from q4hifi.imatrix.file import load_importance
+from synthetic import EXAMPLE, ROOT, write_model, write_runnable
+
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, 64).astype(np.uint32)
+TEXT = (ROOT / "tests/golden/text.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("architectures")
+    return {name: write_architecture(folder / f"{name}.gguf", name) for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def example() -> Iterator[LlamaModel]:
+    with LlamaModel(EXAMPLE, n_ctx=256, threads=2) as model:
+        yield model
+
+
+# ---- what it shows -------------------------------------------------------------------------------
+
+
+def test_inputs_are_those_of_our_own_runtime(example: LlamaModel) -> None:
+    own = q4hifi.Model(EXAMPLE, threads=2)
+    tokens = own.tokenizer.encode_array(TEXT, limit=200)
+    ours, theirs = own.input_sums(), example.input_sums()
+    own.sequence().evaluate(tokens, "none", sums=ours)
+    example.sequence().evaluate(tokens, "none", sums=theirs)
+    assert theirs.all().keys() == ours.all().keys() == set(example.matrices) == set(own.matrices)
+    assert theirs.same_inputs() == ours.same_inputs()
+    for name, (squares, counts) in ours.all().items():
+        found, n = theirs.all()[name]
+        assert n.tolist() == counts.tolist() == [200]
+        np.testing.assert_allclose(found, squares, rtol=3e-3)
+    assert theirs.products().keys() == ours.products().keys()
+    for name, products in ours.products().items():
+        np.testing.assert_allclose(theirs.products()[name], products, atol=2e-3 * np.abs(products).max())
+
+
+def test_logits_in_pieces_are_those_of_the_whole(example: LlamaModel) -> None:
+    own = q4hifi.Model(EXAMPLE, threads=2)
+    tokens = own.tokenizer.encode_array(TEXT, limit=100)
+    whole = example.logits(tokens)
+    assert whole.shape == (100, own.n_vocab)
+    np.testing.assert_allclose(whole, own.logits(tokens), atol=0.02)
+    sequence = example.sequence()
+    assert sequence.evaluate(tokens[:60], "none") is None
+    last = sequence.evaluate(tokens[60:])
+    assert last is not None and sequence.length == 100
+    np.testing.assert_allclose(last, whole[-1], atol=0.02)
+    sequence.truncate(60)
+    again = sequence.evaluate(tokens[60:], "all", sums=example.input_sums())
+    np.testing.assert_allclose(again, whole[60:], atol=0.02)
+    sequence.reset()
+    assert sequence.length == 0
+
+
+@pytest.mark.parametrize("limit", [None, 5, 300])
+def test_tokens_are_those_of_our_own_tokenizer(example: LlamaModel, limit: int | None) -> None:
+    own = q4hifi.Model(EXAMPLE, threads=2).tokenizer
+    text = TEXT + "\udcf0\udc8d <|im_end|> "
+    found = example.tokenizer.encode_array(text * 3, limit=limit)
+    np.testing.assert_array_equal(found, own.encode_array(text * 3, limit=limit))
+    assert (example.tokenizer.add_bos, example.tokenizer.n_vocab) == (own.add_bos, own.n_vocab)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_matrix_of_an_architecture_is_measured_and_quantized(
+    architecture: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The imatrix has all matrices, files are made with it, and llama.cpp runs these and finds them close."""
+    source = models[architecture]
+    with pytest.raises(UnsupportedModelError, match="which cannot be run"):
+        q4hifi.open_model(source, engine="q4hifi")
+    out, imatrix = tmp_path / "out.gguf", tmp_path / "imatrix.gguf"
+    with q4hifi.open_model(source, threads=2, n_ctx=64, expert_correlations=True) as model:
+        assert isinstance(model, LlamaModel)
+        text = np.tile(TOKENS, 4)
+        q4hifi.collect_importance(model, text, n_ctx=64, output=imatrix)
+        importance = load_importance(imatrix)
+        inside = {name for name in model.matrices if name.startswith("blk.")}
+        assert inside <= set(importance.names)
+        correlated = {name for name in inside if importance.is_correlated(name)}
+        assert {name for name in inside - correlated if "ssm_dt" not in name} == set(), "rows of whole blocks"
+        report = q4hifi.quantize_file(source, out, "Q4_K_M", imatrix=imatrix, refine=True, threads=2)
+        assert not q4hifi.verify_file(out)
+        rough = tmp_path / "rough.gguf"
+        q4hifi.quantize_file(source, rough, "Q2_K", imatrix=imatrix, threads=2)
+        with LlamaModel(out, n_ctx=64, threads=2) as ours, LlamaModel(rough, n_ctx=64, threads=2) as coarse:
+            found = q4hifi.compare(model, [ours, coarse], text, n_ctx=64, threads=2)
+    fine, bad = (model.quality.mean_kld.value for model in found.models if model.quality is not None)
+    assert 0 < fine < bad, report
+
+
+def test_experts_get_the_inputs_of_the_tokens_that_are_routed_to_them(tmp_path: Path) -> None:
+    """A dense layer that is cut into two experts, both of them used, has the sums of the dense layer."""
+    dense = write_runnable(
+        tmp_path / "dense.gguf", "qwen3", n_layer=1, norms=("attn_q_norm", "attn_k_norm"), kind="F16"
+    )
+    mixture = _cut_into_experts(dense, tmp_path / "mixture.gguf")
+    sums = []
+    for path in (dense, mixture):
+        with LlamaModel(path, n_ctx=64, threads=1, expert_correlations=True) as model:
+            collected = model.input_sums()
+            model.sequence().evaluate(TOKENS, "none", sums=collected)
+            sums.append((collected.all(), collected.products()))
+    (whole, whole_products), (parts, products) = sums
+    for role in ("gate", "up"):
+        squares, counts = parts[f"blk.0.ffn_{role}_exps.weight"]
+        assert counts.tolist() == [64, 64]
+        np.testing.assert_allclose(squares, np.tile(whole[f"blk.0.ffn_{role}.weight"][0], (2, 1)), rtol=1e-3)
+    pooled = products["blk.0.ffn_gate_exps.weight"]
+    _close(pooled, 2 * whole_products["blk.0.ffn_gate.weight"])  # a token counts once for each expert
+    squares, counts = parts["blk.0.ffn_down_exps.weight"]
+    assert counts.tolist() == [64, 64]
+    np.testing.assert_allclose(squares.reshape(1, -1), whole["blk.0.ffn_down.weight"][0], rtol=2e-2)
+    full = np.zeros((512, 512), np.float32)
+    full[np.triu_indices(512, 1)] = whole_products["blk.0.ffn_down.weight"][0]
+    upper = np.triu_indices(256, 1)
+    own = [full[:256, :256][upper], full[256:, 256:][upper]]
+    _close(products["blk.0.ffn_down_exps.weight"], np.stack(own))
+
+
+def _close(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
+
+
+def _cut_into_experts(dense: Path, path: Path) -> Path:
+    """Write a mixture of two experts, each with half of the dense model's hidden units, both always used."""
+    with q4hifi.open(dense) as file:
+        tensors = {name: file[name].dequantize() for name in file.tensors}
+        keys = {k.removeprefix("qwen3."): v for k, v in file.metadata.items() if k.startswith("qwen3.")}
+    for role in ("gate", "up"):
+        tensors[f"blk.0.ffn_{role}_exps.weight"] = tensors.pop(f"blk.0.ffn_{role}.weight").reshape(2, 256, -1)
+    down = tensors.pop("blk.0.ffn_down.weight")
+    tensors["blk.0.ffn_down_exps.weight"] = 2 * np.stack([down[:, :256], down[:, 256:]])
+    tensors["blk.0.ffn_gate_inp.weight"] = np.zeros((2, 256), np.float32)
+    keys |= {"expert_count": 2, "expert_used_count": 2, "expert_feed_forward_length": 256}
+    keys.pop("block_count")
+    types = {int: q4hifi.formats.gguf_constants.GGUFValueType.UINT32}
+    pairs = [
+        (
+            f"qwen3moe.{key}",
+            value,
+            types.get(type(value), q4hifi.formats.gguf_constants.GGUFValueType.FLOAT32),
+        )
+        for key, value in keys.items()
+    ]
+    none = ("tokenizer.ggml.model", "none", q4hifi.formats.gguf_constants.GGUFValueType.STRING)
+    return write_model(path, tensors, architecture="qwen3moe", pairs=[*pairs, none], kept=_router)
+
+
+def _router(name: str) -> bool:
+    return "_inp." in name
+
+
+def test_q4_hifi_is_run_from_a_copy_in_types_that_llama_cpp_knows(tmp_path: Path) -> None:
+    hifi = tmp_path / "hifi.gguf"
+    q4hifi.quantize_file(EXAMPLE, hifi, "Q4_HIFI", threads=2)
+    tokens = np.arange(100, 150)
+    with LlamaModel(hifi, n_ctx=64, threads=2) as model:
+        assert model.path == hifi
+        found = model.logits(tokens)
+    q4hifi.export_file(hifi, tmp_path / "f16.gguf", as_="f16")
+    with LlamaModel(tmp_path / "f16.gguf", n_ctx=64, threads=2) as model:
+        np.testing.assert_array_equal(found, model.logits(tokens))
+
+
+def test_sensitivities_are_those_of_our_own_runtime(example: LlamaModel) -> None:
+    """Weights are replaced in llama.cpp's memory; afterwards, the model is as it was."""
+    tokens = np.arange(200, 260)
+    trials = [model.trial(tokens) for model in (example, q4hifi.Model(EXAMPLE, threads=2))]
+    np.testing.assert_allclose(trials[0].reference, trials[1].reference, atol=0.02)
+    with q4hifi.open(EXAMPLE) as file:
+        for name in ("blk.0.attn_k.weight", "blk.5.ffn_down.weight", "token_embd.weight"):
+            rough = q4hifi.quantize(file[name].dequantize(), "Q2_K").dequantize()
+            coarse = q4hifi.quantize(rough, "F16")  # the runtimes multiply Q2_K differently
+            ours, theirs = (trial.logits({name: coarse}) for trial in trials)
+            np.testing.assert_allclose(ours, theirs, atol=0.02)
+            assert np.abs(ours - trials[0].reference).max() > 0.05
+    np.testing.assert_array_equal(example.logits(tokens), trials[0].reference)
+    with pytest.raises(UnsupportedModelError, match="does not multiply with blk"):
+        trials[0].logits({"blk.99.attn_k.weight": coarse})
+
+
+def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "moe.gguf", "qwen3next", vocabulary=True)
+    found = q4hifi.calibrate(source, TEXT, n_ctx=32, n_chunks=1, group=2, threads=2)
+    with LlamaModel(source, n_ctx=32) as model:
+        assert set(found.sensitivities) == set(model.matrices)
+    assert all(value.value > 0 for value in found.sensitivities.values())
+
+
+def test_text_is_that_of_our_own_runtime(example: LlamaModel) -> None:
+    own = q4hifi.Model(EXAMPLE, n_ctx=256, threads=2)
+    ours, theirs = example.tokenizer, own.tokenizer
+    assert (ours.bos, ours.eos, ours.add_eos) == (theirs.bos, theirs.eos, theirs.add_eos)
+    for token in (0, 65, 200, 3000, own.n_vocab - 1):
+        assert ours.piece(token) == theirs.piece(token)
+        assert ours.is_end_of_generation(token) == theirs.is_end_of_generation(token)
+    with pytest.raises(BadOptionError, match="is not in the vocabulary"):
+        ours.piece(own.n_vocab)
+    shielded = ours.shield("a <|endoftext|> b")
+    assert shielded != "a <|endoftext|> b"
+    assert len(ours.encode("a <|endoftext|> b", parse_special=True)) < len(
+        ours.encode(shielded, parse_special=True, shield=q4hifi.runtime.tokenizer.SHIELD)
+    )
+    texts = [
+        "".join(q4hifi.generate(model, "Once upon a time", n=20, temperature=0)) for model in (example, own)
+    ]
+    assert texts[0] == texts[1] and texts[0]
+    chat = q4hifi.Chat(example, q4hifi.Sampler(seed=1), template="{{ messages[0].content }}: ")
+    assert "".join(chat.answer("Hello", 5))
+
+
+# ---- how it is chosen ----------------------------------------------------------------------------
+
+
+def test_auto_takes_our_own_runtime_where_it_runs_the_model(models: dict[str, Path]) -> None:
+    assert isinstance(q4hifi.open_model(EXAMPLE), q4hifi.Model)
+    with q4hifi.open_model(EXAMPLE, library=library_path(), n_ctx=64) as model:
+        assert isinstance(model, LlamaModel)
+    with pytest.raises(BadOptionError, match="`gpu_layers` is an option of the engine"):
+        q4hifi.open_model(EXAMPLE, engine="q4hifi", gpu_layers=1)
+    with pytest.raises(BadOptionError, match="there is no `engine` 'cuda'"):
+        q4hifi.open_model(EXAMPLE, engine="cuda")
+
+
+def test_models_are_compared_with_one_engine(models: dict[str, Path]) -> None:
+    from q4hifi.engines.opening import open_alike
+
+    for paths, engine in (([EXAMPLE, EXAMPLE], "q4hifi"), ([EXAMPLE, models["olmoe"]], "llama.cpp")):
+        with open_alike(paths, n_ctx=64, threads=2) as opened:
+            assert [model.engine for model in opened] == [engine] * 2
+
+
+def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
+    source = write_architecture(tmp_path / "moe.gguf", "qwen3moe", vocabulary=True)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    options = ("-f", text, "-c", "64", "--chunks", "3")
+    made = run("imatrix", source, *options, "-o", tmp_path / "i.gguf")
+    assert made.status == 0 and "engine: llama.cpp" in made.err
+    assert "measures no Fisher information" in made.err
+    refused = run("imatrix", source, *options, "-o", tmp_path / "j.gguf", "--engine", "q4hifi")
+    assert refused.status == 1 and "the architecture is 'qwen3moe'" in refused.err
+    out = tmp_path / "out.gguf"
+    assert run("quantize", source, out, "Q4_K_M", "--imatrix", tmp_path / "i.gguf", "--refine").status == 0
+    base = tmp_path / "base.kld"
+    assert run("perplexity", source, *options, "--kl-divergence-base", base).status == 0
+    compared = run("perplexity", out, "--kl-divergence-base", base, "--kl-divergence")
+    assert compared.status == 0 and "Mean    KLD" in compared.out
+    written = run("generate", source, "-p", "The", "-n", "5", "-s", "1")
+    assert written.status == 0 and len(written.out) > 4
+    assert run("compare", source, out, *options).status == 0
+    assert run("bench", out, "-p", "8", "-n", "2", "-r", "1").status == 0
+    for option, value in (
+        ("--rpc", "nowhere"),
+        ("-ts", "a,b"),
+        ("--engine", "vllm"),
+        ("--llama-library", ""),
+    ):
+        assert run("bench", out, option, value).status == 2
+    absent = run("bench", out, "--llama-library", tmp_path / "none.so")
+    assert absent.status == 1 and "there is no such library" in absent.err
+
+
+# ---- how it fails --------------------------------------------------------------------------------
+
+
+def test_tokens_and_texts_that_do_not_fit(example: LlamaModel) -> None:
+    first = example.sequence()
+    with pytest.raises(BadOptionError, match="300 more are too many for a context of 256"):
+        first.evaluate(np.arange(300))
+    with pytest.raises(BadOptionError, match="not all tokens are in the vocabulary"):
+        first.evaluate([1, example.n_vocab])
+    with pytest.raises(BadOptionError, match="at least one"):
+        first.evaluate([])
+    with pytest.raises(BadOptionError, match="cannot be cut to 3"):
+        first.truncate(3)
+    example.sequence().evaluate([1, 2])
+    with pytest.raises(BadOptionError, match="has begun another text"):
+        first.evaluate([1])
+    with pytest.raises(UnsupportedModelError, match="no Fisher information"):
+        example.fisher(np.arange(8))
+    example.close()
+    with pytest.raises(BadOptionError, match="the model is closed"):
+        example.sequence().evaluate([1])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), q4hifi.NotFiniteError("bad")])
+def test_an_error_while_inputs_are_taken_ends_the_evaluation(
+    example: LlamaModel, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(q4hifi.InputSums, "add", fail)
+    with pytest.raises(type(error)):
+        example.sequence().evaluate(np.arange(20), "none", sums=example.input_sums())
+    assert len(calls) == 1
+    monkeypatch.undo()
+    sums = example.input_sums()
+    example.sequence().evaluate(np.arange(20), "none", sums=sums)
+    assert {int(n) for _, counts in sums.all().values() for n in counts} == {20}
+
+
+def test_models_that_llama_cpp_refuses(tmp_path: Path, models: dict[str, Path]) -> None:
+    path = write_architecture(tmp_path / "odd.gguf", "olmoe")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"olmoe", b"olmox"))
+    with pytest.raises(UnsupportedModelError, match=r"llama\.cpp does not load it: .*olmox"):
+        LlamaModel(path)
+    with pytest.raises(UnavailableError, match="built without RPC"):
+        LlamaModel(models["olmoe"], rpc=["localhost:1"])
+
+
+def test_libraries_that_are_no_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnavailableError, match="there is no such library"):
+        LlamaModel(EXAMPLE, library=tmp_path / "none.so")
+    (tmp_path / "text.so").write_text("not a library")
+    with pytest.raises(UnavailableError, match="cannot be loaded"):
+        LlamaModel(EXAMPLE, library=tmp_path / "text.so")
+    other = Path(str(q4hifi._core.__file__))
+    with pytest.raises(UnavailableError, match="has no function"):
+        LlamaModel(EXAMPLE, library=other)
+    monkeypatch.setenv("LLAMA_LIBRARY", str(tmp_path / "gone.so"))
+    with pytest.raises(UnavailableError, match="which the variable LLAMA_LIBRARY names"):
+        LlamaModel(EXAMPLE)
+    monkeypatch.delenv("LLAMA_LIBRARY")
+    monkeypatch.setattr("q4hifi.engines.llama.library.find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="is not installed; pip install xllamacpp"):
+        LlamaModel(EXAMPLE)
+
+
+def test_another_layout_of_structs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = load_library(library_path())
+
+    class Changed:
+        """The library with other defaults."""
+
+        def __getattr__(self, name: str) -> Any:
+            return (lambda: Blob()) if name == "llama_context_default_params" else getattr(lib, name)
+
+    assert layout_of(lib).cb_eval % 8 == 0
+    with pytest.raises(UnavailableError, match="cb_eval may be at \\[\\]"):
+        layout_of(Changed())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [("raise SystemExit('wrong inputs')", "wrong inputs"), ("import os; os.abort()", "status -6")],
+)
+def test_a_library_that_does_not_pass_the_check_is_refused(
+    code: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(self_test, "CHECK", "failing")
+    monkeypatch.setattr(self_test, "_passed_file", lambda: tmp_path / "passed.json")
+    with pytest.raises(UnavailableError, match=f"does not pass q4hifi's check .*{problem}"):
+        self_test.checked_layout.__wrapped__(library_path())
+    assert not (tmp_path / "passed.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(self_test, "_passed_file", lambda: tmp_path / "passed.json")
+    self_test.checked_layout.__wrapped__(library_path())
+    assert (tmp_path / "passed.json").exists()
+
+
+def test_a_model_that_ggml_aborts_at_ends_with_a_message(tmp_path: Path) -> None:
+    """A convolution in F16 breaks an assumption of ggml, which would end the process with a backtrace."""
+    import architectures
+
+    path = tmp_path / "aborting.gguf"
+    code = (
+        "import sys, numpy, q4hifi; m = q4hifi.LlamaModel(sys.argv[1], n_ctx=64)\n"
+        "m.sequence().evaluate(numpy.arange(64))"
+    )
+    is_small = architectures._is_small
+    architectures._is_small = lambda name: is_small(name) and "conv" not in name
+    try:
+        write_architecture(path, "lfm2")
+    finally:
+        architectures._is_small = is_small
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: llama.cpp cannot go on with this model: ")
+    assert done.stderr.count("\n") == 1
+
+
+# ---- sums ----------------------------------------------------------------------------------------
+
+
+def test_sums_of_inputs_from_arrays() -> None:
+    rows = np.random.default_rng(1).standard_normal((6, 40)).astype(np.float32)
+    experts = np.array([[0, 1], [1, 2], [2, 0], [0, 1], [-1, 2], [1, 0]])
+    sums = q4hifi.InputSums(40, 3, 3, threads=2)
+    sums.add(rows, experts)
+    for expert in range(3):
+        mine = rows[(experts == expert).any(1)].astype(np.float64)
+        assert sums.counts[expert] == len(mine)
+        np.testing.assert_allclose(sums.squares[expert], (mine**2).sum(0), rtol=1e-6)
+        pairs = (mine.T @ mine)[np.triu_indices(40, 1)]
+        np.testing.assert_allclose(sums.products[expert], pairs, atol=1e-5)
+    other = sums.empty()
+    other.take(sums)
+    assert other.counts.tolist() == [4, 4, 3] and sums.counts.tolist() == [0, 0, 0]
+    single = q4hifi.InputSums(40)
+    single.add(rows)
+    assert single.counts.tolist() == [6] and single.products.shape == (1, 780)
+    for bad in (rows[0], rows[:, :39]):
+        with pytest.raises(BadOptionError, match="must have the shape"):
+            single.add(bad)
+    with pytest.raises(BadOptionError, match="`matrices` is missing"):
+        sums.add(rows)
+    with pytest.raises(BadOptionError, match="not there"):
+        sums.add(rows, np.full(6, 3))
+    with pytest.raises(BadOptionError, match="different shapes"):
+        single.take(sums)
