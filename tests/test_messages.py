@@ -24,11 +24,11 @@ QUANTIZING = ("plan", "quantize")
 SHOWN_BY = {
     "allocation/measured_plan.py": QUANTIZING,
     "engines/llama/model.py": ("calibrate", *CHUNKS),
-    "engines/opening.py": ("bench", "calibrate", *CHUNKS),
+    "engines/opening.py": ("bench", "calibrate", "generate", *CHUNKS),
     "evaluate/chunks.py": CHUNKS,
     "evaluate/collect_imatrix.py": ("imatrix",),
     "evaluate/log_probs_file.py": ("perplexity",),
-    "evaluate/perplexity.py": ("perplexity",),
+    "evaluate/resuming.py": CHUNKS,
     "files/output_file.py": (*CHUNKS, "dequantize", "export", *QUANTIZING),
     "imatrix/file.py": ("calibrate", "imatrix", *QUANTIZING),
     "imatrix/fit.py": QUANTIZING,
@@ -51,6 +51,7 @@ SHOWN_BY = {
 
 ONLY_BY = {
     ("engines/llama/model.py", "fisher_chunks"): ("imatrix",),
+    ("evaluate/chunks.py", "from_chunk"): ("imatrix",),
     ("files/output_file.py", "resume"): CHUNKS,
 }
 """(Module, keyword) -> the commands that can show this message, if they are not those of the module."""
@@ -58,6 +59,7 @@ ONLY_BY = {
 ONLY_IN_PYTHON = {
     "allocation/calibrate.py": {"n_ctx", "n_chunks", "group"},  # the command checks these ranges by itself
     "codec/input_sums.py": {"matrices"},
+    "codec/quantized_tensor.py": {"data"},
     "pipeline/with_options.py": {"options"},
 }
 """Module -> the keywords in messages that no command shows."""

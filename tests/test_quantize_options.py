@@ -142,9 +142,9 @@ def test_a_model_and_an_imatrix_are_opened_once(tmp_path: Path, monkeypatch: pyt
     opened: list[str] = []
     open_file = GgufFile.open
 
-    def noted(path: Any) -> GgufFile:
+    def noted(path: Any, *purpose: Any) -> GgufFile:
         opened.append(str(path))
-        return open_file(path)
+        return open_file(path, *purpose)
 
     def calibrated(*arguments: Any, **options: Any) -> Any:
         return measure(*arguments, **options, n_ctx=16, n_chunks=1, group=9)

@@ -538,5 +538,5 @@ def test_an_imatrix_is_saved_and_copied_by_chunks(tmp_path: Path) -> None:
         model, text[64:], n_ctx=64, fisher_chunks=0, output=tmp_path / "later.gguf"
     )
     same_sums(found, later)
-    with pytest.raises(BadOptionError, match="none is left after `from_chunk=6`"):
+    with pytest.raises(BadOptionError, match="none is left after 6; give a smaller `from_chunk`"):
         q4hifi.collect_importance(model, text, n_ctx=64, from_chunk=6)

@@ -107,7 +107,7 @@ class Chunks:
         if tokens.size < (from_chunk + 1) * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {tokens.size // n_ctx} chunks of {n_ctx} tokens, so none is left after"
-                f" `from_chunk={from_chunk}`; skip fewer"
+                f" {from_chunk}; give a smaller `from_chunk`"
             )
         tokens = tokens[from_chunk * n_ctx :]
         most = tokens.size // n_ctx

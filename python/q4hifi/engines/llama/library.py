@@ -10,6 +10,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_int64,
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ...errors import UnavailableError
@@ -119,8 +120,12 @@ def _collect(level: int, text: bytes, _user: object) -> None:
     _log.append((level, text.decode(errors="replace")))
 
 
+_ending = Lock()
+
+
 def _end(message: bytes) -> None:
     """End the process, which ggml would abort: it calls this where a model breaks one of its assumptions."""
+    _ending.acquire()  # never released: a second thread of ggml that fails waits here for the end
     os.write(2, b"Error: llama.cpp cannot go on with this model: " + message.strip() + b"\n")
     os._exit(1)
 
