@@ -174,6 +174,8 @@ def loaded(path: str | Path) -> Iterator[int]:
     """A model in the engine, a ``llama_model *``."""
     _log.clear()
     lib = library()
+    lib.ggml_log_set(_collector, None)  # an engine of q4hifi may have taken the log
+    lib.llama_log_set(_collector, None)
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
     checked(model, bool(model), f"{path} does not load")
     try:

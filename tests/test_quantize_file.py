@@ -19,6 +19,7 @@ import q4hifi
 from q4hifi.allocation.measured_plan import FED_BACK
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, UnsupportedModelError
 from q4hifi.formats.types import TYPES
+from q4hifi.gguf_io.metadata import Metadata
 from q4hifi.gguf_io.reader import GgufFile
 from q4hifi.imatrix.sums import ColumnSums, ImportanceSums
 from q4hifi.plan.recipes import RECIPES
@@ -216,7 +217,7 @@ def test_the_stock_engine_refuses_the_companions_of_q4_hifi(hifi: Made) -> None:
 # ---- metadata ------------------------------------------------------------------------------------
 
 
-def metaread_tensors(path: Path) -> q4hifi.gguf_file.Metadata:
+def metadata_of(path: Path) -> Metadata:
     with GgufFile.open(path) as model:
         return model.metadata
 
@@ -224,7 +225,7 @@ def metaread_tensors(path: Path) -> q4hifi.gguf_file.Metadata:
 @pytest.mark.parametrize(("recipe", "file_type"), [("Q4_HIFI", 14), ("Q4_K_M", 15), ("COPY", 1), ("F32", 0)])
 def test_metadata_is_carried_over_to_the_byte(recipe: str, file_type: int, tmp_path: Path) -> None:
     q4hifi.quantize_file(EXAMPLE, tmp_path / "out.gguf", recipe)
-    source, written = metaread_tensors(EXAMPLE), metaread_tensors(tmp_path / "out.gguf")
+    source, written = metadata_of(EXAMPLE), metadata_of(tmp_path / "out.gguf")
     changed = ["general.quantization_version", "general.file_type"]
     kept = [key for key in source if key not in changed]
     assert list(written)[: len(kept) + 2] == kept + changed
@@ -234,11 +235,9 @@ def test_metadata_is_carried_over_to_the_byte(recipe: str, file_type: int, tmp_p
 
 def test_q4_hifi_and_the_imatrix_are_recorded(imatrix: Path, tmp_path: Path) -> None:
     q4hifi.quantize_file(EXAMPLE, tmp_path / "out.gguf", imatrix=imatrix, outliers=5, ffn_down_coverage=0.3)
-    written = metaread_tensors(tmp_path / "out.gguf")
+    written = metadata_of(tmp_path / "out.gguf")
     recorded = [
-        (key, written[key], written.value_type(key))
-        for key in written
-        if key not in metaread_tensors(EXAMPLE)
+        (key, written[key], written.value_type(key)) for key in written if key not in metadata_of(EXAMPLE)
     ]
     assert recorded == [
         ("quantize.imatrix.file", str(imatrix)[:127], STRING),
@@ -256,7 +255,7 @@ def test_a_mix_of_llama_cpp_records_nothing_of_q4_hifi(small: Path, tmp_path: Pa
     q4hifi.quantize_file(small, tmp_path / "hifi.gguf")
     for source in (small, tmp_path / "hifi.gguf"):
         q4hifi.quantize_file(source, tmp_path / "out.gguf", "Q4_K_M", allow_requantize=True, overwrite=True)
-        assert not [key for key in metaread_tensors(tmp_path / "out.gguf") if key.startswith("q4_hifi.")]
+        assert not [key for key in metadata_of(tmp_path / "out.gguf") if key.startswith("q4_hifi.")]
 
 
 # ---- the report ----------------------------------------------------------------------------------

@@ -134,9 +134,14 @@ def _end(message: bytes) -> None:
 _collector, _ender = LogCallback(_collect), AbortCallback(_end)
 
 
-def forget_log() -> None:
-    """Forget what was logged, so that :func:`logged_errors` returns what follows."""
+def forget_log(lib: ctypes.CDLL) -> None:
+    """Forget what was logged, so that :func:`logged_errors` returns what follows.
+
+    The log is taken again, because another user of the library in this process may have taken it meanwhile.
+    """
     _log.clear()
+    lib.ggml_log_set(_collector, None)
+    lib.llama_log_set(_collector, None)
 
 
 def logged_errors() -> str:
@@ -189,8 +194,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    lib.ggml_log_set(_collector, None)
-    lib.llama_log_set(_collector, None)
+    forget_log(lib)
     if hasattr(lib, "ggml_set_abort_callback"):
         lib.ggml_set_abort_callback.restype, lib.ggml_set_abort_callback.argtypes = c_void_p, [AbortCallback]
         lib.ggml_set_abort_callback(_ender)

@@ -128,7 +128,7 @@ class LlamaModel:
         )
         self._threads = used_threads(threads)
         split = (c_float * 128)(*tensor_split) if tensor_split else None
-        forget_log()
+        forget_log(lib)
         model = lib.llama_model_load_from_file(os.fsencode(loaded), model_params(lib, gpu_layers, split))
         if not model:
             raise UnsupportedModelError(f"{self.path}: llama.cpp does not load it: {logged_errors()}")
@@ -217,7 +217,7 @@ class LlamaModel:
         n = len(tokens)
         array = (c_int32 * n)(*tokens.tolist())
         batch = Batch(n, array, None, None, None, None, (c_int8 * n)(*wanted.tolist()))
-        forget_log()
+        forget_log(self._lib)
         self._observer.begin(sums)
         status = self._lib.llama_decode(self._context, batch)
         self._observer.end()
