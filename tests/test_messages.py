@@ -77,14 +77,14 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 def texts(tree: ast.AST) -> Iterator[str]:
     """Yield the strings of a program, without docstrings; values in an f-string become "..."."""
-    bodies = [getattr(node, "body", None) for node in ast.walk(tree)]
-    statements = {
-        id(each.value) for body in bodies if isinstance(body, list) for each in body if is_text(each)
-    }
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    bodies = (body for node in nodes if isinstance(body := getattr(node, "body", None), list))
+    others = {id(each.value) for body in bodies for each in body if is_text(each)}
+    others |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(v.value) if isinstance(v, ast.Constant) else "..." for v in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in others:
             yield node.value
 
 
