@@ -52,11 +52,7 @@ impl BlockQ4K {
     #[inline(always)]
     pub(crate) fn quants(&self) -> [u8; QK_K] {
         let mut quants = [0u8; QK_K];
-        for (j, quants) in quants.chunks_exact_mut(32).enumerate() {
-            for (quant, &q) in quants.iter_mut().zip(&self.qs[j / 2 * 32..]) {
-                *quant = (q >> (j % 2 * 4)) & 0x0f;
-            }
-        }
+        split_nibbles(&self.qs, &mut quants);
         quants
     }
 
@@ -75,6 +71,16 @@ impl BlockQ4K {
             for i in 0..32 {
                 qs[i] = q[i] | (q[i + 32] << 4);
             }
+        }
+    }
+}
+
+/// The low halves of 32 bytes, then their high halves, and so on: Q5_K's low bits, too.
+#[inline(always)]
+pub(crate) fn split_nibbles(qs: &[u8; QK_K / 2], quants: &mut [u8]) {
+    for (out, qs) in quants.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
+        for i in 0..32 {
+            (out[i], out[i + 32]) = (qs[i] & 0x0f, qs[i] >> 4);
         }
     }
 }

@@ -9,7 +9,7 @@
 //! It is what GPTQ and LDLQ do (see [`super`]), without the inverse of H.
 
 use super::correlations::TILE;
-use super::formula::{BlockParts, Formula, SHARED};
+use super::formula::{BlockParts, Formula, Parts, SHARED};
 use super::hessian::Hessian;
 use crate::block::{QK_K, TensorType, Values};
 use crate::fit::iq4_value;
@@ -123,8 +123,8 @@ impl Rows {
             let lanes = errors.chunks_mut(weights).zip(steps.chunks_mut(weights));
             for ((x, encoded), (errors, steps)) in of_rows.zip(lanes) {
                 view.set::<L>(formula, x, encoded);
-                errors.copy_from_slice(&view.errors[..weights]);
-                steps.copy_from_slice(&view.steps[..weights]);
+                copy_parts(&view.errors, errors);
+                copy_parts(&view.steps, steps);
             }
             // there is room for LANES values of every column.
             let to = |values: &mut [LaneRow]| {
@@ -190,59 +190,75 @@ impl Rows {
                 x.chunks(weights).zip(encoded.chunks_mut(bytes)).skip(block).step_by(blocks);
             for ((x, encoded), steps) in of_rows.zip(steps.chunks(weights)) {
                 view.set::<L>(formula, x, encoded);
-                for (i, &step) in steps.iter().enumerate() {
-                    // taken, a step is the way back: its sign has changed
-                    let is_taken = (step.to_bits() ^ view.steps[i].to_bits()) >> 31;
-                    let changes = 0u8.wrapping_sub(is_taken as u8);
-                    view.parts.quants[i] ^= (view.parts.quants[i] ^ view.others[i]) & changes;
+                for (j, steps) in steps.as_chunks::<SHARED>().0.iter().enumerate() {
+                    let (quants, others) = (&mut view.block.quants[j], &view.others[j]);
+                    for i in 0..SHARED {
+                        // taken, a step is the way back: its sign has changed
+                        let is_taken = (steps[i].to_bits() ^ view.steps[j][i].to_bits()) >> 31;
+                        let changes = 0u8.wrapping_sub(is_taken as u8);
+                        quants[i] ^= (quants[i] ^ others[i]) & changes;
+                    }
                 }
-                formula.write(&view.parts.quants, encoded);
+                formula.write(&view.block.quants, encoded);
             }
         }
     }
 }
 
-/// Writes what `quants` stand for to `to`, which has as many elements.
+/// Copies the first parts, as many as there is room for.
+#[inline(always)]
+fn copy_parts(parts: &Parts<f32>, to: &mut [f32]) {
+    for (to, part) in to.as_chunks_mut().0.iter_mut().zip(parts) {
+        *to = *part;
+    }
+}
+
+/// Writes what `quants` stand for to `to`, which has as many parts.
 ///
 /// # Safety
 ///
 /// The CPU has L's instruction set; L's lanes divide the number of quants.
 #[inline(always)]
-unsafe fn write_values<L: Vector>(values: Values, quants: &[u8], to: &mut [f32]) {
-    for (to, &q) in to.iter_mut().zip(quants) {
-        *to = f32::from(q);
+unsafe fn write_values<L: Vector>(
+    values: Values,
+    quants: &[[u8; SHARED]],
+    to: &mut [[f32; SHARED]],
+) {
+    let first = match values {
+        Values::From(first) => first,
+        Values::Iq4 => 0.0,
+    };
+    for (to, quants) in to.iter_mut().zip(quants) {
+        *to = quants.map(|q| f32::from(q) + first);
     }
-    match values {
-        Values::From(first) => to.iter_mut().for_each(|value| *value += first),
-        Values::Iq4 => {
-            for to in to.chunks_exact_mut(L::LANES) {
-                iq4_value(L::load(to.as_ptr())).store(to.as_mut_ptr());
-            }
+    if let Values::Iq4 = values {
+        for to in to.as_flattened_mut().chunks_exact_mut(L::LANES) {
+            iq4_value(L::load(to.as_ptr())).store(to.as_mut_ptr());
         }
     }
 }
 
-/// What a block comes to beside the weights that it stands for; a block of fewer weights takes the first elements.
+/// What a block comes to beside the weights that it stands for.
 struct View {
-    parts: BlockParts,
+    block: BlockParts,
     /// The neighbouring quants on the other side of the weights, or the same where there is none.
-    others: [u8; QK_K],
+    others: Parts<u8>,
     /// What both stand for.
-    values: [f32; QK_K],
-    other_values: [f32; QK_K],
+    values: Parts<f32>,
+    other_values: Parts<f32>,
     /// As in [`Rows`].
-    errors: [f32; QK_K],
-    steps: [f32; QK_K],
+    errors: Parts<f32>,
+    steps: Parts<f32>,
 }
 
 impl View {
     const ZERO: Self = Self {
-        parts: BlockParts::ZERO,
-        others: [0; QK_K],
-        values: [0.0; QK_K],
-        other_values: [0.0; QK_K],
-        errors: [0.0; QK_K],
-        steps: [0.0; QK_K],
+        block: BlockParts::ZERO,
+        others: [[0; SHARED]; QK_K / SHARED],
+        values: [[0.0; SHARED]; QK_K / SHARED],
+        other_values: [[0.0; SHARED]; QK_K / SHARED],
+        errors: [[0.0; SHARED]; QK_K / SHARED],
+        steps: [[0.0; SHARED]; QK_K / SHARED],
     };
 
     /// Takes in a block.
@@ -252,19 +268,13 @@ impl View {
     /// The CPU has L's instruction set.
     #[inline(always)]
     unsafe fn set<L: Vector>(&mut self, formula: Formula, x: &[f32], block: &[u8]) {
-        let Self { parts, others, values, other_values, errors, steps } = self;
-        let weights = formula.weights;
-        formula.read(block, parts);
-        let BlockParts { quants, scales, mins } = parts;
-        write_values::<L>(formula.values, &quants[..weights], &mut values[..weights]);
-        // in parts of a known length, which the compiler makes vectors of
+        formula.read(block, &mut self.block);
+        let parts = formula.weights / SHARED;
+        write_values::<L>(formula.values, &self.block.quants[..parts], &mut self.values[..parts]);
         for (j, x) in x.as_chunks::<SHARED>().0.iter().enumerate() {
-            let (scale, min) = (scales[j], mins[j]);
-            let (quants, values) = (&quants.as_chunks::<SHARED>().0[j], &values.as_chunks().0[j]);
-            let (others, errors) =
-                (&mut others.as_chunks_mut().0[j], &mut errors.as_chunks_mut().0[j]);
-            let (others, errors): (&mut [u8; SHARED], &mut [f32; SHARED]) = (others, errors);
-            let values: &[f32; SHARED] = values;
+            let (scale, min) = (self.block.scales[j], self.block.mins[j]);
+            let (quants, values) = (&self.block.quants[j], &self.values[j]);
+            let (errors, others) = (&mut self.errors[j], &mut self.others[j]);
             for i in 0..SHARED {
                 errors[i] = scale * values[i] - min - x[i];
                 // upwards or downwards, and no farther than to the end; without a branch, which no
@@ -274,10 +284,12 @@ impl View {
                 others[i] = other.clamp(0, i16::from(formula.last)) as u8;
             }
         }
-        write_values::<L>(formula.values, &others[..weights], &mut other_values[..weights]);
-        for (j, &scale) in scales[..weights / SHARED].iter().enumerate() {
-            for i in j * SHARED..(j + 1) * SHARED {
-                steps[i] = scale * (other_values[i] - values[i]);
+        write_values::<L>(formula.values, &self.others[..parts], &mut self.other_values[..parts]);
+        for j in 0..parts {
+            let (scale, values, others) =
+                (self.block.scales[j], &self.values[j], &self.other_values[j]);
+            for (step, (other, value)) in self.steps[j].iter_mut().zip(others.iter().zip(values)) {
+                *step = scale * (other - value);
             }
         }
     }

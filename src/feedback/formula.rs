@@ -5,6 +5,10 @@ use crate::block::{Block, QK_K, Quants, TensorType, Values, blocks, blocks_mut, 
 /// Weights that share a scale: sub-blocks are of one such part, or of two.
 pub(super) const SHARED: usize = 16;
 
+/// A value for each weight of a block, part by part: loops over a part have a known length, so that the compiler
+/// makes vectors of them. A block of fewer than [`QK_K`] weights takes the first parts.
+pub(super) type Parts<T> = [[T; SHARED]; QK_K / SHARED];
+
 /// The formula of a type, see [`Quants`].
 #[derive(Clone, Copy)]
 pub(super) struct Formula {
@@ -19,10 +23,10 @@ pub(super) struct Formula {
     pub values: Values,
 }
 
-/// A block taken apart, `w = scale · value(q) - min`; a block of fewer weights takes the first ones.
+/// A block taken apart, `w = scale · value(q) - min`.
 pub(super) struct BlockParts {
-    pub quants: [u8; QK_K],
-    /// Scale and minimum of every [`SHARED`] weights.
+    pub quants: Parts<u8>,
+    /// Scale and minimum of each part.
     pub scales: [f32; QK_K / SHARED],
     pub mins: [f32; QK_K / SHARED],
 }
@@ -41,7 +45,10 @@ impl Formula {
     pub fn read(self, block: &[u8], parts: &mut BlockParts) {
         with_quants!(self.kind, B => {
             let block = &blocks::<B>(block)[0];
-            parts.quants[..B::WEIGHTS].copy_from_slice(&block.quants());
+            let quants = block.quants();
+            for (to, quants) in parts.quants.iter_mut().zip(quants.as_chunks().0) {
+                *to = *quants;
+            }
             for j in 0..B::WEIGHTS / SHARED {
                 let sub_block = j * SHARED * B::SUB_BLOCKS / B::WEIGHTS;
                 (parts.scales[j], parts.mins[j]) = block.scale_and_min(sub_block);
@@ -51,9 +58,9 @@ impl Formula {
 
     /// Stores other quants in a block.
     #[inline(always)]
-    pub fn write(self, quants: &[u8; QK_K], block: &mut [u8]) {
+    pub fn write(self, quants: &Parts<u8>, block: &mut [u8]) {
         with_quants!(self.kind, B => {
-            if let Some(quants) = quants.first_chunk() {
+            if let Some(quants) = quants.as_flattened().first_chunk() {
                 blocks_mut::<B>(block)[0].set_quants(quants);
             }
         }, {});
@@ -61,6 +68,9 @@ impl Formula {
 }
 
 impl BlockParts {
-    pub const ZERO: Self =
-        Self { quants: [0; QK_K], scales: [0.0; QK_K / SHARED], mins: [0.0; QK_K / SHARED] };
+    pub const ZERO: Self = Self {
+        quants: [[0; SHARED]; QK_K / SHARED],
+        scales: [0.0; QK_K / SHARED],
+        mins: [0.0; QK_K / SHARED],
+    };
 }

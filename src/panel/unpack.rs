@@ -4,6 +4,7 @@ use super::vector::PanelVector;
 use crate::block::iq4::{OFFSET, UNSIGNED};
 use crate::block::k_scales::unpack;
 use crate::block::legacy::{unpack_five_bits, unpack_nibbles};
+use crate::block::q4_k::split_nibbles;
 use crate::block::{
     Block, BlockIQ4NL, BlockIQ4XS, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k,
@@ -42,16 +43,6 @@ pub(crate) trait PanelBlock: Block {
 #[inline(always)]
 unsafe fn half<V: PanelVector>(bytes: [u8; 2]) -> f32 {
     V::half(u16::from_le_bytes(bytes))
-}
-
-/// Low halves of 32 bytes, then the high halves, and so on.
-#[inline(always)]
-fn split_nibbles(qs: &[u8; 128], quants: &mut [u8]) {
-    for (out, qs) in quants.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
-        for i in 0..32 {
-            (out[i], out[i + 32]) = (qs[i] & 0x0f, qs[i] >> 4);
-        }
-    }
 }
 
 #[inline(always)]

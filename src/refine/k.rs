@@ -126,12 +126,12 @@ impl<'a, L: Vector> Group<'a, L> {
         let fits = self.fit_sub_blocks(STARTS);
         let blocks = BlockFits::new(self, &fits);
         let mut best = blocks.candidate(0);
-        for attempt in 0..TRIES + ROUNDS {
-            let is_try = attempt < TRIES;
-            let start =
-                if is_try { blocks.candidate(attempt) } else { self.refit_block_scales(best) };
-            let found = self.neighbours(start, if is_try { 0 } else { 1 });
-            best = if attempt == 0 { found } else { best.or(found) };
+        for n in 0..TRIES {
+            let found = self.neighbours::<0>(blocks.candidate(n));
+            best = if n == 0 { found } else { best.or(found) };
+        }
+        for _ in 0..ROUNDS {
+            best = best.or(self.neighbours::<1>(self.refit_block_scales(best)));
         }
         best
     }
@@ -175,10 +175,10 @@ impl<'a, L: Vector> Group<'a, L> {
     }
 
     /// The best of the scales and minima that lie near those of `choice`, with the same block scales: its
-    /// scale and those next to it, each with the minimum that its quants ask for and `mins` to either
+    /// scale and those next to it, each with the minimum that its quants ask for and `MINS` to either
     /// side of that.
     #[inline(always)]
-    unsafe fn neighbours(&self, choice: Choice<L>, mins: i32) -> Choice<L> {
+    unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
         let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
         let Choice { d, dmin, scale: scale0, min: min0, .. } = choice;
         let dmin_inverse = zero.if_less(dmin, L::splat(1.0).div(dmin), zero);
@@ -196,7 +196,7 @@ impl<'a, L: Vector> Group<'a, L> {
             let sum_l = self.columns.sum_l(scale, guess, self.bounds);
             let min = scale.mul(sum_l).mul(w_inverse).sub(mean_x);
             let nearest = min.mul(dmin_inverse).max(zero).min(largest).nearest();
-            for b in -mins..=mins {
+            for b in -MINS..=MINS {
                 let min = nearest.add(L::splat(b as f32)).max(zero).min(largest);
                 let error = self.columns.error(scale, dmin.mul(min), self.bounds);
                 best.scale = error.if_less(best.error, whole, best.scale);
