@@ -9,25 +9,26 @@ use crate::isa::Isa;
 
 /// Runs a computation over the vectors of `isa`, which the CPU has.
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    debug_assert!(isa.is_available());
     match isa {
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 | Isa::Avx2 => run_in_registers(isa, kernel),
         // SAFETY: every CPU has these lanes.
-        Isa::Scalar => unsafe { kernel.run::<Portable<8>>() },
-        _ => run_in_registers(isa, kernel),
+        _ => unsafe { kernel.run::<Portable<8>>() },
     }
 }
 
 /// The same, but `isa` is not [`Isa::Scalar`]: for computations that have a scalar version of their own, so that
 /// nothing is compiled for portable vectors.
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) fn run_in_registers<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
         // SAFETY: the CPU has the instruction set.
-        #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx512 => unsafe { avx512::run(kernel) },
         // SAFETY: the CPU has the instruction set.
-        #[cfg(all(target_arch = "x86_64", not(portable)))]
         Isa::Avx2 => unsafe { avx2::run(kernel) },
-        _ => unreachable!("{isa:?} has no vector registers"),
+        Isa::Scalar => unreachable!("no vector registers"),
     }
 }
 
