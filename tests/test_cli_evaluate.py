@@ -291,7 +291,7 @@ def test_imatrix(run: Run, folder: Path) -> None:
     counted = "56 tensors and token_embd.weight (for refined types only), 6 chunks"
     assert outcome.out.endswith(f"\n{counted}: wrote made.gguf\n")
     read = load_importance(folder / "made.gguf")
-    assert (len(read), len(read.refining())) == (56, 57)  # and so many entries_count of quantized files is
+    assert (len(read), len(read.refining())) == (56, 57)  # the entries_count of quantized files
     assert (read.chunk_count, read.chunk_size, read.datasets) == (6, 64, (str(TEXT),))
 
 

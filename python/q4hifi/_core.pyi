@@ -63,6 +63,7 @@ __all__ = [
     "Unavailable",
     "Watch",
     "__version__",
+    "are_correlated",
     "check_finite",
     "correlation_pairs",
     "correlations_of",
@@ -238,6 +239,9 @@ def matmul_hifi(
     """
 
 # ---- inputs of a matrix --------------------------------------------------------------------------
+
+def are_correlated(row_length: int, is_ffn_down: bool) -> bool:
+    """Return whether products are summed of the inputs of a matrix with rows of this length."""
 
 def correlation_pairs(row_length: int) -> int:
     """Return the number of pairs of columns whose correlation is kept, for rows of this length."""

@@ -2,8 +2,7 @@
 
 use super::config::Config;
 use super::role::Role;
-use crate::block::QK;
-use crate::feedback::{InputSums, correlations::GROUP};
+use crate::feedback::{InputSums, correlations::are_correlated};
 use crate::isa::Isa;
 
 /// A point in a model where rows enter matrices; several matrices may share it.
@@ -47,7 +46,8 @@ impl Collector {
         };
         let n_sites = config.n_layer * IN_LAYER + 1; // the output's is one of n_embd
         let sums = |site| {
-            InputSums::new(width(site), 1, usize::from(asked_for(site, width(site))))
+            let is_down = site % IN_LAYER == Site::FfnDown as usize;
+            InputSums::new(width(site), 1, usize::from(are_correlated(width(site), is_down)))
                 .expect("a model's rows have columns")
         };
         Self { n_layer: config.n_layer, sites: (0..n_sites).map(sums).collect() }
@@ -83,12 +83,4 @@ impl Collector {
         let index = self.index(site, layer);
         self.sites[index].add_dense(isa, rows);
     }
-}
-
-/// Whether errors of what is multiplied by the inputs of a site can cancel, and do. Those of types of blocks can.
-/// The products that ffn_down sees are nearly independent: on rows of 8960 a fifth of what the other matrices
-/// gain is not worth their length.
-fn asked_for(site: usize, width: usize) -> bool {
-    let is_down = site % IN_LAYER == Site::FfnDown as usize;
-    width.is_multiple_of(QK) && !(is_down && width > GROUP)
 }

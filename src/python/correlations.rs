@@ -7,6 +7,12 @@ use crate::feedback::{Hessian, correlations};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
+/// Whether products are summed of the inputs of a matrix with rows of this length.
+#[pyfunction]
+pub(super) fn are_correlated(row_length: usize, is_ffn_down: bool) -> bool {
+    correlations::are_correlated(row_length, is_ffn_down)
+}
+
 /// Pairs of columns of which an importance matrix keeps products.
 #[pyfunction]
 pub(super) fn correlation_pairs(row_length: usize) -> usize {

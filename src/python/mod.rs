@@ -27,7 +27,9 @@ mod _core {
     };
 
     #[pymodule_export]
-    use super::correlations::{Inputs, correlation_pairs, correlations_of, products_of};
+    use super::correlations::{
+        Inputs, are_correlated, correlation_pairs, correlations_of, products_of,
+    };
 
     #[pymodule_export]
     use super::input_sums::InputSums;

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,9 +152,9 @@ def calibrate(
     with ModelFile.open(path) as source:
         return measure_sensitivities(
             source,
-            None if isinstance(model, (str, os.PathLike)) else model,
             text,
             file,
+            model=None if isinstance(model, (str, os.PathLike)) else model,
             importance=importance,
             part=part_of_imatrix(include_weights, exclude_weights),
             n_ctx=n_ctx,
@@ -169,10 +168,10 @@ def calibrate(
 
 def measure_sensitivities(
     source: ModelFile,
-    model: LanguageModel | None,
     text: str,
     file: str | os.PathLike[str] | None,
     *,
+    model: LanguageModel | None = None,
     importance: Importance | None,
     part: bytes,
     n_ctx: int = 256,
@@ -184,63 +183,40 @@ def measure_sensitivities(
 ) -> Calibrated:
     """Do the work of :func:`calibrate` with files that are open already.
 
-    ``model`` runs ``source``; None opens it.
-
-    ``part`` identifies the tensors that use the importance matrix
+    ``model`` runs ``source``; None opens it. ``part`` identifies the tensors that use the importance matrix
     (:func:`~q4hifi.allocation.calibration_path.part_of_imatrix`).
     """
     _check_setting(n_ctx, n_chunks, group)
     if file is not None:
         imatrix = () if importance is None else (importance.path,)
         check_writable(file, overwrite=True, sources=(*source.paths, *imatrix))  # before any work
-    with ExitStack() as stack:
-        if model is None:
-            model = stack.enter_context(opened(source, n_ctx=n_ctx, threads=threads))
-        return _measured(
-            source, model, text, file, importance, part, n_ctx, n_chunks, group, seconds, threads, progress
+    with opened(model or source, n_ctx=n_ctx, threads=threads) as lm:
+        tokens = lm.tokenizer.encode_array(text)
+        if tokens.size < n_ctx * n_chunks:
+            raise BadOptionError(
+                f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"
+                f" need {n_ctx * n_chunks};"
+                " give a longer text, or measure fewer or shorter chunks with 'q4hifi calibrate'"
+            )
+        setting = Setting(
+            model=model_fingerprint(source),
+            text=fingerprint(tokens.tobytes()),
+            importance=None if importance is None else fingerprint(importance.path.read_bytes(), part),
+            n_ctx=n_ctx,
+            group=group,
         )
-
-
-def _measured(
-    source: ModelFile,
-    lm: LanguageModel,
-    text: str,
-    file: str | os.PathLike[str] | None,
-    importance: Importance | None,
-    part: bytes,
-    n_ctx: int,
-    n_chunks: int,
-    group: int,
-    seconds: float | None,
-    threads: int | None,
-    progress: Progress | None,
-) -> Calibrated:
-    tokens = lm.tokenizer.encode_array(text)
-    if tokens.size < n_ctx * n_chunks:
-        raise BadOptionError(
-            f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"
-            f" need {n_ctx * n_chunks};"
-            " give a longer text, or measure fewer or shorter chunks with 'q4hifi calibrate'"
+        groups = _groups(source, lm.n_layer, group)
+        found = Calibration.resumed(file, setting)
+        run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
+        run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
+        return Calibrated(
+            found.sensitivities(run.names),
+            found.klds(run.names),
+            found.n_chunks(run.names),
+            n_ctx,
+            None if file is None else os.fspath(file),
+            found.probes,
         )
-    setting = Setting(
-        model=model_fingerprint(source),
-        text=fingerprint(tokens.tobytes()),
-        importance=None if importance is None else fingerprint(importance.path.read_bytes(), part),
-        n_ctx=n_ctx,
-        group=group,
-    )
-    groups = _groups(source, lm.n_layer, group)
-    found = Calibration.resumed(file, setting)
-    run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
-    run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
-    return Calibrated(
-        found.sensitivities(run.names),
-        found.klds(run.names),
-        found.n_chunks(run.names),
-        n_ctx,
-        None if file is None else os.fspath(file),
-        found.probes,
-    )
 
 
 def _check_setting(n_ctx: int, n_chunks: int, group: int) -> None:

@@ -259,14 +259,14 @@ def _note_memory(model: LanguageModel) -> None:
 
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
     """Print to standard error what the run could not measure: Fisher information, matrices, experts."""
+    from .tables import some
+
     if not model.has_fisher:
         click.echo(
             f"note: {model.engine} measures no Fisher information, so 'quantize' estimates the harm of errors"
             " less exactly",
             err=True,
         )
-    from .tables import some
-
     seen = {**sums.tensors, **sums.refining}
     unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
     if unseen:

@@ -65,11 +65,11 @@ def open_models(
     If the chunks are longer than the texts that the first model was trained on, print a note to standard
     error. ``options`` are those of :func:`engine_options.open_models`.
     """
-    from ..evaluate.chunks import trained_context
+    from ..plan.model_shape import trained_context
 
     n_most = max(n_ctx, longest)
     with engine_options.open_models(paths, engine, n_ctx=n_most, threads=threads, **options) as models:
-        trained = trained_context(models[0])
+        trained = trained_context(models[0].metadata)
         if trained is not None and trained < n_ctx:
             click.echo(
                 f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..errors import BadFileError
+from ..formats.tensor_names import role_of
 from .core_errors import core_errors
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +30,15 @@ NONE: Correlations = np.zeros(0, np.int8)
 def pair_count(row_length: int) -> int:
     """Return the number of pairs of columns that have a correlation, for rows of ``row_length`` weights."""
     return _core.correlation_pairs(row_length)
+
+
+def are_correlated(name: str, row_length: int) -> bool:
+    """Return whether products are summed of the inputs of a matrix, by its name and row length.
+
+    Rows must consist of whole blocks, and long inputs of ffn_down are nearly independent of each other
+    (``src/feedback/correlations.rs``).
+    """
+    return _core.are_correlated(row_length, role_of(name) == "ffn_down")
 
 
 def correlations_of(products: Floats, squares: Floats) -> Correlations:

@@ -185,12 +185,6 @@ def bos_of(model: LanguageModel) -> int | None:
     return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
-def trained_context(model: LanguageModel) -> int | None:
-    """Return the length in tokens of the texts that the model was trained on, or None if it is not known."""
-    value = model.metadata.get(f"{model.metadata.get('general.architecture')}.context_length")
-    return value if isinstance(value, int) and value > 0 else None
-
-
 def errors_in(model: LanguageModel, chunk: int) -> ErrorsAt:
     """Return a context that puts the model's file and the chunk in front of q4hifi's errors.
 

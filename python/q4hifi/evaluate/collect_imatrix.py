@@ -140,15 +140,15 @@ def collect_importance(
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
         fisher_chunks = fisher_chunks if lm.has_fisher else 0
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
-        saver = None
+        saver, sources = None, files_of(Path(lm.path))
         if output is not None:
-            sources = files_of(Path(lm.path))
             form = form_of(output, form)
             if resume and form == DAT:
                 raise BadOptionError(
                     f"{os.fspath(output)}: `resume=True` needs the form gguf, because a file of the form dat"
                     " does not record its model and text; name another output"
                 )
+            expected = work.inputs.expected_bytes
             settings = {
                 "model": path_fingerprint(lm.path),
                 "engine": lm.engine,
@@ -158,7 +158,7 @@ def collect_importance(
                 "process_output": process_output,
                 "fisher_chunks": fisher_chunks,
                 "correlations": correlations,
-                CORRELATED: str(work.inputs.expected_bytes),  # differ with the correlated inputs
+                CORRELATED: str(expected),  # differ with the correlated inputs
             }
             work.run = encode_settings(settings)
             if resume and check_destination(output, True, sources).exists():
@@ -172,7 +172,7 @@ def collect_importance(
                 Saver(
                     output,
                     save,
-                    n_bytes=max(work.sums().file_bytes, work.inputs.expected_bytes[1]),
+                    n_bytes=max(work.sums().file_bytes, expected[1]),
                     overwrite=overwrite,
                     sources=sources,
                     seconds=save_seconds,
@@ -189,7 +189,7 @@ def collect_importance(
                 saver.done(chunk + 1)
                 if copy_chunks and (chunk + 1) % copy_chunks == 0:
                     copy = f"{os.fspath(output)}.at_{chunk + 1}"
-                    work.sums().save(copy, form=form, overwrite=overwrite, sources=files_of(Path(lm.path)))
+                    work.sums().save(copy, form=form, overwrite=overwrite, sources=sources)
             if on_chunk is not None and score:
                 on_chunk(work.perplexity)
     return work.sums()

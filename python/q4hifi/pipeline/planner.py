@@ -141,7 +141,6 @@ class Planner:
         weights = (options.include_weights, options.exclude_weights)
         return measure_sensitivities(
             self.model,
-            None,
             read_text(options.calibrate),
             calibration_file(self.model.paths[0], options.imatrix, *weights),
             importance=self.loaded,

@@ -85,3 +85,9 @@ class ModelShape:
         if self.n_layer != GROUPED_70B.get(self.architecture, -1):
             return False
         return self.architecture not in ONLY_GROUPED or self.n_head != self.n_head_kv
+
+
+def trained_context(metadata: Mapping[str, Any]) -> int | None:
+    """Return the length in tokens of the texts that a model was trained on, or None if it is not known."""
+    value = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return value if isinstance(value, int) and value > 0 else None

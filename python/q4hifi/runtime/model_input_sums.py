@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..codec.core_errors import core_errors
+from ..codec.input_correlations import are_correlated, pair_count
 from ..errors import BadOptionError
 from ..formats.tensor_names import EMBEDDINGS, first_with_same_input, is_tied
 from .architecture import RoleAndLayer
@@ -27,9 +28,13 @@ class ModelInputSums:
     @property
     def expected_bytes(self) -> tuple[int, int]:
         """Bytes that the sums take in memory, and about as many as they take in a file."""
-        squares = sum(values.nbytes for values, _ in self.all().values())
-        pairs = sum(values.size for values in self.products().values())
-        return squares + 4 * pairs, squares // 2 + pairs
+        lengths = {name: values.size for name, (values, _) in self.all().items()}
+        others = self.same_inputs()
+        pairs = sum(
+            pair_count(n) for name, n in lengths.items() if name not in others and are_correlated(name, n)
+        )
+        columns = sum(lengths.values())
+        return 8 * columns + 4 * pairs, 4 * columns + pairs
 
     def take(self, other: ModelInputSums) -> None:
         """Add the sums of ``other`` to these, and set ``other`` to zero.

@@ -1,6 +1,6 @@
 """Where llama.cpp's structs have the fields that we use: measured, because they move between versions.
 
-- A tensor that ggml makes in a scratch context shows where ``ggml_tensor`` keeps what is known of it.
+- A tensor that ggml makes in a scratch context shows where ``ggml_tensor`` has its fields.
 - ``cb_eval`` in ``llama_context_params`` is found by its neighbours: two null pointers (the callback and its
   user data) before ``type_k`` and ``type_v``, which are both F16.
 - Operations and types have the numbers that ``ggml_op_name`` and ``ggml_type_name`` know.

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...codec.input_correlations import are_correlated
 from ...codec.model_file import ModelFile
 from ...codec.quantized_tensor import QuantizedTensor
 from ...codec.rows import encode
 from ...errors import BadOptionError, UnsupportedModelError
 from ...formats.layout import Format
-from ...formats.tensor_names import is_quantizable, role_of
+from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
-from ...plan.model_shape import ModelShape
+from ...plan.model_shape import ModelShape, trained_context
 from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
@@ -48,9 +49,6 @@ BATCH = 512
 
 DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
-
-MIN_BLOCK, LONGEST_GROUP = 32, 2048
-"""Weights in the smallest block, and in the longest group of correlated columns."""
 
 
 class LlamaModel:
@@ -107,23 +105,23 @@ class LlamaModel:
         with nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
             self.metadata: Mapping[str, Any] = file.metadata
-            architecture = ModelShape.from_metadata(file.metadata).architecture
+            shape = ModelShape.from_metadata(file.metadata)
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
             self._shapes = shapes
             self._formats = {name: file.tensors[name].format for name in shapes}
-            self.n_layer: int = ModelShape.from_metadata(file.metadata).n_layer or 0
+            self.n_layer: int = shape.n_layer or 0
             loaded, folder = self.path, None
             if has_q4_hifi(file):
                 folder = TemporaryDirectory(prefix="q4hifi-")
                 loaded = Path(folder.name) / self.path.name
                 write_readable(file, loaded, threads=thread_count(threads))
-        self.n_ctx: int = n_ctx or min(DEFAULT_CONTEXT, self._trained_context(architecture))
+        self.n_ctx: int = n_ctx or min(DEFAULT_CONTEXT, trained_context(self.metadata) or DEFAULT_CONTEXT)
         self.matrices: Collection[str] = frozenset(
-            name for name, shape in shapes.items() if is_quantizable(name, shape, architecture)
+            name for name, dims in shapes.items() if is_quantizable(name, dims, shape.architecture)
         )
         """The names of the tensors that recipes quantize: matrices, and stacks of matrices (experts)."""
         self._correlating = Correlating(
-            frozenset(name for name in self.matrices if _is_correlated(name, shapes[name][0])),
+            frozenset(name for name in self.matrices if are_correlated(name, shapes[name][0])),
             expert_correlations,
         )
         self._threads = used_threads(threads)
@@ -150,10 +148,6 @@ class LlamaModel:
         lib.llama_set_n_threads(context, self._threads, self._threads)
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         self._current: LlamaSequence | None = None
-
-    def _trained_context(self, architecture: str) -> int:
-        trained = self.metadata.get(f"{architecture}.context_length")
-        return trained if isinstance(trained, int) and trained > 0 else DEFAULT_CONTEXT
 
     @cached_property
     def tokenizer(self) -> LlamaTokenizer:
@@ -232,16 +226,6 @@ def _free(lib: Any, context: int, model: int, folder: TemporaryDirectory[str] | 
     lib.llama_model_free(model)
     if folder is not None:
         folder.cleanup()
-
-
-def _is_correlated(name: str, row_length: int) -> bool:
-    """Return whether the inputs of a matrix get correlations, by the rule of our own runtime.
-
-    Error feedback works on rows of whole blocks. Long inputs of ffn_down are nearly independent of each
-    other.
-    """
-    is_long_down = role_of(name) == "ffn_down" and row_length > LONGEST_GROUP
-    return row_length % MIN_BLOCK == 0 and not is_long_down
 
 
 class LlamaTrial:

@@ -17,7 +17,7 @@ from .abi import NAME_BYTES, Layout
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What is known of a ggml tensor at an address.
+    """The fields of the ggml tensor at an address.
 
     ``ne`` and ``nb`` are its shape and its strides in bytes, row length first. ``src`` are the addresses of
     its first three sources, 0 where there is none.
@@ -46,7 +46,7 @@ class TensorReader:
         return ctypes.c_uint32.from_address(address + self._layout.op).value
 
     def tensor(self, address: int) -> Tensor:
-        """Return what is known of a tensor."""
+        """Return the fields of the tensor at an address."""
         at = self._layout
         raw = ctypes.string_at(address, at.name)
 
