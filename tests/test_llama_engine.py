@@ -335,6 +335,8 @@ def test_models_that_llama_cpp_refuses(tmp_path: Path, models: dict[str, Path]) 
     path.write_bytes(data.replace(b"olmoe", b"olmox"))
     with pytest.raises(UnsupportedModelError, match=r"llama\.cpp does not load it: .*olmox"):
         LlamaModel(path)
+    with pytest.raises(BadOptionError, match="`tensor_split` has 129 shares; give at most 128"):
+        LlamaModel(models["olmoe"], tensor_split=[1.0] * 129)
     with pytest.raises(UnavailableError, match="built without RPC"):
         LlamaModel(models["olmoe"], rpc=["localhost:1"])
 

@@ -47,6 +47,9 @@ from .tokenizer import LlamaTokenizer
 BATCH = 512
 """Tokens that are evaluated at once."""
 
+MOST_GPUS = 128
+"""Shares of a model that llama.cpp may read, one for each GPU."""
+
 DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
 
@@ -98,6 +101,8 @@ class LlamaModel:
         """
         if n_ctx is not None and n_ctx < 1:
             raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
+        if len(tensor_split) > MOST_GPUS:
+            raise BadOptionError(f"`tensor_split` has {len(tensor_split)} shares; give at most {MOST_GPUS}")
         self.library: Path = library_path(library)
         lib = self._lib = load_library(self.library)
         layout = _layout or checked_layout(self.library)
@@ -125,7 +130,7 @@ class LlamaModel:
             expert_correlations,
         )
         self._threads = used_threads(threads)
-        split = (c_float * 128)(*tensor_split) if tensor_split else None
+        split = (c_float * MOST_GPUS)(*tensor_split) if tensor_split else None
         forget_log(lib)
         model = lib.llama_model_load_from_file(os.fsencode(loaded), model_params(lib, gpu_layers, split))
         if not model:
