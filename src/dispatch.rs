@@ -4,7 +4,7 @@
 //! written over vectors alone, as the refinement, runs on any instruction set, and so do plain loops. Elsewhere
 //! than on x86-64, and where the crate is compiled with `--cfg portable`, the plain versions run.
 
-use crate::block::{self, HifiBlock, TensorType, with_block};
+use crate::block::{self, DequantizeBlocks, HifiBlock, TensorType, blocks, with_block};
 use crate::dot::half::{self, HalfProduct};
 use crate::dot::{Activations, Quantize, Rows, scalar};
 use crate::error::QuantError;
@@ -14,10 +14,14 @@ use crate::fit;
 use crate::isa::Isa;
 use crate::panel::{self, ColumnMut, PANEL, PanelColumns};
 use crate::refine::{RefineHifiRow, RefineRows};
-use crate::simd::{Loop, run, run_loop};
+use crate::simd::{Loop, run, run_loop, transform};
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 use crate::{
-    block::DequantizeRow, dot, dot::half_vector::MultiplyHalf, fit::vector, isa::has_vnni,
+    block::{BlockIQ4NL, BlockIQ4XS, LookUp},
+    dot,
+    dot::half_vector::MultiplyHalf,
+    fit::vector,
+    isa::has_vnni,
     simd::run_in_registers,
 };
 
@@ -73,8 +77,19 @@ pub(crate) fn choose_quants(
 
 /// Decodes a row of `kind`.
 pub fn dequantize_row(isa: Isa, kind: TensorType, row: &[u8], out: &mut [f32]) {
-    with_vectors!(isa, DequantizeRow { kind, row, out });
-    block::dequantize_row(kind, row, out);
+    match kind {
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        TensorType::IQ4NL if isa != Isa::Scalar => {
+            run_in_registers(isa, LookUp::<BlockIQ4NL> { blocks: blocks(row), out });
+        }
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        TensorType::IQ4XS if isa != Isa::Scalar => {
+            run_in_registers(isa, LookUp::<BlockIQ4XS> { blocks: blocks(row), out });
+        }
+        _ => {
+            with_block!(kind, B => transform::<DequantizeBlocks<B>>(isa, blocks(row), out))
+        }
+    }
 }
 
 /// Encodes the blocks of a row as Q4_HIFI.

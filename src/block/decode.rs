@@ -1,14 +1,20 @@
-//! Decoding a row: simple loops that the compiler makes vectors of, for every instruction set its own.
+//! Decoding a row: simple loops that the compiler makes vectors of, for every type and instruction set its own.
 
-use super::layout::{Block, blocks};
-use super::types::{TensorType, with_block};
+use super::layout::Block;
+use crate::simd::Transform;
+use std::marker::PhantomData;
 
-/// Decodes a row of `kind`.
-#[inline(always)]
-pub(crate) fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
-    with_block!(kind, B => {
-        for (block, out) in blocks::<B>(row).iter().zip(out.chunks_exact_mut(B::WEIGHTS)) {
+/// Decodes the blocks of a row.
+pub(crate) struct DequantizeBlocks<B>(PhantomData<B>);
+
+impl<B: Block> Transform for DequantizeBlocks<B> {
+    type From = B;
+    type To = f32;
+
+    #[inline(always)]
+    fn run(blocks: &[B], out: &mut [f32]) {
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(B::WEIGHTS)) {
             block.dequantize(out);
         }
-    });
+    }
 }

@@ -24,6 +24,12 @@ impl BlockIQ4NL {
     pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs }
     }
+
+    /// The scale.
+    #[inline(always)]
+    pub(crate) fn d(&self) -> f32 {
+        f16_to_f32(u16::from_le_bytes(self.d))
+    }
 }
 packed_quants!(BlockIQ4NL: qs = pack_nibbles; all_nibbles);
 
@@ -37,7 +43,7 @@ impl Block for BlockIQ4NL {
 
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let d = f16_to_f32(u16::from_le_bytes(self.d));
+        let d = self.d();
         for j in 0..QK / 2 {
             let (low, high) = unpack_nibbles(&self.qs, j);
             out[j] = d * f32::from(VALUES[low as usize]);

@@ -49,9 +49,9 @@ pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
 pub use types::TensorType;
 
-pub(crate) use decode::dequantize_row;
+pub(crate) use decode::DequantizeBlocks;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
-pub(crate) use decode_x86::DequantizeRow;
+pub(crate) use decode_x86::LookUp;
 pub(crate) use hifi::{LARGEST_F16, check_index, decoded};
 pub(crate) use k_fit::KFit;
 pub(crate) use quants::{Quants, Values};

@@ -1,7 +1,7 @@
 //! AVX-512: sixteen lanes.
 
 use super::twice::Twice;
-use super::vector::{Kernel, Vector, forward_to_intrinsics};
+use super::vector::{Kernel, Transform, Vector, forward_to_intrinsics};
 use std::arch::x86_64::*;
 
 /// Runs a computation, compiled for the instruction set.
@@ -12,6 +12,16 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<F32x16>()
+}
+
+/// The same for a loop from a slice to another.
+///
+/// # Safety
+///
+/// The CPU has the instruction set.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi1,popcnt")]
+pub(super) unsafe fn transform<T: Transform>(from: &[T::From], to: &mut [T::To]) {
+    T::run(from, to);
 }
 
 #[derive(Clone, Copy)]

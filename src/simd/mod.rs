@@ -18,10 +18,10 @@ mod twice;
 mod vector;
 
 pub(crate) use portable::Portable;
-pub(crate) use run::{Loop, run, run_loop};
+pub(crate) use run::{Loop, run, run_loop, transform};
 pub(crate) use twice::Twice;
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 pub(crate) use vector::InLanes;
-pub(crate) use vector::{Kernel, LaneArray, MOST_LANES, Vector};
+pub(crate) use vector::{Kernel, LaneArray, MOST_LANES, Transform, Vector};
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) use {avx2::F32x8, avx512::F32x16, run::run_in_registers};

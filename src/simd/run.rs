@@ -2,7 +2,7 @@
 //! what they run.
 
 use super::portable::Portable;
-use super::vector::{Kernel, Vector};
+use super::vector::{Kernel, Transform, Vector};
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 use super::{avx2, avx512};
 use crate::isa::Isa;
@@ -54,5 +54,19 @@ impl<L: Loop> Kernel for WithoutVectors<L> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> L::Output {
         self.0.run()
+    }
+}
+
+/// Runs a loop from a slice to another, compiled for `isa`, which the CPU has.
+pub(crate) fn transform<T: Transform>(isa: Isa, from: &[T::From], to: &mut [T::To]) {
+    debug_assert!(isa.is_available());
+    match isa {
+        // SAFETY: the CPU has the instruction set.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx512 => unsafe { avx512::transform::<T>(from, to) },
+        // SAFETY: the CPU has the instruction set.
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
+        Isa::Avx2 => unsafe { avx2::transform::<T>(from, to) },
+        _ => T::run(from, to),
     }
 }

@@ -54,6 +54,20 @@ pub(crate) trait Kernel {
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
+/// A loop from a slice to another, simple enough for the compiler to make vectors of it.
+///
+/// The slices are arguments of their own: so the compiler knows that they do not overlap, which a kernel that
+/// holds them would hide.
+pub(crate) trait Transform {
+    /// What is read.
+    type From;
+    /// What is written.
+    type To;
+
+    /// Implementations are `#[inline(always)]`, and so is all that they call.
+    fn run(from: &[Self::From], to: &mut [Self::To]);
+}
+
 /// f32 lanes.
 ///
 /// # Safety
