@@ -19,6 +19,8 @@ from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedMode
 from q4hifi.engines.llama import self_test
 from q4hifi.engines.llama.abi import layout_of
 from q4hifi.engines.llama.library import Blob, library_path, load_library
+from q4hifi.evaluate.noise_trials import fisher_by_noise
+from q4hifi.formats.tensor_names import group_of
 from q4hifi.imatrix.file import load_importance
 from synthetic import EXAMPLE, ROOT, write_model, write_runnable
 
@@ -212,6 +214,48 @@ def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
     assert all(value.value > 0 for value in found.sensitivities.values())
 
 
+@pytest.mark.parametrize(
+    ("architecture", "writers"),
+    [
+        ("granitehybrid", {"attn_output", "ffn_down_exps", "ffn_down_shexp", "ssm_out"}),
+        ("lfm2", {"attn_output", "ffn_down", "shortconv.out_proj"}),
+        ("deepseek2", {"attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp"}),
+        ("mamba", {"ssm_out"}),
+    ],
+)
+def test_the_graph_shows_what_writes_to_the_residual_stream(
+    models: dict[str, Path], architecture: str, writers: set[str]
+) -> None:
+    with LlamaModel(models[architecture], n_ctx=64) as model:
+        trial = model.trial(TOKENS)
+    assert {name.split(".", 2)[2].removesuffix(".weight") for name in trial.writers} == writers
+    assert set(trial.used) >= set(model.matrices)
+
+
+def test_noise_gives_the_fisher_information_of_our_own_runtime(example: LlamaModel) -> None:
+    own = q4hifi.Model(EXAMPLE, threads=2)
+    tokens = own.tokenizer.encode_array(TEXT, limit=256)
+    sums = own.input_sums()
+    own.sequence().evaluate(tokens, "none", sums=sums)
+    found = fisher_by_noise(example, tokens, sums.all(), first=128, seed=1, threads=2)
+    exact = own.fisher(tokens, first=128, seed=1)
+    assert found.keys() == exact.keys()
+    totals: dict[tuple[str, int | None], list[float]] = {}
+    for name, columns in found.items():
+        assert columns.shape == exact[name].shape and (columns >= 0).all()
+        total = totals.setdefault(group_of(name, own.n_layer), [0.0, 0.0])
+        total[0] += columns.sum()
+        total[1] += exact[name].sum()
+    ratios = [noise / gradients for noise, gradients in totals.values()]
+    assert 0.6 < np.median(ratios) < 1.6 and min(ratios) > 0.2 and max(ratios) < 5
+
+
+def test_noise_needs_weights_that_are_stored_well_enough(tmp_path: Path) -> None:
+    q4hifi.quantize_file(EXAMPLE, tmp_path / "q4.gguf", "Q4_0", pure=True)
+    with LlamaModel(tmp_path / "q4.gguf", n_ctx=64) as model:
+        assert fisher_by_noise(model, TOKENS % model.n_vocab, {}, first=32, seed=1, threads=2) == {}
+
+
 def test_text_is_that_of_our_own_runtime(example: LlamaModel) -> None:
     own = q4hifi.Model(EXAMPLE, n_ctx=256, threads=2)
     ours, theirs = example.tokenizer, own.tokenizer
@@ -262,7 +306,7 @@ def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
     options = ("-f", text, "-c", "64", "--chunks", "3")
     made = run("imatrix", source, *options, "-o", tmp_path / "i.gguf")
     assert made.status == 0 and "engine: llama.cpp" in made.err
-    assert "measures no Fisher information" in made.err
+    assert load_importance(tmp_path / "i.gguf").fisher_names
     refused = run("imatrix", source, *options, "-o", tmp_path / "j.gguf", "--engine", "q4hifi")
     assert refused.status == 1 and "the architecture is 'qwen3moe'" in refused.err
     out = tmp_path / "out.gguf"

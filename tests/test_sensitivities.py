@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -108,21 +109,45 @@ def test_without_energies_all_layers_are_alike() -> None:
     assert values["blk.0.ffn_down.weight"] < values["blk.1.ffn_down.weight"], "what layer 0 adds counts less"
 
 
-def test_what_the_fisher_information_tells_is_weighed_with_that() -> None:
-    told = default_sensitivities(ENERGIES, 1)
+def test_the_fisher_information_says_how_large_the_values_of_a_group_are() -> None:
+    by_stream = default_sensitivities(ENERGIES, 1)
     fisher = dict.fromkeys(ENERGIES, 4.0) | {"blk.0.ffn_up.weight": 0.0}
-    both = default_sensitivities(ENERGIES, 1, fisher)
-    assert (told.source, both.source) == (DEFAULT_SOURCE, FISHER_SOURCE)
-    for name, value in told.values.items():
-        alone = not fisher[name] or name == "token_embd.weight"  # its rows serve one token each
-        assert both.values[name] == pytest.approx(value if alone else (value * 4) ** 0.5)
-    assert default_sensitivities(ENERGIES, 1, fisher | {"output.weight": None}) == told
+    joined = default_sensitivities(ENERGIES, 1, fisher)
+    assert (by_stream.source, joined.source) == (DEFAULT_SOURCE, FISHER_SOURCE)
+    alone = [name for name in fisher if fisher[name] and name != "token_embd.weight"]
+    for name in alone:  # the first and the last layer, and what is in no layer, are groups of their own
+        assert joined.values[name] == pytest.approx(4)
+    assert joined.values["blk.0.ffn_up.weight"] == 0
+    factors = [4 / by_stream.values[name] for name in alone]
+    typical = geometric_mean(factors)
+    embeddings = typical * by_stream.values["token_embd.weight"]  # their rows serve one token each
+    assert joined.values["token_embd.weight"] == pytest.approx(embeddings)
+
+
+def test_inside_a_group_fisher_information_and_stream_are_weighed_alike() -> None:
+    names = [f"blk.{layer}.ffn_down.weight" for layer in range(5)]
+    energies = energies_of(dict.fromkeys(names, 1.0) | {"token_embd.weight": 1.0})
+    by_stream = default_sensitivities(energies, 1, tied=True).values
+    fisher = dict(zip(names, (9.0, 1.0, 2.0, 3.0, 9.0), strict=True))
+    found = default_sensitivities(energies, 1, fisher, tied=True).values
+    factor = 6 / sum(by_stream[name] for name in names[1:4])
+    for name in names[1:4]:
+        assert found[name] == pytest.approx((factor * by_stream[name] * fisher[name]) ** 0.5)
+    assert found[names[0]] == found[names[4]] == pytest.approx(9)
+
+
+def test_matrices_without_fisher_information_get_the_typical_factor() -> None:
+    names = [f"blk.{layer}.ffn_down.weight" for layer in range(3)]
+    by_stream = default_sensitivities(dict.fromkeys(names), 1).values
+    fisher = {name: 10 * by_stream[name] for name in names[:2]}
+    found = default_sensitivities(dict.fromkeys(names), 1, fisher).values
+    assert found == pytest.approx({name: 10 * value for name, value in by_stream.items()})
 
 
 def test_fisher_information_of_tied_embeddings_counts_as_that_of_an_output() -> None:
     energies = {name: e for name, e in ENERGIES.items() if name != "output.weight"}
     value = default_sensitivities(energies, 1, dict.fromkeys(energies, 4.0)).values["token_embd.weight"]
-    assert value == pytest.approx(((TOKEN_EMBD + OUTPUT) * 4) ** 0.5)
+    assert value == pytest.approx(4)
 
 
 def test_nothing_is_insensitive_by_default() -> None:

@@ -51,11 +51,6 @@ from .candidates import probe_of
 from .sampled_errors import GOLDEN_RATIO
 from .sensitivities import Sensitivities
 
-WRITERS = frozenset({"attn_output", "ffn_down"})
-"""Roles of the matrices that write to the residual stream. Their outputs differ up to a thousandfold between
-layers (massive activations), while the stream grows slowly, so the size of the error itself counts. For other
-roles the error relative to the matrix counts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
@@ -268,7 +263,8 @@ class _Run:
         scored = slice(first_counted(len(chunk)), None)
         targets = np.zeros_like(chunk[scored])  # a divergence does not depend on the next tokens
         kld: Doubles = divergence(logits[scored], reference[scored], targets, threads=self.threads).kld
-        for name, sums, share in zip(group, errors, _shares(role_of(group[0]), errors), strict=True):
+        shares = _shares(errors, by_size=group[0] in trial.writers)
+        for name, sums, share in zip(group, errors, shares, strict=True):
             part = kld * share
             probe = self._probe(name).name
             self.found.add(name, probe, sums.relative, float(part.mean()), float(np.sqrt(part).mean()))
@@ -351,9 +347,14 @@ def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
     return list(groups.values())
 
 
-def _shares(role: str, errors: Sequence[ErrorSums]) -> list[float]:
-    """The shares of a group's matrices in the divergence that was measured of them together."""
-    sizes = [sums.error if role in WRITERS else sums.relative for sums in errors]
+def _shares(errors: Sequence[ErrorSums], *, by_size: bool) -> list[float]:
+    """The shares of a group's matrices in the divergence that was measured of them together.
+
+    They go by the error relative to the matrix. With ``by_size``, for matrices that write to the residual
+    stream, they go by the size of the error: their outputs differ up to a thousandfold between layers
+    (massive activations), while the stream grows slowly.
+    """
+    sizes = [sums.error if by_size else sums.relative for sums in errors]
     total = sum(sizes)
     return [size / total if total else 1 / len(sizes) for size in sizes]
 

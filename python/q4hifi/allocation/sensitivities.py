@@ -19,10 +19,13 @@ three ways to know the sensitivities:
 Some models have massive activations: a few tokens, such as the first of a text, have activations a thousand
 times as large as all others. The stream's energy is taken without them, but not the energy of an error.
 
-The default is the geometric mean of 2 and 3, which is better than either, because their faults differ. The
-Fisher information is more exact for most matrices, but a single unusual token can dominate it. The residual
-stream is coarse, but does not depend on single tokens. Token embeddings that are not the output matrix as
-well use 3 alone: each row serves one token, and a text has too few of them.
+The default joins 2 and 3: the Fisher information decides how large the values of a role's matrices are
+together, and inside a role it is the geometric mean of both. The Fisher information is more exact for most
+matrices, but a single unusual token can dominate that of one matrix. Without a backward pass it is known for
+all layers of a role together (:mod:`q4hifi.evaluate.noise_trials`). The residual stream is coarse, but does
+not depend on single tokens. It knows how layers differ, but not how routers of experts, state-space layers
+and the like react to noise. Token embeddings that are not the output matrix as well use 3 alone, times the
+typical factor between the two: each row serves one token, and a text has too few of them.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from statistics import geometric_mean
 from types import MappingProxyType
 
-from ..formats.tensor_names import MASSIVE, is_tied, layer_of, role_of
+from ..formats.tensor_names import MASSIVE, group_of, is_tied, layer_of, role_of
 
 STREAM = 0.07
 """Nats of divergence per relative squared noise in the residual stream, per variance of the logits."""
@@ -138,16 +142,37 @@ def default_sensitivities(
         return STREAM * part * written / after if after else STREAM * part * UNKNOWN_SHARE
 
     by_stream = {name: unit * value(name) for name in energies}
-    if any(fisher.get(name) is None for name in energies):
+    known = {
+        name: found
+        for name in energies
+        if (found := fisher.get(name)) is not None and (tied or role_of(name) != "token_embd")
+    }
+    if not known:
         return Sensitivities(by_stream, DEFAULT_SOURCE)
+    return Sensitivities(_joined(by_stream, known), FISHER_SOURCE)
 
-    def mean(name: str) -> float:
-        a, b = by_stream[name], fisher[name] or 0.0
-        if role_of(name) == "token_embd" and not tied:
-            return a
-        return sqrt(a * b) or a or b  # if one of them is zero, the other counts
 
-    return Sensitivities({name: mean(name) for name in energies}, FISHER_SOURCE)
+def _joined(by_stream: Mapping[str, float], fisher: Mapping[str, float]) -> dict[str, float]:
+    """Join the values by the stream, of all matrices, with those by the Fisher information of some.
+
+    The Fisher information decides how large the values of a group of matrices are (:func:`group_of`). Inside
+    a group it is the geometric mean. Matrices without Fisher information have the typical factor of the
+    groups.
+    """
+    n_layer = 1 + max((layer for name in by_stream if (layer := layer_of(name)) is not None), default=0)
+    groups: dict[tuple[str, int | None], list[str]] = {}
+    for name in fisher:
+        groups.setdefault(group_of(name, n_layer), []).append(name)
+    joined, factors = {}, []
+    for names in groups.values():
+        stream = sum(by_stream[name] for name in names)
+        factor = sum(fisher[name] for name in names) / stream if stream else 0.0
+        factors += [factor] * (factor > 0)
+        for name in names:
+            a, b = factor * by_stream[name], fisher[name]
+            joined[name] = sqrt(a * b) or a or b  # if one of them is zero, the other counts
+    typical = geometric_mean(factors) if factors else 1.0
+    return {name: joined.get(name, typical * value) for name, value in by_stream.items()}
 
 
 def _stream(energies: Mapping[str, Energy | None]) -> dict[tuple[int | None, str], tuple[float, float]]:

@@ -11,7 +11,7 @@ import click
 
 from ..engines.names import LLAMA
 from ..errors import BadOptionError
-from ..evaluate.limits import FISHER_CHUNKS
+from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
 from ..wording import counted, human_bytes, printable
@@ -68,9 +68,10 @@ if TYPE_CHECKING:
 )
 @click.option("--no-ppl", is_flag=True, help="Do not compute perplexity. Slightly faster.")
 @click.option(
-    "--fisher-chunks", type=click.IntRange(min=0), metavar="N", default=FISHER_CHUNKS, show_default=True,
+    "--fisher-chunks", type=click.IntRange(min=0), metavar="N",
     help="Measure the Fisher information on N chunks: how much an error in each matrix harms the model."
-    " 'quantize' uses it to choose the best types within a budget. llama.cpp ignores it.",
+    " 'quantize' uses it to choose the best types within a budget."
+    f" [default: {FISHER_CHUNKS}, or {NOISE_CHUNKS} with llama.cpp, where a chunk takes longer]",
 )  # fmt: skip
 @click.option(
     "--no-correlations", is_flag=True,
@@ -127,7 +128,7 @@ def imatrix(
     parse_special: bool,
     process_output: bool,
     no_ppl: bool,
-    fisher_chunks: int,
+    fisher_chunks: int | None,
     no_correlations: bool,
     expert_correlations: bool,
     in_files: tuple[str, ...],
@@ -261,12 +262,6 @@ def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
     """Print to standard error what the run could not measure: Fisher information, matrices, experts."""
     from .tables import some
 
-    if not model.has_fisher:
-        click.echo(
-            f"note: {model.engine} measures no Fisher information, so 'quantize' estimates the harm of errors"
-            " less exactly",
-            err=True,
-        )
     seen = {**sums.tensors, **sums.refining}
     unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
     if unseen:

@@ -94,6 +94,16 @@ class WeightTrial(Protocol):
         """The logits of the model itself after each token, float32 [n_tokens, n_vocab]."""
         ...
 
+    @property
+    def used(self) -> Collection[str]:
+        """The names of the matrices that can be replaced: all that the model multiplies with."""
+        ...
+
+    @property
+    def writers(self) -> Collection[str]:
+        """The names of the matrices whose outputs are added to the residual stream."""
+        ...
+
     def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Logits:
         """Return the logits with the tensors ``replaced``, by name; all others are the model's own."""
         ...

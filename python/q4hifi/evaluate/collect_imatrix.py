@@ -28,8 +28,9 @@ from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
 from .chunks import Chunks, Text, errors_in
-from .limits import FISHER_CHUNKS
+from .limits import FISHER_CHUNKS, NOISE_CHUNKS
 from .logits import Doubles, token_nll
+from .noise_trials import fisher_by_noise
 from .perplexity import Perplexity
 from .resuming import (
     ANOTHER_FILE,
@@ -57,7 +58,7 @@ def collect_importance(
     parse_special: bool = False,
     process_output: bool = False,
     score: bool = True,
-    fisher_chunks: int = FISHER_CHUNKS,
+    fisher_chunks: int | None = None,
     correlations: bool = True,
     threads: int | None = None,
     dataset: str = "the text",
@@ -95,8 +96,10 @@ def collect_importance(
         Compute the perplexity, which ``on_chunk`` receives. Without it the run is a little faster.
     fisher_chunks
         Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
-        (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions.
-        0 leaves it out, and so does an engine that cannot measure it (llama.cpp).
+        (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions. An
+        engine without a backward pass (llama.cpp) estimates it by trials of noise in the weights, which take
+        about three evaluations of 256 tokens for every matrix of a layer. None is 12, or 1 for such an
+        engine; 0 leaves it out.
     correlations
         Store the correlations between input columns, which error feedback (GPTQ) needs.
     threads
@@ -138,7 +141,8 @@ def collect_importance(
             dataset=dataset,
         )
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
-        fisher_chunks = fisher_chunks if lm.has_fisher else 0
+        if fisher_chunks is None:
+            fisher_chunks = FISHER_CHUNKS if lm.has_fisher else NOISE_CHUNKS
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver, sources = None, files_of(Path(lm.path))
         if output is not None:
@@ -237,10 +241,11 @@ class _Work:
     def measure(self, chunk: int) -> None:
         """Measure a chunk. If that fails or is interrupted, the sums stay as they were."""
         model, chunks, fisher = self.model, self.chunks, self.fisher
-        if chunk in self.fisher_chunks:
-            fisher = _with_fisher(fisher, model, chunks.input(chunk)[:FISHER_TOKENS], chunk)
         nll = self._read(chunk, self.chunk_inputs)
         _check_finite(model, self.chunk_inputs)
+        if chunk in self.fisher_chunks:
+            tokens = chunks.input(chunk)[:FISHER_TOKENS]
+            fisher = _with_fisher(fisher, model, tokens, chunk, self.chunk_inputs, self.threads)
         self.inputs.take(self.chunk_inputs)
         self.fisher = fisher
         self.nll += nll
@@ -301,13 +306,23 @@ def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSu
 
 
 def _with_fisher(
-    fisher: Mapping[str, ColumnSums], model: LanguageModel, tokens: Tokens, seed: int
+    fisher: Mapping[str, ColumnSums],
+    model: LanguageModel,
+    tokens: Tokens,
+    seed: int,
+    inputs: InputCollector,
+    threads: int,
 ) -> dict[str, ColumnSums]:
     """Return ``fisher`` with the Fisher information of a text added. Its first half only gives context."""
     first = first_counted(len(tokens))
     count = np.array([n_predictions(len(tokens))], np.float32)
+    found = (
+        model.fisher(tokens, first=first, seed=seed)
+        if model.has_fisher
+        else fisher_by_noise(model, tokens, inputs.all(), first=first, seed=seed, threads=threads)
+    )
     added = {}
-    for name, columns in model.fisher(tokens, first=first, seed=seed).items():
+    for name, columns in found.items():
         if not np.isfinite(columns).all():
             raise NotFiniteError(
                 f"{model.path}: the gradients of {name} are not finite; 'q4hifi verify' finds damaged weights"

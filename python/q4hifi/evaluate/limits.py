@@ -11,3 +11,7 @@ LONGEST_CHUNK = 512
 FISHER_CHUNKS = 12
 """The default number of chunks on which the Fisher information is measured. Eight chunks give it to about ten
 percent on the example model. Larger models need more, because single tokens have a larger share of it."""
+
+NOISE_CHUNKS = 1
+"""The default number of chunks for an engine without a backward pass (:mod:`q4hifi.evaluate.noise_trials`). A
+chunk takes about three evaluations for every matrix of a layer."""

@@ -42,6 +42,9 @@ OUTPUT_LIKE = frozenset({"output", "lm_head"})
 SAME_INPUT: Mapping[str, str] = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 """Role -> role of the layer's matrix with the same input, in every architecture that the runtime supports."""
 
+WRITERS = frozenset({"attn_output", "ffn_down"})
+"""Roles of the matrices that write to the residual stream, in these architectures."""
+
 MASSIVE = OUTPUT_LIKE | {"token_embd"}
 """Roles whose matrices have a row per token of the vocabulary. Q4_HIFI gives them twice the outliers."""
 
@@ -110,6 +113,18 @@ def layer_of(name: str) -> int | None:
     """Return the layer number in a name (3 in ``blk.3.``, ``enc.blk.3.``, ``v.blk.3.``), or None."""
     match = _LAYER.search(name)
     return int(match[1]) if match else None
+
+
+def group_of(name: str, n_layer: int) -> tuple[str, int | None]:
+    """Return what a matrix has in common with others that are equally sensitive.
+
+    That is its name without the layer's number, and the layer if it is the first or the last of ``n_layer``:
+    these two differ from all others.
+    """
+    layer = layer_of(name)
+    if layer is None:
+        return name, None
+    return _LAYER.sub("blk", name), None if 0 < layer < n_layer - 1 else layer
 
 
 def is_quantizable(

@@ -18,7 +18,7 @@ from ..codec.core_errors import core_errors
 from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
 from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
-from ..formats.tensor_names import EMBEDDINGS, is_tied
+from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
 from ..threads import thread_count
 from ..wording import counted
@@ -52,6 +52,16 @@ class Trial:
         self._trace = model.trace(tokens)
         self.reference: Floats = model.resume(self._trace, model.n_layer)
         """The logits of the model itself, float32 [n_tokens, n_vocab]."""
+
+    @property
+    def used(self) -> Collection[str]:
+        """The names of the matrices that can be replaced."""
+        return self._model.matrices
+
+    @property
+    def writers(self) -> Collection[str]:
+        """The names of the matrices whose outputs are added to the residual stream."""
+        return {name for name in self._model.matrices if role_of(name) in WRITERS}
 
     def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Floats:
         """Return the logits with the matrices ``replaced``, by name. Only the layers from the first one on

@@ -22,6 +22,7 @@ from ...codec.input_sums import InputSums
 from ...errors import BadOptionError, UnavailableError
 from ...formats.tensor_names import first_with_same_input, role_of
 from .abi import Layout
+from .graph import GraphNotes
 from .tensors import Tensor, TensorReader
 
 Rows = npt.NDArray[np.float32]
@@ -118,9 +119,8 @@ class Observer:
     layout: Layout
     names: frozenset[str]
     error: BaseException | None = None
-    watch_weights: bool = False
-    """Whether to note the addresses of the model's tensors in ``weights`` while they are used."""
-    weights: dict[str, int] = field(default_factory=dict)
+    notes: GraphNotes | None = None
+    """Where to take notes of the graph, if anywhere."""
     _sums: LlamaInputSums | None = None
     _first: dict[tuple[int, int, int, bool], str] = field(default_factory=dict)
     _wanted: tuple[str, Tensor] | None = None
@@ -129,6 +129,8 @@ class Observer:
         """Prepare for the evaluation of one batch; ``sums`` None collects nothing."""
         self._sums, self.error = sums, None
         self._first = {}
+        if self.notes is not None:
+            self.notes.begin()
 
     def end(self) -> None:
         """Stop collecting. Raises what was raised in the callback, which cannot pass through llama.cpp."""
@@ -147,8 +149,8 @@ class Observer:
             if self.error is not None:
                 return ask
             if ask:
-                if self.watch_weights:
-                    self._note_weight(address)
+                if self.notes is not None:
+                    self.notes.note(address)
                 return self._sums is not None and self._ask(self._sums, address)
             self._take()
             return True
@@ -185,15 +187,6 @@ class Observer:
             sums.sums[name] = InputSums(inputs.ne[0], n_matrices, n_products, threads=sums.threads)
         self._wanted = (name, node)
         return True
-
-    def _note_weight(self, address: int) -> None:
-        at = self.layout
-        if self.reader.op(address) in (at.mul_mat, at.mul_mat_id, at.get_rows):
-            weight = self.reader.tensor(self.reader.tensor(address).src[0])
-            while weight.view_src:
-                weight = self.reader.tensor(weight.view_src)
-            if (name := self.reader.name(weight.address)) in self.names:
-                self.weights[name] = weight.address
 
     def _weight(self, address: int) -> str | None:
         """Return the name of the model's tensor at an address, or of the one that it is a view of."""

@@ -29,6 +29,7 @@ from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
 from .abi import Layout, context_params, model_params
+from .graph import GraphNotes
 from .inputs import Correlating, LlamaInputSums, Observer
 from .library import (
     Batch,
@@ -239,9 +240,23 @@ class LlamaTrial:
     def __init__(self, model: LlamaModel, tokens: Tokens) -> None:
         """Use :meth:`LlamaModel.trial`."""
         self._model, self._tokens = model, tokens
-        model._observer.watch_weights = True
-        self.reference: Logits = model.logits(tokens)
+        self._notes = GraphNotes(model._observer.reader, model._observer.names)
+        model._observer.notes = self._notes
+        try:
+            self.reference: Logits = model.logits(tokens)
+        finally:
+            model._observer.notes = None
         """The logits of the model itself, float32 [n_tokens, n_vocab]."""
+
+    @property
+    def used(self) -> Collection[str]:
+        """The tensors that this text is multiplied with, which can be replaced."""
+        return self._notes.addresses.keys()
+
+    @property
+    def writers(self) -> Collection[str]:
+        """The matrices whose outputs are added to the residual stream, as far as the graph shows them."""
+        return self._notes.writers & frozenset(self._model.matrices)
 
     def logits(self, replaced: Mapping[str, QuantizedTensor]) -> Logits:
         """Return the logits with the tensors ``replaced``, by name.
@@ -252,7 +267,7 @@ class LlamaTrial:
         model = self._model
         with ExitStack() as stack:
             for name, tensor in replaced.items():
-                address = model._observer.weights.get(name)
+                address = self._notes.addresses.get(name)
                 if address is None:
                     raise UnsupportedModelError(f"{model.path}: llama.cpp does not multiply with {name}")
                 data = _as_stored(tensor, model._formats[name])

@@ -40,10 +40,18 @@ class TensorReader:
     def __init__(self, lib: ctypes.CDLL, layout: Layout) -> None:
         """Read tensors that are laid out so."""
         self._lib, self._layout = lib, layout
+        self._op_names: dict[int, str] = {}
 
     def op(self, address: int) -> int:
         """Return the number of a tensor's operation."""
         return ctypes.c_uint32.from_address(address + self._layout.op).value
+
+    def op_name(self, address: int) -> str:
+        """Return ggml's name of a tensor's operation."""
+        op = self.op(address)
+        if op not in self._op_names:
+            self._op_names[op] = self._lib.ggml_op_name(op).decode()
+        return self._op_names[op]
 
     def tensor(self, address: int) -> Tensor:
         """Return the fields of the tensor at an address."""
