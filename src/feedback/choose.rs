@@ -1,12 +1,15 @@
-//! Quants chosen so that a row's errors cancel where its inputs are correlated.
+//! Error feedback: chooses quants so that they compensate the errors of earlier columns.
 //!
-//! Errors e of a row cost its output eᵀ H e, where H = E[x xᵀ] over its inputs x. Importances are the diagonal of H: if
-//! that were all, every quant would have to be the nearest one. But inputs are correlated, so the error of one weight
-//! can undo those of others. H = Mᵀ D M, with M of ones on the diagonal and zeros above it, makes the cost
-//! Σ d (e + Σ m e')², e' being the errors of the columns before. So columns are gone through once, in M's order, and
-//! each weight takes that of the two quants at its sides whose error is nearer to -Σ m e'. Scales stay.
+//! The errors e of a row's weights change its output by eᵀ H e in the mean square, where H = E[x xᵀ] over the inputs x.
+//! Importance is the diagonal of H. If H were diagonal, the nearest quant would always be the best. But inputs are
+//! correlated, so the error of one weight can compensate the errors of others.
 //!
-//! It is what GPTQ and LDLQ do (see [`super`]), without the inverse of H.
+//! H = Mᵀ D M, where M has ones on the diagonal and zeros above it, makes this Σ d (e + Σ m e')². The inner sum is
+//! over the errors e' of earlier columns. So the columns are processed once, in the order of columns of
+//! [`super::Hessian`]. A weight lies between two neighbouring quants and takes the one whose error is nearer to
+//! -Σ m e'. Scales do not change.
+//!
+//! This is what GPTQ and LDLQ do (see [`super`]), without the inverse of H.
 
 use super::correlations::TILE;
 use super::formula::{BlockParts, Formula, Parts, SHARED};
@@ -15,10 +18,10 @@ use crate::block::{QK_K, TensorType, Values};
 use crate::fit::iq4_value;
 use crate::simd::{Kernel, MOST_LANES, Vector};
 
-/// Rows that are best gone through together: H is read once for all.
+/// Rows that are processed together, so that H is read once for all of them.
 pub(crate) const ROWS: usize = 64;
 
-/// Chooses the quants of encoded rows anew, each row's alone; `x` are the weights that they stand for.
+/// Chooses the quants of encoded rows again, each row independently; `x` are their weights before encoding.
 pub(crate) struct ChooseQuants<'a> {
     pub kind: TensorType,
     pub hessian: &'a Hessian,
@@ -33,7 +36,7 @@ impl Kernel for ChooseQuants<'_> {
     unsafe fn run<V: Vector>(self) {
         let Self { kind, hessian, x, encoded } = self;
         if hessian.groups().is_empty() {
-            return; // every quant is the nearest
+            return; // without correlations, the nearest quants are the best
         }
         if let Some(formula) = Formula::of(kind) {
             choose_rows::<V::Wide>(formula, hessian, x, encoded);
@@ -71,37 +74,38 @@ unsafe fn choose_rows<L: Vector>(
     }
 }
 
-/// Lets the errors of each row cancel.
+/// Chooses the quants of all rows.
 #[inline(always)]
 unsafe fn choose<L: Vector>(hessian: &Hessian, batch: &mut [Rows]) {
     for group in hessian.groups() {
         for (tile, columns) in group.tiles().zip(group.order().chunks(TILE)) {
             for rows in &mut *batch {
-                // columns are those of a row.
+                // the columns are columns of a row.
                 rows.choose::<L>(tile, columns);
             }
         }
     }
 }
 
-/// A value for each of the most lanes.
+/// A value for each of [`MOST_LANES`] lanes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct LaneRow([f32; MOST_LANES]);
 
 const ZEROS: LaneRow = LaneRow([0.0; MOST_LANES]);
 
-/// The values of a block in each lane, a lane after the other.
+/// Values of one block per lane, lane by lane.
 type Blocks = [f32; QK_K * MOST_LANES];
 
-/// Rows of one length side by side, a lane each: of column i the values from `i * LANES` on.
+/// Rows of one length, one per lane: the values of column i begin at `i * LANES`.
 struct Rows {
     row_length: usize,
-    /// Decoded minus encoded.
+    /// Decoded weight minus weight.
     errors: Vec<LaneRow>,
-    /// What the neighbour on the other side of the weight would add; 0 where there is none.
+    /// How the error changes if the weight takes the neighbouring quant on its other side; 0 if there is none. A
+    /// negated step marks a quant that was changed.
     steps: Vec<LaneRow>,
-    /// The errors of the columns that were gone through, in their order.
+    /// The errors of the columns that were processed, in the order of columns.
     chosen: Vec<LaneRow>,
 }
 
@@ -111,7 +115,7 @@ impl Rows {
         Self { row_length, errors: zeros.clone(), steps: zeros.clone(), chosen: zeros }
     }
 
-    /// Takes in rows, at most as many as lanes.
+    /// Sets the rows, at most one per lane.
     #[inline(always)]
     unsafe fn read<L: Vector>(&mut self, formula: Formula, x: &[f32], encoded: &[u8]) {
         let Formula { weights, bytes, .. } = formula;
@@ -135,8 +139,8 @@ impl Rows {
         }
     }
 
-    /// Chooses the quants of the next `columns`; `tile` has what each takes of the errors before, and of those
-    /// among them.
+    /// Chooses the quants of the next `columns`. `tile` has the entries of M for these columns: first for earlier
+    /// columns, then for each other.
     #[inline(always)]
     unsafe fn choose<L: Vector>(&mut self, tile: &[[f32; TILE]], columns: &[u32]) {
         let errors = self.errors.as_ptr().cast::<f32>();
@@ -154,9 +158,9 @@ impl Rows {
         for (t, &column) in columns.iter().enumerate() {
             let at = column as usize * L::LANES;
             let (e, step) = (L::load(errors.add(at)), L::load(steps.add(at)));
-            let wrong = e.add(shifts[t]);
-            // the change of its square, of which only the sign matters
-            let change = wrong.add(wrong).add(step).mul(step);
+            let total = e.add(shifts[t]);
+            // how the step changes total²; only the sign matters
+            let change = total.add(total).add(step).mul(step);
             let taken = change.if_less(L::splat(0.0), step, L::splat(0.0));
             step.sub(taken.add(taken)).store(steps.add(at));
             let error = e.add(taken);
@@ -167,7 +171,7 @@ impl Rows {
         }
     }
 
-    /// Writes what has changed in the rows that were read.
+    /// Writes the changed quants into the rows that were read.
     #[inline(always)]
     unsafe fn write<L: Vector>(&self, formula: Formula, x: &[f32], encoded: &mut [u8]) {
         let Formula { weights, bytes, .. } = formula;
@@ -176,7 +180,7 @@ impl Rows {
         for block in 0..blocks {
             for column in (0..weights).step_by(L::LANES) {
                 let from = (block * weights + column) * L::LANES;
-                // there are LANES values of that many columns, and room.
+                // `steps` has LANES values of each of LANES columns, and `tile` has room for them.
                 let tile = {
                     let to = tile.as_mut_ptr().cast::<f32>();
                     L::transpose(self.steps.as_ptr().cast::<f32>().add(from), L::LANES, to);
@@ -193,7 +197,7 @@ impl Rows {
                 for (j, steps) in steps.as_chunks::<SHARED>().0.iter().enumerate() {
                     let (quants, others) = (&mut view.block.quants[j], &view.others[j]);
                     for i in 0..SHARED {
-                        // taken, a step is the way back: its sign has changed
+                        // a negated step marks a quant that was changed
                         let is_taken = (steps[i].to_bits() ^ view.steps[j][i].to_bits()) >> 31;
                         let changes = 0u8.wrapping_sub(is_taken as u8);
                         quants[i] ^= (quants[i] ^ others[i]) & changes;
@@ -205,7 +209,7 @@ impl Rows {
     }
 }
 
-/// Copies the first parts, as many as there is room for.
+/// Copies the first parts, as many as fit into `to`.
 #[inline(always)]
 fn copy_parts(parts: &Parts<f32>, to: &mut [f32]) {
     for (to, part) in to.as_chunks_mut().0.iter_mut().zip(parts) {
@@ -213,7 +217,7 @@ fn copy_parts(parts: &Parts<f32>, to: &mut [f32]) {
     }
 }
 
-/// Writes what `quants` stand for to `to`, which has as many parts.
+/// Writes the values of `quants` to `to`, which has the same number of parts.
 ///
 /// # Safety
 ///
@@ -238,12 +242,12 @@ unsafe fn write_values<L: Vector>(
     }
 }
 
-/// What a block comes to beside the weights that it stands for.
+/// Errors and alternative quants of one block.
 struct View {
     block: BlockParts,
-    /// The neighbouring quants on the other side of the weights, or the same where there is none.
+    /// The neighbouring quants on the other side of the weights. At the end of the range, the same quant.
     others: Parts<u8>,
-    /// What both stand for.
+    /// The values of both.
     values: Parts<f32>,
     other_values: Parts<f32>,
     /// As in [`Rows`].
@@ -261,7 +265,7 @@ impl View {
         steps: [[0.0; SHARED]; QK_K / SHARED],
     };
 
-    /// Takes in a block.
+    /// Sets the block and its weights `x`.
     ///
     /// # Safety
     ///
@@ -277,8 +281,8 @@ impl View {
             let (errors, others) = (&mut self.errors[j], &mut self.others[j]);
             for i in 0..SHARED {
                 errors[i] = scale * values[i] - min - x[i];
-                // upwards or downwards, and no farther than to the end; without a branch, which no
-                // CPU could predict
+                // up or down, clamped to the range of quants; without a branch, because no CPU could
+                // predict it
                 let upwards = i16::from((errors[i] < 0.0) == (scale > 0.0));
                 let other = i16::from(quants[i]) + 2 * upwards - 1;
                 others[i] = other.clamp(0, i16::from(formula.last)) as u8;

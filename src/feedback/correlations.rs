@@ -1,8 +1,10 @@
-//! Correlations of the inputs of a matrix: H, the mean of x xᵀ over inputs x, beside its diagonal.
+//! Correlations of the inputs of a matrix: the entries of H, the mean of x xᵀ over inputs x, off its diagonal.
 //!
-//! An importance matrix has the diagonal. The rest is kept in bytes, as (127 times) what H is over the square
-//! roots of both its columns' diagonals: rounding to these is a third of what twenty thousand tokens leave
-//! uncertain. Of long rows only groups of columns are taken: time and space are in proportion to their length.
+//! An importance matrix has the diagonal. The other entries are stored as H_ij / √(H_ii H_jj) times 127, in a byte. The
+//! rounding error is a third of the sampling error of 20,000 tokens.
+//!
+//! Long rows are divided into groups of columns, and only correlations within a group are kept. So time and memory
+//! are proportional to the length of the row.
 
 use crate::block::{QK, QK_K};
 use crate::isa::Isa;
@@ -11,31 +13,34 @@ use crate::team;
 use std::array::from_fn;
 use std::ops::Range;
 
-/// The most columns of a group.
+/// The largest number of columns in a group.
 pub const GROUP: usize = 2048;
 
-/// What a correlation of 1 is in bytes.
+/// The byte that stores a correlation of 1.
 pub(crate) const ONE: f32 = 127.0;
 
-/// The groups of a row's columns: of whole blocks, and as many as even groups take.
+/// The groups of a row's columns. Each has whole blocks; their number is the smallest that [`GROUP`] allows, and their
+/// lengths are nearly equal.
 pub fn groups(row_length: usize) -> impl Iterator<Item = Range<usize>> {
     let (blocks, count) = (row_length.div_ceil(QK_K), row_length.div_ceil(GROUP));
     let bound = move |i: usize| (blocks * i / count * QK_K).min(row_length);
     (0..count).map(move |i| bound(i)..bound(i + 1))
 }
 
-/// Pairs of columns that are in one group.
+/// The number of pairs of columns of the same group.
 pub fn pairs(row_length: usize) -> usize {
     groups(row_length).map(|group| group.len() * group.len().saturating_sub(1) / 2).sum()
 }
 
-/// Whether products are summed of the inputs of a matrix. Only the errors of types of blocks can cancel. The inputs of ffn_down are nearly independent: on rows of 8960 a fifth of what the other matrices
-/// gain is not worth their length.
+/// Whether products of a matrix's inputs are summed.
+///
+/// Rows that blocks do not divide get no error feedback. The inputs of ffn_down are nearly independent: with rows of
+/// 8960, it gains a fifth of what other matrices gain, which does not pay for the time.
 pub fn are_correlated(row_length: usize, is_ffn_down: bool) -> bool {
     row_length.is_multiple_of(QK) && !(is_ffn_down && row_length > GROUP)
 }
 
-/// Calls `each` with a row's pairs of columns, in the order in which they are kept.
+/// Calls `each` with a row's pairs of columns, in the order in which they are stored.
 fn for_each_pair(row_length: usize, mut each: impl FnMut(usize, usize)) {
     for group in groups(row_length) {
         for i in group.clone() {
@@ -46,9 +51,10 @@ fn for_each_pair(row_length: usize, mut each: impl FnMut(usize, usize)) {
     }
 }
 
-/// Correlations of columns from the sums of their `products`, [`pairs`] of them, and of their `squares`.
+/// Correlations of columns from the sums of their `products` (one per pair, see [`pairs`]) and of their `squares` (one
+/// per column).
 ///
-/// Panics where the lengths do not fit.
+/// Panics if the lengths do not fit.
 pub fn correlations(products: &[f32], squares: &[f32]) -> Vec<i8> {
     let roots: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
     let mut found = Vec::with_capacity(products.len());
@@ -60,9 +66,9 @@ pub fn correlations(products: &[f32], squares: &[f32]) -> Vec<i8> {
     found
 }
 
-/// The sums of products that `correlations` stand for.
+/// The inverse of [`correlations`]: sums of products from `correlations` and from sums of `squares`.
 ///
-/// Panics where the lengths do not fit.
+/// Panics if the lengths do not fit.
 pub fn products(correlations: &[i8], squares: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
     let mut found = Vec::with_capacity(correlations.len());
@@ -75,10 +81,10 @@ pub fn products(correlations: &[i8], squares: &[f32]) -> Vec<f32> {
 /// Columns that are multiplied together.
 pub(crate) const TILE: usize = 6;
 
-/// Quants of a row that lie together.
+/// Columns of a panel.
 pub(crate) const WIDTH: usize = 16;
 
-/// Σ a bᵀ over pairs of `a` and `b`.
+/// Σ a bᵀ over the pairs of rows of `a` and `b`.
 pub(crate) struct Products<'a> {
     pub a: &'a [[f32; TILE]],
     pub b: &'a [[f32; WIDTH]],
@@ -104,7 +110,7 @@ impl Loop for Products<'_> {
 /// Sums of the products of a row's columns.
 #[derive(Debug, Clone)]
 pub struct ProductSums {
-    /// Of each column, those with the later ones of its group.
+    /// For each column, its products with the later columns of its group.
     rows: Vec<Vec<f32>>,
 }
 
@@ -117,12 +123,12 @@ impl ProductSums {
         Self { rows: rows.collect() }
     }
 
-    /// The sums of [`pairs`].
+    /// The sums, one per pair of columns, in the order in which they are stored.
     pub fn to_vec(&self) -> Vec<f32> {
         self.rows.concat()
     }
 
-    /// Adds the sums of `other`, of rows of the same length, and sets those to zero.
+    /// Adds the sums of `other`, whose rows have the same length, and sets those to zero.
     pub(crate) fn take(&mut self, other: &mut Self) {
         for (sums, others) in self.rows.iter_mut().zip(&mut other.rows) {
             for (sum, other) in sums.iter_mut().zip(others) {
@@ -131,7 +137,7 @@ impl ProductSums {
         }
     }
 
-    /// Adds those of whole rows, with the threads of the team.
+    /// Adds the products of whole rows, with the threads of the team.
     pub(crate) fn add(&mut self, isa: Isa, rows: &[f32]) {
         let width = self.rows.len();
         let mut panels: Vec<Vec<[f32; WIDTH]>> = vec![Vec::new(); width.div_ceil(WIDTH)];
@@ -154,7 +160,7 @@ impl ProductSums {
             for (p, panel) in panels.iter().enumerate().take(panels_to).skip(first / WIDTH) {
                 let found = run_loop(isa, Products { a: &a, b: panel });
                 for (t, (sums, found)) in sums.iter_mut().zip(found).enumerate() {
-                    // the panel begins with one column, the sums with another
+                    // the panel and the sums begin at different columns
                     let (at, next) = (p * WIDTH, first + t + 1);
                     let columns = next.max(at)..(next + sums.len()).min(at + WIDTH);
                     if columns.is_empty() {
@@ -186,7 +192,7 @@ mod tests {
         assert_eq!((lengths(0), pairs(0), pairs(1)), (vec![], 0, 0));
     }
 
-    /// Rows whose columns fill no tile and no panel, and make two groups.
+    /// Numbers of columns that fill no tile, fill no panel, or make two groups.
     #[test]
     fn sums_are_those_of_all_pairs_on_every_isa() {
         for n in [5, 70, 2304] {

@@ -1,12 +1,12 @@
-//! A type's formula as data: so what is computed of it is compiled once, and not for every type.
+//! A type's formula as data, so that code that uses it is compiled once for all types.
 
 use crate::block::{Block, QK_K, Quants, TensorType, Values, blocks, blocks_mut, with_quants};
 
-/// Weights that share a scale: sub-blocks are of one such part, or of two.
+/// Weights of a part. All weights of a part share a scale, because a sub-block is one part or two.
 pub(super) const SHARED: usize = 16;
 
-/// A value for each weight of a block, part by part: loops over a part have a known length, so that the compiler
-/// makes vectors of them. A block of fewer than [`QK_K`] weights takes the first parts.
+/// One value per weight of a block, part by part. Loops over a part have a constant length, so that the compiler
+/// vectorizes them. A block of fewer than [`QK_K`] weights uses the first parts.
 pub(super) type Parts<T> = [[T; SHARED]; QK_K / SHARED];
 
 /// The formula of a type, see [`Quants`].
@@ -19,11 +19,11 @@ pub(super) struct Formula {
     pub bytes: usize,
     /// The largest quant.
     pub last: u8,
-    /// What the quants stand for.
+    /// The values of the quants.
     pub values: Values,
 }
 
-/// A block taken apart, `w = scale · value(q) - min`.
+/// The quants, scales and minima of a block: `w = scale · value(q) - min`.
 pub(super) struct BlockParts {
     pub quants: Parts<u8>,
     /// Scale and minimum of each part.
@@ -32,7 +32,7 @@ pub(super) struct BlockParts {
 }
 
 impl Formula {
-    /// The formula of a type of quants; None for the types of floats.
+    /// The formula of a type with quants; None for float types.
     pub fn of(kind: TensorType) -> Option<Self> {
         let (weights, bytes) = (kind.block_weights(), kind.block_bytes());
         with_quants!(kind, B => {
@@ -40,7 +40,7 @@ impl Formula {
         }, None)
     }
 
-    /// Takes a block apart.
+    /// Unpacks a block.
     #[inline(always)]
     pub fn read(self, block: &[u8], parts: &mut BlockParts) {
         with_quants!(self.kind, B => {

@@ -1,4 +1,4 @@
-//! H = E[x xᵀ] of the inputs of rows, factored as error feedback needs it.
+//! H = E[x xᵀ] of the inputs of a matrix: its damping, its order of columns and its factorization.
 
 use super::correlations::{ONE, Products, TILE, WIDTH, groups, pairs};
 use crate::check::{check_importance, expect_length};
@@ -8,32 +8,34 @@ use crate::simd::run_loop;
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// Correlations measured on one text differ somewhat on others, so they are shrunk towards 0: by the first of these,
-/// a share, and by the second, a number of tokens, over the number that was measured. These values gave the least
-/// error on other texts, though not by much (docs/quantization/Q4_HIFI.md).
-const SHRINK: (f32, f32) = (0.25, 1000.0);
+/// Correlations measured on one text differ somewhat on others. Therefore each correlation is multiplied by
+/// 1 - [`SHRINK_SHARE`] - [`SHRINK_TOKENS`] / tokens. This has the effect of GPTQ's damping, which makes the diagonal of
+/// H larger. These values gave the least error on other texts, though not by much (docs/quantization/Q4_HIFI.md).
+const SHRINK_SHARE: f32 = 0.25;
+/// See [`SHRINK_SHARE`].
+const SHRINK_TOKENS: f32 = 1000.0;
 
-/// The least that is left of a column's own part, so that no damaged file can make it nothing.
-const LEAST: f32 = 0.01;
+/// Lower bound of a Cholesky pivot, so that damaged correlations cannot make it zero or negative.
+const MIN_PIVOT: f32 = 0.01;
 
-/// Of the mean importance, the least that a column is taken to have.
-const LEAST_IMPORTANCE: f32 = 1e-6;
+/// Lower bound of a column's importance, as a share of the mean.
+const MIN_IMPORTANCE: f32 = 1e-6;
 
-/// H = E[x xᵀ] of the inputs x of rows, from the importance of each column and the correlations of columns, factored.
+/// H = E[x xᵀ] of the inputs x of a matrix, factorized. It is made from the importance of each column and the
+/// correlations of columns.
 #[derive(Debug, Clone)]
 pub struct Hessian {
-    /// The root of each column's importance.
+    /// The square root of each column's importance.
     roots: Vec<f32>,
     groups: Vec<Group>,
 }
 
-/// Columns whose correlations are known: H = Mᵀ D M of these.
+/// Columns whose correlations are known. For these, H = Mᵀ D M.
 #[derive(Debug, Clone)]
 pub(super) struct Group {
-    /// The columns, the most important first.
+    /// The order of columns in which quants are chosen: the most important column first (GPTQ's `act_order`).
     order: Vec<u32>,
-    /// The rows of M, up to the diagonal, six side by side; a tile has one number of each for every column
-    /// up to its own.
+    /// The rows of M up to the diagonal. A tile has six rows; each of its elements has their entries in one column.
     tiles: Vec<Vec<[f32; TILE]>>,
 }
 
@@ -48,15 +50,17 @@ impl Group {
 }
 
 impl Hessian {
-    /// Of columns of that importance, with the `correlations` that [`super::correlations`] has from that number of
-    /// tokens, or an empty slice.
+    /// H from the `importance` of each column and the `correlations` that [`super::correlations::correlations`] made
+    /// from `tokens` tokens. Without `correlations` (an empty slice), the columns count as uncorrelated.
+    ///
+    /// Fails if the number of correlations is wrong, or if an importance is negative or not finite.
     pub fn new(importance: &[f32], correlations: &[i8], tokens: f32) -> Result<Self, QuantError> {
         let row_length = importance.len();
         let roots = roots(importance)?;
         if !correlations.is_empty() {
             expect_length("correlations", correlations.len(), pairs(row_length))?;
         }
-        let share = 1.0 - SHRINK.0 - SHRINK.1 / tokens.max(1.0);
+        let share = 1.0 - SHRINK_SHARE - SHRINK_TOKENS / tokens.max(1.0);
         let mut found = Vec::new();
         if !correlations.is_empty() && share > 0.0 {
             let isa = Isa::active()?;
@@ -70,9 +74,9 @@ impl Hessian {
         Ok(Self { roots, groups: found })
     }
 
-    /// The same correlations of columns with another importance, as the experts of a layer have it.
+    /// H with the same correlations and another importance. The experts of a layer use it.
     ///
-    /// The columns keep their order. It takes row_length² / 2 multiplications, where [`Self::new`] takes
+    /// The order of columns is kept. It takes row_length² / 2 multiplications; [`Self::new`] takes
     /// row_length³ / 6.
     pub fn with_importance(&self, importance: &[f32]) -> Result<Self, QuantError> {
         expect_length("importance", importance.len(), self.row_length())?;
@@ -90,22 +94,22 @@ impl Hessian {
         &self.groups
     }
 
-    /// Fails where rows have another length.
+    /// Fails if rows have another length.
     pub(crate) fn check(&self, row_length: usize) -> Result<(), QuantError> {
         expect_length("importance", self.row_length(), row_length)
     }
 }
 
-/// The roots of the importance of columns. Fails where one is negative or not finite.
+/// The square roots of the importance of columns. Fails if an importance is negative or not finite.
 fn roots(importance: &[f32]) -> Result<Vec<f32>, QuantError> {
     check_importance(Some(importance), importance.len())?;
     let mean = importance.iter().sum::<f32>() / importance.len() as f32;
-    // no column's is zero, not even where all are
-    let least = (LEAST_IMPORTANCE * mean).max(f32::MIN_POSITIVE);
-    Ok(importance.iter().map(|w| w.max(least).sqrt()).collect())
+    // above zero, even if all importances are zero
+    let min = (MIN_IMPORTANCE * mean).max(f32::MIN_POSITIVE);
+    Ok(importance.iter().map(|w| w.max(min).sqrt()).collect())
 }
 
-/// A matrix of zeros below its diagonal, in panels of columns.
+/// An upper triangular matrix, in panels of [`WIDTH`] columns.
 type Panels = Vec<Vec<[f32; WIDTH]>>;
 
 impl Group {
@@ -113,9 +117,9 @@ impl Group {
         let n = roots.len();
         let mut order: Vec<u32> = (0..n as u32).collect();
         order.sort_by(|&a, &b| roots[b as usize].total_cmp(&roots[a as usize]));
-        // from the last column to the first it is Cholesky's factor: C = Uᵀ U
-        let backwards: Vec<usize> = order.iter().rev().map(|&i| i as usize).collect();
-        let mut u = lessened(&backwards, correlations, share);
+        // with the columns in reverse order, the factorization is Cholesky's: C = Uᵀ U
+        let reversed: Vec<usize> = order.iter().rev().map(|&i| i as usize).collect();
+        let mut u = shrunk(&reversed, correlations, share);
         factorize(isa, &mut u);
         let tiles = (0..n).step_by(TILE).collect::<Vec<_>>().into_par_iter().map(|k| {
             let at = |row: usize, column: usize| u[column / WIDTH][row][column % WIDTH];
@@ -134,11 +138,11 @@ impl Group {
         Self { order, tiles }
     }
 
-    /// The group after the root of each column's importance was multiplied by its ratio.
+    /// The group with the square root of each column's importance multiplied by its ratio.
     fn scaled(&self, ratios: &[f32]) -> Self {
         let of: Vec<f32> = self.order.iter().map(|&i| ratios[i as usize]).collect();
         let tiles = self.tiles.iter().enumerate().map(|(k, tile)| {
-            // rows beyond the last are zeros
+            // rows after the last one are zeros
             let own: [f32; TILE] = from_fn(|t| of.get(k * TILE + t).copied().unwrap_or(1.0));
             let of = of.iter().copied().chain(std::iter::repeat(1.0));
             tile.iter().zip(of).map(|(m, other)| from_fn(|t| m[t] * (other / own[t]))).collect()
@@ -147,8 +151,8 @@ impl Group {
     }
 }
 
-/// A share of the correlations of the columns, in that order.
-fn lessened(order: &[usize], correlations: &[i8], share: f32) -> Panels {
+/// The correlation matrix with columns in `order`, off-diagonal entries times `share`.
+fn shrunk(order: &[usize], correlations: &[i8], share: f32) -> Panels {
     let n = order.len();
     let starts: Vec<usize> = (0..n).map(|i| i * (2 * n - i - 1) / 2).collect();
     let entry = |row: usize, column: usize| {
@@ -165,13 +169,13 @@ fn lessened(order: &[usize], correlations: &[i8], share: f32) -> Panels {
     (0..n.div_ceil(WIDTH)).into_par_iter().map(panel).collect()
 }
 
-/// Makes of a positive matrix, whose upper half counts, U of Uᵀ U, six rows after six.
+/// Cholesky factorization C = Uᵀ U in place, six rows at a time. Only the upper half of C is read.
 fn factorize(isa: Isa, panels: &mut Panels) {
     let n = panels.first().map_or(0, Vec::len);
     for k in (0..n).step_by(TILE) {
         let height = TILE.min(n - k);
         let (first, last) = (k / WIDTH, (k + height - 1) / WIDTH);
-        // what a row has in the columns of these rows
+        // the entries of a row in columns k to k + 5
         let part = |panels: &Panels, row: usize| -> [f32; TILE] {
             from_fn(
                 |t| if t < height { panels[(k + t) / WIDTH][row][(k + t) % WIDTH] } else { 0.0 },
@@ -186,12 +190,12 @@ fn factorize(isa: Isa, panels: &mut Panels) {
                 *v -= product;
             }
         };
-        // the square on the diagonal first: the others ask for it
+        // the tile on the diagonal first, because the others need it
         panels[first..=last].iter_mut().for_each(reduce);
-        let mut square: Vec<_> = (k..k + height).map(|row| part(panels, row)).collect();
-        factorize_square(&mut square);
+        let mut diagonal: Vec<_> = (k..k + height).map(|row| part(panels, row)).collect();
+        factorize_tile(&mut diagonal);
         let eliminate = |panel: &mut Vec<[f32; WIDTH]>| {
-            for (t, of) in square.iter().enumerate() {
+            for (t, of) in diagonal.iter().enumerate() {
                 let (done, rest) = panel[k..].split_at_mut(t + 1);
                 done[t].iter_mut().for_each(|v| *v /= of[t]);
                 for (below, factor) in rest.iter_mut().zip(&of[t + 1..height]) {
@@ -202,8 +206,9 @@ fn factorize(isa: Isa, panels: &mut Panels) {
             }
         };
         panels[first..=last].iter_mut().for_each(eliminate);
-        for (t, of) in square.iter().enumerate() {
-            panels[(k + t) / WIDTH][k + t][(k + t) % WIDTH] = of[t]; // where a pivot was raised it is another
+        // the pivot of the tile differs from the panel's if it was raised
+        for (t, of) in diagonal.iter().enumerate() {
+            panels[(k + t) / WIDTH][k + t][(k + t) % WIDTH] = of[t];
         }
         panels[last + 1..].par_iter_mut().for_each(|panel| {
             reduce(panel);
@@ -212,12 +217,12 @@ fn factorize(isa: Isa, panels: &mut Panels) {
     }
 }
 
-/// The same of a few rows and as many columns.
-fn factorize_square(square: &mut [[f32; TILE]]) {
-    for t in 0..square.len() {
-        let (done, rest) = square.split_at_mut(t + 1);
+/// Factorizes a diagonal tile of at most six rows.
+fn factorize_tile(tile: &mut [[f32; TILE]]) {
+    for t in 0..tile.len() {
+        let (done, rest) = tile.split_at_mut(t + 1);
         let row = &mut done[t];
-        let pivot = row[t].max(LEAST).sqrt();
+        let pivot = row[t].max(MIN_PIVOT).sqrt();
         row.iter_mut().for_each(|v| *v /= pivot);
         row[t] = pivot;
         for (below, &factor) in rest.iter_mut().zip(&row[t + 1..]) {
@@ -233,8 +238,8 @@ mod tests {
     use super::*;
     use crate::testing::weights;
 
-    /// With the importance that it has, a Hessian stays as it is; with another, it is nearly the one that is
-    /// factored anew, whose columns may have another order.
+    /// With the same importance, the Hessian does not change. With another importance that leaves the order of
+    /// columns, it is nearly equal to a new factorization.
     #[test]
     fn another_importance_needs_no_new_factors() {
         let n = 70;
@@ -242,11 +247,11 @@ mod tests {
         let correlations: Vec<i8> = (0..pairs(n)).map(|i| (i * 37 % 5) as i8 - 2).collect();
         let hessian = Hessian::new(&importance, &correlations, 1e6).unwrap();
         let same = hessian.with_importance(&importance).unwrap();
-        // four times as important, all of them: the order is the same, the ratios too
+        // all importances times four: the order and the ratios are the same
         let scaled: Vec<f32> = importance.iter().map(|w| 4.0 * w).collect();
         let direct = Hessian::new(&scaled, &correlations, 1e6).unwrap();
         let derived = hessian.with_importance(&scaled).unwrap();
-        // raised where it was largest already, so that the order stays
+        // the largest importance is raised, so that the order stays
         let first = hessian.groups[0].order[0] as usize;
         let mut raised = importance.clone();
         raised[first] *= 9.0;

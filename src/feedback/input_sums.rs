@@ -1,4 +1,4 @@
-//! Sums over the inputs of a tensor's matrices, of which importance matrices are made.
+//! Sums over the inputs of a tensor's matrices. Importance matrices are made from them.
 
 use super::correlations::ProductSums;
 use crate::check::expect_length;
@@ -6,13 +6,13 @@ use crate::error::QuantError;
 use crate::isa::Isa;
 use crate::team;
 
-/// Columns whose squares one thread adds up, where there is one matrix.
+/// Columns whose squares one thread adds up, if there is one matrix.
 const COLUMNS: usize = 256;
 
 /// Sums over the input vectors x of a tensor with one matrix, or with several (the experts of a layer).
 ///
 /// Every matrix has its own sums of squares. Products of pairs of columns are summed for all matrices together, for
-/// each by itself, or not at all.
+/// each matrix separately, or not at all.
 #[derive(Debug, Clone)]
 pub struct InputSums {
     width: usize,
@@ -25,7 +25,7 @@ impl InputSums {
     /// Empty sums for `n_matrices` matrices whose rows have `width` weights.
     ///
     /// `n_products` is 0 for no products, 1 for one sum over the inputs of all matrices, or `n_matrices`. Fails for
-    /// other values, and where there are no columns or no matrices.
+    /// other values, and if `width` or `n_matrices` is 0.
     pub fn new(width: usize, n_matrices: usize, n_products: usize) -> Result<Self, QuantError> {
         if width == 0 || n_matrices == 0 {
             return Err(QuantError::InputSums("sums need at least one column and one matrix"));
@@ -43,7 +43,7 @@ impl InputSums {
         })
     }
 
-    /// Σ x², a column each, of one matrix after the other.
+    /// Σ x², one per column, matrix by matrix.
     pub fn squares(&self) -> &[f64] {
         &self.squares
     }
@@ -53,7 +53,7 @@ impl InputSums {
         &self.counts
     }
 
-    /// Σ x_i x_j of pairs of columns ([`super::correlations`]). A vector counts once for each of its matrices.
+    /// Σ x_i x_j of pairs of columns ([`super::correlations`]). A vector counts once for each matrix that it goes to.
     pub fn products(&self) -> &[ProductSums] {
         &self.products
     }
@@ -87,7 +87,7 @@ impl InputSums {
         shape(self) == shape(other)
     }
 
-    /// Adds `rows`, whole rows of the only matrix.
+    /// Adds `rows`, whole rows. There is only one matrix.
     pub(crate) fn add_dense(&mut self, isa: Isa, rows: &[f32]) {
         let width = self.width;
         self.counts[0] += (rows.len() / width) as u64;
@@ -101,10 +101,10 @@ impl InputSums {
         }
     }
 
-    /// Adds `rows`, whole rows. Each goes to the matrices whose indices `matrices` has for it, the same number for
-    /// every row. Indices below zero mean no matrix.
+    /// Adds `rows`, whole rows. `matrices` has the same number of indices for every row: the matrices that it goes to.
+    /// Indices below zero mean no matrix.
     ///
-    /// Fails, and changes nothing, where the lengths do not fit or there is no such matrix.
+    /// Fails, and changes nothing, if the lengths do not fit or an index is too large.
     pub fn add(&mut self, isa: Isa, rows: &[f32], matrices: &[i32]) -> Result<(), QuantError> {
         let n_rows = rows.len() / self.width;
         expect_length("input values", rows.len(), n_rows * self.width)?;
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::testing::weights;
 
-    /// What a matrix alone gets when it sees the same rows.
+    /// The sums of a single matrix that gets the same rows.
     fn alone(rows: &[f32], width: usize) -> InputSums {
         let mut sums = InputSums::new(width, 1, 1).unwrap();
         sums.add_dense(Isa::Scalar, rows);

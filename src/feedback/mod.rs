@@ -1,9 +1,9 @@
-//! Error feedback: quants chosen so that the errors of a row cancel where its inputs are correlated.
+//! Error feedback: quants are chosen so that they compensate the errors of earlier columns of the row.
 //!
 //! This is what GPTQ does (Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 //! Transformers", 2022), in the form of QuIP's LDLQ (Chee et al., "QuIP: 2-Bit Quantization of Large Language Models
-//! With Guarantees", 2023): [`Hessian`] factors H = E[x xᵀ] into Mᵀ D M, and every column is then quantized after
-//! the errors of those before it were added to it.
+//! With Guarantees", 2023). [`Hessian`] factorizes H = E[x xᵀ] into Mᵀ D M. Then the columns are quantized in order, each
+//! with the errors of the columns before it taken into account.
 
 mod choose;
 pub mod correlations;

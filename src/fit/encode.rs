@@ -1,18 +1,18 @@
-//! The encoder of every type, and how rows are given to it.
+//! The trait of the encoders, and how they get rows.
 
 use crate::block::{Block, BlockBF16, BlockF16, BlockF32, QK_K, TensorType, with_block};
 
 /// A type whose rows can be encoded.
 pub(crate) trait Encode: Block {
-    /// Whether, under importance, the fit depends on the mean square of the row.
+    /// Whether the fit with importance depends on the mean square of the row.
     const WEIGHS_BY_ROW: bool = false;
 
-    /// Encodes a row: `x` has `out.len()` · [`Self::WEIGHTS`] weights, and as many `importance` values where they
-    /// are given. The bytes are those of ggml's `ggml_quantize_chunk`.
+    /// Encodes a row: `x` has `out.len()` · [`Self::WEIGHTS`] weights, and `importance` as many values. The bytes
+    /// are those of ggml's `ggml_quantize_chunk`.
     fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]);
 }
 
-/// Numbers are rounded one by one.
+/// Floats are rounded one by one.
 macro_rules! encode_floats {
     ($($block:ident),*) => {$(
         impl Encode for $block {
@@ -27,17 +27,17 @@ macro_rules! encode_floats {
 }
 encode_floats!(BlockF32, BlockF16, BlockBF16);
 
-/// The most rows whose mean squares are added up together.
+/// The largest number of rows whose mean squares are computed together.
 pub(crate) const MOST_ROWS_AT_ONCE: usize = 16;
 
-/// How many rows an encoder is best given together. The mean square of a row is a sum whose additions wait for
-/// each other, so where a fit needs it, the sums of several rows are best made side by side.
+/// How many rows an encoder gets at once. The mean square of a row is a sum in which every addition waits for the one
+/// before. So if a fit needs it, the sums of several rows are computed together, which is faster.
 pub(crate) fn rows_at_once(kind: TensorType, importance: Option<&[f32]>) -> usize {
     let weighs_by_row = with_block!(kind, B => B::WEIGHS_BY_ROW);
     if weighs_by_row && importance.is_some() { MOST_ROWS_AT_ONCE } else { 1 }
 }
 
-/// Encodes rows of `row_length` weights one by one: the oracle of the fast versions.
+/// Encodes rows of `row_length` weights one by one. This is the oracle of the fast versions.
 pub(crate) fn quantize_rows<B: Encode>(
     x: &[f32],
     row_length: usize,

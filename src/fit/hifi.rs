@@ -1,17 +1,17 @@
 //! The encoder of Q4_HIFI.
 //!
-//! Two encodings of a block are known, and the one with the smaller error is kept:
+//! A block is encoded in two ways, and the one with the smaller error is kept:
 //!
-//! * *refit*: the base is fitted without the weights whose absence narrows the ranges of the others
+//! * *refit*: the base is fitted without the weights whose removal narrows the ranges of the sub-blocks
 //!   most ([`super::refit`]);
-//! * *plain*: the base is the ordinary Q4_K block. So no block is worse than in Q4_K, beyond the
+//! * *plain*: the base is the ordinary Q4_K block. So no block is worse than in Q4_K, except for the
 //!   rounding of a residual.
 //!
-//! Either way the N weights that the base represents worst get a residual.
+//! In both, the N weights with the largest errors get a residual.
 //!
-//! The error is the squared error, weighted by importance where it is given. Ties go to the
-//! smaller index, and to the refit. A residual too large for f16 saturates; a refit that needs one
-//! is not taken, because it would hide that the block is too large for Q4_K.
+//! The error is the squared error, weighted by importance if it is given. Ties go to the smaller index, and to the
+//! refit. A residual that is too large for f16 saturates. A refit with such a residual is not used, because it would
+//! hide that the block is too large for Q4_K.
 
 use super::k::Q4_K;
 use super::refit;
@@ -19,7 +19,7 @@ use crate::block::{BlockQ4K, HifiBlock, KFit, LARGEST_F16, MAX_OUTLIERS, QK_K, d
 use crate::error_sums::error_sums;
 use crate::float::{f16_to_f32, f32_to_f16};
 
-/// Encodes the blocks of a row, one by one: the oracle of the fast versions.
+/// Encodes the blocks of a row one by one. This is the oracle of the fast versions.
 pub(crate) fn encode_hifi_row(
     x: &[[f32; QK_K]],
     importance: Option<&[[f32; QK_K]]>,
@@ -49,7 +49,7 @@ impl HifiBlock {
         Self { base: BlockQ4K::from_fit(plain), ..Self::ZERO }
     }
 
-    /// A block on `base`, its quants rounded here, with the outliers that it needs most.
+    /// A block on `base`, whose quants are rounded here. The weights with the largest errors become outliers.
     #[inline(always)]
     pub(crate) fn on_base(
         x: &[f32; QK_K],
@@ -61,8 +61,8 @@ impl HifiBlock {
         Self::with_residuals(BlockQ4K::from_fit(&base), x, choose(outliers, &scores), outliers)
     }
 
-    /// The better encoding: on the plain base, or on the refitted one with outliers at `index`, its
-    /// largest scores.
+    /// The better encoding: on the plain base, or on the refitted base with outliers at `index`, where its errors are
+    /// largest.
     #[inline(always)]
     pub(crate) fn better(
         x: &[f32; QK_K],
@@ -83,7 +83,7 @@ impl HifiBlock {
             scores[i] = importance.map_or(1.0, |w| w[i]) * (rest * rest);
         }
         let plain_error = refit::error(x, importance, plain);
-        // beyond the rounding of the sums, and where none of their terms was lost
+        // better by more than the rounding of the sums, and no term of them has underflowed
         let is_better = refit::sum(&scores) < 0.999_99 * plain_error && plain_error > 1e-24;
         if is_better && !is_saturated && plain_error.is_finite() {
             return Self { base: BlockQ4K::from_fit(&base), outliers, index, residual };
@@ -92,7 +92,7 @@ impl HifiBlock {
         Self::better_exactly(x, importance, outliers, bases, index)
     }
 
-    /// As [`Self::better`], the plain base with outliers too, and the errors compared in f64.
+    /// As [`Self::better`], but the plain base gets outliers, too, and the errors are compared in f64.
     #[cold]
     fn better_exactly(
         x: &[f32; QK_K],
@@ -132,9 +132,9 @@ impl HifiBlock {
 /// A block on the refitted base.
 pub(crate) struct Refit {
     base: KFit,
-    /// What the base misses of the weights.
+    /// Weights minus base.
     misses: [f32; QK_K],
-    /// The error that this is.
+    /// The squares of `misses`, times importance.
     pub scores: [f32; QK_K],
 }
 
@@ -147,8 +147,8 @@ impl Refit {
     }
 }
 
-/// The squares of the misses times the importances. One that overflows counts for nothing where the importance
-/// is 0, so that no score is NaN.
+/// The squares of the misses times the importances. If a square overflows and its importance is 0, the product is 0, so
+/// that no score is NaN.
 #[inline(always)]
 fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let mut squares = [0f32; QK_K];
@@ -168,7 +168,7 @@ fn weighted_squares(misses: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
     squares
 }
 
-/// The indices where `values` are worst: of largest squared error, weighted by importance.
+/// The indices where `values` have the largest squared error, weighted by importance.
 #[inline(always)]
 fn worst_indices(
     x: &[f32; QK_K],
@@ -180,16 +180,16 @@ fn worst_indices(
     choose(count, &weighted_squares(&misses, importance))
 }
 
-/// The indices of the `count` largest of the non-negative `scores`, in increasing order; of equals
-/// the smaller index.
+/// The indices of the `count` largest `scores`, in increasing order. Ties go to the smaller index. No score is negative.
 ///
-/// The bits of such numbers are in their order, so the smallest score chosen is found by halving
-/// the range of its bits, which vectors do fast.
+/// This is a binary search over the bits of the smallest chosen score, because floats ≥ 0 compare like their bits.
+/// Vectors make it fast.
 #[inline(always)]
 fn choose(count: usize, scores: &[f32; QK_K]) -> [u8; MAX_OUTLIERS] {
     let bits = scores.map(f32::to_bits);
-    let above = |limit: u32| bits.iter().map(|&b| u32::from(b > limit)).sum::<u32>() as usize;
-    // the smallest limit that at most `count` scores are above
+    let above =
+        |threshold: u32| bits.iter().map(|&b| u32::from(b > threshold)).sum::<u32>() as usize;
+    // the smallest threshold that at most `count` scores exceed
     let (mut low, mut high) = (0u32, u32::MAX);
     while low < high {
         let middle = low + (high - low) / 2;

@@ -39,12 +39,12 @@ impl BlockIQ4XS {
         block
     }
 
-    /// A block with the scales of its sub-blocks rounded to six bits, and their inverses, by which the
-    /// quants are found.
+    /// A block with the scales of its sub-blocks rounded to six bits, and 1 / each stored scale, for rounding the
+    /// quants.
     #[inline(always)]
     pub(crate) fn with_scales(fitted: &[f32; SUB_BLOCKS]) -> (Self, [f32; SUB_BLOCKS]) {
-        // NaN, from squares that overflow, is stored as 0 would be; said here, because memcheck's
-        // maximum, which the search below may become, does not tell the two arguments apart
+        // Squares that overflow give NaN, which is stored like 0. This is explicit, because valgrind's
+        // maximum instruction handles NaN differently.
         let fitted = fitted.map(|scale| if scale.is_nan() { 0.0 } else { scale });
         let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
         for scale in fitted {
@@ -60,8 +60,8 @@ impl BlockIQ4XS {
     }
 }
 
-/// Midway between neighbouring values: where the nearest one changes. All are multiples of a half, so
-/// that comparing with them is the same as comparing the distances to the two values.
+/// The middles between neighbouring values, where the nearest value changes. All are multiples of a half. So a
+/// comparison with a middle gives the same result as a comparison of the distances to both values.
 pub(crate) const MIDDLES: [f32; 15] = {
     let mut middles = [0f32; 15];
     let mut i = 0;
@@ -72,10 +72,11 @@ pub(crate) const MIDDLES: [f32; 15] = {
     middles
 };
 
-/// The grids tried have the extreme weight at the lowest value moved by -`MOST_STEPS`..=`MOST_STEPS`.
+/// The grids that are tried put the extreme weight at the lowest value + step, for steps in
+/// -`MOST_STEPS`..=`MOST_STEPS`.
 pub(crate) const MOST_STEPS: i32 = 7;
 
-/// The quant whose value is nearest to `position`, the upper one of two. NaN gives the last.
+/// The quant whose value is nearest to `position`; of two, the larger quant. NaN gives the last.
 #[inline(always)]
 pub(crate) fn nearest(position: f32) -> u8 {
     MIDDLES.partition_point(|&middle| position >= middle || position.is_nan()) as u8
@@ -86,7 +87,7 @@ pub(crate) fn nearest(position: f32) -> u8 {
 pub(crate) fn quants(x: &[f32; QK], inverse: f32) -> [u8; QK] {
     let mut quants = [0u8; QK];
     for middle in MIDDLES {
-        // as in `nearest`, without a branch, which no CPU could predict
+        // as in `nearest`, but without a branch, because no CPU could predict it
         for (q, &v) in quants.iter_mut().zip(x) {
             let position = inverse * v;
             *q += u8::from(position >= middle || position.is_nan());
@@ -110,10 +111,10 @@ pub(crate) fn sigma2(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v) * (2.0 / x.len() as f32)
 }
 
-/// The scale under which the values fit 32 weights best; 0 for zeros.
+/// The scale with the least error for 32 weights; 0 for zeros.
 ///
-/// For each grid tried the quants are rounded, and the best scale for them is the least-squares one.
-/// The first grid gives the extreme weight the lowest value's magnitude with the other sign.
+/// For each grid, the quants are rounded. Then the best scale for these quants is the least-squares solution.
+/// In the first grid, the extreme weight is at minus the lowest value.
 fn fit_scale(x: &[f32; QK], weights: &[f32; QK]) -> f32 {
     let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
     for &v in x {

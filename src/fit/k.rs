@@ -1,6 +1,5 @@
-//! The fit that Q4_K and Q5_K share: a scale and a minimum for each of eight sub-blocks, both
-//! rounded to six bits under a common scale, then the quants; and the parts of it that Q2_K and
-//! Q3_K have too.
+//! The fit that Q4_K and Q5_K share. It finds a scale and a minimum for each of eight sub-blocks, rounds both to six
+//! bits, and then rounds the quants. Parts of it are used by Q2_K, Q3_K and Q6_K, too.
 
 use super::encode::{Encode, for_each_block};
 use super::search::{Affine, Search, fit_affine, fit_positive};
@@ -46,14 +45,14 @@ impl BlockQ5K {
     }
 }
 
-/// What distinguishes the types.
+/// The differences between the types.
 pub(crate) struct KParameters {
     /// Quants are in 0..=levels.
     pub levels: i32,
     /// The candidate grids without importance.
     pub search: Search,
-    /// The bound of the scales and minima that are fitted under importance. A negative one wraps to
-    /// a large byte, which ggml cuts off in Q5_K and packs as it is in Q4_K.
+    /// The upper bound of scales and minima that are fitted with importance. A negative one wraps to
+    /// a large byte. ggml clamps it in Q5_K and packs it unchanged in Q4_K.
     pub largest_packed: u8,
 }
 
@@ -127,7 +126,7 @@ fn plain_weights(x: &[f32; QK_K]) -> [f32; QK_K] {
     weights
 }
 
-/// With importance: importance · √(`times` the mean square of the block + x²).
+/// With importance: importance · √(`times` · mean square of the block + x²).
 pub(crate) fn importance_weights(
     x: &[f32; QK_K],
     importance: &[f32; QK_K],
@@ -141,9 +140,10 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
 }
 
-/// Rounds the scales or the minima of sub-blocks to 0..=`most` under a common scale: with the sums of
-/// their weights by a search, without to multiples of the largest. A negative one wraps to a large
-/// byte, which `bounds` cut off, without weights and with.
+/// Rounds the scales or minima of sub-blocks to 0..=`most`, in units of a block scale, which it returns first.
+///
+/// With `weights` (one sum per sub-block) the block scale is searched; without, it is largest / `most`. A negative value
+/// wraps to a large byte. Results are at most `bounds[0]` without weights, `bounds[1]` with.
 pub(crate) fn round_scales<const N: usize>(
     values: &[f32; N],
     weights: Option<&[f32; N]>,
@@ -165,8 +165,8 @@ pub(crate) fn round_scales<const N: usize>(
     }
 }
 
-/// The quants, each 0 to `levels`, under the scales and minima as stored, which `scale_and_min` gives
-/// for each of `N` sub-blocks; where a scale is 0, those that there are.
+/// Rounds the quants, each 0 to `levels`. `scale_and_min` gives the stored scale and minimum of each of `N` sub-blocks.
+/// If a scale is 0, the quants of its sub-block stay.
 pub(crate) fn round_quants<const N: usize>(
     x: &[f32; QK_K],
     levels: i32,

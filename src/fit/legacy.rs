@@ -58,8 +58,8 @@ impl Encode for BlockQ8_0 {
     }
 }
 
-/// Encodes a row as `d · (q - half)`: with importance by [`fit_signed`], without by the weight
-/// of largest magnitude, which gets the quant 0. `store` makes a block of `d` and the quants.
+/// Encodes a row as `d · (q - half)`. With importance, [`fit_signed`] finds d; without, d gives the weight of largest
+/// magnitude the quant 0. `store` makes a block of `d` and the quants.
 #[inline(always)]
 fn quantize_symmetric<B>(
     x: &[f32],
@@ -86,8 +86,8 @@ fn quantize_symmetric<B>(
     }
 }
 
-/// Encodes a row as `d · q + m` with q in 0..=levels: with importance by [`fit_affine`],
-/// without by the block's range. `store` makes a block of `d`, `m` and the quants.
+/// Encodes a row as `d · q + m` with q in 0..=levels. With importance, [`fit_affine`] finds d and m; without, they follow
+/// from the smallest and largest weight. `store` makes a block of `d`, `m` and the quants.
 #[inline(always)]
 fn quantize_affine<B>(
     x: &[f32],
@@ -116,14 +116,14 @@ fn quantize_affine<B>(
     }
 }
 
-/// The largest magnitude. In bits, whose order is that of magnitudes, so that the order in which
-/// weights are compared does not matter and vectors may do it.
+/// The largest magnitude. Magnitudes compare like their bits. As integers, they can be compared in any order, so that
+/// the compiler can vectorize the loop.
 #[inline(always)]
 fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0))
 }
 
-/// The weight of largest magnitude with its sign; the first of equals. 0 for a block of zeros.
+/// The weight of largest magnitude with its sign; of several, the first. 0 for a block of zeros.
 #[inline(always)]
 fn signed_extreme(x: &[f32]) -> f32 {
     let magnitude = largest_magnitude(x);
@@ -146,7 +146,7 @@ fn range(x: &[f32]) -> (f32, f32) {
     (signed_zero(min, x), signed_zero(max, x))
 }
 
-/// `extreme`, or where it is a zero the first of `x`, which has its sign.
+/// `extreme`; but if it is zero, the first zero of `x`, because of its sign.
 #[inline(always)]
 pub(crate) fn signed_zero(extreme: f32, x: &[f32]) -> f32 {
     match extreme {

@@ -1,7 +1,7 @@
 //! The nearest of the sixteen values of IQ4, for every lane of a vector.
 //!
-//! The nearest value changes at fifteen thresholds, the middles between values. A quadratic in the position is within
-//! half of k at the k-th threshold. Rounded, it leaves two values to choose from, and a table has the threshold
+//! The nearest value changes at fifteen thresholds, the middles between values. A quadratic function of the position is
+//! within a half of k at the k-th threshold. Rounded, it leaves two values to choose from, and a table has the threshold
 //! between them. So a search is two look-ups and one comparison.
 
 use super::iq4::MIDDLES;
@@ -16,10 +16,10 @@ const BEND: f32 = 0.00023;
 const FIRST: f32 = 7.0;
 const LOW: f32 = -117.0;
 const HIGH: f32 = 104.0;
-/// A number of this size is whole, and its lowest bits are those of what was added to it.
+/// Floats of this size are integers. The sum of it and a quant has the quant in its lowest bits.
 pub(crate) const WHOLE: f32 = ROUNDING;
 
-/// Where the nearest value changes; there is no sixteenth threshold.
+/// The thresholds, and 0 as the sixteenth, which is never used.
 const THRESHOLDS: [f32; 16] = {
     let mut thresholds = [0f32; 16];
     let mut i = 0;
@@ -30,10 +30,10 @@ const THRESHOLDS: [f32; 16] = {
     thresholds
 };
 
-/// The vector version of [`crate::block::iq4::nearest`], with [`WHOLE`] added.
+/// The vector version of [`super::iq4::nearest`]. [`WHOLE`] is added to the quants.
 #[inline(always)]
 pub(crate) unsafe fn nearest<V: Vector>(position: V) -> V {
-    // in this order NaN becomes the last
+    // min before max, so that NaN becomes HIGH, whose quant is the last
     let position = position.min(V::splat(HIGH)).max(V::splat(LOW));
     let slope = position.abs().mul_add(V::splat(-BEND), V::splat(SLOPE));
     let index = position.mul_add(slope, V::splat(WHOLE + FIRST));
@@ -54,7 +54,7 @@ pub(crate) unsafe fn nearest_value<V: Vector>(position: V) -> V {
 /// The CPU has V's instruction set.
 #[inline(always)]
 pub(crate) unsafe fn value_of<V: Vector>(quants: V) -> V {
-    // what is added leaves the quant in the lowest bits.
+    // the sum has the quant in its lowest bits.
     V::look_up(&FLOATS, quants.add(V::splat(8_388_608.0)))
 }
 

@@ -1,13 +1,12 @@
-//! The base of a block whose outliers are kept beside it: fitted to what is left without them.
+//! The base of a Q4_HIFI block, fitted without the block's outliers.
 //!
-//! An outlier costs a sub-block's other weights precision by stretching its range, so what is left
-//! out is what shortens ranges most: at the ends of the sub-blocks, up to [`DEPTH`] weights of one,
-//! `outliers` of the block. [`windows`] finds them; a weight outside of its sub-block's window
-//! carries no weight in the fit.
+//! Outliers widen a sub-block's range. Therefore the weights at the ends of the ranges are removed, those first that
+//! narrow the range most: up to [`DEPTH`] weights of a sub-block, and `outliers` of the block. What remains of a range
+//! is the sub-block's window, which [`windows`] finds. A weight outside of the window does not count in the fit.
 //!
-//! The fit itself need not give ggml's bytes, so it is a short one: [`CANDIDATES`] grids a sub-block,
-//! whose error follows from their sums. The scales are then rounded to six bits under the error that
-//! this adds, and the minima fitted anew to the rounded scales.
+//! The fit need not give ggml's bytes, so it is a short one. It tries [`CANDIDATES`] grids per sub-block, whose errors
+//! follow from a few sums. Then the scales are rounded to six bits with the least added error, and the minima are
+//! fitted again to the rounded scales.
 
 use crate::block::k_scales::{SUB_BLOCKS, pack};
 use crate::block::{KFit, QK_K};
@@ -15,50 +14,50 @@ use crate::float::{ROUNDING, f16_to_f32, f32_to_f16, nearest, nearest_int};
 
 /// Weights of a sub-block.
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
-/// The most weights that are left out of a sub-block.
+/// The largest number of weights that are removed from a sub-block.
 pub(crate) const DEPTH: usize = 6;
-/// Grids tried for a sub-block.
+/// Grids that are tried for a sub-block.
 pub(crate) const CANDIDATES: usize = 5;
-/// The low bits that the limit of the gains does without, so that it is found in few steps.
-pub(crate) const LIMIT_GRID: u32 = 18;
+/// The low bits of the threshold of the gains that are always 0, so that the search takes few steps.
+pub(crate) const THRESHOLD_GRID: u32 = 18;
 /// The largest quant.
 const LEVELS: f32 = 15.0;
-/// Factors tried for the scales of a block, and for its minima.
+/// Block scales that are tried: for the scales of the sub-blocks, and for their minima.
 const SCALES: usize = 16;
 /// The largest 6-bit scale or minimum.
 const MAX_SCALE: f32 = 63.0;
 
-/// What a sub-block's grid covers: its other weights are left out of the fit. `low` ≤ 0.
+/// The range of a sub-block that its grid covers. Weights outside of it are not fitted. `low` ≤ 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Window {
     pub low: f32,
     pub high: f32,
 }
 
-/// The fits of the sub-blocks, and the sums over weights that they follow from.
+/// The fits of the sub-blocks, and sums over their weights.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct WindowFits {
     pub scale: [f32; SUB_BLOCKS],
-    /// What is deducted, ≥ 0.
+    /// The minimum, ≥ 0, which is subtracted.
     pub min: [f32; SUB_BLOCKS],
     /// `Σ w`
     pub sum_w: [f32; SUB_BLOCKS],
     /// `Σ w x`
     pub sum_x: [f32; SUB_BLOCKS],
-    /// `Σ w q`, q being the quants of the grid taken.
+    /// `Σ w q` for the quants q of the best grid.
     pub sum_l: [f32; SUB_BLOCKS],
     /// `Σ w q²`
     pub sum_l2: [f32; SUB_BLOCKS],
 }
 
-/// Steps of candidate `c` from the low end of the window to the high one. All round to at most
-/// [`LEVELS`], so that no number need be clamped.
+/// The number of grid steps from the low end of the window to the high one, for candidate `c`. It rounds to at most
+/// [`LEVELS`], so that no quant need be clamped.
 #[inline(always)]
 pub(crate) fn candidate(c: usize) -> f32 {
     LEVELS - 1.1 + 0.39 * c as f32
 }
 
-/// What the gain of `k` weights left out is multiplied by for that of one.
+/// 1 / k: converts the gain of k removed weights to the gain per weight.
 #[inline(always)]
 pub(crate) fn share(k: usize) -> f32 {
     1.0 / k as f32
@@ -74,8 +73,9 @@ pub(crate) fn fit(x: &[f32; QK_K], weights: &[f32; QK_K], outliers: usize) -> Wi
     fits
 }
 
-/// The window of each sub-block: those that cover all but `outliers` weights of the block with the
-/// least sum of (sum of a sub-block's weights) · (length of its window)², by Lagrange's rule.
+/// The window of each sub-block. Together the windows leave out at most `outliers` weights of the block, and the sum of
+/// (sum of a sub-block's `weights`) · (length of its window)² is small. One threshold of the gain per removed weight
+/// for all sub-blocks decides (the method of Lagrange multipliers).
 fn windows(x: &[[f32; SUB]], weights: &[[f32; SUB]], outliers: usize) -> [Window; SUB_BLOCKS] {
     let mut choices = [[Window { low: 0.0, high: 0.0 }; DEPTH + 1]; SUB_BLOCKS];
     let mut gains = [[0f32; DEPTH]; SUB_BLOCKS];
@@ -83,16 +83,19 @@ fn windows(x: &[[f32; SUB]], weights: &[[f32; SUB]], outliers: usize) -> [Window
         let weight = weights[j].iter().fold(0.0, |sum, w| sum + w);
         (choices[j], gains[j]) = shortest_windows(&x[j], weight);
     }
-    let limit = limit(outliers, gains.as_flattened());
-    let limit = f32::from_bits(limit.to_bits().next_multiple_of(1 << LIMIT_GRID));
+    let threshold = threshold(outliers, gains.as_flattened());
+    let threshold = f32::from_bits(threshold.to_bits().next_multiple_of(1 << THRESHOLD_GRID));
     std::array::from_fn(|j| {
-        let taken = gains[j].iter().rposition(|&gain| gain > limit).map_or(0, |last| last + 1);
-        choices[j][taken]
+        let removed =
+            gains[j].iter().rposition(|&gain| gain > threshold).map_or(0, |last| last + 1);
+        choices[j][removed]
     })
 }
 
-/// The shortest window that leaves out k of a sub-block, for each k, and what the k-th gains. Where
-/// only several together gain much, the gain is shared between them, so that gains never increase.
+/// For each k, the shortest window that leaves out k weights of a sub-block, and the gain of the k-th removed weight.
+///
+/// If only the removal of several weights together gains much, they share the gain, so that gains never increase with
+/// k.
 pub(crate) fn shortest_windows(x: &[f32; SUB], weight: f32) -> ([Window; DEPTH + 1], [f32; DEPTH]) {
     let mut sorted = *x;
     sorted.sort_by(f32::total_cmp);
@@ -122,16 +125,16 @@ pub(crate) fn shortest_windows(x: &[f32; SUB], weight: f32) -> ([Window; DEPTH +
     (windows, gains)
 }
 
-/// The smallest limit, not negative, that at most `count` of the values are above.
-fn limit(count: usize, values: &[f32]) -> f32 {
+/// The smallest threshold ≥ 0 that at most `count` values exceed.
+fn threshold(count: usize, values: &[f32]) -> f32 {
     let mut positive: Vec<f32> = values.iter().copied().filter(|&v| v > 0.0).collect();
     positive.sort_by(|a, b| b.total_cmp(a));
     positive.get(count).copied().unwrap_or(0.0)
 }
 
 impl WindowFits {
-    /// Fits sub-block `j`: of the candidate grids the one whose best scale and minimum leave the
-    /// least error, which is what they explain most of.
+    /// Fits sub-block `j`: takes the candidate grid whose best scale and minimum leave the least error. The error is
+    /// least if `scale · Σ w x q + min · Σ w x` is largest.
     fn fit_sub_block(&mut self, j: usize, x: &[f32; SUB], weights: &[f32; SUB], window: Window) {
         let Window { low, high } = window;
         let length = high - low;
@@ -172,13 +175,13 @@ impl WindowFits {
         }
     }
 
-    /// The block with the scales rounded to six bits, and no minima or quants yet.
+    /// The first step after the fit: rounds the scales to six bits. [`Self::round_minima`] is the second step.
     ///
-    /// Each of these steps is a chain of operations that wait for each other, so several blocks are
-    /// best taken through one step before the next.
+    /// In a step, every operation waits for the one before. So it is faster to do one step for several blocks before
+    /// the next step.
     #[inline(always)]
     pub fn round_scales(&self) -> RoundedScales {
-        // plain loops: a closure might be compiled apart, for another CPU
+        // plain loops, because a closure might be compiled separately, without the instruction set
         let mut spread = [0f32; SUB_BLOCKS];
         for (j, spread) in spread.iter_mut().enumerate() {
             let determinant = self.sum_w[j] * self.sum_l2[j] - self.sum_l[j] * self.sum_l[j];
@@ -188,7 +191,7 @@ impl WindowFits {
         RoundedScales { d, scales }
     }
 
-    /// The block with the minima that are best under these scales, and no quants yet.
+    /// The block with the best minima for these scales; its quants are still 0.
     #[inline(always)]
     pub fn round_minima(&self, RoundedScales { d, scales }: RoundedScales) -> KFit {
         let scale = f16_to_f32(d);
@@ -203,15 +206,15 @@ impl WindowFits {
     }
 }
 
-/// Six-bit scales, and the scale d of these as f16 bits.
+/// Six-bit scales, and the block scale d as f16 bits.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RoundedScales {
     d: u16,
     scales: [u8; SUB_BLOCKS],
 }
 
-/// Scales of six bits, and the f16 scale d of these, whose products come near to the values; negative values
-/// become 0. Of [`SCALES`] candidates for d the one with the least weighted squared error.
+/// The block scale d (f16 bits) and six-bit scales whose products with d approximate `values`; negative values become
+/// 0. Takes the d with the least weighted squared error of [`SCALES`] candidates.
 #[inline(always)]
 fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u8; SUB_BLOCKS]) {
     let mut positive = [0f32; SUB_BLOCKS];
@@ -242,7 +245,7 @@ fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u
             errors[c] += w * (difference * difference);
         }
     }
-    // the bits of positive floats are in their order; the lowest bits hold the candidate's index
+    // positive floats compare like their bits; the lowest bits hold the candidate's index
     let mut least = u32::MAX;
     for (c, error) in errors.iter().enumerate() {
         least = least.min((error.to_bits() & !(SCALES as u32 - 1)) | c as u32);
@@ -258,8 +261,7 @@ fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u
     (d, quants)
 }
 
-/// Scale and minimum of every weight's sub-block: so that what follows are loops over all weights,
-/// of which the compiler makes vectors.
+/// Scale and minimum for every weight of the block, so that the compiler can vectorize loops over all weights.
 #[inline(always)]
 fn grids(base: &KFit) -> [[f32; QK_K]; 2] {
     let (d, dmin) = (f16_to_f32(base.d), f16_to_f32(base.dmin));
@@ -274,7 +276,7 @@ fn grids(base: &KFit) -> [[f32; QK_K]; 2] {
     grids
 }
 
-/// 1 / the sub-blocks' scales, 0 where they are 0.
+/// 1 / scale of every sub-block; 0 if the scale is 0.
 #[inline(always)]
 fn inverses(scales: &[f32; QK_K]) -> [f32; QK_K] {
     let mut inverses = [0f32; QK_K];
@@ -286,7 +288,7 @@ fn inverses(scales: &[f32; QK_K]) -> [f32; QK_K] {
     inverses
 }
 
-/// Rounds `x` to the quants of the base; returns what is missing, x - base.
+/// Rounds `x` to the quants of the base; returns the errors, x - base.
 #[inline(always)]
 pub(crate) fn round_quants(x: &[f32; QK_K], base: &mut KFit) -> [f32; QK_K] {
     let [scales, mins] = grids(base);
@@ -319,7 +321,7 @@ pub(crate) fn error(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>, base: &KF
     sum(&squares)
 }
 
-/// The sum of a block, by halves of its interleaved ones.
+/// The sum of a block: its sixteen interleaved sums, added as a tree.
 #[inline(always)]
 pub(crate) fn sum(values: &[f32; QK_K]) -> f32 {
     let mut sums = interleaved_sums(values);
@@ -331,7 +333,7 @@ pub(crate) fn sum(values: &[f32; QK_K]) -> f32 {
     sums[0]
 }
 
-/// Sixteen sums of every sixteenth, which vectors can hold, and none of which waits for another.
+/// Sixteen sums; sum i is over the values i, i + 16, i + 32 and so on. Vectors hold them, and no sum waits for another.
 #[inline(always)]
 pub(crate) fn interleaved_sums(values: &[f32; QK_K]) -> [f32; 16] {
     let mut sums = [0f32; 16];

@@ -17,21 +17,21 @@ pub(crate) const TINY: f32 = 1e-15;
 /// i in 0..=`steps` are tried as inverse scales.
 #[derive(Debug, Clone, Copy)]
 pub struct Search {
-    /// Of the first candidate.
+    /// The term of the first candidate.
     pub(crate) first: f32,
-    /// Between candidates.
+    /// The difference between candidates.
     pub(crate) step: f32,
-    /// Candidates after the first.
+    /// The number of candidates after the first.
     pub(crate) steps: u32,
-    /// Whether a quant is clamped before it is rounded. It matters where the grid has shrunk so far
-    /// that a weight lies millions of steps outside of it.
+    /// Whether a quant is clamped before it is rounded. The result differs only if a weight is millions of steps outside
+    /// of the grid.
     pub(crate) clamp_first: bool,
-    /// Whether the error to be minimised is `Σ w |value(q) - x|`, and not of squares.
+    /// Whether the error is `Σ w |value(q) - x|` instead of a sum of squares.
     pub(crate) absolute: bool,
 }
 
 impl Search {
-    /// Where importance is given, for every type.
+    /// With importance, for every type.
     pub const FINE: Self =
         Self { first: -0.9, step: 0.05, steps: 36, clamp_first: true, absolute: false };
     /// Q4_K without importance.
@@ -49,7 +49,7 @@ impl Search {
 pub struct Affine {
     /// Distance between neighbouring values.
     pub scale: f32,
-    /// What is deducted: the value of q = 0, negated.
+    /// What is subtracted: minus the value of q = 0.
     pub min: f32,
 }
 
@@ -106,7 +106,7 @@ pub fn fit_affine(
     let mut candidate = [0u8; 32];
     let candidate = &mut candidate[..x.len()];
     for step in 0..=search.steps {
-        // `min` is the best one so far: each grid starts where the last improvement ended
+        // `min` is the best one so far: each grid begins at the minimum of the last improvement
         let inverse = (search.first + search.step * step as f32 + levels as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         for ((q, &v), &w) in candidate.iter_mut().zip(x).zip(weights) {
@@ -182,7 +182,7 @@ pub fn fit_signed(x: &[f32], weights: Option<&[f32]>, half: i32, quants: &mut [u
     scale
 }
 
-/// The weight of largest magnitude with its sign, the first of equals; None if all are tiny.
+/// The weight of largest magnitude with its sign; of several, the first. None if all are tiny.
 fn signed_extreme(x: &[f32]) -> Option<f32> {
     let (mut magnitude, mut extreme) = (0.0f32, 0.0f32);
     for &v in x {
@@ -194,8 +194,8 @@ fn signed_extreme(x: &[f32]) -> Option<f32> {
     if magnitude < TINY { None } else { Some(extreme) }
 }
 
-/// As [`fit_signed`] with x² as the weights, on one grid, whose quants are then moved one by one as
-/// long as that lowers the error, in at most five rounds.
+/// As [`fit_signed`] with x² as the weights, but on a single grid. Then single quants are changed as long as that lowers
+/// the error, in at most five rounds.
 pub fn fit_signed_by_moves(x: &[f32], half: i32, quants: &mut [u8]) -> f32 {
     debug_assert!(x.len() == quants.len());
     let Some(extreme) = signed_extreme(x) else {
@@ -214,8 +214,7 @@ pub fn fit_signed_by_moves(x: &[f32], half: i32, quants: &mut [u8]) -> f32 {
     move_quants(x, weights, quants, half, clamp, |rest| rest.xl > 0.0, sums)
 }
 
-/// What quants l leave to know of the error: the best scale for them is `xl / l2`, and it takes
-/// `xl² / l2` off.
+/// Sums over quants l. The best scale for them is `xl / l2`, and it lowers the error by `xl² / l2`.
 #[derive(Debug, Clone, Copy, Default)]
 struct MoveSums {
     /// `Σ w x l`
@@ -231,8 +230,8 @@ impl MoveSums {
     }
 }
 
-/// Moves single quants, stored with `offset` added, as long as that lowers the error, in at most five
-/// rounds; where `may_move` refuses the sums of all others, a quant stays. Returns the best scale.
+/// Changes single quants as long as that lowers the error, in at most five rounds. `offset` is added to stored quants. A
+/// quant stays if `may_move` returns false for the sums over all other quants. Returns the best scale.
 #[inline(always)]
 fn move_quants(
     x: &[f32],
@@ -274,8 +273,7 @@ fn move_quants(
 /// Fits `scale · q`, q in 0..=`levels`, to the non-negative `x` under `weights`; writes q to
 /// `quants`. Used for the scales and minima of a K-quant block's sub-blocks.
 ///
-/// After the search over grids, single quants are moved as long as that lowers the error, in at
-/// most five rounds.
+/// After the search over grids, single quants are changed as long as that lowers the error, in at most five rounds.
 pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, quants: &mut [u8]) -> f32 {
     debug_assert!(x.len() == weights.len() && x.len() == quants.len());
     let max = x.iter().fold(0.0f32, |m, &v| if m > v { m } else { v });
@@ -295,7 +293,7 @@ pub fn fit_positive(x: &[f32], weights: &[f32], levels: i32, quants: &mut [u8]) 
     };
 
     let mut chosen = levels as f32 / max;
-    // the first grid's quants pass through a byte, unclamped, as in ggml
+    // the quants of the first grid are converted to bytes without clamping, as in ggml
     let mut best = error(chosen, &|v| f32::from(nearest_int(v) as u8));
     for step in (-4..=4).filter(|&step| step != 0) {
         let inverse = (0.1 * step as f32 + levels as f32) / max;

@@ -1,8 +1,7 @@
-//! [`crate::fit::search::fit_affine`] for a vector of groups at once, one group a lane.
+//! [`crate::fit::search::fit_affine`] for a vector of groups at once, one group per lane.
 //!
-//! A group's sums are added up in their order because a group never leaves its lane, so the result
-//! is the scalar one bit for bit, and all lanes do useful work. The quants themselves are not
-//! returned, but the grid that they were rounded on is.
+//! A group stays in its lane, so its sums are added up in the scalar order. The result is bit for bit the scalar one,
+//! and all lanes do useful work. The quants are not returned, but the grid that they were rounded to is.
 
 use crate::fit::search::Search;
 use crate::simd::{InLanes, Kernel, LaneArray, Vector};
@@ -97,7 +96,7 @@ unsafe fn fit<V: Vector, const GROUP: usize>(of: FitAffine<GROUP>) -> Option<Fit
             this_min = V::select(positive, zero, this_min);
             this_scale = V::select(positive, sum_xl.div(sum_l2), this_scale);
         }
-        // both ways the next step can begin, divided while the error is added up
+        // the inverses for both possible ranges of the next step, divided while the error is added up
         let next = numerator::<V>(search, levels, step + 1);
         let next = (next.div(max.sub(this_min)), next.div(max.sub(min)));
         let error = groups.error(this_scale, this_min);
@@ -118,14 +117,14 @@ unsafe fn fit<V: Vector, const GROUP: usize>(of: FitAffine<GROUP>) -> Option<Fit
     })
 }
 
-/// What a candidate's inverse scale is made of, the range of the group being the rest.
+/// A candidate's inverse scale is this value divided by the range of the group.
 #[inline(always)]
 unsafe fn numerator<V: Vector>(search: Search, levels: i32, step: u32) -> V {
     V::splat(search.first + search.step * step as f32 + levels as f32)
 }
 
-/// Where a group's least and greatest weight lie on a grid, in its steps. Rounding is monotonous, so
-/// all its weights lie between them.
+/// The positions of a group's smallest and largest weight on a grid, in steps. Rounding is monotonic, so all
+/// quants of the group are between the quants of these two.
 struct Ends<V>(V, V);
 
 impl<V: Vector> Ends<V> {
@@ -137,7 +136,7 @@ impl<V: Vector> Ends<V> {
         Self(inverse.mul(low.sub(min)), inverse.mul(max.sub(min)))
     }
 
-    /// Whether clamping before rounding is the same as after it: where the sum with 1.5·2²³ is exact.
+    /// Whether clamping before rounding gives the same result as after it: if the sum with 1.5·2²³ is exact.
     /// `flat` groups do not matter.
     #[inline(always)]
     unsafe fn in_range(&self, flat: V::Mask) -> bool {
@@ -145,8 +144,8 @@ impl<V: Vector> Ends<V> {
         V::all(V::or(flat, V::and(self.0.abs().lt(limit), self.1.abs().lt(limit))))
     }
 
-    /// Whether some quant would be below 0, and above `levels`, without clamping. What rounds to NaN
-    /// does not count: that is flat groups.
+    /// Whether a quant would be below 0 without clamping, and whether one would be above `levels`. NaN does not count,
+    /// because only flat groups give it.
     #[inline(always)]
     unsafe fn outside(&self, levels: i32) -> (bool, bool) {
         let (below, above) = (V::splat(-0.5), V::splat(levels as f32 + 0.5));
@@ -157,13 +156,13 @@ impl<V: Vector> Ends<V> {
     }
 }
 
-/// The groups under a fit, and their quants on the grid last tried.
+/// The groups that are fitted, and their quants on the last grid.
 struct Groups<const GROUP: usize> {
     x: *const f32,
     w: *const f32,
     quants: *mut f32,
     levels: i32,
-    /// As [`Search::absolute`].
+    /// See [`Search::absolute`].
     absolute: bool,
 }
 
@@ -212,7 +211,7 @@ impl<const GROUP: usize> Groups<GROUP> {
         (sum_l, sum_l2, sum_xl)
     }
 
-    /// `Σ w (scale · l + min - x)²`, or of magnitudes.
+    /// `Σ w (scale · l + min - x)²`, or `Σ w |scale · l + min - x|`.
     #[inline(always)]
     unsafe fn error<V: Vector>(&self, scale: V, min: V) -> V {
         let mut error = V::splat(0.0);

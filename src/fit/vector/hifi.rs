@@ -1,6 +1,6 @@
-//! Q4_HIFI's encoder, its two fits done for several blocks at a time, a sub-block a lane.
+//! Q4_HIFI's encoder. It does both fits for several blocks at a time, with one sub-block per lane.
 //!
-//! The vector version of [`crate::fit::refit`], which stays its oracle.
+//! [`crate::fit::hifi`] and [`crate::fit::refit`] are the scalar versions, and the oracle of the tests.
 
 use super::k::{Columns, GROUP, MOST_BLOCKS};
 use super::ranges::ranges;
@@ -9,7 +9,7 @@ use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
 use crate::fit::hifi::Refit;
 use crate::fit::k::Q4_K;
 use crate::fit::refit::{
-    CANDIDATES, DEPTH, LIMIT_GRID, RoundedScales, WindowFits, candidate, share,
+    CANDIDATES, DEPTH, RoundedScales, THRESHOLD_GRID, WindowFits, candidate, share,
 };
 use crate::float::ROUNDING;
 use crate::simd::{InLanes, Kernel, MOST_LANES as MOST, Twice, Vector};
@@ -55,14 +55,14 @@ impl Kernel for EncodeHifiRow<'_> {
     }
 }
 
-/// The limits found last, as bits.
+/// The thresholds that were found last, as bits. The next searches begin there.
 #[derive(Default)]
 struct Guesses {
     gain: i32,
     score: i32,
 }
 
-/// Encodes the blocks of a vector `G`, which is one or more `V`.
+/// Encodes as many blocks as fit into a vector `G`, which is one or more vectors `V`.
 ///
 /// # Safety
 ///
@@ -77,7 +77,7 @@ unsafe fn encode_group<G: Vector, V: Vector>(
 ) {
     let mut plain = [KFit::EMPTY; MOST_BLOCKS];
     let mut fits = [WindowFits::default(); MOST_BLOCKS];
-    // a V at each multiple of its lanes lies in G.
+    // G holds whole vectors V.
     columns.fit::<G>(&Q4_K, x, importance, &mut plain[..x.len()]);
     if outliers > 0 {
         for first in (0..G::LANES).step_by(V::LANES) {
@@ -109,7 +109,7 @@ unsafe fn encode_group<G: Vector, V: Vector>(
     }
 }
 
-/// Sub-blocks in lanes: quant `i` of lane `l` is at `i * stride + l`.
+/// Sub-blocks in lanes: weight `i` of lane `l` is at `i * stride + l`.
 struct Groups {
     x: *const f32,
     weights: *const f32,
@@ -178,17 +178,17 @@ impl Groups {
             }
         }
 
-        let limits = block_limits::<V>(outliers, &gains, guess);
+        let thresholds = block_thresholds::<V>(outliers, &gains, guess);
         let (mut low, mut high) = windows[0];
         for (gain, window) in gains.iter().zip(&windows[1..]) {
-            let taken = limits.lt(*gain);
+            let taken = thresholds.lt(*gain);
             low = V::select(taken, window.0, low);
             high = V::select(taken, window.1, high);
         }
         (low, high)
     }
 
-    /// Scale, minimum, and the sums of [`WindowFits`].
+    /// Scale, minimum and sums, as in [`WindowFits`].
     #[inline(always)]
     unsafe fn fit_windows<V: Vector>(&self, low: V, high: V) -> [V; 6] {
         let (zero, magic) = (V::splat(0.0), V::splat(ROUNDING));
@@ -237,9 +237,9 @@ impl Groups {
     }
 }
 
-/// For every lane the limit of its block: the smallest that at most `outliers` of the gains are above.
+/// For every lane the threshold of its block: the smallest that at most `outliers` gains exceed.
 #[inline(always)]
-unsafe fn block_limits<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &mut i32) -> V {
+unsafe fn block_thresholds<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &mut i32) -> V {
     let mut by_block = [[[0f32; SUB_BLOCKS]; 64 / SUB_BLOCKS]; MOST_BLOCKS];
     let mut lanes = [0f32; MOST];
     // There is room for the largest number of lanes.
@@ -250,37 +250,40 @@ unsafe fn block_limits<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &m
         }
     }
     for l in 0..V::LANES / SUB_BLOCKS {
-        let limit =
-            limit::<V, LIMIT_GRID>(outliers, by_block[l].as_flattened().as_chunks().0, guess);
-        lanes[l * SUB_BLOCKS..][..SUB_BLOCKS].fill(limit);
+        let threshold = threshold::<V, THRESHOLD_GRID>(
+            outliers,
+            by_block[l].as_flattened().as_chunks().0,
+            guess,
+        );
+        lanes[l * SUB_BLOCKS..][..SUB_BLOCKS].fill(threshold);
     }
     V::load(lanes.as_ptr())
 }
 
-/// Bit `i` is whether value `i` is above the limit.
+/// Bit `i` is set if value `i` exceeds the threshold.
 #[inline(always)]
-unsafe fn above<V: Vector>(values: &[f32; 64], limit: V) -> u64 {
+unsafe fn above<V: Vector>(values: &[f32; 64], threshold: V) -> u64 {
     let mut bits = 0;
     for i in (0..64).step_by(V::LANES) {
         // LANES divides 64.
-        bits |= V::bits(limit.lt(V::load(values.as_ptr().add(i)))) << i;
+        bits |= V::bits(threshold.lt(V::load(values.as_ptr().add(i)))) << i;
     }
     bits
 }
 
-/// A limit, not negative, that exactly `count` of the values are above, or if there is none the
-/// smallest that fewer are above; of the limits whose low `GRID` bits are 0.
+/// The threshold ≥ 0 that exactly `count` values exceed. If ties prevent that, the smallest that fewer exceed. Only
+/// thresholds whose low `GRID` bits are 0 are tried.
 ///
-/// The bits of such numbers are in their order. The search begins with the `guess`, which becomes
-/// the limit: the limit of a neighbour is near.
+/// This is a binary search over the bits, because floats ≥ 0 compare like their bits. It begins at `guess`, the
+/// threshold of the block before, which is often near. `guess` becomes the new threshold.
 #[inline(always)]
-unsafe fn limit<V: Vector, const GRID: u32>(
+unsafe fn threshold<V: Vector, const GRID: u32>(
     count: usize,
     values: &[[f32; 64]],
     guess: &mut i32,
 ) -> f32 {
     let count = count as i32;
-    // more than `count` are above `low`, at most `count` above `high`
+    // more than `count` values exceed `low`, at most `count` exceed `high`
     let (mut low, mut high) = (-1, (f32::INFINITY.to_bits() >> GRID) as i32);
     let mut middle = *guess;
     let mut steps = 0;
@@ -295,7 +298,7 @@ unsafe fn limit<V: Vector, const GRID: u32>(
             break;
         }
         (low, high) = if larger > count { (middle, high) } else { (low, middle) };
-        // a few steps by how far the count is off, about eight a power of two; then by halves
+        // the first eight steps are proportional to the difference of the counts; later steps halve the range
         let next = middle.saturating_add((larger - count).clamp(-32, 32) << (20 - GRID));
         middle = if steps < 8 && low < next && next < high { next } else { low + (high - low) / 2 };
         steps += 1;
@@ -304,8 +307,7 @@ unsafe fn limit<V: Vector, const GRID: u32>(
     f32::from_bits((high as u32) << GRID)
 }
 
-/// The indices of the `count` largest of the `scores`, in increasing order; of equals the smaller
-/// index.
+/// The indices of the `count` largest `scores`, in increasing order. Ties go to the smaller index.
 #[inline(always)]
 unsafe fn choose<V: Vector>(
     count: usize,
@@ -313,16 +315,16 @@ unsafe fn choose<V: Vector>(
     guess: &mut i32,
 ) -> [u8; MAX_OUTLIERS] {
     let scores = scores.as_chunks().0;
-    let limit = limit::<V, 0>(count, scores, guess);
+    let threshold = threshold::<V, 0>(count, scores, guess);
     let mut bits = [0u64; QK_K / 64];
     let mut ties = count;
     for (bits, scores) in bits.iter_mut().zip(scores) {
-        *bits = above(scores, V::splat(limit));
+        *bits = above(scores, V::splat(threshold));
         ties -= bits.count_ones() as usize;
     }
     if ties > 0 {
         for (i, score) in scores.as_flattened().iter().enumerate() {
-            if *score == limit && ties > 0 {
+            if *score == threshold && ties > 0 {
                 bits[i / 64] |= 1 << (i % 64);
                 ties -= 1;
             }
@@ -340,7 +342,7 @@ unsafe fn choose<V: Vector>(
     chosen
 }
 
-/// Sorts, in every lane, what [`DEPTH`] removals can bring to the ends of 32 quants.
+/// Sorts the 32 weights of every lane, but only those that can be at an end after [`DEPTH`] removals.
 #[inline(always)]
 unsafe fn sort_ends<V: Vector>(quants: *mut f32) {
     for &(i, j) in &NETWORK {
@@ -353,7 +355,7 @@ unsafe fn sort_ends<V: Vector>(quants: *mut f32) {
     }
 }
 
-/// Pairs to put in order: Batcher's odd-even merge sort of 32, without what only the middle needs.
+/// Pairs to compare and exchange: Batcher's odd-even merge sort of 32, without the pairs that only change the middle.
 const NETWORK: [(u8, u8); NETWORK_LENGTH] = {
     let (all, keep, _) = network();
     let mut pairs = [(0, 0); NETWORK_LENGTH];
@@ -394,7 +396,7 @@ const fn network() -> ([(u8, u8); 191], [bool; 191], usize) {
         p *= 2;
     }
     assert!(count == 191);
-    // backwards: what a kept number depends on is kept
+    // backwards, so that all pairs that a needed output depends on are kept
     let mut keep = [false; 191];
     let mut needed = [false; GROUP];
     let mut i = 0;

@@ -1,4 +1,4 @@
-//! The encoders of IQ4_NL and IQ4_XS, every lane a group of 32 weights.
+//! The encoders of IQ4_NL and IQ4_XS, one group of 32 weights per lane.
 
 use crate::block::iq4::VALUES;
 use crate::block::iq4_xs::SUB_BLOCKS;
@@ -18,7 +18,7 @@ struct Groups {
 }
 
 impl Groups {
-    /// Takes in groups, at most as many as there are lanes, whose block's sigma2 is given.
+    /// Sets the groups, at most one per lane. `sigma2` has twice the mean square of the block, for each lane.
     #[inline(always)]
     unsafe fn new<V: Vector>(
         x: &[[f32; QK]],
@@ -44,7 +44,7 @@ impl Groups {
         groups
     }
 
-    /// `Σ w q x` and `Σ w q²` for the values q under `inverse`.
+    /// `Σ w q x` and `Σ w q²` for the values q that are nearest to x · `inverse`.
     #[inline(always)]
     unsafe fn sums<V: Vector>(&self, inverse: V) -> (V, V) {
         let (mut sum_qx, mut sum_q2) = (V::splat(0.0), V::splat(0.0));
@@ -95,7 +95,7 @@ fn filled<V: Vector>(groups: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *con
     copy.as_ptr().cast()
 }
 
-/// The scales that fit groups best, at most as many as there are lanes.
+/// The best scales of groups, at most one group per lane.
 ///
 /// # Safety
 ///
@@ -111,7 +111,7 @@ unsafe fn fit_scales<V: Vector>(
     scales
 }
 
-/// The quants of 32 weights under an inverse scale, packed.
+/// The quants of 32 weights for an inverse scale, packed.
 #[inline(always)]
 unsafe fn pack<V: Vector>(x: &[f32; QK], inverse: f32) -> [u8; QK / 2] {
     let mut quants = [0u8; QK];

@@ -1,4 +1,4 @@
-//! The legacy types' fits under importance, every lane a block of the row.
+//! The fits of the legacy types with importance, one block per lane.
 
 use super::affine::fit_affine;
 use super::ranges::ranges;
@@ -12,7 +12,7 @@ use std::ops::Range;
 /// Weights in a group.
 const GROUP: usize = QK;
 
-/// Blocks of a row side by side.
+/// Blocks of a row that are fitted together.
 struct Blocks<'a> {
     /// The blocks one after the other.
     x: &'a [[f32; QK]],
@@ -31,8 +31,8 @@ impl<'a> Blocks<'a> {
         Self { x: &x[range.clone()], importance: &importance[range], mean_square }
     }
 
-    /// Puts the blocks into lanes, with the weights importance · √(mean square of the row + x²). What
-    /// is left of a vector is zeros.
+    /// Puts the blocks into lanes, with the weights importance · √(mean square of the row + x²). Unused lanes are
+    /// zeros.
     ///
     /// # Safety
     ///
@@ -83,7 +83,7 @@ unsafe fn round<V: Vector>(
     quants
 }
 
-/// The vector version of [`crate::block::legacy::quantize_symmetric`] with importance.
+/// The vector version of [`crate::fit::legacy::quantize_symmetric`] with importance.
 ///
 /// # Safety
 ///
@@ -127,7 +127,7 @@ unsafe fn fit_symmetric<V: Vector, W: Vector, B>(
     }
 }
 
-/// The vector version of [`crate::block::legacy::quantize_affine`] with importance.
+/// The vector version of [`crate::fit::legacy::quantize_affine`] with importance.
 ///
 /// # Safety
 ///

@@ -1,4 +1,4 @@
-//! The legacy types without importance, and Q8_0: block by block, a few vectors each.
+//! The legacy types without importance, and Q8_0. Blocks are encoded one by one; each is a few vectors.
 
 use crate::block::{BlockQ8_0, QK};
 use crate::fit::legacy::signed_zero;
@@ -6,7 +6,7 @@ use crate::float::f32_to_f16;
 use crate::float::inverse;
 use crate::simd::Vector;
 
-/// The vector version of [`crate::block::legacy::quantize_symmetric`] without importance.
+/// The vector version of [`crate::fit::legacy::quantize_symmetric`] without importance.
 ///
 /// # Safety
 ///
@@ -31,7 +31,7 @@ pub(crate) unsafe fn quantize_symmetric<V: Vector, B>(
     }
 }
 
-/// The vector version of [`crate::block::legacy::quantize_affine`] without importance.
+/// The vector version of [`crate::fit::legacy::quantize_affine`] without importance.
 ///
 /// # Safety
 ///
@@ -74,8 +74,8 @@ pub(crate) unsafe fn quantize_q8_0<V: Vector>(x: &[f32], out: &mut [BlockQ8_0]) 
         let d = largest_magnitude::<V>(x) / 127.0;
         let id = V::splat(inverse(d));
         block.d = f32_to_f16(d).to_le_bytes();
-        // Adding the number before a half with the value's sign, then cutting off: to nearest with
-        // ties away from zero. A half itself would take what is just below a tie up.
+        // Rounds to nearest, ties away from zero: adds the largest float below 1/2 with the value's sign,
+        // then truncates. Adding 1/2 itself would round values just below a tie upwards.
         let half = V::splat(0.5f32.next_down());
         for i in (0..QK).step_by(V::LANES) {
             let position = V::load(x.as_ptr().add(i)).mul(id);
@@ -95,7 +95,7 @@ unsafe fn largest_magnitude<V: Vector>(x: &[f32; QK]) -> f32 {
     magnitude.largest()
 }
 
-/// The weight of largest magnitude with its sign; the first of equals. 0 for a block of zeros.
+/// The weight of largest magnitude with its sign; of several, the first. 0 for a block of zeros.
 #[inline(always)]
 unsafe fn signed_extreme<V: Vector>(x: &[f32; QK]) -> f32 {
     // LANES divides 32.
