@@ -1,9 +1,9 @@
-//! Attention: every query's mean of the values it sees, weighted by the softmax of its products with
-//! their keys.
+//! Attention: for every query, the mean of the values that it sees, weighted by the softmax of its products with the
+//! keys.
 //!
-//! Done block by block of the cache, for the queries of several tokens and all heads that share keys
-//! at once: a product with the keys, a step of the softmax, a product with the values. So the cache
-//! is read once for all of them, and no score outlives its block.
+//! The cache is processed block by block. For each block, the queries of several tokens and of all heads that share keys
+//! are multiplied by the keys, then a step of the softmax follows, then the products with the values. So the cache is
+//! read once for all these queries, and scores are kept for one block only.
 
 use super::config::Config;
 use super::kv_cache::{BLOCK, LayerCache};
@@ -15,14 +15,14 @@ use crate::simd::run_loop;
 use crate::team;
 use std::cell::RefCell;
 
-/// Queries, rows of the products, that are worked on at once.
+/// Queries that are processed at once; each is a row of the products.
 const ROWS: usize = 48;
 
-/// Less than any score.
+/// A value below all scores.
 const LEAST: f32 = -1e30;
 
-/// Attends from the tokens whose queries these are, the first of which stands at `first`; queries and
-/// `out` have a row a token. The cache holds these tokens too.
+/// Computes attention for the queries of tokens; the first token is at position `first`. `queries` and `out` have one
+/// row per token. The cache already has the keys and values of these tokens.
 pub(super) fn attend(
     isa: Isa,
     config: &Config,
@@ -33,7 +33,7 @@ pub(super) fn attend(
     out: &mut [f32],
 ) {
     let width = config.n_query();
-    let head_width = config.group() * config.head_size;
+    let head_width = config.query_heads_per_kv_head() * config.head_size;
     let heads = Heads { isa, config, cache, window };
     let tokens = out.len() / width;
     if tokens == 1 {
@@ -43,7 +43,7 @@ pub(super) fn attend(
         });
         return;
     }
-    let most = (ROWS / config.group()).max(1);
+    let most = (ROWS / config.query_heads_per_kv_head()).max(1);
     let step = tokens.div_ceil(4 * team::count()).min(most);
     team::for_each_chunk(out, step * width, |i, out| {
         let queries = &queries[i * step * width..][..out.len()];
@@ -65,7 +65,7 @@ struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
     weighted: Vec<f32>,
-    /// Greatest score and sum of the weights, a pair a row.
+    /// Per row: the largest score so far, and the sum of the weights.
     state: Vec<(f32, f32)>,
 }
 
@@ -74,8 +74,8 @@ thread_local! {
 }
 
 impl Heads<'_> {
-    /// Attends for the heads that share key head `head`; they stand at an offset in each row of so
-    /// many numbers.
+    /// Computes attention for the query heads that use key head `head`. They begin at `offset` in each row of `width`
+    /// values.
     fn attend(
         &self,
         head: usize,
@@ -85,7 +85,7 @@ impl Heads<'_> {
         out: &mut [f32],
     ) {
         let size = self.config.head_size;
-        let group = self.config.group();
+        let group = self.config.query_heads_per_kv_head();
         let head_width = group * size;
         let tokens = out.len() / width;
         SCRATCH.with_borrow_mut(|scratch| {

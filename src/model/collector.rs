@@ -44,7 +44,7 @@ impl Collector {
         let width = |site: usize| {
             [config.n_embd, config.n_query(), config.n_embd, config.n_ff][site % IN_LAYER]
         };
-        let n_sites = config.n_layer * IN_LAYER + 1; // the output's is one of n_embd
+        let n_sites = config.n_layer * IN_LAYER + 1; // and one for the output matrix
         let sums = |site| {
             let is_down = site % IN_LAYER == Site::FfnDown as usize;
             InputSums::new(width(site), 1, usize::from(are_correlated(width(site), is_down)))
@@ -53,7 +53,7 @@ impl Collector {
         Self { n_layer: config.n_layer, sites: (0..n_sites).map(sums).collect() }
     }
 
-    /// What the matrix of that role was multiplied by; None where the role has no matrix.
+    /// The sums over the inputs of a matrix; None if the role has no matrix.
     pub fn sums(&self, role: Role, layer: Option<usize>) -> Option<&InputSums> {
         let site = Site::of(role)?;
         let layer = if site == Site::Output { 0 } else { layer.filter(|&i| i < self.n_layer)? };
@@ -62,7 +62,7 @@ impl Collector {
 
     /// Adds the sums of `other` to these and sets those to zero.
     ///
-    /// Returns false, and changes nothing, where `other` is of a model of another shape.
+    /// Returns false, and changes nothing, if `other` belongs to a model of another shape.
     pub fn take(&mut self, other: &mut Self) -> bool {
         let alike = |(a, b): (&InputSums, &InputSums)| a.is_alike(b);
         if self.sites.len() != other.sites.len() || !self.sites.iter().zip(&other.sites).all(alike)

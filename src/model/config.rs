@@ -1,4 +1,4 @@
-//! What a model is, in numbers: everything that tells one architecture from another.
+//! The configuration of a model: its shape, and everything that differs between architectures.
 
 use super::error::ModelError;
 use super::rope::RopeConfig;
@@ -7,41 +7,41 @@ use crate::dot::half::COLUMNS;
 /// The shape of a model and the choices of its architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Tokens of the vocabulary.
+    /// Tokens in the vocabulary.
     pub n_vocab: usize,
     /// Layers.
     pub n_layer: usize,
-    /// Numbers of a token's state.
+    /// Dimensions of a token's state.
     pub n_embd: usize,
-    /// Numbers inside the feed-forward network.
+    /// Hidden dimensions of the feed-forward network.
     pub n_ff: usize,
     /// Query heads.
     pub n_head: usize,
-    /// Key and value heads; each serves as many query heads.
+    /// Key and value heads. Each is used by `n_head / n_head_kv` query heads.
     pub n_head_kv: usize,
-    /// Numbers of a head.
+    /// Dimensions of a head.
     pub head_size: usize,
-    /// What is added to the mean square in a norm.
+    /// Added to the mean square in a norm.
     pub norm_eps: f32,
-    /// What embeddings are multiplied by.
+    /// Token embeddings are multiplied by this.
     pub embedding_scale: f32,
-    /// What the products of queries and keys are multiplied by.
+    /// Products of queries and keys are multiplied by this.
     pub attention_scale: f32,
     /// Whether queries and keys are normed, head by head.
     pub norm_heads: bool,
-    /// Whether attention and feed-forward network are normed once more at their ends.
+    /// Whether the outputs of attention and of the feed-forward network are normed, too.
     pub post_norms: bool,
-    /// Of the feed-forward network's gate.
+    /// The activation function of the feed-forward network's gate.
     pub activation: Activation,
-    /// Logits are bent to stay within ± this.
+    /// Logits are soft-capped to ± this.
     pub logit_softcap: Option<f32>,
-    /// Which numbers make a pair to be turned by a position.
+    /// Which dimensions of a head are rotated as a pair.
     pub pairs: Pairs,
-    /// Positions.
+    /// Rotary position embeddings.
     pub rope: RopeConfig,
-    /// Layers that see only what is near.
+    /// Layers with a sliding window.
     pub local: Option<Local>,
-    /// Queries grow with their positions.
+    /// Queries are multiplied by a factor that grows with their positions.
     pub temperature: Option<Temperature>,
 }
 
@@ -53,23 +53,23 @@ pub enum Activation {
     Gelu,
 }
 
-/// Which numbers of a head are turned together.
+/// Which dimensions of a head are rotated as a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairs {
     /// 0 and 1, 2 and 3: Llama's.
     Neighbours,
-    /// Each of the first half with its counterpart in the second: GPT-NeoX's.
+    /// Dimension i of the first half and dimension i of the second half: GPT-NeoX's.
     Halves,
 }
 
 /// Layers with a sliding window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Local {
-    /// Tokens that such a layer sees, the token itself included.
+    /// Tokens that a token sees in such a layer, including itself.
     pub window: usize,
-    /// Positions in these layers.
+    /// Rotary position embeddings of these layers.
     pub rope: RopeConfig,
-    /// For each layer whether it is one.
+    /// For each layer, whether it has the window.
     pub layers: Vec<bool>,
 }
 
@@ -82,18 +82,18 @@ pub struct Temperature {
 }
 
 impl Temperature {
-    /// What the query at a position is multiplied by.
+    /// The factor for the query at a position.
     pub(super) fn factor(&self, position: usize) -> f32 {
         let steps = (position / self.interval + 1) as f64;
         1.0 + self.scale * steps.ln() as f32
     }
 }
 
-/// Larger than any model; with it no product of two overflows.
+/// Larger than any dimension of a model, and so small that no product of two dimensions overflows.
 const MOST: usize = 1 << 28;
 
 impl Config {
-    /// Fails where the numbers contradict each other.
+    /// Fails if fields contradict each other.
     pub(super) fn check(&self) -> Result<(), ModelError> {
         let sizes = [
             ("n_vocab", self.n_vocab),
@@ -152,17 +152,17 @@ impl Config {
         }
     }
 
-    /// Query heads that share a key head.
-    pub(super) fn group(&self) -> usize {
+    /// Query heads per key and value head.
+    pub(super) fn query_heads_per_kv_head(&self) -> usize {
         self.n_head / self.n_head_kv
     }
 
-    /// Numbers of a token's queries.
+    /// Dimensions of a token's queries, all heads together.
     pub(super) fn n_query(&self) -> usize {
         self.n_head * self.head_size
     }
 
-    /// Numbers of a token's keys, and of its values.
+    /// Dimensions of a token's keys, all heads together; the same for its values.
     pub(super) fn n_key(&self) -> usize {
         self.n_head_kv * self.head_size
     }

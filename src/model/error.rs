@@ -1,4 +1,4 @@
-//! What can go wrong in the runtime.
+//! Errors of the runtime.
 
 use super::role::Role;
 use crate::error::QuantError;
@@ -10,21 +10,21 @@ use std::fmt;
 pub enum ModelError {
     /// The configuration contradicts itself.
     Config(String),
-    /// A tensor that the model has no place for.
+    /// A tensor that a model with this configuration does not have.
     Unknown {
         /// The name of the role.
         role: String,
         /// The layer that it was given for.
         layer: Option<usize>,
     },
-    /// A tensor has not the shape that the configuration asks for: rows, row length.
+    /// A tensor does not have the shape (rows, row length) that the configuration requires.
     Shape {
         /// What it has.
         got: [usize; 2],
         /// What it should have.
         expected: [usize; 2],
     },
-    /// A tensor is not there.
+    /// A tensor is missing.
     Missing {
         /// Its role.
         role: Role,
@@ -40,9 +40,9 @@ pub enum ModelError {
     },
     /// The model gives logits that are not finite.
     NotFinite,
-    /// The work was given up because the caller asked for that.
+    /// The caller has cancelled the work.
     Cancelled,
-    /// The codec's.
+    /// An error of the codec.
     Quant(QuantError),
 }
 

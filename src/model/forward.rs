@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 /// Tokens that go through the layers together.
 pub const BATCH: usize = 512;
 
-/// Numbers from which on a loop is spread over the threads.
+/// From this number of values on, a loop uses several threads.
 const PARALLEL: usize = 1 << 16;
 
 /// A transformer's weights, ready to run. Any number of sequences may use it at the same time.
@@ -30,27 +30,26 @@ pub struct Model<'a> {
     pub(super) rope: Rope,
     pub(super) local_rope: Option<Rope>,
     pub(super) isa: Isa,
-    /// Kept from one evaluation to the next, one for each that runs at the same time.
+    /// Buffers that later evaluations use again, one for each evaluation that runs at the same time.
     buffers: Arc<Mutex<Vec<Buffers>>>,
 }
 
-/// What to evaluate.
+/// The tokens to evaluate, and where results go.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The tokens, which follow those that the sequence has.
+    /// The tokens. They follow the tokens of the sequence.
     pub tokens: &'a [u32],
-    /// Those of them whose logits are wanted.
+    /// Indices of the tokens whose logits are wanted.
     pub wanted: Range<usize>,
-    /// Takes the logits, a row of the vocabulary for each token that is wanted.
+    /// Receives the logits, `[wanted tokens, n_vocab]`.
     pub logits: &'a mut [f32],
-    /// Sees the inputs of all matrices.
+    /// Receives the inputs of all matrices.
     pub collector: Option<&'a mut Collector>,
-    /// Looked at before every layer; the work is given up once it is set.
+    /// Checked before every layer. If it is set, the evaluation fails with [`ModelError::Cancelled`].
     pub cancelled: &'a AtomicBool,
 }
 
-/// The states of a text's tokens on their way: those that enter each layer, and those that leave the
-/// last.
+/// The states of a text's tokens before each layer, and after the last one.
 #[derive(Debug)]
 pub struct Trace {
     tokens: usize,
@@ -58,13 +57,13 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Tokens that it follows.
+    /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 }
 
-/// Rows of numbers, one a token.
+/// Intermediate values, one row per token.
 #[derive(Debug, Default)]
 struct Buffers {
     state: Vec<f32>,
@@ -75,12 +74,12 @@ struct Buffers {
     attended: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// Cosines and sines of all positions, and those of the local layers.
+    /// Cosines and sines of all positions, for the global layers and for the layers with a window.
     angles: [[Vec<f32>; 2]; 2],
 }
 
 impl<'a> Model<'a> {
-    /// A model of tensors that are all there.
+    /// The model of a complete builder. Fails if a tensor is missing.
     pub fn new(builder: Builder<'a>) -> Result<Self, ModelError> {
         let (config, tensors) = builder.finish()?;
         let rope = Rope::new(&config.rope);
@@ -89,7 +88,7 @@ impl<'a> Model<'a> {
         Ok(Self { config, tensors, rope, local_rope, isa, buffers: Arc::default() })
     }
 
-    /// What it is.
+    /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -99,15 +98,15 @@ impl<'a> Model<'a> {
         Sequence::new(&self.config)
     }
 
-    /// A collector of what its matrices are multiplied by.
+    /// An empty collector of sums over the inputs of the model's matrices.
     pub fn collector(&self) -> Collector {
         Collector::new(&self.config)
     }
 
-    /// Evaluates tokens, after which the sequence holds them, on the threads of the current
-    /// [`Team`](crate::team::Team), which suits single tokens, or of the current rayon pool.
+    /// Evaluates tokens and appends them to the sequence.
     ///
-    /// After an error the sequence holds what it held before, or whole batches more.
+    /// It uses the threads of the current [`Team`](crate::team::Team), which is fast for single tokens, or of the current
+    /// rayon pool. After an error, the sequence has its earlier tokens, and possibly whole batches of the new ones.
     pub fn evaluate(
         &self,
         sequence: &mut Sequence,
@@ -137,7 +136,7 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
-    /// This model with another matrix in place of one; both share all others.
+    /// A model with one matrix replaced. Both models share all other matrices.
     pub fn replaced(
         &self,
         role: &str,
@@ -149,7 +148,7 @@ impl<'a> Model<'a> {
         Ok(model)
     }
 
-    /// Follows a text of at most [`BATCH`] tokens through the layers.
+    /// Evaluates a text of at most [`BATCH`] tokens, and returns its states at all layers.
     pub fn trace(&self, tokens: &[u32], cancelled: &AtomicBool) -> Result<Trace, ModelError> {
         assert!(tokens.len() <= BATCH);
         self.check_tokens(tokens)?;
@@ -167,8 +166,10 @@ impl<'a> Model<'a> {
         Ok(Trace { tokens: tokens.len(), states })
     }
 
-    /// The logits of a text that was followed, by this model or one that differs from it only from
-    /// `layer` on, a row for each token; a `layer` past the last takes the states that leave it.
+    /// The logits of a traced text, `[tokens, n_vocab]`. The evaluation starts at `layer` with the states of the trace.
+    ///
+    /// The model of the trace may differ from this one, but not in the layers before `layer`. If `layer` is n_layer, only
+    /// the output matrix is applied.
     pub fn resume(
         &self,
         trace: &Trace,
@@ -208,7 +209,7 @@ impl<'a> Model<'a> {
     }
 }
 
-/// One batch on its way through the layers.
+/// The evaluation of one batch.
 struct Pass<'p, 'a> {
     model: &'p Model<'a>,
     sequence: &'p mut Sequence,
@@ -217,13 +218,13 @@ struct Pass<'p, 'a> {
 }
 
 impl Pass<'_, '_> {
-    /// Makes room for the batch.
+    /// Resizes the buffers for the batch, and computes the angles of its positions.
     fn resize(&mut self, tokens: usize) {
         self.buffers.resize(&self.model.config, tokens);
-        self.turn(tokens);
+        self.set_angles(tokens);
     }
 
-    /// The states that enter the first layer.
+    /// Sets the states to the embeddings of the tokens.
     fn embed(&mut self, tokens: &[u32]) {
         self.resize(tokens.len());
         let Model { config, tensors, isa, .. } = self.model;
@@ -248,7 +249,7 @@ impl Pass<'_, '_> {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(ModelError::Cancelled);
             }
-            // past the last layer's keys only what is wanted is needed
+            // after the last layer's keys and values, only the wanted tokens are needed
             let last = i + 1 == config.n_layer && self.collector.is_none();
             let active = if last { wanted.clone() } else { all.clone() };
             self.layer(i, &tensors.layers[i], active)?;
@@ -256,7 +257,7 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// The logits of the states that leave the last layer; a collector sees them all.
+    /// The logits of the wanted tokens, from the states after the last layer. A collector gets the states of all tokens.
     fn output(&mut self, wanted: Range<usize>, logits: &mut [f32]) -> Result<(), ModelError> {
         let Model { config, tensors, isa, .. } = self.model;
         let n = config.n_embd;
@@ -280,8 +281,8 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// The angles of the batch's positions, for all layers.
-    fn turn(&mut self, tokens: usize) {
+    /// Computes the angles of the batch's positions, for all layers.
+    fn set_angles(&mut self, tokens: usize) {
         let first = self.sequence.length();
         let ropes = [Some(&self.model.rope), self.model.local_rope.as_ref()];
         for (rope, angles) in ropes.into_iter().zip(&mut self.buffers.angles) {
@@ -293,7 +294,7 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Runs a layer; only the states of the tokens `active` are brought up to date.
+    /// Runs a layer. Only the states of the tokens `active` are updated.
     fn layer(
         &mut self,
         number: usize,
@@ -390,7 +391,7 @@ impl Buffers {
     }
 }
 
-/// Works on rows of `width` numbers, spread over the threads where there are many.
+/// Calls `work` for each row of `width` values; uses several threads if there are many values.
 pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     if rows.len() < PARALLEL {
         rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
@@ -399,7 +400,7 @@ pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut
     }
 }
 
-/// A logit within ± `cap`. In f64, where the C libraries' results, rounded to f32, are the same on every machine.
+/// A logit, soft-capped to ± `cap`. Computed in f64, so that the result, rounded to f32, does not depend on the C library.
 pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
     f64::from(logit / cap).tanh() as f32 * cap
 }
@@ -411,7 +412,7 @@ pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &m
     });
 }
 
-/// Adds `part` to the state, normed first where there is a weight for that.
+/// Adds `part` to the state. If there is a `weight`, `part` is normed first.
 pub(super) fn add(
     isa: Isa,
     config: &Config,

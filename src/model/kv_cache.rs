@@ -1,16 +1,16 @@
-//! What a sequence remembers: keys and values of all tokens so far, f16, in every layer.
+//! The KV cache of a sequence: keys and values of all tokens so far, f16, in every layer.
 //!
-//! They lie in blocks of [`BLOCK`] tokens, so that memory grows with the text and nothing moves. A
-//! block holds, for every head, its keys number by number (head_size × BLOCK) and its values token by
-//! token (BLOCK × head_size): both are the right side of a matrix product as they lie.
+//! It consists of blocks of [`BLOCK`] tokens, so that memory grows with the text and nothing is moved. For every head, a
+//! block has the keys dimension by dimension (head_size × BLOCK) and the values token by token (BLOCK × head_size). Both
+//! are ready to be the right factor of a matrix product.
 
 use super::config::Config;
 use crate::float::f32_to_f16;
 
-/// Tokens of a block.
+/// Tokens per block.
 pub(super) const BLOCK: usize = 64;
 
-/// The memory of one text, apart from the model that reads it.
+/// The KV cache of one text. It is separate from the model, which several sequences may share.
 #[derive(Debug)]
 pub struct Sequence {
     pub(super) layers: Vec<LayerCache>,
@@ -18,7 +18,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// An empty one, for a model of that shape.
+    /// An empty sequence for a model with this configuration.
     pub(super) fn new(config: &Config) -> Self {
         let layer = |i| LayerCache {
             blocks: Vec::new(),
@@ -29,12 +29,12 @@ impl Sequence {
         Self { layers: (0..config.n_layer).map(layer).collect(), length: 0 }
     }
 
-    /// Tokens that were evaluated.
+    /// The number of tokens that were evaluated.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Forgets all.
+    /// Removes all tokens.
     pub fn reset(&mut self) {
         self.length = 0;
         for layer in &mut self.layers {
@@ -42,8 +42,10 @@ impl Sequence {
         }
     }
 
-    /// Forgets all but the first `length` tokens, of which there are as many or more. False, and nothing
-    /// changes, where a layer with a window has forgotten tokens that the next one would see.
+    /// Removes all but the first `length` tokens. Requires `length` ≤ [`Self::length`].
+    ///
+    /// Returns false, and changes nothing, if a layer with a sliding window has dropped tokens that the next token
+    /// needs.
     pub fn truncate(&mut self, length: usize) -> bool {
         assert!(length <= self.length);
         let possible = length == 0 || self.layers.iter().all(|layer| layer.holds_seen(length));
@@ -56,7 +58,7 @@ impl Sequence {
         possible
     }
 
-    /// Counts tokens as evaluated, after which all layers hold them.
+    /// Counts tokens as evaluated. All layers have their keys and values.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.length += tokens;
         for layer in &mut self.layers {
@@ -74,7 +76,7 @@ pub(super) struct LayerCache {
 }
 
 impl LayerCache {
-    /// Writes keys and values of tokens from position `first` on; what was there is lost.
+    /// Writes keys and values of tokens from position `first` on, and overwrites what was there.
     pub fn write(&mut self, first: usize, keys: &[f32], values: &[f32]) {
         let (size, width) = (self.head_size, self.heads * self.head_size);
         for (i, (key, value)) in
@@ -115,12 +117,12 @@ impl LayerCache {
         self.window.map_or(0, |window| (next + 1).saturating_sub(window) / BLOCK)
     }
 
-    /// Whether all that a token at position `next` sees before it is there.
+    /// Whether all earlier tokens that a token at position `next` sees are still stored.
     fn holds_seen(&self, next: usize) -> bool {
         self.blocks.get(self.first_seen(next)).is_none_or(|block| !block.is_empty())
     }
 
-    /// Gives back blocks that no token from position `next` on can see.
+    /// Frees blocks that no token from position `next` on can see.
     fn drop_unseen(&mut self, next: usize) {
         let seen = self.first_seen(next);
         for block in self.blocks.iter_mut().take(seen).rev().take_while(|block| !block.is_empty()) {

@@ -1,8 +1,8 @@
 //! The runtime: a dense transformer on quantized weights, evaluated in batches or token by token.
 //!
-//! It knows no file format and no architecture by name: a [`Config`] says what the model does, a
-//! [`Builder`] takes its tensors by role, and a [`Model`] of them evaluates the tokens of any number
-//! of [`Sequence`]s. States are f32, weights stay as they are stored, keys and values are f16.
+//! It does not depend on file formats or on names of architectures. A [`Config`] describes the model, a [`Builder`]
+//! takes its tensors by role, and a [`Model`] evaluates tokens for any number of [`Sequence`]s. States are f32, weights
+//! stay in their tensor types, keys and values are f16.
 
 mod attention;
 mod collector;

@@ -1,12 +1,12 @@
-//! The small loops of a transformer, over one row each: compiled for every ISA, see
-//! [`crate::simd::run_loop`].
+//! The elementwise operations of a transformer. Each is a loop over one row, compiled for every instruction set (see
+//! [`crate::simd::run_loop`]).
 
 use crate::float::exp;
 use crate::simd::Loop;
 
 const LANES: usize = 16;
 
-/// The lanes' sum, added as a tree, which takes vectors fewer steps than one after another.
+/// The sum of the lanes, added as a tree, which takes fewer steps than adding them one after another.
 #[inline(always)]
 fn total(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
@@ -17,7 +17,7 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// The greatest lane.
+/// The largest lane.
 #[inline(always)]
 fn greatest_of(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
@@ -28,7 +28,7 @@ fn greatest_of(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// In lanes, whose order is the same on every ISA.
+/// `Σ x²`, added in lanes, so that the order of additions is the same on every instruction set.
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -121,7 +121,7 @@ impl Loop for Silu<'_> {
     }
 }
 
-/// `gate = gelu(gate) · up`, by the hyperbolic tangent as Gemma has it.
+/// `gate = gelu(gate) · up`, with the tanh approximation of GELU, as in Gemma.
 pub(super) struct Gelu<'a> {
     pub gate: &'a mut [f32],
     pub up: &'a [f32],
@@ -142,8 +142,8 @@ impl Loop for Gelu<'_> {
     }
 }
 
-/// Turns pairs of every head of `row` by the angles whose cosines and sines these are: neighbours,
-/// or where `HALVES`, each number of the first half with its counterpart in the second.
+/// Rotates the pairs of every head of `row` by angles with these cosines and sines. Pairs are neighbouring dimensions
+/// or, if `HALVES`, dimension i of the first half and dimension i of the second half.
 pub(super) struct Rotate<'a, const HALVES: bool> {
     pub row: &'a mut [f32],
     pub head_size: usize,
@@ -176,9 +176,10 @@ impl<const HALVES: bool> Loop for Rotate<'_, HALVES> {
     }
 }
 
-/// One step of a softmax that sees its numbers a block at a time: masks a row of scores but for
-/// `visible`, makes them `e^(score - greatest)`, and where the greatest so far grows, scales what was
-/// summed up before it.
+/// One step of a softmax whose scores come block by block (as in FlashAttention).
+///
+/// Masks the scores of a row outside of `visible`, and replaces each score by `e^(score - greatest)`. If this block
+/// raises `greatest`, the sums of earlier blocks are scaled down.
 pub(super) struct SoftmaxStep<'a> {
     pub scores: &'a mut [f32],
     pub visible: std::ops::Range<usize>,

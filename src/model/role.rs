@@ -1,14 +1,14 @@
-//! What the tensors of a model are for.
+//! The roles of a model's tensors.
 
 macro_rules! roles {
     ($($role:ident $name:literal),* $(,)?) => {
-        /// What a tensor is for.
+        /// The role of a tensor.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[allow(missing_docs)]
         pub enum Role { $($role),* }
 
         impl Role {
-            /// Every one.
+            /// All roles.
             pub const ALL: &'static [Self] = &[$(Self::$role),*];
 
             /// Its name.
@@ -47,12 +47,12 @@ roles! {
 }
 
 impl Role {
-    /// The role of that name.
+    /// The role with that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|role| role.name() == name)
     }
 
-    /// Whether every layer has one.
+    /// Whether every layer has a tensor of this role.
     pub fn in_layers(self) -> bool {
         !matches!(self, Self::TokenEmbd | Self::OutputNorm | Self::Output | Self::OutputBias)
     }

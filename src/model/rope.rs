@@ -1,29 +1,28 @@
-//! Rotary positions: pair i of a head is turned by `position · frequency[i]`.
+//! Rotary position embeddings (RoPE): pair i of a head is rotated by `position · frequency[i]`.
 //!
-//! Whatever stretches a model's context, a frequency a pair and one magnitude for all is what comes
-//! of it: linear scaling divides the frequencies, Llama 3 divides each by a factor of its own, and
-//! YaRN divides those whose waves are too long to have been seen whole in training, with a ramp
-//! between.
+//! Every method of context extension results in one frequency per pair and one common magnitude. Linear scaling divides
+//! all frequencies by one factor. Llama 3 divides each frequency by its own factor. YaRN divides only those frequencies
+//! whose wave is longer than the training context, with a ramp in between.
 
 /// How positions are encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
     /// Wave lengths go from 2π to 2π times this.
     pub base: f32,
-    /// Numbers of a head that are turned; even.
+    /// Dimensions of a head that are rotated; even.
     pub dimensions: usize,
-    /// By how much the context is stretched; 1 is not at all.
+    /// The factor by which the context is extended; 1 for no extension.
     pub stretch: f32,
-    /// YaRN's ramp; without it the scaling is linear.
+    /// YaRN's ramp. Without it, the scaling is linear.
     pub yarn: Option<Yarn>,
-    /// What cosines and sines are multiplied by.
+    /// Cosines and sines are multiplied by this.
     pub magnitude: f32,
-    /// What each frequency is divided by; empty is 1.
+    /// Each frequency is divided by its factor; empty for factors of 1.
     pub factors: Vec<f32>,
 }
 
-/// The ramp of YaRN: pairs that turn more than `fast` times in `context` keep their frequency, those
-/// that turn less than `slow` times are stretched.
+/// The ramp of YaRN. Pairs that rotate more than `fast` times in `context` tokens keep their frequency. The frequency of
+/// pairs that rotate less than `slow` times is divided by [`RopeConfig::stretch`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Yarn {
     /// Tokens of context that the model was trained with before it was stretched.
@@ -46,7 +45,7 @@ impl Rope {
         let dimensions = config.dimensions as f64;
         let base = f64::from(config.base);
         let stretched = 1.0 / f64::from(config.stretch);
-        // the pair of dimensions that makes `turns` full turns over the context
+        // the pair that makes `turns` full rotations over the context
         let pair = |turns: f32, context: f32| {
             let wave = f64::from(context) / (f64::from(turns) * std::f64::consts::TAU);
             dimensions * wave.ln() / (2.0 * base.ln())
@@ -70,13 +69,13 @@ impl Rope {
         self.frequencies.len()
     }
 
-    /// Cosines and sines for positions from `first` on, a row of pairs each.
+    /// Cosines and sines for positions from `first` on, one row of pairs per position.
     pub fn angles(&self, first: usize, cos: &mut [f32], sin: &mut [f32]) {
         let rows = cos.chunks_exact_mut(self.pairs()).zip(sin.chunks_exact_mut(self.pairs()));
         for (i, (cos, sin)) in rows.enumerate() {
             let position = (first + i) as f64;
             for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-                // in f64: C libraries' f32 differ from one CPU to another
+                // in f64, because the f32 functions of C libraries differ between CPUs
                 let angle = (position * frequency) % std::f64::consts::TAU;
                 *cos = angle.cos() as f32 * self.magnitude;
                 *sin = angle.sin() as f32 * self.magnitude;

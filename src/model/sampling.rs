@@ -1,6 +1,5 @@
-//! Choosing the next token, in llama.cpp's order: the `top_k` best, of these the fewest that have
-//! `top_p` of the probability, of these what has `min_p` of the best one's; then the temperature, and
-//! the draw. Its tokens are llama.cpp's for the same seed.
+//! Choosing the next token. The order is llama.cpp's: top-k, top-p, min-p, temperature, draw. With the same seed, the
+//! tokens are llama.cpp's, too.
 
 use crate::float::exp;
 use std::cmp::Ordering;
@@ -8,15 +7,15 @@ use std::cmp::Ordering;
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// What logits are divided by; 0 takes the best token always.
+    /// Logits are divided by it; 0 always takes the best token.
     pub temperature: f32,
-    /// 0 is all.
+    /// Only the `top_k` most probable tokens are kept; 0 keeps all.
     pub top_k: usize,
-    /// 1 is all.
+    /// Of these, the smallest number of tokens is kept whose probabilities sum to at least `top_p`; 1 keeps all.
     pub top_p: f32,
-    /// 0 is all.
+    /// Of these, the tokens are kept whose probability is at least `min_p` times the largest; 0 keeps all.
     pub min_p: f32,
-    /// Of the random numbers.
+    /// The seed of the random numbers.
     pub seed: u32,
 }
 
@@ -35,14 +34,13 @@ struct Candidate {
 }
 
 impl Sampler {
-    /// One that begins with the seed.
+    /// A sampler whose random numbers begin with the seed.
     pub fn new(sampling: Sampling) -> Self {
         let random = MersenneTwister::new(sampling.seed);
         Self { sampling, random, candidates: Vec::new() }
     }
 
-    /// The next token; the lowest of those that are equally good where the best is taken. None
-    /// where there are no logits, or one is NaN.
+    /// The next token. If the best token is taken, ties go to the lower id. None if there are no logits, or one is NaN.
     pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
             return None;
@@ -89,7 +87,7 @@ fn greatest(candidates: &[Candidate]) -> f32 {
     candidates.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The best first; of equals the lower token.
+/// Orders the best token first; ties by the lower id.
 fn order(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
@@ -103,7 +101,7 @@ fn keep_best(candidates: &mut Vec<Candidate>, n: usize) {
     candidates.sort_unstable_by(order);
 }
 
-/// The best that have `p` of the probability together, in order.
+/// The fewest best tokens whose probabilities sum to at least `p`, in order.
 fn keep_probable(candidates: &mut Vec<Candidate>, p: f32, sorted: bool) {
     let greatest = greatest(candidates);
     let weight = |c: &Candidate| exp(c.logit - greatest);
@@ -157,7 +155,7 @@ impl MersenneTwister {
         y ^ (y >> 18)
     }
 
-    /// In 0..1, from two numbers, the low half first.
+    /// A random f64 in 0..1 from two 32-bit outputs, the low half first.
     fn next_f64(&mut self) -> f64 {
         let (low, high) = (f64::from(self.next_u32()), f64::from(self.next_u32()));
         let value = (low + high * 4_294_967_296.0) / 18_446_744_073_709_551_616.0;

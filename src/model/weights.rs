@@ -42,8 +42,9 @@ impl Role {
         match self {
             Self::AttnQNorm | Self::AttnKNorm => when(c.norm_heads),
             Self::AttnPostNorm | Self::FfnPostNorm => when(c.post_norms),
-            // where it is not there, the embeddings serve
-            Self::Output | Self::OutputBias => Need::Optional,
+            // without an output matrix, the token embeddings are used (tied)
+            Self::Output => Need::Optional,
+            Self::OutputBias => Need::Optional,
             Self::AttnQBias | Self::AttnKBias | Self::AttnVBias => Need::Optional,
             Self::AttnOutputBias | Self::FfnGateBias | Self::FfnUpBias => Need::Optional,
             Self::FfnDownBias => Need::Optional,
@@ -52,7 +53,7 @@ impl Role {
     }
 }
 
-/// A matrix and what is added to its product.
+/// A matrix, and the bias that is added to its products.
 #[derive(Debug, Clone)]
 pub(super) struct Linear<'a> {
     pub matrix: Matrix<'a>,
@@ -77,7 +78,7 @@ pub(super) struct Layer<'a> {
     pub ffn_post_norm: Option<Vec<f32>>,
 }
 
-/// All tensors of a model; a copy shares the matrices.
+/// All tensors of a model. A clone shares the memory of the matrices.
 #[derive(Debug, Clone)]
 pub(super) struct Tensors<'a> {
     pub token_embd: Matrix<'a>,
@@ -87,7 +88,7 @@ pub(super) struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// Puts another matrix in place of one.
+    /// Replaces a matrix.
     pub fn replace(
         &mut self,
         config: &Config,
@@ -123,7 +124,7 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// The role of that name; fails unless a model of that shape has a place for such a tensor.
+/// The role with that name. Fails if a model with this configuration has no such tensor, or if the shape is wrong.
 fn role_of(
     config: &Config,
     role: &str,
@@ -158,13 +159,13 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// For a model of that shape.
+    /// A builder of a model with this configuration.
     pub fn new(config: Config) -> Result<Self, ModelError> {
         config.check()?;
         Ok(Self { config, stored: HashMap::new() })
     }
 
-    /// Takes the tensor of that role, and of that layer where there is one in each.
+    /// Adds a tensor. `layer` is its layer, if the role exists in every layer.
     pub fn add(
         &mut self,
         role: &str,
@@ -183,7 +184,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The model, if nothing is missing.
+    /// Returns the configuration and the tensors. Fails if a tensor is missing.
     pub(super) fn finish(mut self) -> Result<(Config, Tensors<'a>), ModelError> {
         let token_embd = self.take_matrix(Role::TokenEmbd, None)?;
         let output = self.take_matrix(Role::Output, None).unwrap_or(token_embd);
@@ -232,7 +233,7 @@ impl<'a> Builder<'a> {
         self.take_vector(role, layer)?.ok_or(ModelError::Missing { role, layer })
     }
 
-    /// The vector if it is there; an error if it is not, and must be.
+    /// The vector, or None. Fails if it is missing and the model needs it.
     fn take_vector(
         &mut self,
         role: Role,

@@ -1,6 +1,6 @@
-//! Attention with all scores of a head at once, forward and back.
+//! Attention with all scores of a head at once, forward and backward.
 
-use super::products::{dot, put, take, times, turned};
+use super::products::{dot, put, take, times, transposed};
 use crate::error::QuantError;
 use crate::float::exp;
 use crate::model::config::Config;
@@ -14,7 +14,7 @@ pub(super) struct Attention<'a> {
     tokens: usize,
 }
 
-/// The numbers of one head, a row a token.
+/// The values of one head, one row per token.
 pub(super) struct Head {
     query: Vec<f32>,
     key: Vec<f32>,
@@ -38,7 +38,7 @@ impl<'a> Attention<'a> {
             .into_par_iter()
             .map(|head| {
                 let Head { value, weights, .. } = self.head(head, query, key, value)?;
-                times(&turned(&value, size), self.tokens, &weights)
+                times(&transposed(&value, size), self.tokens, &weights)
             })
             .collect::<Result<_, QuantError>>()?;
         let mut out = vec![0f32; query.len()];
@@ -48,7 +48,7 @@ impl<'a> Attention<'a> {
         Ok(out)
     }
 
-    /// The gradients at queries, keys and values.
+    /// The gradients at queries, keys and values, from those at the outputs.
     pub(super) fn backward(
         &self,
         query: &[f32],
@@ -72,19 +72,19 @@ impl<'a> Attention<'a> {
                         *score = (*score - mean) * weight * scale;
                     }
                 }
-                let back = turned(&scores, self.tokens);
-                let weights = turned(&head.weights, self.tokens);
+                let back = transposed(&scores, self.tokens);
+                let weights = transposed(&head.weights, self.tokens);
                 Ok([
-                    times(&turned(&head.key, size), self.tokens, &scores)?,
-                    times(&turned(&head.query, size), self.tokens, &back)?,
-                    times(&turned(&out, size), self.tokens, &weights)?,
+                    times(&transposed(&head.key, size), self.tokens, &scores)?,
+                    times(&transposed(&head.query, size), self.tokens, &back)?,
+                    times(&transposed(&out, size), self.tokens, &weights)?,
                 ])
             })
             .collect::<Result<_, QuantError>>()?;
         let lengths = [query.len(), key.len(), value.len()];
         let mut gradients = lengths.map(|length| vec![0f32; length]);
         for (head, [at_query, at_key, at_value]) in heads.iter().enumerate() {
-            let shared = head / self.config.group() * size;
+            let shared = head / self.config.query_heads_per_kv_head() * size;
             put(&mut gradients[0], width, head * size, size, at_query);
             put(&mut gradients[1], self.config.n_key(), shared, size, at_key);
             put(&mut gradients[2], self.config.n_key(), shared, size, at_value);
@@ -100,7 +100,7 @@ impl<'a> Attention<'a> {
         key: &[f32],
         value: &[f32],
     ) -> Result<Head, QuantError> {
-        let (size, shared) = (self.config.head_size, head / self.config.group());
+        let (size, shared) = (self.config.head_size, head / self.config.query_heads_per_kv_head());
         let query = take(query, self.config.n_query(), head * size, size);
         let key = take(key, self.config.n_key(), shared * size, size);
         let value = take(value, self.config.n_key(), shared * size, size);

@@ -1,7 +1,9 @@
-//! The way back through the matrices, and what is found on it.
+//! The backward pass through the matrices, and the Fisher information that it collects.
 
 use super::gradients::{gradient_of_logits, norm_backward};
-use super::products::{dot, information, multiply_turned, pairs, row_sums, spread, times, turned};
+use super::products::{
+    dot, information, multiply_transposed, pairs, row_sums, spread, times, transposed,
+};
 use crate::isa::Isa;
 use crate::matmul::Matrix;
 use crate::model::config::Config;
@@ -11,22 +13,22 @@ use crate::model::role::Role;
 use crate::model::sampling::{Sampler, Sampling};
 use crate::model::weights::Linear;
 
-/// The information of one text.
+/// The Fisher information of one text.
 #[derive(Debug, Clone, Default)]
 pub struct Fisher {
     found: Vec<(Role, Option<usize>, Vec<f64>)>,
 }
 
 impl Fisher {
-    /// Σₒ Fₒ Σᵢ cᵢ w² of a matrix, over all tokens that were drawn, in the shares c of its columns; None
-    /// where the role has no matrix. An output that is token_embd has its part apart.
+    /// Σₒ Fₒ Σᵢ cᵢ w² of a matrix over all drawn tokens, divided among its columns (see [`super`]). None if the role has
+    /// no matrix. If the output matrix is token_embd, the parts of both roles are separate.
     pub fn of(&self, role: Role, layer: Option<usize>) -> Option<&[f64]> {
         let found = self.found.iter().find(|found| (found.0, found.1) == (role, layer));
         found.map(|found| &found.2[..])
     }
 }
 
-/// The way back, and what was found on it.
+/// The backward pass, and its results so far.
 pub(super) struct Backward<'a> {
     pub(super) isa: Isa,
     pub(super) config: &'a Config,
@@ -35,13 +37,13 @@ pub(super) struct Backward<'a> {
 
 impl Backward<'_> {
     fn add(&mut self, role: Role, layer: Option<usize>, information: f64, shares: Vec<f64>) {
-        let information = information.max(0.0); // of a matrix that does nothing, rounding may leave less
+        let information = information.max(0.0); // rounding may make an information of 0 negative
         let columns = shares.into_iter().map(|share| share * information).collect();
         self.found.found.push((role, layer, columns));
     }
 
-    /// Draws a token at each of the states that leave the last layer; returns the gradient of their
-    /// log-probabilities at these states.
+    /// Draws a token for each state after the last layer. Returns the gradient of their log-probabilities at these
+    /// states.
     pub(super) fn output(
         &mut self,
         model: &Model<'_>,
@@ -66,12 +68,12 @@ impl Backward<'_> {
         }
         let inputs = MatrixInputs::new(&normed, config.n_embd)?;
         self.matrix(Role::Output, None, matrix, &inputs, &logits)?;
-        let mut gradient = multiply_turned(isa, matrix, &logits)?;
+        let mut gradient = multiply_transposed(isa, matrix, &logits)?;
         norm_backward(config.norm_eps, states, &model.tensors.output_norm, &mut gradient);
         Ok(gradient)
     }
 
-    /// Notes the information of a matrix that made of the inputs outputs with that gradient.
+    /// Adds the information of a matrix, from its `inputs` and the `gradient` at its outputs.
     fn matrix(
         &mut self,
         role: Role,
@@ -86,7 +88,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// The same of a matrix of a layer; returns the gradient at the inputs.
+    /// The same for a matrix of a layer. Returns the gradient at the inputs.
     pub(super) fn linear(
         &mut self,
         role: Role,
@@ -96,10 +98,10 @@ impl Backward<'_> {
         gradient: &[f32],
     ) -> Result<Vec<f32>, ModelError> {
         self.matrix(role, Some(layer), &linear.matrix, inputs, gradient)?;
-        Ok(multiply_turned(self.isa, &linear.matrix, gradient)?)
+        Ok(multiply_transposed(self.isa, &linear.matrix, gradient)?)
     }
 
-    /// The same of the embeddings: each is its token's own.
+    /// The same for the embeddings: the gradient at an embedding is the sum over its token's positions.
     pub(super) fn embeddings(
         &mut self,
         table: &Matrix<'_>,
@@ -111,7 +113,7 @@ impl Backward<'_> {
         let width = table.row_length();
         let ones = vec![1f32; tokens.len()];
         let shares = spread(gradient, width, &ones, 1);
-        let sums = times(&same, tokens.len(), &turned(gradient, width))?;
+        let sums = times(&same, tokens.len(), &transposed(gradient, width))?;
         let mut row = vec![0f32; width];
         let mut information = 0.0;
         for (t, &token) in tokens.iter().enumerate() {
@@ -126,7 +128,7 @@ impl Backward<'_> {
     }
 }
 
-/// What entered a matrix, a row of `n` numbers a token.
+/// The inputs of a matrix, one row of `n` values per token.
 pub(super) struct MatrixInputs<'a> {
     rows: &'a [f32],
     pairs: Vec<f32>,

@@ -5,8 +5,8 @@ use crate::float::exp;
 use crate::model::config::Activation;
 use crate::model::forward::each_row;
 
-/// Makes of logits the gradient of the log-probability of `drawn`, where `cap` bent them before they
-/// became what they are.
+/// Replaces logits by the gradient of the log-probability of token `drawn`. If `cap` is given, the logits were
+/// soft-capped with it; its slope is included.
 pub(super) fn gradient_of_logits(row: &mut [f32], drawn: usize, cap: Option<f32>) {
     let greatest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|x| f64::from(exp(x - greatest))).sum();
@@ -17,7 +17,7 @@ pub(super) fn gradient_of_logits(row: &mut [f32], drawn: usize, cap: Option<f32>
     }
 }
 
-/// The function and its slope.
+/// The value of the activation function, and its slope.
 pub(super) fn activation(kind: Activation, x: f32) -> (f32, f32) {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     let (steepness, twice_u) = match kind {
@@ -31,8 +31,8 @@ pub(super) fn activation(kind: Activation, x: f32) -> (f32, f32) {
     (x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * steepness)
 }
 
-/// Makes of gradients at the outputs of a norm those at its inputs `x`. Parts of a row as long as the
-/// weight are normed one by one.
+/// Replaces gradients at the outputs of a norm by gradients at its inputs `x`. Each part of a row that is as long as
+/// the weight is normed separately.
 pub(super) fn norm_backward(eps: f32, x: &[f32], weight: &[f32], gradient: &mut [f32]) {
     let n = weight.len();
     each_row(gradient, n, |i, gradient| {

@@ -1,4 +1,4 @@
-//! A layer forward, all that is in it kept, and back.
+//! A layer's forward pass, which keeps all intermediate values, and its backward pass.
 
 use super::attention::Attention;
 use super::backward::{Backward, MatrixInputs};
@@ -22,8 +22,7 @@ pub(super) struct LayerWork<'w, 'a> {
     pub(super) sin: &'w [f32],
 }
 
-/// What a layer made on the way forward, rows of numbers, one a token. What was normed is kept as it was
-/// before.
+/// The intermediate values of a layer, one row per token. For norms, their inputs are kept.
 pub(super) struct Forward {
     pub(super) tokens: usize,
     pub(super) attn_normed: Vec<f32>,
@@ -44,7 +43,7 @@ pub(super) struct Forward {
 }
 
 impl LayerWork<'_, '_> {
-    /// What [`Model::evaluate`] does, and keeps all of it. Keys and values are f32 here.
+    /// The computation of [`Model::evaluate`]; keeps all intermediate values. Keys and values are f32 here.
     pub(super) fn forward(
         &self,
         isa: Isa,
@@ -105,7 +104,7 @@ impl LayerWork<'_, '_> {
         })
     }
 
-    /// Takes the gradient at the states that leave the layer to that at the states that enter it.
+    /// Replaces the gradient at the layer's outputs by the gradient at its inputs.
     pub(super) fn backward(
         &self,
         back: &mut Backward<'_>,
@@ -164,7 +163,7 @@ impl LayerWork<'_, '_> {
         Ok(())
     }
 
-    /// Norms heads, and turns them by their positions: with the sines' signs changed, that is the way back.
+    /// Norms heads and rotates them by their positions. With negated sines, it rotates backwards.
     pub(super) fn heads(
         &self,
         isa: Isa,
@@ -183,7 +182,7 @@ impl LayerWork<'_, '_> {
         });
     }
 
-    /// Multiplies queries, or their gradients, by what grows with their positions.
+    /// Multiplies queries, or their gradients, by the temperature of their positions.
     pub(super) fn warm(&self, config: &Config, query: &mut [f32]) {
         if let Some(temperature) = config.temperature {
             each_row(query, config.n_query(), |i, row| {

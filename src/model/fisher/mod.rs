@@ -1,16 +1,17 @@
-//! What errors in the weights do to the predictions: the Fisher information of every matrix.
+//! Fisher information of every matrix: how errors in its weights change the predictions.
 //!
-//! For small errors E in the weights the divergence of the predictions is ½ Σ F E², where F is the mean
-//! square of ∂ log p(y) / ∂ weight, with tokens y drawn from the predictions themselves. One backward pass
-//! from tokens drawn in this way gives F for all matrices.
+//! For small errors E in the weights, the KL divergence of the predictions is ½ Σ F E². F is the mean square of
+//! ∂ log p(y) / ∂ weight, where the tokens y are drawn from the predictions. One backward pass from such tokens gives F
+//! for all matrices.
 //!
-//! A token's gradient of a matrix is an outer product g xᵀ of the gradient at its output and its input, and
-//! those of all tokens add up before the square is taken: an error is the same at all of them. With K the
-//! products of all pairs of inputs, row o has Σ F = gₒᵀ K gₒ, and no gradient as large as the matrix is made.
-//! Within the rows F is taken to be spread over the columns as Σ |g|² x² is.
+//! The gradient of a matrix at one token is the outer product g xᵀ of the gradient at its output and its input. The
+//! gradients of all tokens are added before they are squared, because the error in a weight is the same at all tokens.
+//! For row o, this gives Fₒ = Σ F = gₒᵀ K gₒ, where gₒ has one value per token and K has the products of all pairs of
+//! inputs. So no gradient of the size of the matrix is needed. Within a row, F is divided among the columns in
+//! proportion to Σ |g|² x².
 //!
-//! What is kept of a matrix is Σₒ Fₒ Σᵢ cᵢ w², c being the columns' shares, in these shares: half of it is the
-//! divergence by errors as large as the weights, where Σ cᵢ E² is as large a part of Σ cᵢ w² in every row.
+//! The result for a matrix is Σₒ Fₒ Σᵢ cᵢ w², divided among its columns. Here cᵢ is the share of column i in Fₒ. If the
+//! relative squared error r = Σᵢ cᵢ E² / Σᵢ cᵢ w² is the same in every row, the KL divergence is r / 2 times this result.
 
 mod attention;
 mod backward;
@@ -29,8 +30,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 impl Model<'_> {
-    /// The information that tokens drawn at the positions `scored` of a text of at most
-    /// [`BATCH`](super::BATCH) tokens hold; `seed` is that of the draw.
+    /// The Fisher information from one token drawn at each of the positions `scored` of a text.
+    ///
+    /// The text has at most [`BATCH`](super::BATCH) tokens. `seed` is the seed of the draws.
     pub fn fisher(
         &self,
         tokens: &[u32],
@@ -62,7 +64,7 @@ impl Model<'_> {
         Ok(back.found)
     }
 
-    /// Cosines and sines of a layer's positions.
+    /// Cosines and sines for all positions of a layer.
     fn angles(&self, layer: usize, tokens: usize) -> [Vec<f32>; 2] {
         let local = self.config.window(layer).and(self.local_rope.as_ref());
         let rope = local.unwrap_or(&self.rope);

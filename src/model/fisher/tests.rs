@@ -1,7 +1,7 @@
 //! Against slopes found by moving every weight.
 
 use super::layer::LayerWork;
-use super::products::{ROWS, multiply_turned};
+use super::products::{ROWS, multiply_transposed};
 use crate::block::TensorType;
 use crate::isa::Isa;
 use crate::matmul::Matrix;
@@ -226,7 +226,7 @@ fn a_matrix_of_any_type_is_turned() {
         values.iter().flat_map(|&x| crate::float::f32_to_f16(x).to_le_bytes()).collect();
     let matrix = Matrix::new(Source::new(TensorType::F16, &bytes, n).unwrap());
     let gradient: Vec<f32> = (0..2 * rows).map(|i| (i % 3) as f32).collect();
-    let got = multiply_turned(Isa::active().unwrap(), &matrix, &gradient).unwrap();
+    let got = multiply_transposed(Isa::active().unwrap(), &matrix, &gradient).unwrap();
     for (t, i) in [(0, 0), (1, 7), (1, n - 1)] {
         let product = |o: usize| gradient[t * rows + o] * values[o * n + i];
         assert_eq!(got[t * n + i], (0..rows).map(product).sum::<f32>());
