@@ -1,8 +1,8 @@
-//! Which version of a computation runs on an instruction set: the only place that knows all versions.
+//! Decides which version of a computation runs on an instruction set. This is the only file that refers to all versions.
 //!
-//! A computation has a plain version, the oracle, and where that pays fast ones that give the same bytes. What is
-//! written over vectors alone, as the refinement, runs on any instruction set, and so do plain loops. Elsewhere
-//! than on x86-64, and where the crate is compiled with `--cfg portable`, the plain versions run.
+//! A computation has a scalar version, the oracle. If it pays, it also has fast versions, which give the same bytes.
+//! Computations that are only written over vectors, such as the refinement, run on any instruction set, and so do plain
+//! loops. On CPUs other than x86-64, and with `--cfg portable`, the scalar versions run.
 
 use crate::block::{self, DequantizeBlocks, HifiBlock, TensorType, blocks, with_block};
 use crate::dot::half::{self, HalfProduct};
@@ -25,7 +25,7 @@ use crate::{
     simd::run_in_registers,
 };
 
-/// Returns what the kernel gives where the instruction set has vectors.
+/// If the instruction set has vectors, runs the kernel and returns its result.
 macro_rules! with_vectors {
     ($isa:expr, $kernel:expr) => {
         #[cfg(all(target_arch = "x86_64", not(portable)))]
@@ -52,7 +52,7 @@ pub fn quantize_rows(
     });
 }
 
-/// Makes the blocks `out` of rows `x` better where it can: see the room `refine`.
+/// Refines the blocks `out` of rows `x`: see the room `refine`.
 pub fn refine_rows(
     isa: Isa,
     kind: TensorType,
@@ -64,7 +64,7 @@ pub fn refine_rows(
     run(isa, RefineRows { kind, x, row_length, importance, out });
 }
 
-/// Chooses the quants of the `encoded` rows `x` anew, by error feedback: see [`crate::feedback`].
+/// Chooses the quants of `encoded` rows again, by error feedback: see [`crate::feedback`]. `x` are their weights.
 pub(crate) fn choose_quants(
     isa: Isa,
     kind: TensorType,
@@ -106,7 +106,7 @@ pub(crate) fn encode_hifi_row(
     fit::encode_hifi_row(x, importance, outliers, out);
 }
 
-/// Makes the encoded `blocks` of a row `x` better where it can: see the room `refine`.
+/// Refines the encoded `blocks` of a row `x`: see the room `refine`.
 pub(crate) fn refine_hifi_row(
     isa: Isa,
     x: &[f32],
@@ -123,14 +123,14 @@ struct AllFinite<'a>(&'a [f32]);
 impl Loop for AllFinite<'_> {
     type Output = bool;
 
-    /// Looks at every number, which vectors do faster than stopping early.
+    /// Checks every value, because vectors are faster than a loop that stops early.
     #[inline(always)]
     fn run(self) -> bool {
         self.0.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0) < f32::INFINITY.to_bits()
     }
 }
 
-/// Whether no number is NaN or infinite.
+/// Whether no value is NaN or infinite.
 pub(crate) fn all_finite(isa: Isa, x: &[f32]) -> bool {
     run_loop(isa, AllFinite(x))
 }
@@ -150,7 +150,7 @@ impl Loop for SumErrors<'_> {
     }
 }
 
-/// How far a decoded row is from `x`.
+/// The squared errors of a decoded row.
 pub(crate) fn error_sums(
     isa: Isa,
     x: &[f32],
@@ -162,8 +162,8 @@ pub(crate) fn error_sums(
 
 /// Multiplies `out.len()` rows by a column of activations.
 ///
-/// A row's product depends on the row and the activations alone. Panics where the lengths or the activations' form
-/// do not fit the rows.
+/// The product of a row depends only on the row and the activations. Panics if the length or the form of the activations
+/// does not fit the rows.
 pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     debug_assert!(isa.is_available());
     rows.check(activations, out.len());
@@ -244,8 +244,8 @@ pub fn hifi_activations(isa: Isa, x: &[f32], outliers: usize) -> Result<Activati
     run_loop(isa, HifiActivations(x, outliers))
 }
 
-/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, [`PANEL`] sums a column; their
-/// number is that of the columns, rounded up to a multiple of [`panel::MOST_COLUMNS`].
+/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, which has [`PANEL`] sums per column.
+/// The length of `acc` is the number of columns, rounded up to a multiple of [`panel::MOST_COLUMNS`].
 pub(crate) fn multiply_panel(
     isa: Isa,
     kind: TensorType,
@@ -286,14 +286,14 @@ pub(crate) fn quantize_column(isa: Isa, x: &[f32], out: ColumnMut<'_>) {
     }
 }
 
-/// Multiplies by numbers of half precision.
+/// Multiplies an f32 matrix by an f16 matrix.
 pub(crate) fn multiply_half(isa: Isa, product: HalfProduct<'_>) {
     product.check();
     with_vectors!(isa, MultiplyHalf(product));
     half::multiply_half(product);
 }
 
-/// The integers of a K-quant block's dot product, by every kernel that there is for the instruction set.
+/// The integer sums of a K-quant block's dot product, from every kernel for the instruction set.
 #[cfg(test)]
 pub(crate) fn block_sums(
     isa: Isa,
@@ -388,7 +388,7 @@ mod tests {
         }
     }
 
-    /// Rows given together are encoded as each alone, whether or not they fill vectors.
+    /// Rows that are encoded together give the bytes of single rows, whether or not they fill vectors.
     #[test]
     fn rows_do_not_depend_on_their_neighbours() {
         let x = rows().concat();

@@ -1,12 +1,12 @@
-//! How far decoded weights are from their source, in eight interleaved sums that vectors can hold
-//! and that are the same on every ISA.
+//! Squared errors of decoded weights. They are added up in eight interleaved sums, which vectors can hold, so that the
+//! result is the same on every instruction set.
 
 const SUMS: usize = 8;
 
-/// How far decoded rows are from their source.
+/// Squared errors of decoded rows.
 ///
-/// Both sums run over all weights, each term multiplied by the importance of its column where
-/// there is one. A scale too large for f16 makes `error` infinite or NaN.
+/// Both sums are over all weights. If importance is given, each term is multiplied by the importance w of its column. A
+/// scale that is too large for f16 makes `error` infinite or NaN.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ErrorSums {
     /// `Σ w (decoded - x)²`
@@ -16,7 +16,7 @@ pub struct ErrorSums {
 }
 
 impl ErrorSums {
-    /// `error / reference`; 0 where both are 0.
+    /// `error / reference`; 0 if `error` is 0.
     pub fn relative(&self) -> f64 {
         if self.error == 0.0 { 0.0 } else { self.error / self.reference }
     }
@@ -71,7 +71,7 @@ impl Partial {
     }
 }
 
-/// The rest of a row, filled up with zeros, which add nothing.
+/// The rest of a row, padded with zeros, which add nothing.
 #[inline(always)]
 fn padded(rest: &[f32]) -> [f32; SUMS] {
     let mut whole = [0.0; SUMS];

@@ -1,13 +1,13 @@
 //! Mapped files that become shorter while they are in use.
 //!
-//! Reading a page of a mapping that lies beyond the file's end raises SIGBUS, which ends the process. So the
-//! mappings that are in use are known here ([`Watch`]), and a handler of the signal puts zeros in place of
-//! what such a mapping has lost and notes that. The work goes on with wrong numbers, and who does it asks
-//! afterwards whether they were. Any other SIGBUS goes to the handler that was there before.
+//! Reading a page of a mapping beyond the file's end raises SIGBUS, which ends the process. Therefore mappings in use
+//! are registered here ([`Watch`]). A signal handler puts zeros in place of the lost pages of such a mapping, and marks
+//! the mapping. Work continues with zeros; the caller must check [`Watch`] afterwards. Any other SIGBUS goes to the
+//! handler that was installed before.
 //!
-//! Only on Unix: elsewhere a mapped file cannot become shorter.
+//! This is for Unix only. On other systems, a mapped file cannot become shorter.
 
-/// A mapping that is in use. It must be dropped before its memory is given back.
+/// A mapping that is in use. It must be dropped before the mapping is removed.
 #[derive(Debug)]
 pub struct Watch(#[cfg(unix)] &'static unix::Range);
 
@@ -23,7 +23,7 @@ impl Watch {
         }
     }
 
-    /// Whether a part that was read was not there any more.
+    /// Whether a lost page was read, and replaced by zeros.
     pub fn is_lost(&self) -> bool {
         #[cfg(unix)]
         return self.0.is_lost();
@@ -47,10 +47,10 @@ mod unix {
     use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
     use std::sync::{Mutex, Once, OnceLock};
 
-    /// Addresses of a mapping: a node of a list that only grows, so that the handler may walk it at any time.
+    /// Addresses of a mapping: a node of a list. The list only grows, so the handler may iterate over it at any time.
     #[derive(Debug)]
     pub(super) struct Range {
-        /// 0 of a node that is free.
+        /// 0 if the node is unused.
         start: AtomicUsize,
         end: AtomicUsize,
         is_lost: AtomicBool,
@@ -59,16 +59,16 @@ mod unix {
 
     static RANGES: AtomicPtr<Range> = AtomicPtr::new(null_mut());
 
-    /// Held by whoever takes a node; the handler does not.
+    /// Locked while a node is taken. The handler does not lock it.
     static TAKING: Mutex<()> = Mutex::new(());
 
-    /// What was done with the signal before; set once the handler is installed.
+    /// The previous handler of the signal; set when our handler is installed.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
     static PAGE: AtomicUsize = AtomicUsize::new(0);
 
     fn ranges() -> impl Iterator<Item = &'static Range> {
-        // SAFETY: nodes are leaked, and complete when they become the list's first.
+        // SAFETY: nodes are never freed, and they are complete when they enter the list.
         let first = unsafe { RANGES.load(Ordering::Acquire).as_ref() };
         std::iter::successors(first, |range| range.next)
     }
@@ -77,7 +77,7 @@ mod unix {
         fn take(&self, start: usize, end: usize) {
             self.is_lost.store(false, Ordering::Relaxed);
             self.end.store(end, Ordering::Relaxed);
-            self.start.store(start, Ordering::Release); // last: from now on the handler minds it
+            self.start.store(start, Ordering::Release); // last, because it makes the node visible to the handler
         }
 
         pub(super) fn release(&self) {
@@ -110,7 +110,7 @@ mod unix {
     }
 
     fn install() {
-        // SAFETY: plain system calls with structures of theirs; the handler does only what a handler may.
+        // SAFETY: system calls with their own structures; the handler does only what signal handlers may do.
         unsafe {
             PAGE.store(libc::sysconf(libc::_SC_PAGESIZE) as usize, Ordering::Relaxed);
             let mut before = MaybeUninit::<libc::sigaction>::zeroed();
@@ -126,9 +126,9 @@ mod unix {
         }
     }
 
-    /// The handler. It may interrupt anything, so it takes no lock and no memory.
+    /// The signal handler. It may interrupt anything, so it neither locks nor allocates.
     extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-        // SAFETY: the kernel's pointers; the signal's sender's code is positive where a fault raised it.
+        // SAFETY: the pointers come from the kernel. A positive code means that a fault raised the signal.
         let (address, is_fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code > 0) };
         let holds = |range: &&Range| {
             let start = range.start.load(Ordering::Acquire);
@@ -136,10 +136,10 @@ mod unix {
         };
         if let Some(range) = ranges().find(holds).filter(|_| is_fault) {
             let page = address & !(PAGE.load(Ordering::Relaxed) - 1);
-            // What lies behind is lost, too.
+            // The pages after this one are lost, too.
             let length = range.end.load(Ordering::Relaxed) - page;
             let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_ANONYMOUS;
-            // SAFETY: these pages belong to the mapping, whose owner only reads them.
+            // SAFETY: these pages belong to the mapping, which is only read.
             let zeros =
                 unsafe { libc::mmap(page as *mut c_void, length, libc::PROT_READ, flags, -1, 0) };
             if zeros != libc::MAP_FAILED {
@@ -149,10 +149,10 @@ mod unix {
         }
         let Some(before) = BEFORE.get() else { return };
         let action = before.sa_sigaction;
-        // SAFETY: what was installed before us, called as it asked to be.
+        // SAFETY: the previous handler, called as its flags require.
         unsafe {
             if action == libc::SIG_DFL || action == libc::SIG_IGN {
-                // the fault will be raised again, now without us
+                // the fault is raised again, now without our handler
                 libc::sigaction(signal, before, null_mut());
                 if !is_fault {
                     libc::raise(signal);

@@ -1,9 +1,9 @@
-//! Threads for work in many short pieces, as decoding is: two hundred products a token, each of some
-//! ten microseconds. To wake a sleeping thread takes longer than that, so a [`Team`]'s threads wait
-//! for the next piece spinning, and sleep only when none came for a while.
+//! Threads for work in many short jobs. Generating text is such work: two hundred products per token, each of about ten
+//! microseconds. Waking a sleeping thread takes longer than that. Therefore the threads of a [`Team`] spin while they
+//! wait for the next job, and sleep only after a while without one.
 //!
-//! The caller takes part. It never waits for a thread that has not begun, so that a busy machine
-//! costs time, but not a standstill. Where no team is at work, `for_each_chunk` uses rayon.
+//! The caller works, too. It never waits for a thread that has not begun, so a busy machine makes the work slower, but
+//! cannot block it. Without a team, `for_each_chunk` uses rayon.
 
 use rayon::prelude::*;
 use std::cell::{Cell, UnsafeCell};
@@ -13,16 +13,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread waits spinning.
+/// How long a thread spins before it sleeps.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Calls `work` in parallel with every chunk of `size` and its number; the last may be shorter.
+/// Calls `work` in parallel with the index of every chunk, and the chunk of `size` elements. The last may be shorter.
 pub(crate) fn for_each_chunk<T: Send>(
     data: &mut [T],
     size: usize,
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    let team = CURRENT.replace(None); // what the work itself calls goes to rayon
+    let team = CURRENT.replace(None); // calls within the work use rayon
     let Some(shared) = &team else {
         data.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| work(i, chunk));
         return;
@@ -36,7 +36,7 @@ pub(crate) fn for_each_chunk<T: Send>(
     CURRENT.set(team);
 }
 
-/// Threads that `for_each_chunk` has here.
+/// The number of threads that `for_each_chunk` uses here.
 pub(crate) fn count() -> usize {
     let team = CURRENT.take();
     let threads = team.as_ref().map(|shared| shared.threads);
@@ -48,7 +48,7 @@ thread_local! {
     static CURRENT: Cell<Option<Arc<Shared>>> = const { Cell::new(None) };
 }
 
-/// Where the data begin, for all threads.
+/// The start of the data, shared by all threads.
 struct Start<T>(*mut T);
 
 // SAFETY: only disjoint parts of what it points to are used, and T may be sent.
@@ -64,7 +64,7 @@ impl<T> Start<T> {
     }
 }
 
-/// The caller of [`Team::install`] and threads that help it.
+/// The threads of a team: the caller of [`Team::install`], and helpers.
 #[derive(Debug)]
 pub struct Team {
     shared: Arc<Shared>,
@@ -72,7 +72,7 @@ pub struct Team {
 }
 
 impl Team {
-    /// `threads` with the caller; fails where the system gives no more.
+    /// A team of `threads` threads, including the caller. Fails if the system cannot create them.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             threads,
@@ -96,10 +96,10 @@ impl Team {
         Ok(team)
     }
 
-    /// Runs `work`, in which `for_each_chunk` has the team's threads. Exclusive, as it is one
-    /// caller's team.
+    /// Runs `work`; within it, `for_each_chunk` uses the team's threads. Takes `&mut self`: a team serves one caller at a
+    /// time.
     pub fn install<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        /// Takes the team away again, also when `work` panics.
+        /// Removes the team again, also if `work` panics.
         struct Leave;
         impl Drop for Leave {
             fn drop(&mut self) {
@@ -122,7 +122,7 @@ impl Drop for Team {
     }
 }
 
-/// A piece of work: what to call, with every number below `tasks`.
+/// A job: a function, to be called with every number below `tasks`.
 #[derive(Clone, Copy)]
 struct Job {
     work: *const (dyn Fn(usize) + Sync),
@@ -131,13 +131,13 @@ struct Job {
 
 struct Shared {
     threads: usize,
-    /// Number of the job, whether it may be joined, and how many helpers have.
+    /// The job's number, whether it is open (may be joined), and how many helpers have joined.
     state: AtomicU64,
     next: AtomicUsize,
-    /// Helpers that have joined, and are done.
+    /// Helpers that have joined and are finished.
     finished: AtomicUsize,
     failed: AtomicBool,
-    /// Written by the caller while no job is open and nobody is in one.
+    /// Written by the caller only while no job is open and no helper is in one.
     job: UnsafeCell<Option<Job>>,
     sleeping: AtomicUsize,
     ended: AtomicBool,
@@ -150,8 +150,8 @@ const JOINED: u64 = OPEN - 1;
 const NUMBER: u64 = !(OPEN | JOINED);
 const ONE: u64 = OPEN << 1;
 
-// SAFETY: the job is read only by those who joined while it was open, and written only when there
-// are none; what it points to may be called by all threads at once.
+// SAFETY: the job is read only by helpers that joined while it was open, and written only while there are none. The
+// function that it points to may be called by all threads at once.
 unsafe impl Send for Shared {}
 // SAFETY: see `Send`.
 unsafe impl Sync for Shared {}
@@ -163,17 +163,17 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Calls `work` with every number below `tasks`, on all threads; returns when all calls have.
+    /// Calls `work` with every number below `tasks`, on all threads. Returns after all calls.
     fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         if tasks <= 1 || self.threads == 1 {
             (0..tasks).for_each(work);
             return;
         }
-        // SAFETY: only the lifetime is taken away. Helpers use it between joining and `finished`,
-        // and this call does not return while one is there.
+        // SAFETY: only the lifetime is extended. Helpers use the function between joining and `finished`, and this call
+        // returns only after all of them have finished.
         let work: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(work) };
         let job = Job { work, tasks };
-        // SAFETY: no job is open, and none who joined the last is left.
+        // SAFETY: no job is open, and all helpers of the last one have finished.
         unsafe { *self.job.get() = Some(job) };
         self.next.store(0, Ordering::Relaxed);
         self.finished.store(0, Ordering::Relaxed);
@@ -194,7 +194,7 @@ impl Shared {
         assert!(!self.failed.swap(false, Ordering::Relaxed), "a thread of the team panicked");
     }
 
-    /// Takes tasks until there are no more.
+    /// Executes tasks until there are no more.
     fn work(&self, job: Job) {
         loop {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +206,7 @@ impl Shared {
         }
     }
 
-    /// What a helper does all its life.
+    /// The main loop of a helper.
     fn help(&self) {
         let mut last = 0;
         while let Some(number) = self.wait(last) {
@@ -221,7 +221,7 @@ impl Shared {
         }
     }
 
-    /// Joins the next job after the one numbered `last`; None when the team has ended.
+    /// Waits for the next job after number `last`, and joins it. None if the team has ended.
     fn wait(&self, last: u64) -> Option<u64> {
         let mut spins = Spins::default();
         loop {
@@ -250,7 +250,7 @@ impl Shared {
         state & OPEN != 0 && state & NUMBER != last
     }
 
-    /// Sleeps until there is a new job, or for no reason.
+    /// Sleeps until there is a new job. It may also return without one.
     fn sleep(&self, last: u64) {
         let bed = self.bed.lock().expect("nothing panics in bed");
         self.sleeping.fetch_add(1, Ordering::SeqCst);
@@ -267,7 +267,7 @@ impl Shared {
     }
 }
 
-/// Waiting that leaves the processor to others when it takes long.
+/// Spinning that yields the CPU to other threads if it takes long.
 #[derive(Default)]
 struct Spins {
     count: u32,
@@ -275,9 +275,9 @@ struct Spins {
 }
 
 impl Spins {
-    /// Waits a moment; returns about how long it was in all.
+    /// Waits a moment. Returns the approximate total time.
     fn wait(&mut self) -> Duration {
-        /// Spins before the clock is looked at, and others are let through.
+        /// Spins between two looks at the clock, after which the thread yields.
         const FREE: u32 = 1 << 10;
         self.count += 1;
         if !self.count.is_multiple_of(FREE) {

@@ -14,9 +14,9 @@ use crate::team;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// From this number of columns on, panels are brought into the interleaved layout.
+/// From this number of columns on, panels are unpacked.
 pub(super) const MANY: usize = 8;
-/// Tasks a thread: enough that threads which are held up lose little.
+/// Tasks per thread. There are several, so that a thread that is interrupted delays the others little.
 const TASKS: usize = 4;
 
 /// A matrix in the file's layout.
@@ -43,7 +43,7 @@ impl<'a> Matrix<'a> {
         Ok(Self { rows, outliers: Some(outliers).filter(|outliers| outliers.outliers > 0) })
     }
 
-    /// Decodes row `row`, which there is, into `out`.
+    /// Decodes row `row` into `out`.
     pub(crate) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) {
         let rows = row..row + 1;
         let data = &self.rows.data()[bytes(&rows, self.rows.row_bytes())];
@@ -71,13 +71,13 @@ impl<'a> Matrix<'a> {
 
     /// Multiplies columns: `out[c][r] = Σ w[r][k] · x[c][k]`.
     ///
-    /// `x` is columns of [`Self::row_length`] activations one after another, `out` as many of
-    /// [`Self::rows`] products. Activations are quantized to eight bits unless the rows are floats.
+    /// `x` is `[columns, row_length]`, `out` is `[columns, rows]`. Activations are quantized to eight bits unless the rows
+    /// are floats.
     pub fn matmul(&self, x: &[f32], out: &mut [f32]) -> Result<(), QuantError> {
         self.matmul_with(Isa::active()?, x, out)
     }
 
-    /// As [`Self::matmul`], on an ISA that the CPU has.
+    /// As [`Self::matmul`], on an instruction set that the CPU has.
     pub fn matmul_with(&self, isa: Isa, x: &[f32], out: &mut [f32]) -> Result<(), QuantError> {
         let n = self.row_length();
         let columns = x.len() / n;
@@ -96,7 +96,7 @@ impl<'a> Matrix<'a> {
         Ok(())
     }
 
-    /// Rows of a part, a multiple of `unit`, for as many parts as there should be tasks.
+    /// Rows per task, a multiple of `unit`.
     fn part_length(&self, unit: usize) -> usize {
         self.rows().div_ceil(TASKS * team::count()).next_multiple_of(unit)
     }
@@ -108,7 +108,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some of the rows, as the dot products take them.
+    /// Some of the rows, in the form for dot products.
     fn part(&self, rows: Range<usize>) -> Rows<'a> {
         let data = &self.rows.data()[bytes(&rows, self.rows.row_bytes())];
         match self.outliers_of(&rows) {
@@ -124,7 +124,7 @@ impl<'a> Matrix<'a> {
         Some(Outliers { index, residual: &outliers.residual[bytes(rows, 2 * count)], ..outliers })
     }
 
-    /// Few columns: dot products, part by part of the rows, so that a part's weights are read once.
+    /// Few columns: dot products, task by task, so that the weights of a task are read once.
     fn multiply_columns(&self, isa: Isa, columns: &[Activations], out: &mut [f32]) {
         let part = self.part_length(8);
         let products = |number: usize, out: &mut [f32], column: &Activations| {
@@ -166,7 +166,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Adds the products of the outliers with many columns, batch by batch of them.
+    /// Adds the products of the outliers with many columns, in batches of columns.
     fn add_outliers(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
         let (rows, length, part) = (self.rows(), self.row_length(), self.part_length(PANEL));
         let outliers: Vec<OutlierPart> = (0..rows.div_ceil(part))
@@ -188,13 +188,13 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Where `rows` lie, each of `size` bytes.
+/// The byte range of `rows`, each of `size` bytes.
 fn bytes(rows: &Range<usize>, size: usize) -> Range<usize> {
     rows.start * size..rows.end * size
 }
 
-/// Calls `work` in parallel for every part of `part` rows of `out`, which has columns of `rows`
-/// numbers, with the part's number and its piece of each column.
+/// Divides the rows of `out`, which has columns of `rows` values, into parts of `part` rows. Calls `work` in parallel with
+/// the index of every part, and its piece of each column.
 fn for_each_part(
     out: &mut [f32],
     rows: usize,

@@ -1,13 +1,12 @@
-//! Matrices times activations: `y = W x` for one column of activations, as in decoding, and for
-//! many, as in reading a prompt.
+//! Matrices times activations, `y = W x`. Generating text needs one column of activations at a time, reading a prompt
+//! many.
 //!
-//! The rows of a matrix are multiplied in panels, which the threads share out. A panel meets few
-//! columns by dot products in the file's layout ([`crate::dot`]): then the weights' way from memory
-//! is the limit. It meets many in an interleaved layout that it is brought into on the way: then
-//! taking blocks apart is shared by all columns, and no second copy of the model is kept.
+//! With few columns, rows are multiplied in the file's layout ([`crate::dot`]); memory is the limit. With many, a panel
+//! of rows is first unpacked, once for all columns ([`crate::panel`]); no second copy of the model is kept. The threads
+//! divide the rows among them.
 //!
-//! A row's product with a column depends on both, and on whether there are few or many columns; never
-//! on the ISA or the threads.
+//! A product depends on its row, on its column, and on whether there are few or many columns. It does not depend on the
+//! instruction set or on the threads.
 
 mod matrix;
 mod outliers;

@@ -1,8 +1,8 @@
-//! What the outliers of Q4_HIFI add to the products with many columns.
+//! The products of Q4_HIFI's outliers with many columns.
 //!
-//! Every row has its own indices, so nothing is shared between rows; but many columns share an
-//! outlier. The activations are therefore brought into an order in which those of [`BATCH`] columns
-//! at one index are neighbours: an outlier then costs one multiply-add for a vector of columns.
+//! Every row has its own indices, so rows share nothing. But an outlier is used by all columns. Therefore the activations
+//! are transposed, so that those of [`BATCH`] columns at one index are neighbours. Then an outlier costs one multiply-add
+//! per vector of columns.
 
 use crate::block::{QK_K, TensorType};
 use crate::dispatch;
@@ -10,11 +10,11 @@ use crate::isa::Isa;
 use crate::rows::Outliers;
 use crate::simd::{Loop, run_loop};
 
-/// Columns side by side: few enough that a batch of long columns stays in a core's cache.
+/// Columns in a batch: so few that a batch of long columns fits into a core's cache.
 pub(crate) const BATCH: usize = 32;
 
-/// Outliers of some rows, residuals as f32: those of the first block of every row, then those of the
-/// second, and so on.
+/// Outliers of some rows, with residuals as f32: the outliers of the first block of every row, then those of the second
+/// block, and so on.
 #[derive(Debug)]
 pub(crate) struct OutlierPart {
     index: Vec<u8>,
@@ -22,7 +22,7 @@ pub(crate) struct OutlierPart {
 }
 
 impl OutlierPart {
-    /// Of `rows` rows.
+    /// The outliers of `rows` rows.
     pub fn new(isa: Isa, outliers: Outliers<'_>, rows: usize) -> Self {
         let mut residual = vec![0f32; outliers.index.len()];
         dispatch::dequantize_row(isa, TensorType::F16, outliers.residual, &mut residual);
@@ -35,8 +35,7 @@ impl OutlierPart {
     }
 }
 
-/// Brings columns of `length` activations, a batch at most, into the order index by index. Columns that
-/// the batch lacks are zeros.
+/// Transposes columns of `length` activations, at most one batch. Missing columns of the batch are zeros.
 pub(crate) fn index_by_index(x: &[f32], length: usize, batch: &mut Vec<[f32; BATCH]>) {
     batch.resize(length, [0.0; BATCH]);
     for (part, batch) in batch.chunks_mut(BATCH).enumerate() {
@@ -51,9 +50,9 @@ pub(crate) fn index_by_index(x: &[f32], length: usize, batch: &mut Vec<[f32; BAT
     }
 }
 
-/// Adds the products of the outliers of some rows to `out`, those rows' piece of every column of a batch.
+/// Adds the products of the outliers of some rows to `out`, which has these rows' piece of every column of a batch.
 ///
-/// The more rows at once, the more often a block's activations are used while they are in the cache.
+/// With more rows at once, a block's activations are used more often while they are in the cache.
 pub(crate) fn add_outliers(
     isa: Isa,
     outliers: &OutlierPart,
@@ -82,8 +81,7 @@ fn block_by_block<T: Copy>(rows_first: &[T], blocks: usize, outliers: usize) -> 
 
 /// Adds `Σ residual · x` of each row's outliers to `sums`, for each column of the batch `x`.
 ///
-/// The outliers lie block by block, so that a block's activations stay in the innermost cache for
-/// all rows.
+/// The outliers are ordered block by block, so that a block's activations stay in the L1 cache for all rows.
 struct AddOutlierProducts<'a> {
     index: &'a [u8],
     residual: &'a [f32],

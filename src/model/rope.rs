@@ -25,11 +25,11 @@ pub struct RopeConfig {
 /// pairs that rotate less than `slow` times is divided by [`RopeConfig::stretch`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Yarn {
-    /// Tokens of context that the model was trained with before it was stretched.
+    /// Context of the training, in tokens, before the extension.
     pub context: f32,
-    /// Turns.
+    /// Rotations.
     pub fast: f32,
-    /// Turns.
+    /// Rotations.
     pub slow: f32,
 }
 

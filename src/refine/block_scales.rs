@@ -1,16 +1,17 @@
-//! The scales of a block, d and dmin: what its whole scales and minima are multiplied by.
+//! Searching the block scales d and dmin, which multiply the stored scales and minima of the sub-blocks.
 
 use super::columns::Bounds;
 use crate::float::{f16_to_f32, f32_to_f16, nearest};
 
-/// Scales compared.
+/// The number of scales that are compared.
 const COMPARED: usize = 32;
-/// The best of them, in their order, as f16 has them.
+/// The best block scales, best first, rounded to f16.
 pub(super) type Candidates = [f32; 4];
 
-/// Scales whose multiples by whole numbers in `bounds` come near to the `values`: those of least squared
-/// error, an error being weighed by its `costs`. The value of greatest magnitude is tried as the multiple
-/// by `end`, the bound farther from 0, and by the halves before it.
+/// The block scales d with the least Σ cost (value - d·n)², n an integer in `bounds`; best first.
+///
+/// The candidates divide the value of largest magnitude by `end`, the bound farther from 0, and by `end` minus 0.5, 1,
+/// 1.5 and so on (towards 0).
 #[inline(always)]
 pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) -> Candidates {
     let mut extreme = 0f32;
@@ -48,7 +49,7 @@ pub(super) fn by_error(values: &[f32], costs: &[f32], bounds: Bounds, end: f32) 
     best
 }
 
-/// The f16 next to `wanted`, or `otherwise` where there is none that is positive.
+/// The f16 nearest to `wanted`, or `otherwise` if that is not positive and finite.
 pub(super) fn nearest_f16(wanted: f64, otherwise: f32) -> f32 {
     let scale = f16_to_f32(f32_to_f16(wanted as f32));
     if scale > 0.0 && scale.is_finite() { scale } else { otherwise }

@@ -1,4 +1,4 @@
-//! Rows of blocks, refined group by group.
+//! Refines rows of blocks, group by group.
 
 use super::columns::Columns;
 use super::group::{MOST_BLOCKS, Refined, weights_of};
@@ -9,7 +9,7 @@ use crate::error_sums::error_sums;
 use crate::simd::{Kernel, Vector};
 use std::slice;
 
-/// `$body` with `$block` standing for the block of a type that can be refined, `$otherwise` for the other types.
+/// Evaluates `$body` with `$block` as the block struct of a refinable type; `$otherwise` for the other types.
 macro_rules! with_refined {
     ($kind:expr, $block:ident => $body:expr, $otherwise:expr) => {
         with_refined!(@ $kind, $block => $body, $otherwise;
@@ -27,12 +27,12 @@ macro_rules! with_refined {
     };
 }
 
-/// Whether blocks of that type can be refined.
+/// Whether blocks of the type can be refined.
 pub(crate) fn is_refinable(kind: TensorType) -> bool {
     with_refined!(kind, B => true, false)
 }
 
-/// Makes the blocks `out` of rows `x` better where it can; `importance` is that of a row's columns.
+/// Improves the blocks `out` of rows `x` where it can. `importance` has one value per column.
 pub(crate) struct RefineRows<'a> {
     pub kind: TensorType,
     pub x: &'a [f32],
@@ -60,7 +60,7 @@ impl Kernel for RefineRows<'_> {
 #[derive(Clone, Copy)]
 struct Blocks<'a> {
     x: &'a [[f32; QK_K]],
-    /// That of a row.
+    /// Importance of a row's columns, block by block.
     importance: Option<&'a [[f32; QK_K]]>,
     /// Blocks in a row.
     row: usize,
@@ -94,7 +94,7 @@ unsafe fn refine_blocks<L: Vector, B: Refined>(blocks: Blocks<'_>, out: &mut [B]
             found.dequantize(&mut decoded);
             let sums = error_sums(&x[l], Some(&weights[l]), &decoded);
             let before = if bytes_of(slice::from_ref(out)).iter().all(|&b| b == 0) {
-                sums.reference // what zeros are wrong by
+                sums.reference // the error of zeros
             } else {
                 out.dequantize(&mut decoded);
                 error_sums(&x[l], Some(&weights[l]), &decoded).error

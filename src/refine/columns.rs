@@ -1,14 +1,14 @@
-//! A group of blocks turned into lanes, a sub-block each, and what is weighed there.
+//! A group of blocks in lanes, one sub-block per lane, and sums over the lanes' weights.
 
 use crate::block::QK_K;
 use crate::fit::nearest_iq4_value;
 use crate::simd::{MOST_LANES, Vector};
 
-/// Room for 32 quants in each of the most lanes; of `length` quants those at `i * LANES + lane`.
+/// Room for 32 values in each of [`MOST_LANES`] lanes. Value i of a lane is at `i * LANES + lane`.
 #[repr(C, align(64))]
 struct LaneRows([f32; 32 * MOST_LANES]);
 
-/// The weights of the sub-blocks of a group of blocks, and what their errors are multiplied by.
+/// The weights x of the sub-blocks of a group of blocks, and the weights w of their squared errors.
 pub(super) struct Columns {
     x: LaneRows,
     weights: LaneRows,
@@ -16,7 +16,7 @@ pub(super) struct Columns {
     length: usize,
 }
 
-/// What the quants q on a grid add up to in each lane.
+/// Sums over the quants q of a grid, for each lane.
 #[derive(Clone, Copy)]
 pub(super) struct GridSums<L> {
     /// `Σ w q`
@@ -27,9 +27,9 @@ pub(super) struct GridSums<L> {
     pub xl: L,
 }
 
-/// The quants q that a type has. A lane's grid are the values `scale · q - min`.
+/// The quants q of a type. The grid of a lane is the set of values `scale · q - min`.
 pub(super) trait Grid: Copy {
-    /// The quant nearest to a position between them.
+    /// The quant nearest to a position.
     ///
     /// # Safety
     ///
@@ -37,7 +37,7 @@ pub(super) trait Grid: Copy {
     unsafe fn nearest<L: Vector>(self, position: L) -> L;
 }
 
-/// The whole numbers in `bottom..=top`.
+/// The integers in `bottom..=top`.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     pub bottom: f32,
@@ -69,7 +69,7 @@ impl Columns {
         Self { x: zeros(), weights: zeros(), length }
     }
 
-    /// Takes in as many blocks as the lanes hold, of `weights` none is negative.
+    /// Sets the blocks, as many as the lanes hold. No weight in `weights` is negative.
     ///
     /// # Safety
     ///
@@ -81,7 +81,8 @@ impl Columns {
         L::transpose(weights.as_ptr().cast(), self.length, self.weights.0.as_mut_ptr());
     }
 
-    /// Writes to `rest` what lies in `low..=high`; the others weigh nothing there and lie at its ends.
+    /// Writes the sub-blocks to `rest`, restricted to `low..=high`. Weights outside are moved to the ends of the range,
+    /// and their errors count as 0.
     #[inline(always)]
     pub unsafe fn narrow<L: Vector>(&self, low: L, high: L, rest: &mut Self) {
         let zero = L::splat(0.0);
@@ -93,7 +94,7 @@ impl Columns {
         }
     }
 
-    /// Weight `i` of each sub-block, and what its error is multiplied by.
+    /// Weight x number `i` of each sub-block, and the weight w of its squared error.
     #[inline(always)]
     pub unsafe fn at<L: Vector>(&self, i: usize) -> (L, L) {
         debug_assert!(i < self.length);
@@ -114,7 +115,7 @@ impl Columns {
         (sum_w, sum_x)
     }
 
-    /// Least and greatest weight.
+    /// The smallest and the largest x.
     #[inline(always)]
     pub unsafe fn ends<L: Vector>(&self) -> (L, L) {
         let (mut low, mut high) = (self.at::<L>(0).0, self.at::<L>(0).0);
@@ -125,7 +126,7 @@ impl Columns {
         (low, high)
     }
 
-    /// Rounds to the grid.
+    /// Rounds to the grid, and returns the sums over the quants.
     #[inline(always)]
     pub unsafe fn sums<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> GridSums<L> {
         let zero = L::splat(0.0);
@@ -142,7 +143,7 @@ impl Columns {
         sums
     }
 
-    /// Rounds to the grid; the first of the sums alone.
+    /// Rounds to the grid, and returns `Σ w q`.
     #[inline(always)]
     pub unsafe fn sum_l<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
         let (inverse, offset) = inverse_and_offset(scale, min);
@@ -155,7 +156,7 @@ impl Columns {
         sum
     }
 
-    /// As [`Self::error`], and the `N` greatest of its terms, in their order.
+    /// As [`Self::error`], and its `N` largest terms, largest first.
     #[inline(always)]
     pub unsafe fn worst<L: Vector, const N: usize>(
         &self,
@@ -180,7 +181,7 @@ impl Columns {
         (error, worst)
     }
 
-    /// Rounds to the grid: the error that remains, `Σ w (scale · q - min - x)²`.
+    /// Rounds to the grid, and returns the error `Σ w (scale · q - min - x)²`.
     #[inline(always)]
     pub unsafe fn error<L: Vector>(&self, scale: L, min: L, grid: impl Grid) -> L {
         let (inverse, offset) = inverse_and_offset(scale, min);
@@ -196,8 +197,7 @@ impl Columns {
     }
 }
 
-/// What a weight is multiplied by, and what is then added, for its position on the grid; 0 where the
-/// grid has no scale.
+/// The position of x on the grid is `x · inverse + offset`. Both are 0 if the scale is 0.
 #[inline(always)]
 unsafe fn inverse_and_offset<L: Vector>(scale: L, min: L) -> (L, L) {
     let zero = L::splat(0.0);

@@ -1,4 +1,4 @@
-//! A group of blocks whose sub-blocks fill the lanes, and what its refinement is made of.
+//! A group of blocks whose sub-blocks fill the lanes, and functions that the refinements of all types share.
 
 use super::columns::Columns;
 use crate::block::{Block, QK_K};
@@ -10,7 +10,7 @@ pub(super) trait Refined: Block {
     /// Sub-blocks with a scale of their own.
     const SUB_BLOCKS: usize;
 
-    /// The best blocks found for `columns`, as many as fill the lanes; `x` are the same weights block by block.
+    /// Searches good blocks for `columns`, as many as fill the lanes. `x` has the same weights, block by block.
     ///
     /// # Safety
     ///
@@ -18,17 +18,17 @@ pub(super) trait Refined: Block {
     unsafe fn search<L: Vector>(columns: &Columns, x: &[[f32; QK_K]], out: &mut [Self]);
 }
 
-/// The most blocks that fill the lanes.
+/// The largest number of blocks in a group.
 pub(super) const MOST_BLOCKS: usize = MOST_LANES / crate::block::k_scales::SUB_BLOCKS;
 
-/// What squared errors are multiplied by, of sum 1 so that no scale can matter.
+/// The weights of squared errors, normalized to sum 1, so that their scale does not matter.
 ///
-/// As in ggml's fit of Q4_K, Q5_K and IQ4_XS it is importance · √(2 m + x²), m being the mean of x², and not
-/// the importance alone (docs/quantization/Q4_HIFI.md says what that does to the divergence).
+/// They are proportional to importance · √(2 m + x²), where m is the mean of x², as in ggml's fit of Q4_K, Q5_K and
+/// IQ4_XS. docs/quantization/Q4_HIFI.md compares them with the importance alone.
 #[inline(always)]
 pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     let mean = interleaved_sums(&x.map(|x| x * x)).iter().sum::<f32>() / QK_K as f32;
-    // outside this range squares overflow or vanish
+    // outside of this range, squares overflow or underflow
     let inverse = if (1e-30..1e30).contains(&mean) { 1.0 / mean } else { 0.0 };
     let mut weights = [0f32; QK_K];
     for (i, w) in weights.iter_mut().enumerate() {
@@ -48,7 +48,8 @@ pub(super) fn weights_of(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> [
     weights
 }
 
-/// 1 in the lanes of the blocks whose `other` error is less, 0 elsewhere; `sub_blocks` lanes are one.
+/// 1 in the lanes of blocks whose error in `other` is less than in `this`, 0 in other lanes. A block has `sub_blocks`
+/// lanes.
 #[inline(always)]
 pub(super) unsafe fn keep_better<L: Vector>(this: L, other: L, sub_blocks: usize) -> L {
     let (this, other) = (this.to_array(), other.to_array());

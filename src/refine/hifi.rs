@@ -1,11 +1,11 @@
-//! Q4_HIFI: which weights the base need not represent, chosen by what that gains.
+//! Refines Q4_HIFI: chooses the number of outliers of each sub-block, and how many of them are at the ends of its range.
 //!
-//! A weight that is left out of the fit either narrows its sub-block's range, so that all others gain,
-//! or is just one that the base represents badly. For every sub-block a table has the error that
-//! remains with n outliers, the first k of them at the ends of the range: k are left out, the rest is
-//! fitted, and of what it misses the n - k worst are outliers too. The outliers of the block are then
-//! spread over its sub-blocks so that the sum of the errors is least, and the base is searched for as
-//! any other Q4_K block, with the ranges' ends left out.
+//! There are two kinds of outliers. Some are at the ends of a sub-block's range. Without them the range is narrower, so
+//! that all other weights gain. The others are weights that the base represents badly. A table has the remaining error
+//! of every sub-block with n outliers. To compute it, k weights at the ends are removed, the others are fitted, and the
+//! n - k weights with the largest errors become outliers, too; the k with the least error counts. Then the outliers of
+//! the block are distributed among its sub-blocks so that the sum of the errors is least. At last, the base is searched
+//! like any other Q4_K block, without the weights at the ends of the ranges.
 
 use super::columns::{Bounds, Columns};
 use super::group::{MOST_BLOCKS, weights_of};
@@ -16,15 +16,15 @@ use crate::error_sums::error_sums;
 use crate::fit::{DEPTH, SUB, Window, shortest_windows};
 use crate::simd::{Kernel, LaneArray, MOST_LANES, Vector};
 
-/// The grids tried for an entry of the table.
+/// The grids that are tried for an entry of the table.
 const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
 /// Outliers of a sub-block that do not narrow its range.
 const INSIDE: usize = 4;
-/// The most outliers of a sub-block.
+/// The largest number of outliers of a sub-block.
 const MOST: usize = DEPTH + INSIDE;
 const BOUNDS: Bounds = Bounds { bottom: 0.0, top: 15.0 };
 
-/// Makes the encoded `blocks` of a row `x` better where it can.
+/// Improves the encoded `blocks` of a row `x` where it can.
 pub(crate) struct RefineHifiRow<'a> {
     pub x: &'a [[f32; QK_K]],
     pub importance: Option<&'a [[f32; QK_K]]>,
@@ -79,7 +79,7 @@ unsafe fn refine_hifi_row<L: Vector>(
     }
 }
 
-/// For every lane its window without k weights.
+/// For every lane, its shortest window without k weights, for each k.
 type Windows = [[Window; DEPTH + 1]; MOST_LANES];
 
 #[inline(always)]
@@ -91,7 +91,7 @@ fn windows(x: &[[f32; QK_K]]) -> Windows {
     windows
 }
 
-/// The windows of which each lane leaves out as many as `taken` says.
+/// The ends of each lane's window without `taken[lane]` weights.
 #[inline(always)]
 unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> (L, L) {
     let (mut low, mut high) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
@@ -102,7 +102,7 @@ unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> 
     (L::load(low.as_ptr()), L::load(high.as_ptr()))
 }
 
-/// How many weights each lane's window leaves out.
+/// How many weights at the ends of its range each lane loses, with `outliers` outliers per block.
 #[inline(always)]
 unsafe fn spread<L: Vector>(
     columns: &Columns,
@@ -110,7 +110,7 @@ unsafe fn spread<L: Vector>(
     windows: &Windows,
     outliers: usize,
 ) -> [usize; MOST_LANES] {
-    // the error with n outliers in a lane, and how many of these the window leaves out
+    // the error with n outliers in a lane, and how many of these are outside of the window
     let mut errors = [[f32::INFINITY; MOST_LANES]; MOST + 1];
     let mut windowed = [[0u8; MOST_LANES]; MOST + 1];
     for k in 0..=DEPTH.min(outliers) {
@@ -137,7 +137,7 @@ unsafe fn spread<L: Vector>(
     taken
 }
 
-/// The error of the best fit, and what remains of it without the worst one, two, … weights.
+/// The error of the best fit; then this error without the weight of largest error, without the two worst, and so on.
 #[inline(always)]
 unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE + 1] {
     let group = Group::<L>::new(columns, BOUNDS);
@@ -151,14 +151,14 @@ unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE +
     remaining
 }
 
-/// How many of `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is
-/// least.
+/// How many of the `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is least. This
+/// is a dynamic program.
 fn least_sum(
     errors: &[[f32; MOST_LANES]; MOST + 1],
     block: usize,
     outliers: usize,
 ) -> [usize; SUB_BLOCKS] {
-    // the least sum with n outliers in the lanes so far, and how many of these the last one has
+    // the least sum with n outliers in the lanes so far, and how many of these the last lane has
     let mut sums = [0f32; MAX_OUTLIERS + 1];
     let mut last = [[0u8; MAX_OUTLIERS + 1]; SUB_BLOCKS];
     for (j, last) in last.iter_mut().enumerate() {

@@ -13,22 +13,23 @@ const SUB: usize = QK_K / SUB_BLOCKS;
 /// The largest 6-bit scale or minimum.
 const LARGEST: f32 = 63.0;
 const SIX_BITS: Bounds = Bounds { bottom: 0.0, top: LARGEST };
-/// The grids that a sub-block's own fit starts from.
+/// The grids from which the fit of a single sub-block starts.
 #[derive(Clone, Copy)]
 pub(super) struct Starts {
+    /// The number of grids.
     pub count: usize,
-    /// How many steps more than the quants have there are from the least weight to the greatest: in
-    /// the first grid and between grids, for quants of four bits.
+    /// Grid widths that are tried: the smallest and largest weight are 15 + `first` steps apart in the first grid, and
+    /// `step` more in each next grid. (For quants of 4 bits; for others, in proportion.)
     pub first: f32,
     pub step: f32,
-    /// How often a grid is moved to where its quants would have it.
+    /// How often the quants are rounded again after scale and minimum were fitted to them.
     pub moves: usize,
 }
 
 const STARTS: Starts = Starts { count: 9, first: -2.2, step: 0.4, moves: 2 };
-/// Scales of the scales tried for a block.
+/// Block scales d that are tried for a block.
 const TRIES: usize = 2;
-/// How often the best is fitted anew.
+/// How often the block scales are fitted to the quants again.
 const ROUNDS: usize = 1;
 
 /// A type with six-bit scales and minima.
@@ -51,7 +52,7 @@ macro_rules! k_block {
 k_block!(BlockQ4K, 15.0);
 k_block!(BlockQ5K, 31.0);
 
-/// A choice for the sub-block in every lane: value(q) = d · scale · q - dmin · min.
+/// Scales and minima for the sub-block in every lane: value(q) = d · scale · q - dmin · min.
 #[derive(Clone, Copy)]
 struct Choice<L> {
     d: L,
@@ -61,11 +62,11 @@ struct Choice<L> {
     error: L,
 }
 
-/// The sub-blocks' own fits, without regard to what scales can be stored.
+/// Fits of the single sub-blocks, before scales and minima are rounded.
 pub(super) struct OwnFits<L> {
     pub scale: L,
     pub min: L,
-    /// For the quants of the fit.
+    /// `Σ w q` for the quants of the fit, and `Σ w q²`.
     sum_l: L,
     sum_l2: L,
 }
@@ -78,7 +79,7 @@ pub(super) struct Group<'a, L> {
     sum_x: L,
 }
 
-/// The best blocks found for `columns`, with the quants in 0..=`top` that `x` has there.
+/// Searches good blocks for `columns`, and rounds `x` to their quants in 0..=`top`.
 pub(super) struct Search<'a> {
     pub columns: &'a Columns,
     pub x: &'a [[f32; QK_K]],
@@ -136,8 +137,8 @@ impl<'a, L: Vector> Group<'a, L> {
         best
     }
 
-    /// Fits scale and minimum of every sub-block: from several grids, each moved to where its quants
-    /// would have it and rounded to anew, the one that leaves the least error.
+    /// Fits scale and minimum of every sub-block. It starts from several grids. For each, scale and minimum are fitted
+    /// to the quants (least squares), and the quants are rounded again. The fit with the least error counts.
     #[inline(always)]
     pub unsafe fn fit_sub_blocks(&self, starts: Starts) -> OwnFits<L> {
         let zero = L::splat(0.0);
@@ -157,7 +158,7 @@ impl<'a, L: Vector> Group<'a, L> {
                 let determinant = self.sum_w.mul(l2).sub(l.mul(l));
                 let this_scale = self.sum_w.mul(xl).sub(self.sum_x.mul(l)).div(determinant);
                 let this_min = l.mul(xl).sub(l2.mul(self.sum_x)).div(determinant);
-                // no minimum is negative; where all quants are the same there is no fit
+                // a minimum cannot be negative; if all quants are equal, there is no fit
                 let this_min = zero.if_less(determinant, this_min, L::splat(-1.0));
                 let this_scale = this_min.if_less(zero, xl.div(l2), this_scale);
                 let this_min = this_min.max(zero);
@@ -174,9 +175,8 @@ impl<'a, L: Vector> Group<'a, L> {
         best
     }
 
-    /// The best of the scales and minima that lie near those of `choice`, with the same block scales: its
-    /// scale and those next to it, each with the minimum that its quants ask for and `MINS` to either
-    /// side of that.
+    /// The best of the scales and minima near those of `choice`, with the same block scales. It tries the scale and its
+    /// two neighbours, each with the best minimum for its quants and `MINS` neighbours of this minimum on either side.
     #[inline(always)]
     unsafe fn neighbours<const MINS: i32>(&self, choice: Choice<L>) -> Choice<L> {
         let (zero, largest) = (L::splat(0.0), L::splat(LARGEST));
@@ -207,12 +207,12 @@ impl<'a, L: Vector> Group<'a, L> {
         best
     }
 
-    /// The block scales that are best for the quants of `choice`.
+    /// `choice` with the best block scales for its quants.
     #[inline(always)]
     unsafe fn refit_block_scales(&self, choice: Choice<L>) -> Choice<L> {
         let Choice { d, dmin, scale, min, .. } = choice;
         let sums = self.columns.sums(d.mul(scale), dmin.mul(min), self.bounds);
-        // the equations of x = d · (scale · q) - dmin · min, a sub-block's part of them
+        // least squares for x = d · (scale · q) - dmin · min: the terms of each sub-block
         let parts = [
             scale.mul(scale).mul(sums.l2).to_array(),
             scale.mul(min).mul(sums.l).to_array(),
@@ -244,7 +244,7 @@ impl<'a, L: Vector> Group<'a, L> {
 }
 
 impl<L: Vector> Choice<L> {
-    /// For every block the better of two choices.
+    /// For every block, the better of two choices.
     #[inline(always)]
     unsafe fn or(self, other: Self) -> Self {
         let other_is_better = keep_better::<L>(self.error, other.error, SUB_BLOCKS);
@@ -259,7 +259,7 @@ impl<L: Vector> Choice<L> {
     }
 }
 
-/// The sub-blocks' fits, block by block, and the block scales to try for them.
+/// The fits of the sub-blocks, and the candidates for the block scale d of each block.
 struct BlockFits {
     scale: LaneArray,
     sum_l: LaneArray,
@@ -273,7 +273,7 @@ impl BlockFits {
     unsafe fn new<L: Vector>(group: &Group<'_, L>, fits: &OwnFits<L>) -> Self {
         let (scale, sum_l) = (fits.scale.to_array(), fits.sum_l.to_array());
         let (sum_w, sum_x) = (group.sum_w.to_array(), group.sum_x.to_array());
-        // what an error of the scale costs, when the minimum makes the best of it
+        // the weight of a squared error of the scale, if the minimum is then the best one
         let determinant = group.sum_w.mul(fits.sum_l2).sub(fits.sum_l.mul(fits.sum_l));
         let zero = L::splat(0.0);
         let cost = zero.if_less(group.sum_w, determinant.div(group.sum_w), zero);
@@ -287,7 +287,7 @@ impl BlockFits {
         Self { scale, sum_l, sum_w, sum_x, candidates }
     }
 
-    /// The `n`-th of the block scales to try, with the scales and minima that they give.
+    /// The `n`-th candidate for d, with the nearest scales and minima.
     #[inline(always)]
     unsafe fn candidate<L: Vector>(&self, n: usize) -> Choice<L> {
         let (mut d, mut dmin) = ([0f32; MOST_LANES], [0f32; MOST_LANES]);
@@ -320,13 +320,13 @@ impl BlockFits {
     }
 }
 
-/// Which multiple of `scale` in 0..=63 is nearest.
+/// The integer n in 0..=63 for which n · `scale` is nearest to `value`.
 #[inline(always)]
 fn six_bits(value: f32, scale: f32) -> f32 {
     if scale > 0.0 { nearest_int((value / scale).clamp(0.0, LARGEST)) as f32 } else { 0.0 }
 }
 
-/// Rounds to the quants of the block.
+/// Rounds `x` to the quants of the block.
 #[inline(always)]
 fn round_quants(x: &[f32; QK_K], top: f32, fit: &mut KFit) {
     let (d, dmin) = (f16_to_f32(fit.d), f16_to_f32(fit.dmin));

@@ -1,18 +1,18 @@
-//! Blocks with less error than ggml's encoder leaves, of the same types.
+//! Refinement: a longer search for blocks of ggml's types, with less error than ggml's encoder leaves.
 //!
-//! ggml fits the sub-blocks one by one and rounds their scales afterwards. Here what is searched for is
-//! what is stored: the block's scales d and dmin, whole scales (and minima) and quants together, under the error
-//! `Σ w (decoded - x)²` whose weights w ggml, too, has in mind: importance · √(2 · mean x² + x²).
+//! ggml fits the sub-blocks one by one and rounds their scales afterwards. Refinement searches the stored values
+//! together: the block scales d and dmin, the integer scales (and minima), and the quants. It minimizes
+//! `Σ w (decoded - x)²` with the weights of ggml's fits, w = importance · √(2 · mean x² + x²).
 //!
-//! 1. Each sub-block is fitted alone, from many grids; a grid is moved to where its quants would have
-//!    it (least squares), the quants are rounded anew, and so on.
-//! 2. Of the block scales whose multiples come near to these scales the best few are tried: all whole scales
-//!    (and minima) near a sub-block's own, each with its exact error.
-//! 3. The block scales are fitted to the quants (least squares), and the neighbours tried again.
-//! 4. The block is written where it is better than the one that was there. So none is worse than ggml's, where
-//!    that was there.
+//! 1. Each sub-block is fitted alone, starting from many grids. Scale and minimum are fitted to the quants (least
+//!    squares), then the quants are rounded again, and so on.
+//! 2. The best few block scales for these fits are tried. For each, all integer scales (and minima) near a sub-block's
+//!    fit are tried, with their exact errors.
+//! 3. The block scales are fitted to the quants (least squares), and the neighbouring scales are tried again.
+//! 4. The new block replaces the old one if its error is smaller. So no block is worse than ggml's, if the old block was
+//!    ggml's.
 //!
-//! The code is written once over [`crate::simd::Vector`], a sub-block a lane: for vectors, and for any CPU.
+//! The code is written once over [`crate::simd::Vector`], with one sub-block per lane.
 
 mod block_scales;
 mod blocks;

@@ -9,27 +9,36 @@ use crate::fit::iq4_quants;
 use crate::float::{f16_to_f32, f32_to_f16, inverse, nearest_int};
 use crate::simd::{MOST_LANES, Vector};
 
-/// How often a grid is moved to where its quants would have it.
+/// How often the quants are rounded again after the scale was fitted to them.
 const MOVES: usize = 1;
-/// Block scales tried for a block.
+/// Block scales that are tried for a block.
 const TRIES: usize = 2;
-/// How often the best is fitted anew.
+/// How often the block scale is fitted to the quants again.
 const ROUNDS: usize = 1;
 
-/// A type with such scales.
+/// The grids from which the fit of a single sub-block starts, each with both signs of the scale.
+struct Starts {
+    /// The number of grids.
+    count: usize,
+    /// The quant (or its value) of the weight of largest magnitude in the first grid.
+    first: f32,
+    /// How much larger it is in each next grid.
+    step: f32,
+}
+
+/// A type with signed scales.
 trait Signed: Block {
     const SUB_BLOCKS: usize;
-    /// The lowest scale, which is of greatest magnitude, and the bounds of all.
+    /// The lowest scale, which has the largest magnitude.
     const LOWEST: f32;
+    /// The range of the scales.
     const SCALES: Bounds = Bounds { bottom: Self::LOWEST, top: -Self::LOWEST - 1.0 };
-    /// The quants under a scale.
+    /// The quants.
     const GRID: Self::Grid;
     type Grid: Grid;
-    /// The grids that a sub-block's own fit starts from, of either sign: how many, the position of the
-    /// weight of greatest magnitude in the first, and the distance to its position in the next.
-    const STARTS: (usize, f32, f32);
+    const STARTS: Starts;
 
-    /// The block with that block scale and those scales, its quants the nearest to `x`.
+    /// The block with block scale `d` and the `scales`. Its quants are the nearest to `x`.
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self;
 }
 
@@ -38,7 +47,7 @@ impl Signed for BlockQ6K {
     const LOWEST: f32 = -128.0;
     const GRID: Bounds = Bounds { bottom: -32.0, top: 31.0 };
     type Grid = Bounds;
-    const STARTS: (usize, f32, f32) = (6, 28.0, 1.0);
+    const STARTS: Starts = Starts { count: 6, first: 28.0, step: 1.0 };
 
     #[inline(always)]
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self {
@@ -64,7 +73,7 @@ impl Signed for BlockIQ4XS {
     const LOWEST: f32 = -32.0;
     const GRID: Iq4Values = Iq4Values;
     type Grid = Iq4Values;
-    const STARTS: (usize, f32, f32) = (4, 108.0, 8.0);
+    const STARTS: Starts = Starts { count: 4, first: 108.0, step: 8.0 };
 
     #[inline(always)]
     fn encode(x: &[f32; QK_K], d: f32, scales: &[f32]) -> Self {
@@ -81,7 +90,7 @@ impl Signed for BlockIQ4XS {
     }
 }
 
-/// A choice for the sub-block in every lane: value(q) = d · scale · q.
+/// Scales for the sub-block in every lane: value(q) = d · scale · q.
 #[derive(Clone, Copy)]
 struct Choice<L> {
     d: L,
@@ -127,15 +136,15 @@ unsafe fn best<L: Vector, B: Signed>(columns: &Columns) -> Choice<L> {
     best
 }
 
-/// The scale of every sub-block that leaves the least error, and what an error of it costs.
+/// For every sub-block, the scale with the least error, and the weight of a squared error of this scale.
 #[inline(always)]
 unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
     let zero = L::splat(0.0);
     let (low, high) = columns.ends::<L>();
     let magnitude = zero.sub(low).max(high);
     let (mut best, mut cost, mut most) = (zero, zero, zero);
-    let (starts, first, step) = B::STARTS;
-    for start in 0..2 * starts {
+    let Starts { count, first, step } = B::STARTS;
+    for start in 0..2 * count {
         let steps = first + step * (start / 2) as f32;
         let sign = if start % 2 == 0 { 1.0 } else { -1.0 };
         let mut scale = magnitude.div(L::splat(sign * steps));
@@ -153,7 +162,7 @@ unsafe fn fit_sub_blocks<L: Vector, B: Signed>(columns: &Columns) -> (L, L) {
     (best, cost)
 }
 
-/// The `n`-th of each block's candidates.
+/// The `n`-th candidate of each block.
 #[inline(always)]
 unsafe fn candidate<L: Vector, B: Signed>(
     candidates: &[Candidates; MOST_BLOCKS],
@@ -167,7 +176,8 @@ unsafe fn candidate<L: Vector, B: Signed>(
     Choice { d: L::load(d.as_ptr()), scale: L::splat(0.0), error: infinite }
 }
 
-/// The best of the whole scales nearest to the `wanted` ones and next to these, with the block scales of `choice`.
+/// The best scales near `wanted` / d, with the block scales d of `choice`. It tries the nearest integer and its two
+/// neighbours.
 #[inline(always)]
 unsafe fn neighbours<L: Vector, B: Signed>(
     columns: &Columns,
@@ -188,7 +198,7 @@ unsafe fn neighbours<L: Vector, B: Signed>(
     best
 }
 
-/// The block scale that is best for the quants of `choice`.
+/// `choice` with the best block scales for its quants.
 #[inline(always)]
 unsafe fn refit_block_scale<L: Vector, B: Signed>(
     columns: &Columns,
@@ -204,7 +214,7 @@ unsafe fn refit_block_scale<L: Vector, B: Signed>(
             sum_xl += f64::from(xl[l]);
             sum_l2 += f64::from(l2[l]);
         }
-        // the sign stays
+        // the sign does not change
         let old = d[at];
         let magnitude = nearest_f16((sum_xl / sum_l2).abs(), old.abs());
         d[at..][..B::SUB_BLOCKS].fill(magnitude.copysign(old));
@@ -213,7 +223,7 @@ unsafe fn refit_block_scale<L: Vector, B: Signed>(
 }
 
 impl<L: Vector> Choice<L> {
-    /// For every block the better of two choices.
+    /// For every block, the better of two choices.
     #[inline(always)]
     unsafe fn or<B: Signed>(self, other: Self) -> Self {
         let other_is_better = keep_better::<L>(self.error, other.error, B::SUB_BLOCKS);

@@ -8,15 +8,16 @@ use crate::feedback::Hessian;
 pub enum Encoding<'a> {
     /// As ggml does, byte for byte.
     Ggml,
-    /// With blocks of less error than ggml's, where the type has such a search: never more.
+    /// As ggml does, and then refined (see [`crate::rows`]), if the type can be refined. No block has a larger error
+    /// than ggml's.
     Refined,
-    /// Error feedback (GPTQ, LDLQ): as refined, then with quants chosen so that the errors of a row cancel where its
-    /// inputs are correlated. Each error may then be larger.
+    /// Error feedback (GPTQ, LDLQ): as refined, but then quants are chosen so that they compensate the errors of earlier
+    /// columns. The error of a single weight may be larger.
     ErrorFeedback(&'a Hessian),
 }
 
 impl Encoding<'_> {
-    /// Fails where the inputs are those of rows of another length.
+    /// Fails if the Hessian belongs to rows of another length.
     pub(super) fn check(&self, row_length: usize) -> Result<(), QuantError> {
         match self {
             Self::ErrorFeedback(hessian) => hessian.check(row_length),

@@ -1,5 +1,5 @@
-//! Whole matrices of Q4_HIFI in the split layout: Q4_K rows and, beside them, the indices and
-//! residuals of each block's outliers. The counterpart of [`super::plain`].
+//! Whole matrices of Q4_HIFI in the split layout: Q4_K rows, and separately the indices and residuals of each block's
+//! outliers. [`super::plain`] has the same functions for other types.
 
 use super::encoding::Encoding;
 use super::plain;
@@ -14,10 +14,10 @@ use crate::float::f16_to_f32;
 use crate::isa::Isa;
 use rayon::prelude::*;
 
-/// The outliers of rows, to be written. For each block `outliers` indices and as many residuals.
+/// Buffers for the outliers of rows. Each block has `outliers` indices and as many residuals.
 #[derive(Debug)]
 pub struct OutliersMut<'a> {
-    /// Outliers a block, at most [`MAX_OUTLIERS`].
+    /// Outliers per block, at most [`MAX_OUTLIERS`].
     pub outliers: usize,
     /// `rows · row_length / 256 · outliers` indices.
     pub index: &'a mut [u8],
@@ -25,10 +25,10 @@ pub struct OutliersMut<'a> {
     pub residual: &'a mut [u8],
 }
 
-/// The outliers of rows, to be read.
+/// The outliers of rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Outliers<'a> {
-    /// Outliers a block, at most [`MAX_OUTLIERS`].
+    /// Outliers per block, at most [`MAX_OUTLIERS`].
     pub outliers: usize,
     /// Indices in each block, strictly increasing.
     pub index: &'a [u8],
@@ -86,7 +86,7 @@ pub fn quantize_hifi(
             }
         }
         if let Encoding::ErrorFeedback(hessian) = encoding {
-            // what the base stands for where the residuals are as they are
+            // the residuals stay, so the base has to represent the weights minus the residuals
             let mut rest = x.to_vec();
             for (block, x) in blocks.iter().zip(rest.as_chunks_mut().0) {
                 block.deduct_residuals(x);
@@ -135,7 +135,7 @@ pub fn dequantize_hifi(
         .map_or(Ok(()), Err)
 }
 
-/// Fails where there are not as many outliers as the base's blocks have.
+/// Fails if the number of indices or residuals does not fit the blocks of the base.
 pub(crate) fn check_parts(base: Source<'_>, outliers: Outliers<'_>) -> Result<(), QuantError> {
     let Outliers { outliers, index, residual } = outliers;
     check_outliers(outliers)?;

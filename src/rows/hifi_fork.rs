@@ -1,9 +1,8 @@
 //! Q4_HIFI in the fork layout, one block of 244 bytes: a Q4_K block and up to 32 weights in f16.
 //!
-//! The layout of the llama.cpp branch where Q4_HIFI began. It stores an outlier's weight itself,
-//! which *replaces* the base's value, where the split layout stores what is to be added. But the
-//! branch's dot products *add* it to the base, so the base must be as near to zero there as it can:
-//! the numbers at these indices are free, and are set so.
+//! This is the layout of the llama.cpp branch where Q4_HIFI began. It stores the weight of an outlier, which *replaces*
+//! the value of the base. The split layout stores a residual, which is added. But the branch's dot products *add* the
+//! weight to the base. Therefore, at the indices of outliers, the base gets the quant whose value is nearest to zero.
 
 use super::hifi::{Outliers, OutliersMut, check_outliers, dequantize_hifi};
 use super::source::{Source, per_row};
@@ -18,7 +17,7 @@ use crate::float::f32_to_f16;
 use crate::isa::Isa;
 use rayon::prelude::*;
 
-/// What rounds to an infinite f16.
+/// The smallest value that rounds to an infinite f16.
 const F16_LIMIT: f32 = 65520.0;
 
 /// Bytes of a row of `row_length` weights.
@@ -27,8 +26,7 @@ pub fn row_bytes(row_length: usize) -> Result<usize, QuantError> {
     Ok(row_length / QK_K * size_of::<BlockQ4Hifi>())
 }
 
-/// Encodes rows into `out`, without error feedback, which the layout cannot hold: an outlier replaces what the
-/// base is there.
+/// Encodes rows into `out`. There is no error feedback, because it changes base values, which outliers replace here.
 pub fn quantize(
     source: Source<'_>,
     importance: Option<&[f32]>,
@@ -72,9 +70,9 @@ pub fn dequantize(data: &[u8], row_length: usize, out: &mut [f32]) -> Result<(),
         .map_or(Ok(()), Err)
 }
 
-/// Takes rows apart into the split layout, every block with `outliers` outliers.
+/// Converts rows to the split layout, with `outliers` outliers per block.
 ///
-/// A block with fewer is filled up with residuals of zero, at its smallest free indices.
+/// A block with fewer outliers gets residuals of zero at its smallest unused indices.
 pub fn to_split(
     data: &[u8],
     row_length: usize,
@@ -112,7 +110,7 @@ pub fn to_split(
     Ok(())
 }
 
-/// Puts rows of the split layout together into `out`.
+/// Converts rows of the split layout into `out`.
 pub fn from_split(
     base: Source<'_>,
     outliers: Outliers<'_>,

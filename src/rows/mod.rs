@@ -1,8 +1,8 @@
-//! Whole matrices: lengths are checked here, once, and rows are spread over the threads of the
-//! current rayon pool. What callers outside the crate use.
+//! Encoding and decoding whole matrices: the functions for callers outside the crate. They check lengths once, and use
+//! the threads of the current rayon pool.
 //!
-//! Results do not depend on the number of threads: every row is computed alone, and sums over
-//! rows are added up in their order.
+//! Results do not depend on the number of threads: every row is computed independently, and sums over rows are added up
+//! in the order of the rows.
 
 mod encoding;
 mod hifi;

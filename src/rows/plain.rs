@@ -1,4 +1,4 @@
-//! Rows of one type.
+//! Whole matrices of one type.
 
 use super::encoding::Encoding;
 use super::source::{Source, per_row, per_rows};
@@ -13,9 +13,7 @@ use crate::isa::Isa;
 use crate::refine::is_refinable;
 use rayon::prelude::*;
 
-/// Encodes rows as `kind` into `out`, under the `importance` of each column if given.
-///
-/// Under error feedback, an error may become larger than the other encodings leave it; see [`Encoding`].
+/// Encodes rows as `kind` into `out`, with the `importance` of each column if it is given. Returns the errors.
 pub fn quantize(
     source: Source<'_>,
     kind: TensorType,
@@ -56,8 +54,8 @@ pub fn quantize(
     })
 }
 
-/// Encodes rows as [`crate::refine`] finds blocks without ggml's to start from, which saves that fit. Hardly a
-/// block is worse for it. Where none is found, as where nothing has any importance, the block is ggml's.
+/// Refines without ggml's blocks as a start, which saves time and makes few blocks worse. If the search finds no block,
+/// for example because all importances are 0, the block is ggml's.
 pub(crate) fn search_rows(
     isa: Isa,
     kind: TensorType,
@@ -66,7 +64,7 @@ pub(crate) fn search_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    out.fill(0); // blocks that decode to zeros
+    out.fill(0); // blocks that decode to zeros, which any other block improves
     dispatch::refine_rows(isa, kind, x, row_length, importance, out);
     let block_bytes = out.len() / (x.len() / QK_K);
     let columns = (0..row_length).step_by(QK_K).cycle();

@@ -1,4 +1,4 @@
-//! Rows as they lie in a file, and the way to work on all of them.
+//! Rows in the layout of a file, and the parallel loop over them.
 
 use crate::block::TensorType;
 use crate::dispatch;
@@ -7,7 +7,7 @@ use crate::error_sums::ErrorSums;
 use crate::isa::Isa;
 use rayon::prelude::*;
 
-/// Rows of one type, as they lie in a file.
+/// Rows of one type, in the layout of a file.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     kind: TensorType,
@@ -27,7 +27,7 @@ impl<'a> Source<'a> {
         Ok(Self { kind, data, row_length, row_bytes })
     }
 
-    /// Rows of `row_length` numbers.
+    /// Rows of `row_length` f32 values.
     pub fn from_f32(x: &'a [f32], row_length: usize) -> Result<Self, QuantError> {
         // SAFETY: an f32 is four bytes, every one of which may be read as u8.
         let bytes = unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) };
@@ -56,8 +56,8 @@ impl<'a> Source<'a> {
         self.data
     }
 
-    /// Row `row` and those after it in numbers, `scratch` holding as many as are wanted: there, or where
-    /// they lie already. Fails on NaN and infinity.
+    /// Decodes rows from `row` on, as many as `scratch` holds. If the data are f32 already, they are returned without a
+    /// copy. Fails on NaN and infinity.
     pub(super) fn finite<'s>(
         &self,
         isa: Isa,
@@ -69,7 +69,7 @@ impl<'a> Source<'a> {
     {
         let bytes = scratch.len() / self.row_length * self.row_bytes;
         let data = &self.data[row * self.row_bytes..][..bytes];
-        let x = match self.numbers(data) {
+        let x = match self.as_f32(data) {
             Some(x) => x,
             None => {
                 dispatch::dequantize_row(isa, self.kind, data, scratch);
@@ -83,8 +83,8 @@ impl<'a> Source<'a> {
         Err(QuantError::NotFinite { position: row * self.row_length + finite })
     }
 
-    /// `data` as the numbers that it is, if it is f32 as this machine has it.
-    fn numbers<'d>(&self, data: &'d [u8]) -> Option<&'d [f32]> {
+    /// `data` as f32 values, if they are f32 in the byte order and alignment of this machine.
+    fn as_f32<'d>(&self, data: &'d [u8]) -> Option<&'d [f32]> {
         if self.kind != TensorType::F32 || cfg!(target_endian = "big") {
             return None;
         }
@@ -94,8 +94,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Gives every row of `source` to `encode` with a scratch row and its part of `out`, and adds up what
-/// comes back. The error reported is that of the first row that has one.
+/// Calls `encode` for every row of `source` in parallel, with the decoded row, a scratch row, and the row's part of
+/// `out`. Returns the sum of the results. If several rows fail, the error is that of the first.
 pub(super) fn per_row<O: Send>(
     isa: Isa,
     source: Source<'_>,
@@ -105,8 +105,8 @@ pub(super) fn per_row<O: Send>(
     per_rows(isa, source, 1, out, |x, decoded, out, sums| sums[0] = encode(x, decoded, out))
 }
 
-/// As [`per_row`], `at_once` rows at a time, fewer at the end; the scratch row is still one, and
-/// `encode` writes the sums of each row.
+/// As [`per_row`], but with `at_once` rows per call, fewer at the end. There is only one scratch row. `encode` writes
+/// the sums of each row.
 pub(super) fn per_rows<O: Send>(
     isa: Isa,
     source: Source<'_>,

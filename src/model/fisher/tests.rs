@@ -219,7 +219,7 @@ fn its_forward_pass_is_the_models() {
 }
 
 #[test]
-fn a_matrix_of_any_type_is_turned() {
+fn a_matrix_of_any_type_is_transposed() {
     let (rows, n) = (2 * ROWS + 5, 40);
     let values: Vec<f32> = (0..rows * n).map(|i| (i * 7 % 11) as f32).collect();
     let bytes: Vec<u8> =
