@@ -187,7 +187,8 @@ pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [
 }
 
 /// Multiplies one row by a column of activations; see [`dot_rows`].
-pub fn dot_row(isa: Isa, row: Rows<'_>, activations: &Activations) -> f32 {
+#[cfg(test)]
+pub(crate) fn dot_row(isa: Isa, row: Rows<'_>, activations: &Activations) -> f32 {
     let mut out = [0f32];
     dot_rows(isa, row, activations, &mut out);
     out[0]

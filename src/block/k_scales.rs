@@ -10,6 +10,8 @@ use crate::float::f16_to_f32;
 pub(crate) const SCALES_BYTES: usize = 12;
 /// Sub-blocks in a block.
 pub(crate) const SUB_BLOCKS: usize = 8;
+/// The largest 6-bit scale or minimum.
+pub(crate) const MAX_SCALE: u8 = 63;
 
 /// Packs 6-bit scales and minima.
 #[inline(always)]

@@ -24,7 +24,7 @@ pub(crate) mod q4_1;
 pub(crate) mod q4_k;
 pub(crate) mod q5_0;
 pub(crate) mod q5_1;
-mod q5_k;
+pub(crate) mod q5_k;
 pub(crate) mod q6_k;
 mod q8_0;
 mod quants;

@@ -8,7 +8,7 @@ use crate::float::{f16_to_f32, f32_to_f16};
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
-/// Quants are in 0..=LEVELS.
+/// The largest quant.
 pub(crate) const LEVELS: i32 = 3;
 /// The largest scale or minimum.
 pub(crate) const MAX_SCALE: i32 = 15;
@@ -65,7 +65,7 @@ impl BlockQ2K {
     }
 }
 
-formula!(BlockQ2K: [QK_K; 16], 3, Values::From(0.0), true, |b, j| b.scale_and_min(j));
+formula!(BlockQ2K: [QK_K; 16], LEVELS as u8, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ2K {}

@@ -34,7 +34,7 @@ impl BlockQ4_1 {
 }
 packed_quants!(BlockQ4_1: qs = pack_nibbles; all_nibbles);
 
-formula!(BlockQ4_1: [QK; 1], 15, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
+formula!(BlockQ4_1: [QK; 1], LEVELS as u8, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4_1 {}

@@ -22,7 +22,7 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
-/// Quants are in 0..=LEVELS.
+/// The largest quant.
 pub(crate) const LEVELS: i32 = 15;
 
 impl BlockQ4K {
@@ -85,7 +85,7 @@ pub(crate) fn split_nibbles(qs: &[u8; QK_K / 2], quants: &mut [u8]) {
     }
 }
 
-formula!(BlockQ4K: [QK_K; 8], 15, Values::From(0.0), true, |b, j| b.scale_and_min(j));
+formula!(BlockQ4K: [QK_K; 8], LEVELS as u8, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ4K {}

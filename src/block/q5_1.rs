@@ -39,7 +39,7 @@ impl BlockQ5_1 {
 }
 packed_quants!(BlockQ5_1: qs = pack_nibbles, qh = pack_fifth_bits; all_five_bits);
 
-formula!(BlockQ5_1: [QK; 1], 31, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
+formula!(BlockQ5_1: [QK; 1], LEVELS as u8, Values::From(0.0), true, |b, _| (f16(b.d), -f16(b.m)));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5_1 {}

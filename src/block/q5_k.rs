@@ -23,6 +23,9 @@ pub struct BlockQ5K {
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
+/// The largest quant.
+pub(crate) const LEVELS: i32 = 31;
+
 impl BlockQ5K {
     /// Distance of sub-block `j`'s values, and what is deducted from all of them.
     #[inline(always)]
@@ -74,7 +77,7 @@ impl BlockQ5K {
     }
 }
 
-formula!(BlockQ5K: [QK_K; 8], 31, Values::From(0.0), true, |b, j| b.scale_and_min(j));
+formula!(BlockQ5K: [QK_K; 8], LEVELS as u8, Values::From(0.0), true, |b, j| b.scale_and_min(j));
 
 // SAFETY: `repr(C)`, byte arrays only.
 unsafe impl Bytes for BlockQ5K {}

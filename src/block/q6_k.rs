@@ -7,6 +7,8 @@ use crate::float::f16_to_f32;
 
 pub(crate) const SUB_BLOCKS: usize = 16;
 pub(crate) const SUB: usize = QK_K / SUB_BLOCKS;
+/// Quants are in -HALF..HALF, before they are stored.
+pub(crate) const HALF: i32 = 32;
 
 /// A Q6_K block.
 #[derive(Debug, Clone, Copy)]

@@ -45,7 +45,7 @@ pub(crate) enum Values {
 /// The formula of a type: its block, quants and sub-blocks, last quant, values, whether there are minima, scale and
 /// minimum of a sub-block.
 macro_rules! formula {
-    ($block:ident: [$n:ident; $sub_blocks:literal], $last:literal, $values:expr, $has_min:literal,
+    ($block:ident: [$n:ident; $sub_blocks:literal], $last:expr, $values:expr, $has_min:literal,
         |$b:ident, $j:pat_param| $scale_and_min:expr
     ) => {
         impl crate::block::Quants<$n> for $block {

@@ -3,21 +3,19 @@
 
 use super::encode::{Encode, for_each_block};
 use super::search::{Affine, Search, fit_affine, fit_positive};
-use crate::block::k_scales::{SUB_BLOCKS, pack};
-use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K, q4_k};
+use crate::block::k_scales::{MAX_SCALE, SUB_BLOCKS, pack};
+use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K, q4_k, q5_k};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
 /// Weights in a sub-block of Q4_K and Q5_K.
 const SUB: usize = QK_K / SUB_BLOCKS;
-/// The largest 6-bit scale or minimum.
-const MAX_SCALE: i32 = 63;
 
 /// How Q4_K is fitted.
 pub(crate) const Q4_K: KParameters =
-    KParameters { levels: q4_k::LEVELS, search: Search::Q4_K, largest_packed: 255 };
+    KParameters { levels: q4_k::LEVELS, search: Search::Q4_K, largest_packed: u8::MAX };
 /// How Q5_K is fitted.
 pub(crate) const Q5_K: KParameters =
-    KParameters { levels: 31, search: Search::Q5_K, largest_packed: 63 };
+    KParameters { levels: q5_k::LEVELS, search: Search::Q5_K, largest_packed: MAX_SCALE };
 
 impl Encode for BlockQ4K {
     fn quantize_row(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
@@ -105,8 +103,8 @@ impl KParameters {
         weights: Option<&[f32; SUB_BLOCKS]>,
         fit: &mut KFit,
     ) {
-        let bounds = [MAX_SCALE as u8, self.largest_packed];
-        let round = |values| round_scales(values, weights, MAX_SCALE, bounds);
+        let bounds = [MAX_SCALE, self.largest_packed];
+        let round = |values| round_scales(values, weights, i32::from(MAX_SCALE), bounds);
         let ((d, scales), (dmin, mins)) = (round(scales), round(mins));
         fit.d = f32_to_f16(d);
         fit.dmin = f32_to_f16(dmin);
@@ -181,6 +179,25 @@ pub(crate) fn round_quants<const N: usize>(
         }
         for (q, &v) in quants.iter_mut().zip(x) {
             *q = nearest_int((v + min) / scale).clamp(0, levels) as u8;
+        }
+    }
+}
+
+/// Rounds the signed quants of types without minima, -`half` to `half` - 1, and stores them with `half` added. `scales`
+/// are the stored scales of `N` sub-blocks. If a scale is 0, the quants of its sub-block stay.
+pub(crate) fn round_signed<const N: usize>(
+    x: &[f32; QK_K],
+    half: i32,
+    scales: &[f32; N],
+    quants: &mut [u8; QK_K],
+) {
+    let subs = quants.chunks_exact_mut(QK_K / N).zip(x.chunks_exact(QK_K / N));
+    for ((quants, x), &scale) in subs.zip(scales) {
+        if scale == 0.0 {
+            continue;
+        }
+        for (q, &v) in quants.iter_mut().zip(x) {
+            *q = (nearest_int(v / scale).clamp(-half, half - 1) + half) as u8;
         }
     }
 }

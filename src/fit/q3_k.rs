@@ -1,7 +1,7 @@
 //! The encoder of Q3_K.
 
 use super::encode::{Encode, for_each_block};
-use super::k::importance_weights;
+use super::k::{importance_weights, round_signed};
 use super::search::{fit_signed, fit_signed_by_moves};
 use crate::block::q3_k::{HALF, HALF_SCALE, SUB, SUB_BLOCKS};
 use crate::block::{BlockQ3K, QK_K};
@@ -39,15 +39,7 @@ impl BlockQ3K {
                 Self::from_scales(d, &scales)
             }
         };
-        for (j, scale) in block.all_scales().into_iter().enumerate() {
-            if scale == 0.0 {
-                continue;
-            }
-            let range = j * SUB..(j + 1) * SUB;
-            for (q, &v) in quants[range.clone()].iter_mut().zip(&x[range]) {
-                *q = (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8;
-            }
-        }
+        round_signed(x, HALF, &block.all_scales(), &mut quants);
         block.pack(&quants);
         block
     }

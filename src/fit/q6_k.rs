@@ -1,8 +1,9 @@
 //! The encoder of Q6_K.
 
 use super::encode::{Encode, for_each_block};
+use super::k::round_signed;
 use super::search::{TINY, fit_signed};
-use crate::block::q6_k::{SUB, SUB_BLOCKS};
+use crate::block::q6_k::{HALF, SUB, SUB_BLOCKS};
 use crate::block::{BlockQ6K, QK_K};
 use crate::float::{f32_to_f16, nearest_int};
 
@@ -20,19 +21,11 @@ impl BlockQ6K {
         for (j, scale) in fitted.iter_mut().enumerate() {
             let range = j * SUB..(j + 1) * SUB;
             let weights = importance.map(|w| &w[range.clone()]);
-            *scale = fit_signed(&x[range.clone()], weights, 32, &mut quants[range]);
+            *scale = fit_signed(&x[range.clone()], weights, HALF, &mut quants[range]);
         }
         let Some(mut block) = Self::with_scales(&fitted) else { return Self::ZERO };
-        for j in 0..SUB_BLOCKS {
-            let scale = block.scale(j);
-            if scale == 0.0 {
-                continue;
-            }
-            let range = j * SUB..(j + 1) * SUB;
-            for (q, &v) in quants[range.clone()].iter_mut().zip(&x[range]) {
-                *q = (nearest_int(v / scale).clamp(-32, 31) + 32) as u8;
-            }
-        }
+        let scales: [f32; SUB_BLOCKS] = std::array::from_fn(|j| block.scale(j));
+        round_signed(x, HALF, &scales, &mut quants);
         block.pack(&quants);
         block
     }

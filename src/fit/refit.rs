@@ -8,8 +8,8 @@
 //! follow from a few sums. Then the scales are rounded to six bits with the least added error, and the minima are
 //! fitted again to the rounded scales.
 
-use crate::block::k_scales::{SUB_BLOCKS, pack};
-use crate::block::{KFit, QK_K};
+use crate::block::k_scales::{MAX_SCALE, SUB_BLOCKS, pack};
+use crate::block::{KFit, QK_K, q4_k};
 use crate::float::{ROUNDING, f16_to_f32, f32_to_f16, nearest, nearest_int};
 
 /// Weights of a sub-block.
@@ -21,11 +21,11 @@ pub(crate) const CANDIDATES: usize = 5;
 /// The low bits of the threshold of the gains that are always 0, so that the search takes few steps.
 pub(crate) const THRESHOLD_GRID: u32 = 18;
 /// The largest quant.
-const LEVELS: f32 = 15.0;
+const LEVELS: f32 = q4_k::LEVELS as f32;
 /// Block scales that are tried: for the scales of the sub-blocks, and for their minima.
 const SCALES: usize = 16;
 /// The largest 6-bit scale or minimum.
-const MAX_SCALE: f32 = 63.0;
+const LARGEST: f32 = MAX_SCALE as f32;
 
 /// The range of a sub-block that its grid covers. Weights outside of it are not fitted. `low` ≤ 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -235,7 +235,7 @@ fn six_bits(values: &[f32; SUB_BLOCKS], weights: &[f32; SUB_BLOCKS]) -> (u16, [u
     let one = 1.0 / max;
     let (mut scales, mut inverses) = ([0f32; SCALES], [0f32; SCALES]);
     for c in 0..SCALES {
-        let most = MAX_SCALE - 0.5 * c as f32;
+        let most = LARGEST - 0.5 * c as f32;
         (scales[c], inverses[c]) = ((1.0 / most) * max, most * one);
     }
     let mut errors = [0f32; SCALES];

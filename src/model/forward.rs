@@ -2,25 +2,21 @@
 
 use super::attention;
 use super::collector::{Collector, Site};
-use super::config::{Activation, Config, Pairs};
+use super::config::{Activation, Config};
 use super::error::ModelError;
 use super::kv_cache::Sequence;
-use super::ops::{Add, Gelu, NormHeads, RmsNorm, Rotate, Silu};
+use super::ops::{Gelu, NormHeads, Silu, add, apply, each_row, norm, rotate, softcapped};
 use super::rope::Rope;
-use super::weights::{Builder, Layer, Linear, Tensors};
+use super::weights::{Builder, Layer, Tensors};
 use crate::isa::Isa;
 use crate::matmul::Matrix;
 use crate::simd::run_loop;
-use crate::team;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Tokens that go through the layers together.
 pub const BATCH: usize = 512;
-
-/// From this number of values on, a loop uses several threads.
-const PARALLEL: usize = 1 << 16;
 
 /// A transformer's weights, ready to run. Any number of sequences may use it at the same time.
 #[derive(Debug, Clone)]
@@ -389,62 +385,4 @@ impl Buffers {
             buffer.resize(tokens * width, 0.0);
         }
     }
-}
-
-/// Calls `work` for each row of `width` values; uses several threads if there are many values.
-pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    if rows.len() < PARALLEL {
-        rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
-    } else {
-        team::for_each_chunk(rows, width, work);
-    }
-}
-
-/// A logit, soft-capped to ± `cap`. Computed in f64, so that the result, rounded to f32, does not depend on the C library.
-pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
-    f64::from(logit / cap).tanh() as f32 * cap
-}
-
-pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
-    let n = config.n_embd;
-    each_row(out, n, |i, out| {
-        run_loop(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
-    });
-}
-
-/// Adds `part` to the state. If there is a `weight`, `part` is normed first.
-pub(super) fn add(
-    isa: Isa,
-    config: &Config,
-    state: &mut [f32],
-    part: &mut [f32],
-    weight: Option<&[f32]>,
-) {
-    let n = config.n_embd;
-    if let Some(weight) = weight {
-        let eps = config.norm_eps;
-        each_row(part, n, |_, row| run_loop(isa, NormHeads { row, weight, eps }));
-    }
-    each_row(state, n, |i, x| run_loop(isa, Add { x, y: &part[i * n..][..n] }));
-}
-
-pub(super) fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let head_size = config.head_size;
-    match config.pairs {
-        Pairs::Neighbours => run_loop(isa, Rotate::<false> { row, head_size, cos, sin }),
-        Pairs::Halves => run_loop(isa, Rotate::<true> { row, head_size, cos, sin }),
-    }
-}
-
-pub(super) fn apply(
-    isa: Isa,
-    linear: &Linear<'_>,
-    x: &[f32],
-    out: &mut [f32],
-) -> Result<(), ModelError> {
-    linear.matrix.matmul(x, out)?;
-    if let Some(bias) = &linear.bias {
-        each_row(out, bias.len(), |_, x| run_loop(isa, Add { x, y: bias }));
-    }
-    Ok(())
 }

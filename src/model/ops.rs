@@ -1,10 +1,18 @@
 //! The elementwise operations of a transformer. Each is a loop over one row, compiled for every instruction set (see
 //! [`crate::simd::run_loop`]).
 
+use super::config::{Config, Pairs};
+use super::error::ModelError;
+use super::weights::Linear;
 use crate::float::exp;
-use crate::simd::Loop;
+use crate::isa::Isa;
+use crate::simd::{Loop, run_loop};
+use crate::team;
 
 const LANES: usize = 16;
+
+/// From this number of values on, a loop uses several threads.
+const PARALLEL: usize = 1 << 16;
 
 /// The sum of the lanes, added as a tree, which takes fewer steps than adding them one after another.
 #[inline(always)]
@@ -121,6 +129,11 @@ impl Loop for Silu<'_> {
     }
 }
 
+/// √(2 / π), in the tanh approximation of GELU: x / 2 · (1 + tanh u), u = √(2 / π) · (x + [`GELU_CUBIC`] · x³).
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+/// The factor of x³ in the tanh approximation of GELU.
+pub(super) const GELU_CUBIC: f32 = 0.044_715;
+
 /// `gate = gelu(gate) · up`, with the tanh approximation of GELU, as in Gemma.
 pub(super) struct Gelu<'a> {
     pub gate: &'a mut [f32],
@@ -132,10 +145,9 @@ impl Loop for Gelu<'_> {
 
     #[inline(always)]
     fn run(self) {
-        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
         for (gate, &up) in self.gate.iter_mut().zip(self.up) {
             let x = *gate;
-            let u = SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x);
+            let u = SQRT_2_OVER_PI * x * (1.0 + GELU_CUBIC * x * x);
             // x/2 · (1 + tanh u) is x / (1 + e^-2u)
             *gate = x / (1.0 + exp(-2.0 * u)) * up;
         }
@@ -219,4 +231,62 @@ impl Loop for SoftmaxStep<'_> {
         }
         *self.sum += total(sums);
     }
+}
+
+/// Calls `work` for each row of `width` values; uses several threads if there are many values.
+pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    if rows.len() < PARALLEL {
+        rows.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
+    } else {
+        team::for_each_chunk(rows, width, work);
+    }
+}
+
+/// A logit, soft-capped to ± `cap`. Computed in f64, so that the result, rounded to f32, does not depend on the C library.
+pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
+    f64::from(logit / cap).tanh() as f32 * cap
+}
+
+pub(super) fn norm(isa: Isa, config: &Config, x: &[f32], weight: &[f32], out: &mut [f32]) {
+    let n = config.n_embd;
+    each_row(out, n, |i, out| {
+        run_loop(isa, RmsNorm { x: &x[i * n..][..n], weight, eps: config.norm_eps, out });
+    });
+}
+
+/// Adds `part` to the state. If there is a `weight`, `part` is normed first.
+pub(super) fn add(
+    isa: Isa,
+    config: &Config,
+    state: &mut [f32],
+    part: &mut [f32],
+    weight: Option<&[f32]>,
+) {
+    let n = config.n_embd;
+    if let Some(weight) = weight {
+        let eps = config.norm_eps;
+        each_row(part, n, |_, row| run_loop(isa, NormHeads { row, weight, eps }));
+    }
+    each_row(state, n, |i, x| run_loop(isa, Add { x, y: &part[i * n..][..n] }));
+}
+
+pub(super) fn rotate(isa: Isa, config: &Config, row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let head_size = config.head_size;
+    match config.pairs {
+        Pairs::Neighbours => run_loop(isa, Rotate::<false> { row, head_size, cos, sin }),
+        Pairs::Halves => run_loop(isa, Rotate::<true> { row, head_size, cos, sin }),
+    }
+}
+
+pub(super) fn apply(
+    isa: Isa,
+    linear: &Linear<'_>,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<(), ModelError> {
+    linear.matrix.matmul(x, out)?;
+    if let Some(bias) = &linear.bias {
+        each_row(out, bias.len(), |_, x| run_loop(isa, Add { x, y: bias }));
+    }
+    Ok(())
 }

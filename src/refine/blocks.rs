@@ -1,7 +1,7 @@
 //! Refines rows of blocks, group by group.
 
 use super::columns::Columns;
-use super::group::{MOST_BLOCKS, Refined, weights_of};
+use super::group::{Blocks, MOST_BLOCKS, Refined};
 use crate::block::{
     BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
 };
@@ -56,24 +56,6 @@ impl Kernel for RefineRows<'_> {
     }
 }
 
-/// Blocks of rows.
-#[derive(Clone, Copy)]
-struct Blocks<'a> {
-    x: &'a [[f32; QK_K]],
-    /// Importance of a row's columns, block by block.
-    importance: Option<&'a [[f32; QK_K]]>,
-    /// Blocks in a row.
-    row: usize,
-}
-
-impl Blocks<'_> {
-    /// Block `i`, and its importance.
-    #[inline(always)]
-    fn at(&self, i: usize) -> (&[f32; QK_K], Option<&[f32; QK_K]>) {
-        (&self.x[i], self.importance.map(|w| &w[i % self.row]))
-    }
-}
-
 #[inline(always)]
 unsafe fn refine_blocks<L: Vector, B: Refined>(blocks: Blocks<'_>, out: &mut [B]) {
     let group = L::LANES / B::SUB_BLOCKS;
@@ -81,12 +63,7 @@ unsafe fn refine_blocks<L: Vector, B: Refined>(blocks: Blocks<'_>, out: &mut [B]
     let (mut x, mut weights) = ([[0f32; QK_K]; MOST_BLOCKS], [[0f32; QK_K]; MOST_BLOCKS]);
     let mut decoded = [0f32; QK_K];
     for (g, out) in out.chunks_mut(group).enumerate() {
-        for l in 0..group {
-            // the last block fills what is left
-            let (this, importance) = blocks.at(g * group + l.min(out.len() - 1));
-            x[l] = *this;
-            weights[l] = weights_of(this, importance);
-        }
+        blocks.copy_group(g * group, &mut x[..group], &mut weights[..group]);
         let mut found = [out[0]; MOST_BLOCKS];
         columns.fill::<L>(&x[..group], &weights[..group]);
         B::search::<L>(&columns, &x[..group], &mut found[..group]);

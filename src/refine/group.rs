@@ -21,6 +21,29 @@ pub(super) trait Refined: Block {
 /// The largest number of blocks in a group.
 pub(super) const MOST_BLOCKS: usize = MOST_LANES / crate::block::k_scales::SUB_BLOCKS;
 
+/// Blocks of rows.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    pub x: &'a [[f32; QK_K]],
+    /// Importance of a row's columns, block by block.
+    pub importance: Option<&'a [[f32; QK_K]]>,
+    /// Blocks in a row.
+    pub row: usize,
+}
+
+impl Blocks<'_> {
+    /// Copies blocks from `first` on to `x`, and writes the weights of their squared errors. If there are too few blocks,
+    /// the last one fills the rest.
+    #[inline(always)]
+    pub fn copy_group(&self, first: usize, x: &mut [[f32; QK_K]], weights: &mut [[f32; QK_K]]) {
+        for (l, (x, weights)) in x.iter_mut().zip(weights).enumerate() {
+            let i = (first + l).min(self.x.len() - 1);
+            *x = self.x[i];
+            *weights = weights_of(x, self.importance.map(|w| &w[i % self.row]));
+        }
+    }
+}
+
 /// The weights of squared errors, normalized to sum 1, so that their scale does not matter.
 ///
 /// They are proportional to importance · √(2 m + x²), where m is the mean of x², as in ggml's fit of Q4_K, Q5_K and

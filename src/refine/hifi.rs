@@ -8,10 +8,10 @@
 //! like any other Q4_K block, without the weights at the ends of the ranges.
 
 use super::columns::{Bounds, Columns};
-use super::group::{MOST_BLOCKS, weights_of};
+use super::group::{Blocks, MOST_BLOCKS};
 use super::k::{Group, Search, Starts};
 use crate::block::k_scales::SUB_BLOCKS;
-use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K};
+use crate::block::{HifiBlock, KFit, MAX_OUTLIERS, QK_K, q4_k};
 use crate::error_sums::error_sums;
 use crate::fit::{DEPTH, SUB, Window, shortest_windows};
 use crate::simd::{Kernel, LaneArray, MOST_LANES, Vector};
@@ -22,7 +22,7 @@ const STARTS: Starts = Starts { count: 4, first: -2.0, step: 1.0, moves: 1 };
 const INSIDE: usize = 4;
 /// The largest number of outliers of a sub-block.
 const MOST: usize = DEPTH + INSIDE;
-const BOUNDS: Bounds = Bounds { bottom: 0.0, top: 15.0 };
+const BOUNDS: Bounds = Bounds { bottom: 0.0, top: q4_k::LEVELS as f32 };
 
 /// Improves the encoded `blocks` of a row `x` where it can.
 pub(crate) struct RefineHifiRow<'a> {
@@ -50,15 +50,11 @@ unsafe fn refine_hifi_row<L: Vector>(
     blocks: &mut [HifiBlock],
 ) {
     let group = L::LANES / SUB_BLOCKS;
+    let row = Blocks { x, importance, row: x.len() };
     let (mut columns, mut rest) = (Columns::new(SUB), Columns::new(SUB));
     let (mut copies, mut weights) = ([[0f32; QK_K]; MOST_BLOCKS], [[0f32; QK_K]; MOST_BLOCKS]);
     for (g, blocks) in blocks.chunks_mut(group).enumerate() {
-        for l in 0..group {
-            // the last block fills what is left
-            let b = g * group + l.min(blocks.len() - 1);
-            copies[l] = x[b];
-            weights[l] = weights_of(&x[b], importance.map(|w| &w[b]));
-        }
+        row.copy_group(g * group, &mut copies[..group], &mut weights[..group]);
         let outliers = blocks[0].index().len();
         let mut fits = [KFit::EMPTY; MOST_BLOCKS];
         columns.fill::<L>(&copies[..group], &weights[..group]);

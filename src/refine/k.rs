@@ -3,15 +3,15 @@
 use super::block_scales::{Candidates, by_error, nearest_f16};
 use super::columns::{Bounds, Columns, GridSums};
 use super::group::{MOST_BLOCKS, Refined, keep_better};
-use crate::block::k_scales::{SUB_BLOCKS, pack};
-use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K};
+use crate::block::k_scales::{MAX_SCALE, SUB_BLOCKS, pack};
+use crate::block::{BlockQ4K, BlockQ5K, KFit, QK_K, q4_k, q5_k};
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 use crate::simd::{Kernel, LaneArray, MOST_LANES, Vector};
 
 /// Weights of a sub-block.
 const SUB: usize = QK_K / SUB_BLOCKS;
 /// The largest 6-bit scale or minimum.
-const LARGEST: f32 = 63.0;
+const LARGEST: f32 = MAX_SCALE as f32;
 const SIX_BITS: Bounds = Bounds { bottom: 0.0, top: LARGEST };
 /// The grids from which the fit of a single sub-block starts.
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ const ROUNDS: usize = 1;
 
 /// A type with six-bit scales and minima.
 macro_rules! k_block {
-    ($block:ident, $top:literal) => {
+    ($block:ident, $top:expr) => {
         impl Refined for $block {
             const SUB_BLOCKS: usize = SUB_BLOCKS;
 
@@ -49,8 +49,8 @@ macro_rules! k_block {
         }
     };
 }
-k_block!(BlockQ4K, 15.0);
-k_block!(BlockQ5K, 31.0);
+k_block!(BlockQ4K, q4_k::LEVELS as f32);
+k_block!(BlockQ5K, q5_k::LEVELS as f32);
 
 /// Scales and minima for the sub-block in every lane: value(q) = d · scale · q - dmin · min.
 #[derive(Clone, Copy)]

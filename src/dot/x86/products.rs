@@ -18,7 +18,7 @@ use crate::dot::{
     scalar::KSums,
 };
 
-/// The integers of one block, added up: for the tests.
+/// The integer sums of one block, for the tests.
 ///
 /// # Safety
 ///
@@ -36,7 +36,8 @@ pub(super) unsafe fn block_sums<V: DotVector>(
         TensorType::IQ4XS => rows::block_sums::<V, BlockIQ4XS>(block, &HalfOrder::new(y)),
         TensorType::Q2K => rows::block_sums::<V, BlockQ2K>(block, y),
         TensorType::Q3K => rows::block_sums::<V, BlockQ3K>(block, y),
-        _ => rows::block_sums::<V, BlockQ6K>(block, y),
+        TensorType::Q6K => rows::block_sums::<V, BlockQ6K>(block, y),
+        _ => unreachable!("{kind:?} has no blocks of 256 quants"),
     }
 }
 

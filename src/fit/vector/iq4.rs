@@ -1,5 +1,6 @@
 //! The encoders of IQ4_NL and IQ4_XS, one group of 32 weights per lane.
 
+use super::ranges::filled;
 use crate::block::iq4::VALUES;
 use crate::block::iq4_xs::SUB_BLOCKS;
 use crate::block::legacy::pack_nibbles;
@@ -83,16 +84,6 @@ impl Groups {
         }
         V::select(magnitude.lt(V::splat(TINY)), zero, scale)
     }
-}
-
-/// `groups`, or where they are too few for the vector a copy that others follow.
-#[inline(always)]
-fn filled<V: Vector>(groups: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *const f32 {
-    if groups.len() == V::LANES {
-        return groups.as_ptr().cast();
-    }
-    copy[..groups.len()].copy_from_slice(groups);
-    copy.as_ptr().cast()
 }
 
 /// The best scales of groups, at most one group per lane.

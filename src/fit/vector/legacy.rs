@@ -1,7 +1,7 @@
 //! The fits of the legacy types with importance, one block per lane.
 
 use super::affine::fit_affine;
-use super::ranges::ranges;
+use super::ranges::{filled, ranges};
 use super::signed::fit_signed;
 use super::weights::weigh;
 use crate::block::QK;
@@ -48,16 +48,6 @@ impl<'a> Blocks<'a> {
         weigh::<V, GROUP>(mean_square, xt.as_ptr(), wt.as_ptr(), wt.as_mut_ptr());
         (xt, wt)
     }
-}
-
-/// `blocks`, or where they are too few for the vector a copy that zeros follow.
-#[inline(always)]
-fn filled<V: Vector>(blocks: &[[f32; QK]], copy: &mut [[f32; QK]; MOST]) -> *const f32 {
-    if blocks.len() == V::LANES {
-        return blocks.as_ptr().cast();
-    }
-    copy[..blocks.len()].copy_from_slice(blocks);
-    copy.as_ptr().cast()
 }
 
 /// Rounds `(x - min) · inverse` to a quant, clamps it and adds `offset`.

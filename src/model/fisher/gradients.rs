@@ -3,7 +3,7 @@
 use super::products::dot;
 use crate::float::exp;
 use crate::model::config::Activation;
-use crate::model::forward::each_row;
+use crate::model::ops::{GELU_CUBIC, SQRT_2_OVER_PI, each_row};
 
 /// Replaces logits by the gradient of the log-probability of token `drawn`. If `cap` is given, the logits were
 /// soft-capped with it; its slope is included.
@@ -19,12 +19,11 @@ pub(super) fn gradient_of_logits(row: &mut [f32], drawn: usize, cap: Option<f32>
 
 /// The value of the activation function, and its slope.
 pub(super) fn activation(kind: Activation, x: f32) -> (f32, f32) {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     let (steepness, twice_u) = match kind {
         Activation::Silu => (1.0, x),
         Activation::Gelu => (
-            2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x),
-            2.0 * SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x),
+            2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x),
+            2.0 * SQRT_2_OVER_PI * x * (1.0 + GELU_CUBIC * x * x),
         ),
     };
     let sigmoid = 1.0 / (1.0 + exp(-twice_u));
