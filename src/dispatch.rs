@@ -11,6 +11,7 @@ use crate::error::QuantError;
 use crate::error_sums::{self, ErrorSums};
 use crate::feedback::{ChooseQuants, Hessian};
 use crate::fit;
+pub use crate::fit::RowsToEncode;
 use crate::isa::Isa;
 use crate::panel::{self, ColumnMut, PANEL, PanelColumns};
 use crate::refine::{RefineHifiRow, RefineRows};
@@ -36,15 +37,9 @@ macro_rules! with_vectors {
     };
 }
 
-/// Encodes rows of `row_length` weights as `kind`, as ggml does.
-pub fn quantize_rows(
-    isa: Isa,
-    kind: TensorType,
-    x: &[f32],
-    row_length: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
+/// Encodes rows as ggml does.
+pub fn quantize_rows(isa: Isa, rows: RowsToEncode<'_>) {
+    let RowsToEncode { kind, x, row_length, importance, out } = rows;
     with_block!(kind, B => {
         let out = block::blocks_mut::<B>(out);
         with_vectors!(isa, vector::QuantizeRows { x, row_length, importance, out });
@@ -52,16 +47,9 @@ pub fn quantize_rows(
     });
 }
 
-/// Refines the blocks `out` of rows `x`: see the room `refine`.
-pub fn refine_rows(
-    isa: Isa,
-    kind: TensorType,
-    x: &[f32],
-    row_length: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    run(isa, RefineRows { kind, x, row_length, importance, out });
+/// Refines the blocks of rows: see the room `refine`.
+pub fn refine_rows(isa: Isa, rows: RowsToEncode<'_>) {
+    run(isa, RefineRows(rows));
 }
 
 /// Chooses the quants of `encoded` rows again, by error feedback: see [`crate::feedback`]. `x` are their weights.
@@ -331,7 +319,7 @@ pub(crate) fn quantize_row(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    quantize_rows(isa, kind, x, x.len(), importance, out);
+    quantize_rows(isa, RowsToEncode { kind, x, row_length: x.len(), importance, out });
 }
 
 #[cfg(test)]
@@ -404,7 +392,8 @@ mod tests {
                 }
                 for isa in available() {
                     let mut out = vec![0u8; expected.len()];
-                    quantize_rows(isa, kind, &x, row_length, w, &mut out);
+                    let (x, importance, out) = (&x[..], w, &mut out[..]);
+                    quantize_rows(isa, RowsToEncode { kind, x, row_length, importance, out });
                     assert!(out == expected, "{kind:?} {isa:?} {}", w.is_some());
                 }
             }

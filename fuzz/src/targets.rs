@@ -5,7 +5,7 @@
 //! both. Buffers are exactly as long as necessary, so that a sanitizer detects every access beyond them.
 
 use q4hifi::block::{HifiBlock, MAX_OUTLIERS, QK_K, TensorType};
-use q4hifi::dispatch;
+use q4hifi::dispatch::{self, RowsToEncode};
 use q4hifi::feedback::Hessian;
 use q4hifi::isa::Isa;
 use q4hifi::logits::{self, Logits};
@@ -88,9 +88,10 @@ pub fn encode(data: &[u8]) {
     }
     let blocks = |isa| {
         let mut out = vec![0u8; out.len()];
-        dispatch::quantize_rows(isa, kind, &x, row_length, importance, &mut out);
+        let mut rows = RowsToEncode { kind, x: &x, row_length, importance, out: &mut out };
+        dispatch::quantize_rows(isa, rows.reborrow());
         if refine {
-            dispatch::refine_rows(isa, kind, &x, row_length, importance, &mut out);
+            dispatch::refine_rows(isa, rows);
         }
         out
     };

@@ -37,6 +37,28 @@ pub(crate) fn rows_at_once(kind: TensorType, importance: Option<&[f32]>) -> usiz
     if weighs_by_row && importance.is_some() { MOST_ROWS_AT_ONCE } else { 1 }
 }
 
+/// Rows, and the blocks that they are encoded as.
+#[derive(Debug)]
+pub struct RowsToEncode<'a> {
+    /// The type of the blocks.
+    pub kind: TensorType,
+    /// Whole rows of weights.
+    pub x: &'a [f32],
+    /// Weights per row.
+    pub row_length: usize,
+    /// One value per column.
+    pub importance: Option<&'a [f32]>,
+    /// The bytes of the blocks, as many as `x` needs.
+    pub out: &'a mut [u8],
+}
+
+impl RowsToEncode<'_> {
+    /// Borrows the rows again, for one call.
+    pub fn reborrow(&mut self) -> RowsToEncode<'_> {
+        RowsToEncode { out: &mut *self.out, ..*self }
+    }
+}
+
 /// Encodes rows of `row_length` weights one by one. This is the oracle of the fast versions.
 pub(crate) fn quantize_rows<B: Encode>(
     x: &[f32],

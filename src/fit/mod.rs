@@ -18,6 +18,7 @@ mod search;
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 pub(crate) mod vector;
 
+pub use encode::RowsToEncode;
 pub(crate) use encode::{quantize_rows, rows_at_once};
 pub(crate) use hifi::encode_hifi_row;
 pub(crate) use iq4::quants as iq4_quants;

@@ -1,7 +1,7 @@
 //! The codec: quantize and dequantize rows.
 //!
 //! Types are named by their GGUF ids. Data crosses as contiguous one-dimensional arrays of bytes
-//! that hold whole rows; nothing is copied on the way in.
+//! that hold whole rows; inputs are not copied.
 
 use super::correlations::Inputs;
 use super::support::{detached, slice};
@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 
 type Bytes<'py> = Bound<'py, PyArray1<u8>>;
 type BytesArgument<'py> = PyReadonlyArray1<'py, u8>;
-/// Float32, one for each column.
+/// Importance: float32, one value per column.
 type PerColumn<'py> = Option<PyReadonlyArray1<'py, f32>>;
 type ErrorPair = (f64, f64);
 
@@ -33,11 +33,19 @@ fn source_of<'a>(
     Ok(Source::new(TensorType::from_id(kind)?, slice(data, "source")?, row_length)?)
 }
 
+fn outliers_of<'a>(
+    index: &'a BytesArgument<'_>,
+    residual: &'a BytesArgument<'_>,
+    outliers: usize,
+) -> PyResult<Outliers<'a>> {
+    Ok(Outliers { outliers, index: slice(index, "index")?, residual: slice(residual, "residual")? })
+}
+
 fn importance_slice<'a>(importance: &'a PerColumn<'_>) -> PyResult<Option<&'a [f32]>> {
     importance.as_ref().map(|w| slice(w, "importance")).transpose()
 }
 
-/// What the two arguments of Python's functions come to.
+/// The encoding that two arguments of the Python functions choose.
 fn encoding_of(refine: bool, inputs: Option<&Inputs>) -> PyResult<Encoding<'_>> {
     match (refine, inputs) {
         (false, None) => Ok(Encoding::Ggml),
@@ -49,25 +57,25 @@ fn encoding_of(refine: bool, inputs: Option<&Inputs>) -> PyResult<Encoding<'_>> 
     }
 }
 
-/// `(name, id, weights a block, bytes a block)` of every type of the codec.
+/// `(name, id, weights per block, bytes per block)` of every type of the codec.
 #[pyfunction]
 pub(super) fn tensor_types() -> Vec<(&'static str, u32, usize, usize)> {
     let row = |t: TensorType| (t.name(), t.id(), t.block_weights(), t.block_bytes());
     TensorType::ALL.map(row).to_vec()
 }
 
-/// The name of the instruction set in use, and of all that this CPU has, slowest first.
+/// The name of the instruction set in use, and the names of all that this CPU has, slowest first.
 #[pyfunction]
 pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
     Ok((Isa::active()?.name(), Isa::available().map(Isa::name).collect()))
 }
 
-/// Encodes rows of type `source_type` as `target_type`, as ggml does or, where `refine`, with less error;
-/// by error feedback (GPTQ, LDLQ) where `inputs` are given too.
+/// Encodes rows of type `source_type` as `target_type`: as ggml does, refined if `refine`, or with error feedback (GPTQ,
+/// LDLQ) if `inputs` are given, too.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
     inputs = None))]
-#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
+#[allow(clippy::too_many_arguments)] // the signature of the Python function
 pub(super) fn quantize<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -89,11 +97,11 @@ pub(super) fn quantize<'py>(
     Ok((PyArray1::from_vec(py, out), sums(error)))
 }
 
-/// Encodes rows as Q4_HIFI, in the split layout: base, indices, residuals; else as [`quantize`].
+/// As [`quantize`], but as Q4_HIFI in the split layout: base, indices, residuals.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false,
     inputs = None))]
-#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
+#[allow(clippy::too_many_arguments)] // the signature of the Python function
 pub(super) fn quantize_hifi<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -120,7 +128,7 @@ pub(super) fn quantize_hifi<'py>(
 /// Encodes rows as Q4_HIFI, in the fork layout.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, outliers, importance, threads, refine = false))]
-#[allow(clippy::too_many_arguments)] // one a choice; Python's caller names them
+#[allow(clippy::too_many_arguments)] // the signature of the Python function
 pub(super) fn quantize_hifi_fork<'py>(
     py: Python<'py>,
     source: BytesArgument<'py>,
@@ -168,11 +176,7 @@ pub(super) fn dequantize_hifi<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = Outliers {
-        outliers,
-        index: slice(&index, "index")?,
-        residual: slice(&residual, "residual")?,
-    };
+    let outliers = outliers_of(&index, &residual, outliers)?;
     let mut out = vec![0f32; base.rows() * row_length];
     detached(py, threads, || rows::dequantize_hifi(base, outliers, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
@@ -193,7 +197,7 @@ pub(super) fn dequantize_hifi_fork<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// Takes Q4_HIFI rows of the fork layout apart: base, indices, residuals.
+/// Converts Q4_HIFI rows of the fork layout to the split layout: base, indices, residuals.
 #[pyfunction]
 pub(super) fn fork_to_split<'py>(
     py: Python<'py>,
@@ -210,7 +214,7 @@ pub(super) fn fork_to_split<'py>(
     Ok(parts.into_arrays(py))
 }
 
-/// Puts Q4_HIFI rows of the split layout together into the fork layout.
+/// Converts Q4_HIFI rows of the split layout to the fork layout.
 #[pyfunction]
 pub(super) fn split_to_fork<'py>(
     py: Python<'py>,
@@ -221,17 +225,13 @@ pub(super) fn split_to_fork<'py>(
     outliers: usize,
 ) -> PyResult<Bytes<'py>> {
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
-    let outliers = Outliers {
-        outliers,
-        index: slice(&index, "index")?,
-        residual: slice(&residual, "residual")?,
-    };
+    let outliers = outliers_of(&index, &residual, outliers)?;
     let mut out = vec![0u8; base.rows() * fork::row_bytes(row_length)?];
     py.detach(|| fork::from_split(base, outliers, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// Fails with [`NotFinite`] where a weight decodes to NaN or infinity.
+/// Fails with `NotFinite` if a weight decodes to NaN or infinity.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, threads))]
 pub(super) fn check_finite(
@@ -245,7 +245,7 @@ pub(super) fn check_finite(
     detached(py, threads, || rows::check_finite(source))
 }
 
-/// How far decoded weights are from rows, and what they are, under the weights of each column.
+/// `Σ w (decoded - x)²` and `Σ w x²` over the rows x, with the weight w of each column.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, decoded, weights, threads))]
 pub(super) fn errors<'py>(
@@ -264,7 +264,7 @@ pub(super) fn errors<'py>(
     Ok((sums.error, sums.reference))
 }
 
-/// Multiplies rows of a type of the codec by columns of activations, one after another.
+/// Multiplies rows of a type of the codec by columns of activations, `[columns, row_length]`.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, activations, threads))]
 pub(super) fn matmul<'py>(
@@ -279,10 +279,10 @@ pub(super) fn matmul<'py>(
     products(py, matrix, &activations, threads)
 }
 
-/// Multiplies Q4_HIFI rows of the split layout by columns of activations, one after another.
+/// Multiplies Q4_HIFI rows of the split layout by columns of activations, `[columns, row_length]`.
 #[pyfunction]
 #[pyo3(signature = (base, index, residual, row_length, outliers, activations, threads))]
-#[allow(clippy::too_many_arguments)] // one a part; Python's caller names them
+#[allow(clippy::too_many_arguments)] // the signature of the Python function
 pub(super) fn matmul_hifi<'py>(
     py: Python<'py>,
     base: BytesArgument<'py>,
@@ -293,8 +293,7 @@ pub(super) fn matmul_hifi<'py>(
     activations: PyReadonlyArray1<'py, f32>,
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let (index, residual) = (slice(&index, "index")?, slice(&residual, "residual")?);
-    let outliers = Outliers { outliers, index, residual };
+    let outliers = outliers_of(&index, &residual, outliers)?;
     let matrix = Matrix::hifi(slice(&base, "base")?, row_length, outliers)?;
     products(py, matrix, &activations, threads)
 }
@@ -311,7 +310,7 @@ fn products<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// The buffers of rows in the split layout.
+/// Buffers for rows in the split layout.
 struct Parts {
     outliers: usize,
     base: Vec<u8>,

@@ -1,6 +1,7 @@
 //! The Python module `q4hifi._core`: extract, release the interpreter lock, call, wrap.
 
 mod codec;
+mod config;
 mod correlations;
 mod input_sums;
 mod logits;

@@ -1,10 +1,10 @@
 //! The runtime: models, sequences, samplers.
 
+use super::config::config_of;
 use super::support::{Unavailable, lock, lock_both, pool, slice};
 use crate::block::TensorType;
 use crate::matmul::Matrix;
-use crate::model::{self, Activation, BATCH, Builder, Config, Local, ModelError, Pairs, Request};
-use crate::model::{Role, RopeConfig, Sampling, Temperature, Yarn};
+use crate::model::{self, BATCH, Builder, Config, ModelError, Request, Role, Sampling};
 use crate::rows::{Outliers, Source};
 use crate::team::Team;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
@@ -68,76 +68,6 @@ struct Loaded {
 /// A tensor: role, layer, type, row length, outliers a block, the parts of its rows.
 type Tensor<'py> = (String, Option<usize>, u32, usize, usize, Vec<Bound<'py, PyArray1<u8>>>);
 
-/// Reads the attribute that has the variable's name.
-macro_rules! get {
-    ($object:expr, $name:ident) => {
-        $object.getattr(stringify!($name))?.extract()?
-    };
-}
-
-type Any<'py> = Bound<'py, PyAny>;
-
-fn config_of(object: &Any<'_>) -> PyResult<Config> {
-    let activation: String = get!(object, activation);
-    let pairs: String = get!(object, pairs);
-    let local: Option<Any<'_>> = get!(object, local);
-    let temperature: Option<Any<'_>> = get!(object, temperature);
-    let unknown = |what: &str| PyValueError::new_err(format!("unknown: {what}"));
-    Ok(Config {
-        n_vocab: get!(object, n_vocab),
-        n_layer: get!(object, n_layer),
-        n_embd: get!(object, n_embd),
-        n_ff: get!(object, n_ff),
-        n_head: get!(object, n_head),
-        n_head_kv: get!(object, n_head_kv),
-        head_size: get!(object, head_size),
-        norm_eps: get!(object, norm_eps),
-        embedding_scale: get!(object, embedding_scale),
-        attention_scale: get!(object, attention_scale),
-        norm_heads: get!(object, norm_heads),
-        post_norms: get!(object, post_norms),
-        activation: match activation.as_str() {
-            "silu" => Activation::Silu,
-            "gelu" => Activation::Gelu,
-            other => return Err(unknown(other)),
-        },
-        logit_softcap: get!(object, logit_softcap),
-        pairs: match pairs.as_str() {
-            "neighbours" => Pairs::Neighbours,
-            "halves" => Pairs::Halves,
-            other => return Err(unknown(other)),
-        },
-        rope: rope_of(&object.getattr("rope")?)?,
-        local: local.map(|local| local_of(&local)).transpose()?,
-        temperature: temperature.map(|t| temperature_of(&t)).transpose()?,
-    })
-}
-
-fn rope_of(object: &Any<'_>) -> PyResult<RopeConfig> {
-    let yarn: Option<Any<'_>> = get!(object, yarn);
-    Ok(RopeConfig {
-        base: get!(object, base),
-        dimensions: get!(object, dimensions),
-        stretch: get!(object, stretch),
-        yarn: yarn.map(|yarn| yarn_of(&yarn)).transpose()?,
-        magnitude: get!(object, magnitude),
-        factors: get!(object, factors),
-    })
-}
-
-fn yarn_of(object: &Any<'_>) -> PyResult<Yarn> {
-    Ok(Yarn { context: get!(object, context), fast: get!(object, fast), slow: get!(object, slow) })
-}
-
-fn local_of(object: &Any<'_>) -> PyResult<Local> {
-    let rope = rope_of(&object.getattr("rope")?)?;
-    Ok(Local { window: get!(object, window), rope, layers: get!(object, layers) })
-}
-
-fn temperature_of(object: &Any<'_>) -> PyResult<Temperature> {
-    Ok(Temperature { scale: get!(object, scale), interval: get!(object, interval) })
-}
-
 /// The bytes of an array that nobody can write to, for as long as the array lives.
 fn frozen(array: &Bound<'_, PyArray1<u8>>) -> PyResult<&'static [u8]> {
     let writeable: bool = array.getattr("flags")?.getattr("writeable")?.extract()?;
@@ -177,7 +107,11 @@ pub(super) struct Model {
 impl Model {
     /// Keeps the tensors' arrays, and uses them as they lie.
     #[new]
-    fn new(config: &Any<'_>, tensors: &Any<'_>, threads: usize) -> PyResult<Self> {
+    fn new(
+        config: &Bound<'_, PyAny>,
+        tensors: &Bound<'_, PyAny>,
+        threads: usize,
+    ) -> PyResult<Self> {
         let mut builder = Builder::new(config_of(config)?)?;
         let mut arrays = Vec::new();
         for tensor in tensors.try_iter()? {

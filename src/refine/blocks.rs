@@ -6,6 +6,7 @@ use crate::block::{
     BlockIQ4XS, BlockQ4K, BlockQ5K, BlockQ6K, QK_K, TensorType, blocks_mut, bytes_of,
 };
 use crate::error_sums::error_sums;
+use crate::fit::RowsToEncode;
 use crate::simd::{Kernel, Vector};
 use std::slice;
 
@@ -32,21 +33,15 @@ pub(crate) fn is_refinable(kind: TensorType) -> bool {
     with_refined!(kind, B => true, false)
 }
 
-/// Improves the blocks `out` of rows `x` where it can. `importance` has one value per column.
-pub(crate) struct RefineRows<'a> {
-    pub kind: TensorType,
-    pub x: &'a [f32],
-    pub row_length: usize,
-    pub importance: Option<&'a [f32]>,
-    pub out: &'a mut [u8],
-}
+/// Improves the blocks of encoded rows where it can.
+pub(crate) struct RefineRows<'a>(pub RowsToEncode<'a>);
 
 impl Kernel for RefineRows<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { kind, x, row_length, importance, out } = self;
+        let RowsToEncode { kind, x, row_length, importance, out } = self.0;
         let x = Blocks {
             x: x.as_chunks().0,
             importance: importance.map(|w| w.as_chunks().0),

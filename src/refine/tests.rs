@@ -2,7 +2,7 @@ use super::group::weights_of;
 use super::is_refinable;
 use crate::block::HifiBlock;
 use crate::block::{QK, QK_K, TensorType};
-use crate::dispatch;
+use crate::dispatch::{self, RowsToEncode};
 use crate::error::QuantError;
 use crate::error_sums::error_sums;
 use crate::feedback::{Hessian, ROWS, correlations};
@@ -58,16 +58,26 @@ fn refinable() -> impl Iterator<Item = TensorType> {
     TensorType::ALL.into_iter().filter(|&kind| is_refinable(kind))
 }
 
+/// A single row.
+fn row_of<'a>(
+    kind: TensorType,
+    x: &'a [f32],
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
+) -> RowsToEncode<'a> {
+    RowsToEncode { kind, x, row_length: x.len(), importance, out }
+}
+
 /// Bytes of a row as ggml's encoder writes them, and refined.
 fn encode(isa: Isa, kind: TensorType, x: &[f32], w: Option<&[f32]>) -> (Vec<u8>, Vec<u8>) {
     let mut plain = vec![0u8; kind.row_bytes(x.len()).unwrap()];
     dispatch::quantize_row(isa, kind, x, w, &mut plain);
     let mut refined = plain.clone();
-    dispatch::refine_rows(isa, kind, x, x.len(), w, &mut refined);
+    dispatch::refine_rows(isa, row_of(kind, x, w, &mut refined));
     (plain, refined)
 }
 
-/// The errors of a row's blocks, under the weights that refinement goes by.
+/// The errors of a row's blocks, with the weights of refinement.
 fn errors(kind: TensorType, x: &[f32], w: Option<&[f32]>, row: &[u8]) -> Vec<f64> {
     let mut decoded = vec![0f32; x.len()];
     dispatch::dequantize_row(Isa::Scalar, kind, row, &mut decoded);
@@ -111,7 +121,7 @@ fn without_ggmls_blocks_to_start_from_hardly_any_is_worse() {
                 let w = w.as_deref();
                 let (plain, refined) = encode(Isa::best(), kind, x, w);
                 let mut found = vec![0xffu8; plain.len()];
-                search_rows(Isa::best(), kind, x, x.len(), w, &mut found);
+                search_rows(Isa::best(), row_of(kind, x, w, &mut found));
                 let [plain, refined, found] =
                     [&plain, &refined, &found].map(|row| errors(kind, x, w, row));
                 let weights = errors_of_zeros(x, w);
@@ -143,7 +153,10 @@ fn every_isa_and_every_batch_of_rows_gives_the_same_bytes() {
                     assert!(encode(isa, kind, &x, w.as_deref()).1 == expected, "{kind:?} {isa:?}");
                     let twice = [x.as_slice(), &x].concat();
                     let mut out = plain.repeat(2);
-                    dispatch::refine_rows(isa, kind, &twice, x.len(), w.as_deref(), &mut out);
+                    let (row_length, importance) = (x.len(), w.as_deref());
+                    let rows =
+                        RowsToEncode { kind, x: &twice, row_length, importance, out: &mut out };
+                    dispatch::refine_rows(isa, rows);
                     assert!(out == expected.repeat(2), "{kind:?} {isa:?} two rows");
                 }
             }

@@ -4,7 +4,7 @@ use super::encoding::Encoding;
 use super::source::{Source, per_row, per_rows};
 use crate::block::{QK_K, TensorType};
 use crate::check::{check_importance, expect_length};
-use crate::dispatch;
+use crate::dispatch::{self, RowsToEncode};
 use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::feedback::ROWS;
@@ -33,19 +33,19 @@ pub fn quantize(
     };
     let out = out.par_chunks_mut(at_once * row_bytes);
     per_rows(isa, source, at_once, out, |x, decoded, out, sums| {
+        let mut rows = RowsToEncode { kind, x, row_length, importance, out };
         match encoding {
-            Encoding::ErrorFeedback(_) if is_refinable(kind) => {
-                search_rows(isa, kind, x, row_length, importance, out);
-            }
-            _ => dispatch::quantize_rows(isa, kind, x, row_length, importance, out),
+            Encoding::ErrorFeedback(_) if is_refinable(kind) => search_rows(isa, rows.reborrow()),
+            _ => dispatch::quantize_rows(isa, rows.reborrow()),
         }
         match encoding {
             Encoding::Ggml => {}
-            Encoding::Refined => dispatch::refine_rows(isa, kind, x, row_length, importance, out),
+            Encoding::Refined => dispatch::refine_rows(isa, rows.reborrow()),
             Encoding::ErrorFeedback(hessian) => {
-                dispatch::choose_quants(isa, kind, hessian, x, out);
+                dispatch::choose_quants(isa, kind, hessian, x, rows.out);
             }
         }
+        let out = rows.out;
         let rows = x.chunks_exact(row_length).zip(out.chunks_exact(row_bytes));
         for ((x, out), sums) in rows.zip(sums) {
             dispatch::dequantize_row(isa, kind, out, decoded);
@@ -56,23 +56,18 @@ pub fn quantize(
 
 /// Refines without ggml's blocks as a start, which saves time and makes few blocks worse. If the search finds no block,
 /// for example because all importances are 0, the block is ggml's.
-pub(crate) fn search_rows(
-    isa: Isa,
-    kind: TensorType,
-    x: &[f32],
-    row_length: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    out.fill(0); // blocks that decode to zeros, which any other block improves
-    dispatch::refine_rows(isa, kind, x, row_length, importance, out);
+pub(crate) fn search_rows(isa: Isa, mut rows: RowsToEncode<'_>) {
+    rows.out.fill(0); // blocks that decode to zeros, which any other block improves
+    dispatch::refine_rows(isa, rows.reborrow());
+    let RowsToEncode { kind, x, row_length, importance, out } = rows;
     let block_bytes = out.len() / (x.len() / QK_K);
     let columns = (0..row_length).step_by(QK_K).cycle();
     let blocks = x.chunks_exact(QK_K).zip(out.chunks_exact_mut(block_bytes));
     for ((x, out), column) in blocks.zip(columns) {
         if out.iter().all(|&byte| byte == 0) {
             let importance = importance.map(|w| &w[column..][..QK_K]);
-            dispatch::quantize_rows(isa, kind, x, QK_K, importance, out);
+            let block = RowsToEncode { kind, x, row_length: QK_K, importance, out };
+            dispatch::quantize_rows(isa, block);
         }
     }
 }
