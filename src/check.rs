@@ -2,7 +2,7 @@
 
 use crate::error::QuantError;
 
-/// Fails where a buffer has another length than the other arguments ask for.
+/// Fails if a buffer does not have the length that the other arguments require.
 pub(crate) fn expect_length(
     what: &'static str,
     got: usize,
@@ -11,7 +11,7 @@ pub(crate) fn expect_length(
     if got == expected { Ok(()) } else { Err(QuantError::BufferLength { what, got, expected }) }
 }
 
-/// Fails where importances are not those of a row, or one is NaN, infinite or negative.
+/// Fails if there is not one importance per column, or if one is NaN, infinite or negative.
 pub(crate) fn check_importance(
     importance: Option<&[f32]>,
     row_length: usize,

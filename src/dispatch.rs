@@ -1,4 +1,5 @@
-//! Decides which version of a computation runs on an instruction set. This is the only file that refers to all versions.
+//! Decides which version of a computation runs on an instruction set. This is the only file that refers to all
+//! versions.
 //!
 //! A computation has a scalar version, the oracle. If it pays, it also has fast versions, which give the same bytes.
 //! Computations that are only written over vectors, such as the refinement, run on any instruction set, and so do plain
@@ -150,8 +151,8 @@ pub(crate) fn error_sums(
 
 /// Multiplies `out.len()` rows by a column of activations.
 ///
-/// The product of a row depends only on the row and the activations. Panics if the length or the form of the activations
-/// does not fit the rows.
+/// The product of a row depends only on the row and the activations. Panics if the length or the form of the
+/// activations does not fit the rows.
 pub fn dot_rows(isa: Isa, rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     debug_assert!(isa.is_available());
     rows.check(activations, out.len());
@@ -233,8 +234,8 @@ pub fn hifi_activations(isa: Isa, x: &[f32], outliers: usize) -> Result<Activati
     run_loop(isa, HifiActivations(x, outliers))
 }
 
-/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, which has [`PANEL`] sums per column.
-/// The length of `acc` is the number of columns, rounded up to a multiple of [`panel::MOST_COLUMNS`].
+/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, which has [`PANEL`] sums per
+/// column. The length of `acc` is the number of columns, rounded up to a multiple of [`panel::MOST_COLUMNS`].
 pub(crate) fn multiply_panel(
     isa: Isa,
     kind: TensorType,

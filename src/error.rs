@@ -1,4 +1,4 @@
-//! What can go wrong at the border of the crate. Below it, lengths are only debug-asserted.
+//! Errors of the public functions. They check lengths; inner functions only have debug assertions.
 
 use std::fmt;
 
@@ -8,9 +8,9 @@ use std::fmt;
 pub enum QuantError {
     /// A type id or name that the codec does not know.
     UnknownType(String),
-    /// `Q4HIFI_ISA` names an instruction set that there is not, or not on this CPU.
+    /// `Q4HIFI_ISA` names an instruction set that does not exist, or that this CPU does not have.
     IsaNotAvailable {
-        /// What the variable says.
+        /// The value of the variable.
         name: String,
         /// The names of those that this CPU has.
         available: Vec<&'static str>,
@@ -24,7 +24,7 @@ pub enum QuantError {
         /// The type's name.
         name: &'static str,
     },
-    /// A buffer does not have the length that the other arguments ask for.
+    /// A buffer does not have the length that the other arguments require.
     BufferLength {
         /// Which buffer.
         what: &'static str,
@@ -33,11 +33,11 @@ pub enum QuantError {
         /// The length it should have.
         expected: usize,
     },
-    /// More outliers a block than the format can hold.
+    /// More outliers per block than the format can hold.
     TooManyOutliers {
-        /// What was asked for.
+        /// The requested number.
         asked: usize,
-        /// What the format holds.
+        /// The largest number.
         most: usize,
     },
     /// An input weight is NaN or infinite.

@@ -1,12 +1,12 @@
 //! Half precision, bfloat16 and the roundings that ggml uses, bit for bit.
 //!
-//! Written out rather than taken from the hardware, so that every machine gives the same bytes:
-//! all conversions to 16 bits round to nearest, ties to even.
+//! They do not use conversion instructions, so that every machine gives the same bytes. All conversions to 16 bits
+//! round to nearest, ties to even.
 
 /// IEEE binary16 → binary32, exact for every input (NaN payloads kept).
 ///
-/// No float on the way is subnormal, which CPUs take a hundred times as long for: scales of blocks often
-/// are, as f16.
+/// No intermediate float is subnormal, because subnormal floats take CPUs a hundred times as long. Scales of blocks are
+/// often subnormal as f16.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
@@ -62,11 +62,11 @@ pub fn f32_to_bf16(value: f32) -> u16 {
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// 1.5 · 2²³. A number within ±2²² plus this, minus this again, is the nearest whole number, ties to even: the sum
-/// has no bits left for fractions.
+/// 1.5 · 2²³. Adding this to a value within ±2²² and subtracting it again rounds to the nearest integer, ties to even,
+/// because the sum has no bits for a fraction.
 pub(crate) const ROUNDING: f32 = 12_582_912.0;
 
-/// The nearest whole number, ties to even, of a number within ±2²².
+/// The nearest integer, ties to even; for values within ±2²².
 #[inline(always)]
 pub(crate) fn nearest(value: f32) -> f32 {
     (value + ROUNDING) - ROUNDING
@@ -108,8 +108,8 @@ pub fn round_to_i8(value: f32) -> i8 {
     (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8
 }
 
-/// `a · b + c`, rounded once, as the CPU's fused instructions have it, but of operations that every CPU has:
-/// without such an instruction [`f32::mul_add`] is a call of the C library's function, too slow for a loop.
+/// `a · b + c`, rounded once, like the fused instructions of CPUs, but with operations that every CPU has. Without a
+/// fused instruction, [`f32::mul_add`] calls a function of the C library, which is too slow for a loop.
 #[inline(always)]
 pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
@@ -134,8 +134,8 @@ pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// `e^x` to about two units in the last place; 0 below -87.3, e^88 above 88. Of plain arithmetic, so that every
-/// machine gives the same: a C library's differs from one CPU to another.
+/// `e^x` to about two units in the last place; 0 below -87.3, e^88 above 88. It uses plain arithmetic, so that every
+/// machine gives the same result. The function of a C library may differ between CPUs.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6]; // the first has trailing zeros: n · it is exact

@@ -1,4 +1,4 @@
-//! Instruction sets: which there are, and which one is in use.
+//! The instruction sets, and the choice of one.
 
 use crate::error::QuantError;
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Every one, slowest first.
+    /// All instruction sets, slowest first.
     pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
 
     /// The name that `Q4HIFI_ISA` takes.
@@ -62,9 +62,9 @@ impl Isa {
         Self::available().last().unwrap_or(Self::Scalar)
     }
 
-    /// The one in use: what the environment variable `Q4HIFI_ISA` names, by default [`Self::best`].
+    /// The instruction set in use: the one that the environment variable `Q4HIFI_ISA` names, or else [`Self::best`].
     ///
-    /// Read once a process. Fails where the variable names none, or one that this CPU lacks.
+    /// The variable is read once per process. Fails if it names no instruction set, or one that this CPU lacks.
     pub fn active() -> Result<Self, QuantError> {
         static ACTIVE: OnceLock<Result<Isa, QuantError>> = OnceLock::new();
         ACTIVE.get_or_init(|| Self::wanted(std::env::var("Q4HIFI_ISA").ok().as_deref())).clone()
@@ -80,7 +80,7 @@ impl Isa {
     }
 }
 
-/// Whether the CPU has AVX-512 VNNI, with and without which a part of the AVX-512 kernels is compiled.
+/// Whether the CPU has AVX-512 VNNI. Some AVX-512 kernels are compiled with and without it.
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) fn has_vnni() -> bool {
     is_x86_feature_detected!("avx512vnni")

@@ -1,27 +1,27 @@
 //! Block quantization of language-model weights: ggml's K-quants and legacy types, byte for byte,
 //! and Q4_HIFI, a Q4_K block plus the few weights that 4 bits represent worst.
 //!
-//! The crate knows nothing of model files or tensor names: it turns rows of numbers into rows of
-//! blocks and back, multiplies by them, and runs transformers that are made of them.
+//! The crate does not read model files and does not depend on tensor names. It encodes rows of weights as rows of
+//! blocks, decodes them, multiplies by them, and runs transformers with such weights.
 //!
-//! The modules, lowest first; each uses only what stands before it (`.ci/rust_rooms.py` checks that):
+//! The modules, lowest first. A module uses only modules of the lines before its own (`.ci/rust_rooms.py` checks this):
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`error`], [`isa`], [`error_sums`], [`team`], [`lost_pages`] | ground: errors, instruction sets, errors of weights, threads |
-//! | `check`, `float` | checks of arguments; half precision and rounding, with their ties stated |
+//! | [`error`] | errors of arguments and data |
+//! | `float`, [`error_sums`], [`team`], [`lost_pages`] | half precision; squared errors; threads; files that shrink |
+//! | [`isa`], `check` | instruction sets; checks of arguments |
 //! | `simd` | vectors of f32: one trait, an implementation for every instruction set |
-//! | [`block`] | the bytes of a block and what they stand for; the table of types |
+//! | [`block`] | the bytes of a block and its decoding; the table of types |
 //! | `fit` | the searches for scales and quants, as ggml makes them |
-//! | `refine` | blocks with less error than ggml's |
-//! | [`feedback`] | error feedback over correlated inputs (GPTQ, LDLQ) |
-//! | [`dot`] | dot products with quantized activations, and the activations |
-//! | `panel` | many rows times many columns |
+//! | `refine`, [`feedback`] | blocks with less error than ggml's; error feedback over correlated inputs (GPTQ, LDLQ) |
+//! | [`dot`], `panel` | dot products with quantized activations; many rows times many columns |
 //! | [`dispatch`] | which version of all these runs |
-//! | [`rows`] | whole rows, checked and in parallel: what callers use |
+//! | [`rows`] | encoding and decoding of whole matrices, in parallel |
 //! | [`matmul`] | matrices times activations |
-//! | [`logits`] | a model's answers: probabilities of tokens, divergence of two models |
-//! | [`model`] | the runtime: a transformer's weights, its cache, its logits, sampling |
+//! | [`logits`] | probabilities of tokens, divergence of two models |
+//! | [`model`] | the runtime: a transformer's weights, KV cache, logits, sampling |
+//! | `python` | the Python module |
 //!
 //! ```
 //! use q4hifi::block::TensorType;
@@ -57,8 +57,8 @@ pub mod team;
 #[cfg(test)]
 mod testing;
 
-// What is written over vectors. An `unsafe fn` there lists its conditions once, under "Safety", and all that it calls
-// relies on them; most have the one of `simd::Vector`, that the CPU has the instruction set.
+// Code over vectors. An `unsafe fn` there lists its conditions once, under "Safety", and its body relies on them. Most
+// have the single condition of `simd::Vector`: the CPU has the instruction set.
 #[allow(unsafe_op_in_unsafe_fn)]
 pub mod dot;
 #[allow(unsafe_op_in_unsafe_fn)]

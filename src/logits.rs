@@ -1,42 +1,40 @@
-//! Rows of logits: how probable a model found the token that came, and how two models' answers
-//! differ.
+//! Rows of logits: the probabilities of the tokens that follow, and the differences between two models.
 //!
-//! A model's answer is a row of `n_vocab` logits; the probability of a token is
-//! `exp(logit - log Σ exp(logits))`. Exponentials are taken in f32 and added up in f64, as
-//! llama-perplexity does, so that its figures come out to the printed digit.
+//! A row has `n_vocab` logits. The probability of a token is `exp(logit - log Σ exp(logits))`. Exponentials are
+//! computed in f32 and added in f64, as in llama-perplexity, so that results agree with its printed digits.
 //!
-//! Its log-probability files hold rows of `u16`: two f32 (step and least value), then one code a
-//! token, `log_prob = step · code + least`, and one unused code if the vocabulary is odd.
+//! The log-probability files of llama-perplexity have rows of `u16`: two f32 (step and smallest value), then one code
+//! per token, `log_prob = step · code + least`, and one unused code if the size of the vocabulary is odd.
 
 use crate::error::QuantError;
 use crate::float::{exp, nearest_int};
 use rayon::prelude::*;
 
-/// How far below the largest logit of a row codes still distinguish logits.
+/// Codes distinguish logits down to this far below the largest logit of a row.
 const CODED_RANGE: f32 = 16.0;
 
-/// Codes that a row of log-probabilities begins with: two f32.
+/// The `u16`s at the beginning of a row of log-probabilities: two f32.
 const CODES_OF_HEAD: usize = 4;
 
-/// A model's answers, one row a token.
+/// Logits of a model, one row per token.
 #[derive(Debug, Clone, Copy)]
 pub struct Logits<'a> {
     data: &'a [f32],
     n_vocab: usize,
 }
 
-/// How a model's answer differs from a base model's, at one token. Logarithms are natural.
+/// The differences between a model and a base model at one token. Logarithms are natural.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Divergence {
-    /// -log of the probability that the model gave the token that came.
+    /// -log of the model's probability of the token that follows.
     pub nll: f64,
-    /// The same of the base model.
+    /// The same for the base model.
     pub nll_base: f64,
     /// Kullback-Leibler divergence of the model's distribution from the base model's.
     pub kld: f64,
-    /// Probability of the token that came, less that of the base model.
+    /// The model's probability of the token that follows, minus the base model's.
     pub delta_p: f32,
-    /// Whether both find the same token most probable.
+    /// Whether the same token is the most probable one for both.
     pub same_top: bool,
 }
 
@@ -53,7 +51,7 @@ impl<'a> Logits<'a> {
         self.data.len().checked_div(self.n_vocab).unwrap_or(0)
     }
 
-    /// Fails unless there is one token a row, all of the vocabulary.
+    /// Fails unless there is one token per row, and all are in the vocabulary.
     fn expect_tokens(&self, tokens: &[u32]) -> Result<(), QuantError> {
         expect_length("tokens", tokens.len(), self.rows())?;
         match tokens.iter().position(|&token| token as usize >= self.n_vocab) {
@@ -72,7 +70,7 @@ pub fn log_prob_codes(n_vocab: usize) -> usize {
     n_vocab.next_multiple_of(2) + CODES_OF_HEAD
 }
 
-/// -log of the probability that each row gave to its token.
+/// -log of the probability of each row's token.
 pub fn token_nll(logits: Logits<'_>, tokens: &[u32]) -> Result<Vec<f64>, QuantError> {
     logits.expect_tokens(tokens)?;
     let rows = logits.par_rows().zip(tokens);
@@ -92,7 +90,7 @@ pub fn encode_log_probs(
     Ok(rows.map(|((row, &token), out)| encode_row(row, token as usize, out)).collect())
 }
 
-/// How `logits` differ from a base model's log-probabilities, as [`encode_log_probs`] wrote them.
+/// The differences between `logits` and a base model's log-probabilities, which [`encode_log_probs`] wrote.
 ///
 /// As in llama-perplexity, the divergence leaves out the tokens whose base probability is below
 /// exp(-16), which codes do not hold.
@@ -108,7 +106,7 @@ pub fn divergence_from_log_probs(
     Ok(rows.map(|((row, base), &token)| coded_divergence(row, base, token as usize)).collect())
 }
 
-/// How `logits` differ from a base model's logits, over the whole vocabulary.
+/// The differences between `logits` and a base model's logits, over the whole vocabulary.
 pub fn divergence(
     logits: Logits<'_>,
     base: Logits<'_>,
@@ -120,7 +118,7 @@ pub fn divergence(
     Ok(rows.map(|((row, base), &token)| full_divergence(row, base, token as usize)).collect())
 }
 
-/// What turns a row's logits into log-probabilities.
+/// The two values that convert a row's logits to log-probabilities.
 #[derive(Debug, Clone, Copy)]
 struct Softmax {
     max: f32,
@@ -146,7 +144,7 @@ impl Softmax {
 /// Logits whose exponentials are taken together.
 const LANES: usize = 16;
 
-/// `exp(logit - max)` of at most [`LANES`] logits: a loop of its own, so that the compiler makes vectors of it.
+/// `exp(logit - max)` of at most [`LANES`] logits. It is a separate loop, so that the compiler vectorizes it.
 #[inline(always)]
 fn exps(row: &[f32], max: f32) -> [f32; LANES] {
     let mut terms = [0f32; LANES];
@@ -156,7 +154,7 @@ fn exps(row: &[f32], max: f32) -> [f32; LANES] {
     terms
 }
 
-/// Place of the largest logit, the first if there are several.
+/// Index of the largest logit; of several, the first.
 fn top(row: &[f32]) -> usize {
     let mut best = 0;
     for (i, &logit) in row.iter().enumerate() {

@@ -96,8 +96,8 @@ impl Team {
         Ok(team)
     }
 
-    /// Runs `work`; within it, `for_each_chunk` uses the team's threads. Takes `&mut self`: a team serves one caller at a
-    /// time.
+    /// Runs `work`; within it, `for_each_chunk` uses the team's threads. Takes `&mut self`: a team serves one caller
+    /// at a time.
     pub fn install<R>(&mut self, work: impl FnOnce() -> R) -> R {
         /// Removes the team again, also if `work` panics.
         struct Leave;

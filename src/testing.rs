@@ -1,6 +1,6 @@
 //! Inputs for tests: reproducible, no dependency.
 
-/// Numbers of a small linear congruential generator, evenly in -1..1.
+/// Values of a small linear congruential generator, uniform in -1..1.
 fn uniform(seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     std::iter::repeat_with(move || {

@@ -1,4 +1,4 @@
-//! Decoding a row: simple loops that the compiler makes vectors of, for every type and instruction set its own.
+//! Decoding a row: simple loops that the compiler vectorizes, for every type and instruction set.
 
 use super::layout::Block;
 use crate::simd::Transform;

@@ -1,4 +1,4 @@
-//! Decoding a row on x86-64 where a table of bytes is looked up in, which the compiler makes no vectors of.
+//! Decoding a row on x86-64 for types that look up values in a table. The compiler cannot vectorize that.
 
 use super::iq4::BYTES;
 use super::iq4_nl::BlockIQ4NL;
@@ -37,7 +37,7 @@ impl Kernel for LookUp<'_, BlockIQ4XS> {
     }
 }
 
-/// Decodes quants under their scale.
+/// Decodes quants with their scale.
 #[inline(always)]
 unsafe fn decode(scale: f32, qs: &[u8; QK / 2], out: &mut [f32]) {
     let values = look_up_bytes(&BYTES, qs);

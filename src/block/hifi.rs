@@ -7,7 +7,7 @@ use super::q4_k::BlockQ4K;
 use crate::error::QuantError;
 use crate::float::f16_to_f32;
 
-/// The most outliers a block can hold.
+/// The largest number of outliers per block.
 pub const MAX_OUTLIERS: usize = 32;
 
 pub(crate) const LARGEST_F16: f32 = 65504.0;
@@ -36,12 +36,12 @@ impl HifiBlock {
         &self.index[..self.outliers]
     }
 
-    /// What is added to the base at these indices, f16 bits.
+    /// The values that are added to the base at these indices, f16 bits.
     pub fn residual(&self) -> &[u16] {
         &self.residual[..self.outliers]
     }
 
-    /// The 256 weights that the block stands for.
+    /// The 256 decoded weights.
     #[inline(always)]
     pub fn decode(&self) -> [f32; QK_K] {
         let mut values = decoded(&self.base);
@@ -56,7 +56,7 @@ impl HifiBlock {
         }
     }
 
-    /// Takes them away from weights: what remains for the base.
+    /// Subtracts the residuals from weights; the base has to represent the rest.
     pub(crate) fn deduct_residuals(&self, x: &mut [f32; QK_K]) {
         for (&i, &r) in self.index().iter().zip(self.residual()) {
             x[usize::from(i)] -= f16_to_f32(r);

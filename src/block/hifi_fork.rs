@@ -1,7 +1,7 @@
 //! A block of Q4_HIFI in the fork layout, 244 bytes: a Q4_K block and up to 32 weights in f16.
 //!
-//! It stores an outlier's weight itself, which *replaces* the base's value, where the split layout
-//! ([`super::hifi`]) stores what is to be added.
+//! It stores the weight of an outlier, which *replaces* the value of the base. The split layout ([`super::hifi`])
+//! stores a residual, which is added.
 
 use super::hifi::{MAX_OUTLIERS, check_index};
 use super::layout::{Block, Bytes, QK_K};
@@ -27,7 +27,7 @@ pub struct BlockQ4Hifi {
 const _: () = assert!(size_of::<BlockQ4Hifi>() == 244);
 
 impl BlockQ4Hifi {
-    /// Keeps the weights of `x` at the indices `index` beside `base`.
+    /// A block of `base` and the weights of `x` at the indices `index`.
     pub fn new(mut base: BlockQ4K, index: &[u8], x: &[f32; QK_K]) -> Self {
         for &i in index {
             base.set_nearest_to_zero(usize::from(i));
@@ -46,8 +46,8 @@ impl BlockQ4Hifi {
         block
     }
 
-    /// Indices of the outliers; fails if they are too many or out of order. `number` is the
-    /// block's position in the input, for the error.
+    /// Indices of the outliers. Fails if they are too many or out of order. `number` is the block's index in the
+    /// input, for the error message.
     pub fn index(&self, number: usize) -> Result<&[u8], QuantError> {
         let Some(index) = self.index.get(..usize::from(self.count)) else {
             return Err(QuantError::BadBlock { block: number, what: "more than 32 outliers" });
@@ -56,7 +56,7 @@ impl BlockQ4Hifi {
         Ok(index)
     }
 
-    /// The 256 weights that the block stands for.
+    /// The 256 decoded weights.
     pub(crate) fn decode(&self, number: usize, out: &mut [f32; QK_K]) -> Result<(), QuantError> {
         let index = self.index(number)?;
         self.base.dequantize(out);

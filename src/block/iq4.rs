@@ -1,11 +1,10 @@
-//! What IQ4_NL and IQ4_XS share: the sixteen values that a quant of four bits stands for, closer together near
-//! zero.
+//! The sixteen values of the four-bit quants of IQ4_NL and IQ4_XS. They are closer together near zero.
 
-/// What the quants stand for.
+/// The values of the quants.
 pub(crate) const VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// What the values are moved by so that they are unsigned.
+/// Added to the values so that they are unsigned.
 pub(crate) const OFFSET: i32 = 128;
 
 /// The values with [`OFFSET`] added.

@@ -19,7 +19,7 @@ pub struct BlockIQ4NL {
 const _: () = assert!(size_of::<BlockIQ4NL>() == 18);
 
 impl BlockIQ4NL {
-    /// Packed quants under their scale.
+    /// A block of a scale and packed quants.
     #[inline(always)]
     pub(crate) fn new(d: f32, qs: [u8; QK / 2]) -> Self {
         Self { d: f32_to_f16(d).to_le_bytes(), qs }

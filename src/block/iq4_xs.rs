@@ -25,7 +25,7 @@ pub struct BlockIQ4XS {
 const _: () = assert!(size_of::<BlockIQ4XS>() == 136);
 
 impl BlockIQ4XS {
-    /// A block with these scales, each -32..=31; its quants are those of the lowest value.
+    /// A block with these scales, each -32..=31, and with quants of 0.
     #[inline(always)]
     pub(crate) fn new(d: f32, scales: &[i32; SUB_BLOCKS]) -> Self {
         let (mut low, mut high) = (0u32, 0u16);

@@ -18,7 +18,7 @@ impl KFit {
     /// A block of zeros.
     pub const EMPTY: Self = Self { d: 0, dmin: 0, scales: [0; SCALES_BYTES], quants: [0; QK_K] };
 
-    /// Scale and minimum of sub-block `j` as stored, `d` and `dmin` being the block's.
+    /// The stored scale and minimum of sub-block `j`; `d` and `dmin` are those of the block.
     #[inline]
     pub fn scale_and_min(&self, d: f32, dmin: f32, j: usize) -> (f32, f32) {
         let (scale, min) = unpack(&self.scales, j);

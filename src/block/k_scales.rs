@@ -39,7 +39,7 @@ pub(crate) fn unpack(packed: &[u8; SCALES_BYTES], j: usize) -> (u8, u8) {
     }
 }
 
-/// Distance of sub-block `j`'s values, and what is deducted from all of them; `d` and `dmin` are f16.
+/// Scale and minimum of sub-block `j` times the block scales `d` and `dmin`, which are f16.
 #[inline(always)]
 pub(crate) fn scale_and_min(
     d: [u8; 2],

@@ -1,11 +1,11 @@
-//! What a row is made of: blocks, which are structs of byte arrays.
+//! Blocks, of which a row consists: structs of byte arrays.
 
 /// Weights in a block of a K-quant.
 pub const QK_K: usize = 256;
 /// Weights in a block of a legacy type.
 pub const QK: usize = 32;
 
-/// A struct that is its bytes.
+/// A struct that can be viewed as its bytes.
 ///
 /// # Safety
 ///
@@ -13,7 +13,7 @@ pub const QK: usize = 32;
 /// pattern valid. [`blocks`] and [`blocks_mut`] rely on it.
 pub unsafe trait Bytes: Copy + Send + Sync + 'static {}
 
-/// A block of a type: some weights in some bytes, and the way from the bytes to the weights.
+/// A block of a type: its number of weights and bytes, and its decoding.
 pub trait Block: Bytes {
     /// Weights in a block.
     const WEIGHTS: usize;
@@ -24,7 +24,7 @@ pub trait Block: Bytes {
     fn dequantize(&self, out: &mut [f32]);
 }
 
-/// Views bytes as blocks; a rest shorter than a block is left out.
+/// Views bytes as blocks. A rest that is shorter than a block is ignored.
 #[inline]
 pub fn blocks<B: Bytes>(bytes: &[u8]) -> &[B] {
     // SAFETY: `Bytes` promises alignment 1, no padding and that every bit pattern is valid; the
@@ -32,7 +32,7 @@ pub fn blocks<B: Bytes>(bytes: &[u8]) -> &[B] {
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<B>()) }
 }
 
-/// Views bytes as blocks to be written; a rest shorter than a block is left out.
+/// Views bytes as mutable blocks. A rest that is shorter than a block is ignored.
 #[inline]
 pub fn blocks_mut<B: Bytes>(bytes: &mut [u8]) -> &mut [B] {
     // SAFETY: as in `blocks`; the borrow is exclusive.

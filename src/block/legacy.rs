@@ -1,5 +1,5 @@
-//! How the legacy types (blocks of 32) and IQ4 lay out 32 small integers: the low four bits of quant j and of quant j + 16 share byte j; a fifth bit goes to bit j of a
-//! 32-bit word.
+//! How the legacy types (blocks of 32) and IQ4 store 32 small integers. The low four bits of quant j and of quant j +
+//! 16 share byte j. The fifth bit of quant j is bit j of a 32-bit word.
 
 use super::layout::QK;
 
@@ -47,7 +47,7 @@ pub(super) fn all_five_bits(qs: &[u8; QK / 2], qh: &[u8; 4]) -> [u8; QK] {
     in_halves(|j| unpack_five_bits(qs, *qh, j))
 }
 
-/// 32 quants of which `pair` gives quants j and j + 16.
+/// 32 quants, where `pair` gives quants j and j + 16.
 #[inline(always)]
 fn in_halves(pair: impl Fn(usize) -> (i32, i32)) -> [u8; QK] {
     let mut quants = [0u8; QK];

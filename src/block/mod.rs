@@ -1,4 +1,4 @@
-//! The bytes of a block and the formula that they stand for, one file a type; nothing of how they are chosen.
+//! The bytes of a block and its formula, one file per type. How the bytes are chosen is in other rooms.
 //!
 //! A block is a struct of byte arrays only, so it has no alignment and no padding: a file's bytes are its blocks.
 //! The layouts are ggml's; fields of several bytes are little-endian. [`TensorType`] is the one table of types.

@@ -17,7 +17,7 @@ pub(crate) const MAX_SCALE: i32 = 15;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ2K {
-    /// Of each sub-block the scale, in the low four bits, and the minimum.
+    /// For each sub-block, the scale in the low four bits, and the minimum in the high four bits.
     pub scales: [u8; SUB_BLOCKS],
     /// Quants: for each half of the block, byte i of 32 holds quants i, i + 32, i + 64 and i + 96.
     pub qs: [u8; TWO_BITS_BYTES],
@@ -29,7 +29,7 @@ pub struct BlockQ2K {
 const _: () = assert!(size_of::<BlockQ2K>() == 84);
 
 impl BlockQ2K {
-    /// A block of these scales and minima, each times a scale of its own, with quants of zero.
+    /// A block of scales and minima, both with their block scale first, and with quants of zero.
     pub(crate) fn from_scales(
         (d, scales): (f32, [u8; SUB_BLOCKS]),
         (dmin, mins): (f32, [u8; SUB_BLOCKS]),
@@ -56,7 +56,7 @@ impl BlockQ2K {
         quants
     }
 
-    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    /// Scale and minimum of sub-block `j`, times the block scales.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
         let d = f16_to_f32(u16::from_le_bytes(self.d));

@@ -30,7 +30,7 @@ impl BlockQ4K {
     pub(crate) const ZERO: Self =
         Self { d: [0; 2], dmin: [0; 2], scales: [0; SCALES_BYTES], qs: [0; QK_K / 2] };
 
-    /// Makes the quant at `index` the one whose value is nearest to zero.
+    /// Sets the quant at `index` so that its value is nearest to zero.
     pub fn set_nearest_to_zero(&mut self, index: usize) {
         let (scale, min) = self.scale_and_min(index / 32);
         if scale == 0.0 {
@@ -42,7 +42,7 @@ impl BlockQ4K {
         *byte = (*byte & !(0x0f << shift)) | (quant << shift);
     }
 
-    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    /// Scale and minimum of sub-block `j`, times the block scales.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
         scale_and_min(self.d, self.dmin, &self.scales, j)
@@ -75,7 +75,7 @@ impl BlockQ4K {
     }
 }
 
-/// The low halves of 32 bytes, then their high halves, and so on: Q5_K's low bits, too.
+/// The low nibbles of 32 bytes, then their high nibbles, and so on. Q5_K uses it for its low bits, too.
 #[inline(always)]
 pub(crate) fn split_nibbles(qs: &[u8; QK_K / 2], quants: &mut [u8]) {
     for (out, qs) in quants.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {

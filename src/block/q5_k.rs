@@ -27,7 +27,7 @@ const _: () = assert!(size_of::<BlockQ5K>() == 176);
 pub(crate) const LEVELS: i32 = 31;
 
 impl BlockQ5K {
-    /// Distance of sub-block `j`'s values, and what is deducted from all of them.
+    /// Scale and minimum of sub-block `j`, times the block scales.
     #[inline(always)]
     pub(crate) fn scale_and_min(&self, j: usize) -> (f32, f32) {
         scale_and_min(self.d, self.dmin, &self.scales, j)

@@ -26,7 +26,7 @@ pub struct BlockQ6K {
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
 impl BlockQ6K {
-    /// What a block of zeros is stored as.
+    /// A block of zeros, as ggml stores it.
     pub(crate) const ZERO: Self =
         Self { ql: [0; QK_K / 2], qh: [0; QK_K / 4], scales: [0; SUB_BLOCKS], d: [0; 2] };
 

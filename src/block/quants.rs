@@ -3,18 +3,18 @@
 use super::layout::Block;
 use crate::float::f16_to_f32;
 
-/// A block of N quants: each stands for a value, and scale and minimum of its sub-block make a weight of that.
+/// A block of N quants. Each quant has a value; with scale and minimum of its sub-block, the value gives a weight.
 pub(crate) trait Quants<const N: usize>: Block {
     /// Sub-blocks with a scale of their own.
     const SUB_BLOCKS: usize;
     /// The largest quant.
     const LAST: u8;
-    /// What the quants stand for.
+    /// The values of the quants.
     const VALUES: Values;
     /// Whether there are minima.
     const HAS_MIN: bool;
 
-    /// Scale of a sub-block, and its minimum: what is deducted from all its weights.
+    /// Scale of a sub-block, and its minimum, which is subtracted from its weights.
     fn scale_and_min(&self, sub_block: usize) -> (f32, f32);
     /// The quants, a byte each.
     fn quants(&self) -> [u8; N];
@@ -22,7 +22,7 @@ pub(crate) trait Quants<const N: usize>: Block {
     fn set_quants(&mut self, quants: &[u8; N]);
 }
 
-/// Writes the weights of a block whose quants stand for themselves.
+/// Writes the weights of a block whose quants are their values.
 #[inline(always)]
 pub(super) fn dequantize<B: Quants<N>, const N: usize>(block: &B, out: &mut [f32]) {
     let quants = block.quants(); // apart from the products, so that both loops become vectors
@@ -35,15 +35,15 @@ pub(super) fn dequantize<B: Quants<N>, const N: usize>(block: &B, out: &mut [f32
     }
 }
 
-/// What quants stand for: whole numbers from that one on, or [`super::iq4::VALUES`].
+/// The values of quants: integers from the given one on, or [`super::iq4::VALUES`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Values {
     From(f32),
     Iq4,
 }
 
-/// The formula of a type: its block, quants and sub-blocks, last quant, values, whether there are minima, scale and
-/// minimum of a sub-block.
+/// The formula of a type: its block, numbers of quants and sub-blocks, largest quant, values, whether there are minima,
+/// and scale and minimum of a sub-block.
 macro_rules! formula {
     ($block:ident: [$n:ident; $sub_blocks:literal], $last:expr, $values:expr, $has_min:literal,
         |$b:ident, $j:pat_param| $scale_and_min:expr

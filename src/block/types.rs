@@ -3,15 +3,15 @@
 use super::layout::Block;
 use crate::error::QuantError;
 
-/// A line a type: its name here, its id in GGUF, ggml's name, its family, and its block.
+/// One line per type: its name here, its id in GGUF, ggml's name, its family, and its block.
 ///
-/// The families: each weight is a number of its own (`float`), or a quant in a block of 32 (`small`) or of 256 (`k`).
+/// The families: each weight is a float (`float`), or a quant in a block of 32 (`small`) or of 256 (`k`).
 ///
-/// What is done for every type is written as a trait of its block, and called through `with_block`, `with_quants` or
-/// `by_family`: so a type that lacks one does not compile.
+/// Every operation on types is a trait of the block, and is called through `with_block`, `with_quants` or `by_family`.
+/// If a type lacks a trait, the crate does not compile.
 macro_rules! register {
     (($d:tt) $($kind:ident = $id:literal, $name:literal, $family:ident, $block:ident;)*) => {
-        /// The types that rows can be stored as; the number is the type's id in GGUF.
+        /// The tensor types; the number is the type's id in GGUF.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u32)]
         #[allow(missing_docs, non_camel_case_types)]
@@ -27,7 +27,7 @@ macro_rules! register {
             }
         }
 
-        /// Evaluates `$body` with `$block` standing for the block struct of a [`TensorType`].
+        /// Evaluates `$body` with `$block` as the block struct of a [`TensorType`].
         macro_rules! with_block {
             ($d kind:expr, $d block:ident => $d body:expr) => {
                 match $d kind {
@@ -121,7 +121,7 @@ impl TensorType {
         with_block!(self, B => B::BYTES)
     }
 
-    /// Bytes of a row of `row_length` weights, which must be whole blocks.
+    /// Bytes of a row of `row_length` weights. Fails if these are not whole blocks.
     pub fn row_bytes(self, row_length: usize) -> Result<usize, QuantError> {
         let block = self.block_weights();
         let whole = row_length > 0 && row_length.is_multiple_of(block);

@@ -1,8 +1,7 @@
 //! Activations, quantized to eight bits as ggml does it for its dot products on x86-64.
 //!
-//! One loop for every ISA, which the compiler makes vectors of; so the bytes are the same on all.
-//! Activations are finite; a NaN or an infinity makes its block's scale NaN or 0 times infinity,
-//! and so the dot products NaN, which is what they would be in f32.
+//! All instruction sets have the same loop, which the compiler vectorizes, so the bytes are the same.
+//! NaN or infinity in a block makes its dot products NaN, as in f32.
 
 use crate::block::iq4::OFFSET;
 use crate::block::{
@@ -11,10 +10,10 @@ use crate::block::{
 use crate::error::QuantError;
 use crate::float::{f16_to_f32, f32_to_f16, nearest_int};
 
-/// Quants that one of Q8_K's sums covers.
+/// Quants per sum of Q8_K.
 pub const SUM: usize = 16;
 
-/// A Q8_K block: `x = d · q`, q in -127..=127, and the sums of the quants by sixteens.
+/// A Q8_K block: `x = d · q`, q in -127..=127, and a sum for every sixteen quants.
 /// 292 bytes for 256 activations.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -59,7 +58,7 @@ unsafe impl Bytes for BlockQ8_1 {}
 pub trait Quantize: Bytes {
     /// Activations in a block.
     const NUMBERS: usize;
-    /// What a block of zeros is stored as.
+    /// A block of zeros.
     const ZERO: Self;
 
     /// Encodes `x`, which has `out.len()` blocks of activations.
@@ -70,7 +69,7 @@ impl Quantize for BlockQ8K {
     const NUMBERS: usize = QK_K;
     const ZERO: Self = Self { d: [0; 4], qs: [0; QK_K], bsums: [[0; 2]; QK_K / SUM] };
 
-    /// The activation of largest magnitude, the first of equals, becomes -127.
+    /// The activation of largest magnitude (of several, the first) becomes -127.
     #[inline(always)]
     fn encode(x: &[f32], out: &mut [Self]) {
         for (block, x) in out.iter_mut().zip(x.as_chunks::<QK_K>().0) {
@@ -131,7 +130,7 @@ fn quantize_32(x: &[f32; QK], qs: &mut [u8; QK]) -> f32 {
     magnitude / 127.0
 }
 
-/// Compared as integers, which order as the numbers do and need no order of comparison.
+/// The largest magnitude. Magnitudes compare like their bits. As integers, they can be compared in any order.
 #[inline(always)]
 fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().fold(0, |m, v| m.max(v.abs().to_bits())))
@@ -146,7 +145,7 @@ fn first_of_magnitude(x: &[f32; QK_K], magnitude: f32) -> f32 {
     found.copied().unwrap_or(f32::NAN)
 }
 
-/// The form of activations that a type's rows are multiplied by.
+/// The form of activations for dot products with a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     F32,
@@ -169,7 +168,7 @@ fn form_of(kind: TensorType) -> Form {
     )
 }
 
-/// A column of activations, in the form that rows of a type are multiplied by.
+/// A column of activations, in the form for dot products with a type.
 #[derive(Debug, Clone)]
 pub struct Activations {
     len: usize,
@@ -194,8 +193,8 @@ pub(crate) enum Column {
     Q8K(Vec<BlockQ8K>),
 }
 
-/// A Q8_K block in the order in which 64 bytes of nibbles hold their weights, low ones first: sub-blocks
-/// of 32 quants 0, 2, 1, 3 and 4, 6, 5, 7.
+/// A Q8_K block in the order of unpacked nibbles: 64 bytes give two sub-blocks in their low nibbles, then two in their
+/// high nibbles. So the sub-blocks of 32 quants are in the order 0, 2, 1, 3, 4, 6, 5, 7.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct NibbleOrder {
@@ -218,14 +217,14 @@ impl NibbleOrder {
     }
 }
 
-/// A Q8_K block in the order in which 64 bytes of IQ4_XS hold their weights: the first halves of four
-/// sub-blocks of 32 quants, then their second halves.
+/// A Q8_K block in the order of unpacked nibbles of IQ4_XS: 64 bytes give the first halves of four sub-blocks of 32
+/// quants in their low nibbles, then the second halves in their high nibbles.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct HalfOrder {
     pub qs: [[u8; QK / 2]; 2 * QK_K / QK],
-    /// Of each sub-block the sum times -[`OFFSET`], and zeros: what the sums of products of the table's
-    /// unsigned values begin with.
+    /// The table's values are stored with [`OFFSET`] added. Therefore the sum of products of each sub-block starts with
+    /// -[`OFFSET`] times the sum of its activations (and zeros).
     pub starts: [[i32; 4]; QK_K / QK],
     /// Scale.
     pub d: f32,
@@ -244,16 +243,16 @@ impl HalfOrder {
     }
 }
 
-/// What the outliers of Q4_HIFI are multiplied by.
+/// The activations for the outliers of Q4_HIFI.
 #[derive(Debug, Clone)]
 pub(crate) struct Sparse {
     pub outliers: usize,
-    /// The activations as the blocks stand for them, `d · q`.
+    /// The quantized activations, `d · q`.
     pub values: Vec<f32>,
 }
 
 impl Activations {
-    /// Activations for rows of type `kind`; their number is whole blocks of it.
+    /// Activations for rows of type `kind`. Fails if their number is not a multiple of its blocks.
     #[inline(always)]
     pub fn new(kind: TensorType, x: &[f32]) -> Result<Self, QuantError> {
         kind.row_bytes(x.len())?;
@@ -294,7 +293,7 @@ impl Activations {
         })
     }
 
-    /// Activations for rows of Q4_HIFI with `outliers` outliers a block, and for all K-quants.
+    /// Activations for rows of Q4_HIFI with `outliers` outliers per block. They suit all K-quants, too.
     #[inline(always)]
     pub fn for_hifi(x: &[f32], outliers: usize) -> Result<Self, QuantError> {
         if outliers > MAX_OUTLIERS {
@@ -308,27 +307,27 @@ impl Activations {
         Ok(activations)
     }
 
-    /// How many there are.
+    /// The number of activations.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none; never so.
+    /// Always false, because no row is empty. Clippy requires it beside [`Self::len`].
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Outliers a block of the Q4_HIFI rows that these are for.
+    /// Outliers per block of the Q4_HIFI rows; None if these are not for Q4_HIFI.
     pub fn outliers(&self) -> Option<usize> {
         self.sparse.as_ref().map(|sparse| sparse.outliers)
     }
 
-    /// Whether they are in the form that rows of `kind` take.
+    /// Whether they have the form for rows of `kind`.
     pub fn suit(&self, kind: TensorType) -> bool {
         self.len.is_multiple_of(kind.block_weights()) && self.form == form_of(kind)
     }
 
-    /// The activations as the dot products take them.
+    /// The activations after quantization, as f32.
     pub fn values(&self) -> Vec<f32> {
         let times = |d: f32, qs: &[u8]| qs.iter().map(|&q| d * f32::from(q as i8)).collect();
         let half = |d: [u8; 2]| f16_to_f32(u16::from_le_bytes(d));

@@ -2,8 +2,10 @@
 
 use crate::float::{f16_to_f32, mul_add};
 
-/// `a` holds rows of at least `k` quants, one every `stride`; `b` is k × n, and `c`, to which the
-/// product is added, has n quants a row. n is a multiple of [`COLUMNS`].
+/// Adds the product of `a` and `b` to `c`.
+///
+/// A row of `a` has `k` values and begins every `stride` values. `b` is k × n, and `c` has n values per row. n is a
+/// multiple of [`COLUMNS`].
 #[derive(Debug)]
 pub(crate) struct HalfProduct<'a> {
     pub a: &'a [f32],
@@ -14,7 +16,7 @@ pub(crate) struct HalfProduct<'a> {
     pub c: &'a mut [f32],
 }
 
-/// What the width of `b` is a multiple of.
+/// The width of `b` is a multiple of this.
 pub(crate) const COLUMNS: usize = 16;
 
 impl HalfProduct<'_> {
@@ -26,7 +28,7 @@ impl HalfProduct<'_> {
     }
 }
 
-/// The oracle of the kernels, bit for bit, and the portable path.
+/// The scalar version: the oracle of the kernels, bit for bit.
 pub(crate) fn multiply_half(product: HalfProduct<'_>) {
     let HalfProduct { a, stride, k, b, n, c } = product;
     for (a, c) in a.chunks_exact(stride).zip(c.chunks_exact_mut(n)) {

@@ -1,5 +1,5 @@
-//! An f32 matrix times an f16 matrix. The result stays in registers tile by tile: the rows of a tile share the
-//! widened values of `b`.
+//! An f32 matrix times an f16 matrix. The result is computed in tiles that fit into registers. The rows of a tile share
+//! the f32 conversion of `b`.
 
 use super::half::{COLUMNS, HalfProduct};
 use crate::simd::{Kernel, Vector};
@@ -34,7 +34,7 @@ unsafe fn multiply_half<V: Vector, const WIDTH: usize>(product: HalfProduct<'_>)
         let mut column = 0;
         while column < n {
             let wide = if column + WIDTH * V::LANES <= n { WIDTH } else { COLUMNS / V::LANES };
-            // the tile lies in `c`, its row of `a` and its columns of `b` in those.
+            // the tile is within `c`; its rows are within `a`, and its columns within `b`.
             let tile = Tile {
                 a: a.add(row * stride),
                 stride,

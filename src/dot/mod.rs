@@ -1,8 +1,8 @@
 //! Dot products of quantized rows with a column of activations.
 //!
 //! The activations are quantized too, to eight bits, as in ggml: K-quants and IQ4_XS are multiplied by
-//! Q8_K, legacy types and IQ4_NL by Q8_0 or, where the type has a minimum, Q8_1, numbers by f32. So a
-//! block's dot product is a sum of small integers, exact on every ISA, times a few scales.
+//! Q8_K; legacy types and IQ4_NL by Q8_0 or, if the type has a minimum, Q8_1; floats by f32. So a
+//! block's dot product is a sum of small integers, exact on every instruction set, times a few scales.
 //!
 //! | rows | activations | a block's dot product |
 //! |---|---|---|
@@ -16,8 +16,8 @@
 //! | Q4_HIFI | Q8_K | that of Q4_K `+ Σ residual · (d8·q8[index])` |
 //! | F32, F16, BF16 | F32 | `w·x` |
 //!
-//! [`scalar`] is the oracle, and has the one order in which floats are added on every ISA: a product depends
-//! on the row and the activations alone.
+//! [`scalar`] is the oracle. It defines the order in which floats are added on every instruction set, so a product
+//! depends only on the row and the activations.
 
 mod activations;
 pub(crate) mod half;

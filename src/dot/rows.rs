@@ -8,7 +8,7 @@ use crate::block::{QK_K, TensorType};
 pub enum Rows<'a> {
     /// Rows of one type.
     Plain(TensorType, &'a [u8]),
-    /// Rows of Q4_HIFI in the split layout, their outliers a block given by the activations.
+    /// Rows of Q4_HIFI in the split layout. The activations have the number of outliers per block.
     Hifi {
         /// Q4_K rows.
         base: &'a [u8],
@@ -20,7 +20,7 @@ pub enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Panics where the parts are not exactly `rows` rows that fit the activations.
+    /// Panics if the parts are not exactly `rows` rows that fit the activations.
     pub(crate) fn check(&self, activations: &Activations, rows: usize) {
         let n = activations.len();
         match *self {

@@ -1,17 +1,18 @@
-//! The obvious version: unpack a block's quants, multiply, add. The oracle of the kernels, bit for bit, and
-//! what runs where there is no kernel.
+//! The scalar version: unpacks a block's quants, multiplies and adds. It is the oracle of the kernels, bit for bit, and
+//! runs if there is no kernel.
 //!
-//! Integers are exact; so that floats are the same on every ISA, their order is:
+//! Sums of integers are exact. Sums of floats have this order on every instruction set:
 //!
-//! | rows | order |
-//! |---|---|
-//! | K-quants, IQ4_XS | a sum that takes the blocks in turn; minima have one of their own, taken off at the end |
-//! | legacy types, IQ4_NL | eight lanes, lane l takes quants 4 l to 4 l + 3 of every block; minima have a sum of their own |
-//! | F32, F16, BF16 | four times sixteen lanes, which take 64 quants in turn; the rest, padded with zeros to sixteen at a time, goes to the first sixteen |
-//! | outliers | sixteen lanes, see `add_outliers` |
+//! * K-quants and IQ4_XS: one sum over the blocks, in order. Minima have a separate sum, which is subtracted at the
+//!   end.
+//! * Legacy types and IQ4_NL: eight lanes; lane l takes quants 4 l to 4 l + 3 of every block. Minima have a separate
+//!   sum.
+//! * F32, F16 and BF16: four times sixteen lanes, which take 64 weights at a time. The rest is padded with zeros to
+//!   multiples of sixteen and goes to the first sixteen lanes.
+//! * Outliers: sixteen lanes, see `add_outliers`.
 //!
-//! Lanes are added as a tree, each to the one half of the lanes away. Every product is added by a fused
-//! multiply-add.
+//! Lanes are added as a tree: with n lanes, lane i + n / 2 is added to lane i, then n is halved. Every product is added
+//! by a fused multiply-add.
 
 use super::activations::{Activations, BlockQ8_1, BlockQ8K, Column};
 use super::rows::Rows;
@@ -27,13 +28,13 @@ use crate::float::{f16_to_f32, mul_add};
 /// The integers of a K-quant block's dot product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KSums {
-    /// `Σ scale·(Σ q·q8)`, q with its offset taken off.
+    /// `Σ scale·(Σ q·q8)`, where the offset is subtracted from q.
     pub scaled: i32,
     /// `Σ min·(Σ q8)`; 0 in types without minima.
     pub mins: i32,
 }
 
-/// A K-quant block as the dot product sees it.
+/// A K-quant block, for the scalar dot product.
 pub trait KBlock: Block {
     /// The scale of the scales and that of the minima.
     fn block_scales(&self) -> (f32, f32);
@@ -42,12 +43,12 @@ pub trait KBlock: Block {
     fn sums(&self, y: &BlockQ8K) -> KSums;
 }
 
-/// A legacy block as the dot product sees it.
+/// A legacy block, for the scalar dot product.
 pub trait LegacyBlock: Block {
-    /// The scale, and what is added to every weight.
+    /// The scale, and the value that is added to every weight.
     fn scale_and_add(&self) -> (f32, f32);
 
-    /// The quants, their offset taken off.
+    /// The quants, minus their offset.
     fn quants(&self) -> [i32; QK];
 }
 
@@ -208,7 +209,7 @@ fn both_halves(pair: impl Fn(usize) -> (i32, i32), offset: i32) -> [i32; QK] {
     quants
 }
 
-/// What 32 quants of IQ4_NL and IQ4_XS stand for.
+/// The values of 32 quants of IQ4_NL or IQ4_XS.
 #[inline(always)]
 fn table_values(qs: &[u8; QK / 2]) -> [i32; QK] {
     both_halves(|j| unpack_nibbles(qs, j), 0).map(|q| i32::from(VALUES[q as usize]))
@@ -256,7 +257,7 @@ fn dot_k<B: KBlock>(row: &[u8], y: &[BlockQ8K]) -> KProduct {
     product
 }
 
-/// A row's product in its two parts.
+/// The two parts of a row's product.
 struct KProduct {
     scaled: f32,
     mins: f32,
@@ -343,7 +344,7 @@ fn dot_plain(kind: TensorType, row: &[u8], activations: &Activations) -> f32 {
     }
 }
 
-/// One dot product a row into `out`. The lengths have been checked.
+/// Writes one dot product per row to `out`. The lengths have been checked.
 pub(crate) fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32]) {
     let n = out.len();
     for (i, out) in out.iter_mut().enumerate() {
@@ -361,7 +362,7 @@ pub(crate) fn dot_rows(rows: Rows<'_>, activations: &Activations, out: &mut [f32
     }
 }
 
-/// What the outliers of a row of Q4_HIFI add.
+/// The sum over the outliers of a row of Q4_HIFI.
 fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 {
     let sparse = activations.sparse.as_ref().expect("checked at the border");
     let n = sparse.outliers.max(1);
@@ -373,9 +374,9 @@ fn outlier_sum(index: &[u8], residual: &[u8], activations: &Activations) -> f32 
     total(lanes)
 }
 
-/// Adds a block's outliers to the lanes: sixteen at a time, then eight. What is left goes to the first eight by
-/// taking the last eight and counting those as zeros that were taken before. Of fewer than eight outliers, four are
-/// taken together if there are four or more; the rest go to the first lane.
+/// Adds a block's outliers to the lanes: sixteen at a time, then eight. For the rest, the last eight outliers are taken
+/// again for the first eight lanes, with zeros for those that were already added. With fewer than eight outliers in the
+/// block, four are taken together if possible, and the others go to the first lane.
 fn add_outliers(lanes: &mut [f32; 16], index: &[u8], residual: &[[u8; 2]], values: &[f32; QK_K]) {
     let n = index.len();
     let mut add = |lane: usize, k: usize, counts: bool| {

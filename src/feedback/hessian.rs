@@ -8,9 +8,9 @@ use crate::simd::run_loop;
 use rayon::prelude::*;
 use std::array::from_fn;
 
-/// Correlations measured on one text differ somewhat on others. Therefore each correlation is multiplied by
-/// 1 - [`SHRINK_SHARE`] - [`SHRINK_TOKENS`] / tokens. This has the effect of GPTQ's damping, which makes the diagonal of
-/// H larger. These values gave the least error on other texts, though not by much (docs/quantization/Q4_HIFI.md).
+/// Correlations measured on one text differ somewhat on others. Therefore each correlation is multiplied by 1 -
+/// [`SHRINK_SHARE`] - [`SHRINK_TOKENS`] / tokens. This has the effect of GPTQ's damping, which makes the diagonal of H
+/// larger. These values gave the least error on other texts, though not by much (docs/quantization/Q4_HIFI.md).
 const SHRINK_SHARE: f32 = 0.25;
 /// See [`SHRINK_SHARE`].
 const SHRINK_TOKENS: f32 = 1000.0;

@@ -180,7 +180,8 @@ fn worst_indices(
     choose(count, &weighted_squares(&misses, importance))
 }
 
-/// The indices of the `count` largest `scores`, in increasing order. Ties go to the smaller index. No score is negative.
+/// The indices of the `count` largest `scores`, in increasing order. Ties go to the smaller index. No score is
+/// negative.
 ///
 /// This is a binary search over the bits of the smallest chosen score, because floats ≥ 0 compare like their bits.
 /// Vectors make it fast.

@@ -140,8 +140,8 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 
 /// Rounds the scales or minima of sub-blocks to 0..=`most`, in units of a block scale, which it returns first.
 ///
-/// With `weights` (one sum per sub-block) the block scale is searched; without, it is largest / `most`. A negative value
-/// wraps to a large byte. Results are at most `bounds[0]` without weights, `bounds[1]` with.
+/// With `weights` (one sum per sub-block) the block scale is searched; without, it is largest / `most`. A negative
+/// value wraps to a large byte. Results are at most `bounds[0]` without weights, `bounds[1]` with.
 pub(crate) fn round_scales<const N: usize>(
     values: &[f32; N],
     weights: Option<&[f32; N]>,

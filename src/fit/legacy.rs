@@ -86,8 +86,8 @@ fn quantize_symmetric<B>(
     }
 }
 
-/// Encodes a row as `d · q + m` with q in 0..=levels. With importance, [`fit_affine`] finds d and m; without, they follow
-/// from the smallest and largest weight. `store` makes a block of `d`, `m` and the quants.
+/// Encodes a row as `d · q + m` with q in 0..=levels. With importance, [`fit_affine`] finds d and m; without, they
+/// follow from the smallest and largest weight. `store` makes a block of `d`, `m` and the quants.
 #[inline(always)]
 fn quantize_affine<B>(
     x: &[f32],

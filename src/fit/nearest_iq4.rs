@@ -1,8 +1,8 @@
 //! The nearest of the sixteen values of IQ4, for every lane of a vector.
 //!
-//! The nearest value changes at fifteen thresholds, the middles between values. A quadratic function of the position is
-//! within a half of k at the k-th threshold. Rounded, it leaves two values to choose from, and a table has the threshold
-//! between them. So a search is two look-ups and one comparison.
+//! The nearest value changes at fifteen thresholds, the middles between values. A quadratic function of the position
+//! is within a half of k at the k-th threshold. Rounded, it leaves two values to choose from, and a table has the
+//! threshold between them. So a search is two look-ups and one comparison.
 
 use super::iq4::MIDDLES;
 use crate::block::iq4::FLOATS;

@@ -23,8 +23,8 @@ pub struct Search {
     pub(crate) step: f32,
     /// The number of candidates after the first.
     pub(crate) steps: u32,
-    /// Whether a quant is clamped before it is rounded. The result differs only if a weight is millions of steps outside
-    /// of the grid.
+    /// Whether a quant is clamped before it is rounded. The result differs only if a weight is millions of steps
+    /// outside of the grid.
     pub(crate) clamp_first: bool,
     /// Whether the error is `Σ w |value(q) - x|` instead of a sum of squares.
     pub(crate) absolute: bool,
@@ -194,8 +194,8 @@ fn signed_extreme(x: &[f32]) -> Option<f32> {
     if magnitude < TINY { None } else { Some(extreme) }
 }
 
-/// As [`fit_signed`] with x² as the weights, but on a single grid. Then single quants are changed as long as that lowers
-/// the error, in at most five rounds.
+/// As [`fit_signed`] with x² as the weights, but on a single grid. Then single quants are changed as long as that
+/// lowers the error, in at most five rounds.
 pub fn fit_signed_by_moves(x: &[f32], half: i32, quants: &mut [u8]) -> f32 {
     debug_assert!(x.len() == quants.len());
     let Some(extreme) = signed_extreme(x) else {
@@ -230,8 +230,8 @@ impl MoveSums {
     }
 }
 
-/// Changes single quants as long as that lowers the error, in at most five rounds. `offset` is added to stored quants. A
-/// quant stays if `may_move` returns false for the sums over all other quants. Returns the best scale.
+/// Changes single quants as long as that lowers the error, in at most five rounds. `offset` is added to stored quants.
+/// A quant stays if `may_move` returns false for the sums over all other quants. Returns the best scale.
 #[inline(always)]
 fn move_quants(
     x: &[f32],

@@ -71,8 +71,8 @@ impl<'a> Matrix<'a> {
 
     /// Multiplies columns: `out[c][r] = Σ w[r][k] · x[c][k]`.
     ///
-    /// `x` is `[columns, row_length]`, `out` is `[columns, rows]`. Activations are quantized to eight bits unless the rows
-    /// are floats.
+    /// `x` is `[columns, row_length]`, `out` is `[columns, rows]`. Activations are quantized to eight bits unless the
+    /// rows are floats.
     pub fn matmul(&self, x: &[f32], out: &mut [f32]) -> Result<(), QuantError> {
         self.matmul_with(Isa::active()?, x, out)
     }
@@ -193,8 +193,8 @@ fn bytes(rows: &Range<usize>, size: usize) -> Range<usize> {
     rows.start * size..rows.end * size
 }
 
-/// Divides the rows of `out`, which has columns of `rows` values, into parts of `part` rows. Calls `work` in parallel with
-/// the index of every part, and its piece of each column.
+/// Divides the rows of `out`, which has columns of `rows` values, into parts of `part` rows. Calls `work` in parallel
+/// with the index of every part, and its piece of each column.
 fn for_each_part(
     out: &mut [f32],
     rows: usize,

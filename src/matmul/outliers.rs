@@ -1,8 +1,8 @@
 //! The products of Q4_HIFI's outliers with many columns.
 //!
-//! Every row has its own indices, so rows share nothing. But an outlier is used by all columns. Therefore the activations
-//! are transposed, so that those of [`BATCH`] columns at one index are neighbours. Then an outlier costs one multiply-add
-//! per vector of columns.
+//! Every row has its own indices, so rows share nothing. But an outlier is used by all columns. Therefore the
+//! activations are transposed, so that those of [`BATCH`] columns at one index are neighbours. Then an outlier costs
+//! one multiply-add per vector of columns.
 
 use crate::block::{QK_K, TensorType};
 use crate::dispatch;

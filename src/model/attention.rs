@@ -1,9 +1,9 @@
 //! Attention: for every query, the mean of the values that it sees, weighted by the softmax of its products with the
 //! keys.
 //!
-//! The cache is processed block by block. For each block, the queries of several tokens and of all heads that share keys
-//! are multiplied by the keys, then a step of the softmax follows, then the products with the values. So the cache is
-//! read once for all these queries, and scores are kept for one block only.
+//! The cache is processed block by block. For each block, the queries of several tokens and of all heads that share
+//! keys are multiplied by the keys, then a step of the softmax follows, then the products with the values. So the
+//! cache is read once for all these queries, and scores are kept for one block only.
 
 use super::config::Config;
 use super::kv_cache::{BLOCK, LayerCache};

@@ -101,8 +101,9 @@ impl<'a> Model<'a> {
 
     /// Evaluates tokens and appends them to the sequence.
     ///
-    /// It uses the threads of the current [`Team`](crate::team::Team), which is fast for single tokens, or of the current
-    /// rayon pool. After an error, the sequence has its earlier tokens, and possibly whole batches of the new ones.
+    /// It uses the threads of the current [`Team`](crate::team::Team), which is fast for single tokens, or of the
+    /// current rayon pool. After an error, the sequence has its earlier tokens, and possibly whole batches of the new
+    /// ones.
     pub fn evaluate(
         &self,
         sequence: &mut Sequence,
@@ -164,8 +165,8 @@ impl<'a> Model<'a> {
 
     /// The logits of a traced text, `[tokens, n_vocab]`. The evaluation starts at `layer` with the states of the trace.
     ///
-    /// The model of the trace may differ from this one, but not in the layers before `layer`. If `layer` is n_layer, only
-    /// the output matrix is applied.
+    /// The model of the trace may differ from this one, but not in the layers before `layer`. If `layer` is n_layer,
+    /// only the output matrix is applied.
     pub fn resume(
         &self,
         trace: &Trace,
@@ -253,7 +254,8 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// The logits of the wanted tokens, from the states after the last layer. A collector gets the states of all tokens.
+    /// The logits of the wanted tokens, from the states after the last layer. A collector gets the states of all
+    /// tokens.
     fn output(&mut self, wanted: Range<usize>, logits: &mut [f32]) -> Result<(), ModelError> {
         let Model { config, tensors, isa, .. } = self.model;
         let n = config.n_embd;

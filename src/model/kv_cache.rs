@@ -1,8 +1,8 @@
 //! The KV cache of a sequence: keys and values of all tokens so far, f16, in every layer.
 //!
-//! It consists of blocks of [`BLOCK`] tokens, so that memory grows with the text and nothing is moved. For every head, a
-//! block has the keys dimension by dimension (head_size × BLOCK) and the values token by token (BLOCK × head_size). Both
-//! are ready to be the right factor of a matrix product.
+//! It consists of blocks of [`BLOCK`] tokens, so that memory grows with the text and nothing is moved. For every head,
+//! a block has the keys dimension by dimension (head_size × BLOCK) and the values token by token (BLOCK × head_size).
+//! Both are ready to be the right factor of a matrix product.
 
 use super::config::Config;
 use crate::float::f32_to_f16;

@@ -242,7 +242,8 @@ pub(super) fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut
     }
 }
 
-/// A logit, soft-capped to ± `cap`. Computed in f64, so that the result, rounded to f32, does not depend on the C library.
+/// A logit, soft-capped to ± `cap`. Computed in f64, so that the result, rounded to f32, does not depend on the C
+/// library.
 pub(super) fn softcapped(logit: f32, cap: f32) -> f32 {
     f64::from(logit / cap).tanh() as f32 * cap
 }

@@ -21,8 +21,8 @@ pub struct RopeConfig {
     pub factors: Vec<f32>,
 }
 
-/// The ramp of YaRN. Pairs that rotate more than `fast` times in `context` tokens keep their frequency. The frequency of
-/// pairs that rotate less than `slow` times is divided by [`RopeConfig::stretch`].
+/// The ramp of YaRN. Pairs that rotate more than `fast` times in `context` tokens keep their frequency. The frequency
+/// of pairs that rotate less than `slow` times is divided by [`RopeConfig::stretch`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Yarn {
     /// Context of the training, in tokens, before the extension.

@@ -1,4 +1,4 @@
-//! Columns of activations as the panels take them: signed bytes, a scale for every 32, and sums.
+//! Columns of activations for panels: signed bytes, a scale for every 32 of them, and sums.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,7 @@ pub(crate) const GROUP: usize = 32;
 /// Activations that a sum covers.
 pub(crate) const SUM: usize = 16;
 
-/// Columns as panels take them.
+/// Columns in the form for panels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PanelColumns<'a> {
     /// For rows of quantized weights.
@@ -25,7 +25,7 @@ pub(crate) struct Floats<'a> {
 
 /// Columns of equal length, quantized: `x ≈ scale · q`, q in -127..=127.
 ///
-/// Finer than Q8_K, whose scale is shared by 256; it makes no difference to a panel's speed.
+/// This is more precise than Q8_K, whose scales are for 256 activations, and not slower.
 #[derive(Debug)]
 pub(crate) struct Columns {
     /// Activations in a column, a multiple of [`GROUP`].
@@ -62,13 +62,13 @@ impl Columns {
         columns
     }
 
-    /// How many there are.
+    /// The number of columns.
     pub fn count(&self) -> usize {
         self.quants.len() / self.length
     }
 }
 
-/// One of [`Columns`], to be written.
+/// Buffers for one of [`Columns`].
 #[derive(Debug)]
 pub(crate) struct ColumnMut<'a> {
     pub quants: &'a mut [u8],

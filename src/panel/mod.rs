@@ -1,13 +1,14 @@
 //! A panel of rows times many columns: the algorithm, once over [`PanelVector`].
 //!
-//! A lane is a row, and a row's float operations have one order, whatever the vectors' width: so every
-//! ISA gives the same bits. Step by step along the rows, their blocks are taken apart once, into unsigned
-//! bytes that lie four of a row beside four of the next, and then meet every column: a tile of some
-//! vectors of rows by some columns stays in registers, so that four bytes of a column, broadcast,
-//! are multiplied by all rows of the tile (`vpdpbusd`), and those of the rows by all columns. That
-//! is why it is fast: per multiply-add hardly anything is loaded, unpacked or scaled.
+//! A lane is a row. The order of a row's float operations does not depend on the width of vectors, so every instruction
+//! set gives the same bits.
 //!
-//! Rows of floats go the same way, with one f32 in place of four bytes.
+//! The panel is processed in steps along the rows. In a step, the blocks are unpacked once, into unsigned bytes: four
+//! of a row, then four of the next row, and so on. Then they are multiplied by every column. A tile of several vectors
+//! of rows by several columns is kept in registers. Four bytes of a column are broadcast and multiplied by all rows of
+//! the tile (`vpdpbusd`). This is fast, because each loaded, unpacked and scaled value is used many times.
+//!
+//! Rows of floats are processed in the same way, with one f32 in place of four bytes.
 
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) mod avx2;

@@ -1,4 +1,4 @@
-//! The products of a panel's rows and columns.
+//! Products of a panel's rows with columns.
 
 use super::columns::{ColumnMut, Columns, Floats, GROUP, PanelColumns, SUM};
 use super::unpack::{PanelBlock, Unpacked};
@@ -9,25 +9,25 @@ use std::ops::Range;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 64;
-/// The most columns that a panel's tile has, and a multiple of the others' number.
+/// The largest number of columns in a tile, and a multiple of every smaller number that is used.
 pub(crate) const MOST_COLUMNS: usize = 12;
-/// Cells of four bytes that a step takes of each row: 256 quants, or 64 floats.
+/// Cells of four bytes per row and step: 256 quants, or 64 floats.
 const STEP: usize = 64;
-/// Bytes that memory is read by.
+/// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
-/// Activations that are all smaller count as zeros.
+/// A group of activations that are all smaller counts as zeros.
 const LEAST: f32 = 1e-36;
-/// The most sub-blocks in a step.
+/// The largest number of sub-blocks in a step.
 const SUBS: usize = 4 * STEP / 16;
 
 /// A step of a panel's rows.
 #[repr(align(64))]
 struct Step {
-    /// Row by row, as taken apart.
+    /// Unpacked, row by row.
     rows: [[u8; 4 * STEP]; PANEL],
-    /// Cell by cell, that of every row.
+    /// The same, cell by cell: first cell 0 of every row, then cell 1 of every row, and so on.
     cells: [[u8; 4 * PANEL]; STEP],
-    /// Scale and addend of the sub-blocks, those of every row.
+    /// Scale and addend, sub-block by sub-block, of every row.
     scales: [[f32; PANEL]; SUBS],
     adds: [[f32; PANEL]; SUBS],
 }
@@ -40,7 +40,7 @@ impl Step {
         adds: [[0.0; PANEL]; SUBS],
     };
 
-    /// Takes blocks of row `row` apart.
+    /// Unpacks blocks of row `row`.
     #[inline(always)]
     unsafe fn set_quants<V: PanelVector, B: PanelBlock>(&mut self, row: usize, blocks: &[B]) {
         let subs = B::WEIGHTS / B::SUB;
@@ -83,8 +83,8 @@ impl Step {
     }
 }
 
-/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`: [`PANEL`] sums
-/// a column. There are at least as many `acc` as columns, and a multiple of `C`.
+/// Adds the products of at most [`PANEL`] rows of `kind` and every column to `acc`, which has [`PANEL`] sums per
+/// column. The length of `acc` is at least the number of columns, and a multiple of `C`.
 ///
 /// # Safety
 ///
@@ -123,21 +123,21 @@ pub(crate) unsafe fn quantize_column<V: PanelVector>(x: &[f32], out: ColumnMut<'
             most = V::max_abs(most, V::Floats::load(x.as_ptr().add(i)));
         }
         let most = V::largest(most);
-        // of what is so small that the inverse would be infinite nothing is left
+        // so small that the inverse would be infinite: the group becomes zeros
         let inverse = V::Floats::splat(if most < LEAST { 0.0 } else { 127.0 / most });
         *scale = most / 127.0;
         *sums = [0; GROUP / SUM];
         for i in (0..GROUP).step_by(V::LANES) {
             let ints = V::to_ints(V::Floats::load(x.as_ptr().add(i)).mul(inverse));
             V::store_bytes(ints, quants.as_mut_ptr().add(i));
-            // an infinity or a NaN becomes the least i32; its group's scale is infinite or NaN, too
+            // infinity and NaN become the smallest i32, but then the scale of the group is infinite or NaN, too
             sums[i / SUM] = sums[i / SUM].wrapping_add(V::total(ints));
         }
         *scaled_sum = *scale * sums.iter().fold(0i32, |sum, &ints| sum.wrapping_add(ints)) as f32;
     }
 }
 
-/// Asks for the cache line of an address, which need not be valid.
+/// Prefetches the cache line of an address, which need not be valid.
 #[inline(always)]
 fn prefetch(at: *const u8) {
     // SAFETY: every x86-64 CPU has SSE, and fetching is no access.
@@ -172,7 +172,7 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
         let rows = blocks::<B>(rows).chunks_exact(columns.length / B::WEIGHTS);
         for (r, row) in rows.enumerate() {
             let (now, later) = row[start / B::WEIGHTS..].split_at((end - start) / B::WEIGHTS);
-            // rows lie too far apart for the CPU to see it coming
+            // the rows are too far apart for the CPU's own prefetching
             for ahead in (0..size_of_val(now)).step_by(CACHE_LINE) {
                 prefetch(later.as_ptr().cast::<u8>().wrapping_add(ahead))
             }
@@ -188,7 +188,7 @@ unsafe fn bytes<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
     }
 }
 
-/// Rows from `row` on times the columns `tile`, the `weights` of a row alone.
+/// Multiplies rows from `row` on by the columns `tile`; uses `weights` weights of each row.
 #[inline(always)]
 unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usize>(
     step: &Step,
@@ -210,7 +210,7 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
             let first = (weights.start + sub * B::SUB) / SUM;
             for c in 0..C {
                 let x = &columns.sums[tile[c] * columns.length / SUM + first..];
-                // infinities and NaN have sums that overflow, and scales that make the result NaN
+                // with infinities or NaN the sums may overflow, but the scales make the result NaN
                 let sum = x[..B::SUB / SUM].iter().fold(0, |sum: i32, x| sum.wrapping_add(*x));
                 for sums in &mut sums {
                     sums[c] = V::splat((-B::OFFSET).wrapping_mul(sum));
@@ -282,7 +282,7 @@ unsafe fn floats<V: PanelVector, B: Block, const R: usize, const C: usize>(
     }
 }
 
-/// Rows from `row` on times `width` quants of columns.
+/// Multiplies rows from `row` on by `width` quants of columns.
 #[inline(always)]
 unsafe fn floats_tile<V: PanelVector, const R: usize, const C: usize>(
     step: &Step,

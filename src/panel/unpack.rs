@@ -1,4 +1,4 @@
-//! Blocks taken apart for the panels: unsigned quants under scales.
+//! Unpacking blocks for panels: unsigned quants and scales.
 
 use super::vector::PanelVector;
 use crate::block::iq4::{OFFSET, UNSIGNED};
@@ -10,29 +10,29 @@ use crate::block::{
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, QK, q3_k,
 };
 
-/// Where the parts of a block go.
+/// Buffers for the parts of a block.
 pub(crate) struct Unpacked<'a> {
     pub quants: &'a mut [u8],
     /// The scale of each sub-block.
     pub scales: &'a mut [f32],
-    /// What is added to the weights of each; written where [`PanelBlock::ADDS`].
+    /// The value that is added to the weights of each sub-block; only written if [`PanelBlock::ADDS`].
     pub adds: &'a mut [f32],
 }
 
-/// A block whose weights are `scale · (q - OFFSET) + add`, q of eight bits, `scale` and `add` shared
-/// by [`Self::SUB`] weights.
+/// A block whose weights are `scale · (q - OFFSET) + add`, where q has eight bits. [`Self::SUB`] weights share `scale`
+/// and `add`.
 pub(crate) trait PanelBlock: Block {
     /// Weights in a sub-block, 16 or 32.
     const SUB: usize = 32;
-    /// What is taken off every quant.
+    /// Subtracted from every quant.
     const OFFSET: i32 = 0;
-    /// Whether `add` is not always 0.
+    /// Whether `add` can differ from 0.
     const ADDS: bool = false;
-    /// Whether quants may have the eighth bit: x86-64 alone asks.
+    /// Whether quants may use the eighth bit. Only x86-64 needs to know.
     #[cfg_attr(any(portable, not(target_arch = "x86_64")), allow(dead_code))]
     const WIDE: bool = false;
 
-    /// Takes the block apart.
+    /// Unpacks the block.
     ///
     /// # Safety
     ///
@@ -168,8 +168,8 @@ impl PanelBlock for BlockIQ4XS {
     }
 }
 
-/// The legacy types of four and five bits, whose quant j and j + 16 `$pair` gives. Not by their `quants`: five
-/// bits by way of an array take twice as long.
+/// The legacy types of four and five bits. `$pair` gives quants j and j + 16. Their `quants` would give the same, but
+/// five bits through an array take twice the time.
 macro_rules! legacy_quants {
     ($block:ident, $offset:literal, $pair:expr $(, $add:expr)?) => {
         impl PanelBlock for $block {

@@ -1,4 +1,4 @@
-//! What the panels need of an instruction set, beside its vectors of f32.
+//! The operations of an instruction set that panels need, in addition to vectors of f32.
 
 use crate::block::QK;
 use crate::simd::Vector;
@@ -35,14 +35,14 @@ pub(crate) trait PanelVector {
     /// To the nearest, ties to even.
     unsafe fn to_ints(floats: Self::Floats) -> Self::Ints;
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
-    /// `max(most, |b|)` of the bits, which order as the magnitudes do, NaN the largest.
+    /// `max(most, |b|)`, compared as bits: magnitudes compare like their bits, and NaN is the largest.
     unsafe fn max_abs(most: Self::Ints, b: Self::Floats) -> Self::Ints;
     /// The largest lane.
     unsafe fn largest(most: Self::Ints) -> f32;
 
     /// f16 to f32, exact.
     unsafe fn half(bits: u16) -> f32;
-    /// What the table has for 32 quants of four bits: the low ones, then the high ones.
+    /// The table's values for 32 quants of four bits: those of the low nibbles, then those of the high ones.
     unsafe fn look_up(table: &[u8; 16], qs: &[u8; QK / 2]) -> [u8; QK];
 
     /// Writes a square of [`Self::LANES`] by as many cells of four bytes with rows and columns

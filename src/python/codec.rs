@@ -70,8 +70,8 @@ pub(super) fn cpu_features() -> PyResult<(&'static str, Vec<&'static str>)> {
     Ok((Isa::active()?.name(), Isa::available().map(Isa::name).collect()))
 }
 
-/// Encodes rows of type `source_type` as `target_type`: as ggml does, refined if `refine`, or with error feedback (GPTQ,
-/// LDLQ) if `inputs` are given, too.
+/// Encodes rows of type `source_type` as `target_type`: as ggml does, refined if `refine`, or with error feedback
+/// (GPTQ, LDLQ) if `inputs` are given, too.
 #[pyfunction]
 #[pyo3(signature = (source, source_type, row_length, target_type, importance, threads, refine = false,
     inputs = None))]

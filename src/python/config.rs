@@ -4,7 +4,7 @@ use crate::model::{Activation, Config, Local, Pairs, RopeConfig, Temperature, Ya
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-/// Reads the attribute that has the variable's name.
+/// Reads an attribute of a Python object.
 macro_rules! get {
     ($object:expr, $name:ident) => {
         $object.getattr(stringify!($name))?.extract()?

@@ -7,13 +7,13 @@ use crate::feedback::{Hessian, correlations};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-/// Whether products are summed of the inputs of a matrix with rows of this length.
+/// Whether products of the inputs of a matrix with rows of this length are summed.
 #[pyfunction]
 pub(super) fn are_correlated(row_length: usize, is_ffn_down: bool) -> bool {
     correlations::are_correlated(row_length, is_ffn_down)
 }
 
-/// Pairs of columns of which an importance matrix keeps products.
+/// The number of pairs of columns whose products an importance matrix keeps.
 #[pyfunction]
 pub(super) fn correlation_pairs(row_length: usize) -> usize {
     correlations::pairs(row_length)
@@ -35,7 +35,7 @@ pub(super) fn correlations_of<'py>(
     Ok(PyArray1::from_vec(py, py.detach(|| correlations::correlations(products, squares))))
 }
 
-/// The sums of products that correlations stand for.
+/// Sums of products, from correlations in bytes and from sums of squares.
 #[pyfunction]
 pub(super) fn products_of<'py>(
     py: Python<'py>,
@@ -47,8 +47,8 @@ pub(super) fn products_of<'py>(
     Ok(PyArray1::from_vec(py, py.detach(|| correlations::products(bytes, squares))))
 }
 
-/// H = E[x xᵀ] of the inputs x of rows, factored for error feedback: from the importance of each column and correlations
-/// from that number of tokens, or none.
+/// H = E[x xᵀ] of the inputs x of a matrix, factorized for error feedback. It is made from the importance of each
+/// column and the correlations (or None) that a number of tokens gave.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Inputs {
     pub(super) inner: Hessian,

@@ -23,7 +23,7 @@ impl InputSums {
         Ok(Self { state: Mutex::new(sums) })
     }
 
-    /// Adds rows, each to the matrices whose indices follow each other in `matrices`.
+    /// Adds rows. `matrices` has, row by row, the indices of the matrices that a row goes to.
     fn add<'py>(
         &self,
         py: Python<'py>,
@@ -37,7 +37,7 @@ impl InputSums {
         detached(py, threads, || sums.add(Isa::active()?, rows, matrices))
     }
 
-    /// Σ x², a column each, of one matrix after the other.
+    /// Σ x², one per column, matrix by matrix.
     fn squares<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         PyArray1::from_slice(py, lock(py, &self.state).squares())
     }
@@ -47,7 +47,7 @@ impl InputSums {
         PyArray1::from_slice(py, lock(py, &self.state).counts())
     }
 
-    /// Σ x_i x_j of pairs of columns: the sum with that index.
+    /// Σ x_i x_j of pairs of columns: product sum number `index`.
     fn products<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let state = lock(py, &self.state);
         let missing = QuantError::InputSums("these products were not summed");
@@ -55,7 +55,7 @@ impl InputSums {
         Ok(PyArray1::from_vec(py, products.to_vec()))
     }
 
-    /// Adds the sums of another to these, and sets those to zero.
+    /// Adds the sums of `other` to these, and sets those to zero.
     fn take(slf: &Bound<'_, Self>, other: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let Some((mut ours, mut theirs)) = lock_both(py, &slf.get().state, &other.get().state)

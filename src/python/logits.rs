@@ -1,4 +1,4 @@
-//! Rows of logits, float32 [rows, n_vocab], and the statistics of them.
+//! Statistics of rows of logits, float32 [rows, n_vocab].
 
 use super::support::{detached, slice};
 use crate::logits::{self, Divergence, Logits, log_prob_codes};
@@ -16,7 +16,7 @@ fn rows<'a>(array: &'a LogitsArgument<'_>) -> PyResult<Logits<'a>> {
     Ok(Logits::new(data, array.shape()[1])?)
 }
 
-/// nll, nll of the base, kld, delta p, same top: an array each.
+/// Arrays of nll, nll of the base, kld, delta p and same top.
 fn columns(py: Python<'_>, rows: Vec<Divergence>) -> Columns<'_> {
     let floats = |value: fn(&Divergence) -> f64| PyArray1::from_iter(py, rows.iter().map(value));
     (
@@ -28,7 +28,7 @@ fn columns(py: Python<'_>, rows: Vec<Divergence>) -> Columns<'_> {
     )
 }
 
-/// -log of the probability that each row gave to its token.
+/// -log of the probability of each row's token.
 #[pyfunction]
 pub(super) fn token_nll<'py>(
     py: Python<'py>,
@@ -56,7 +56,7 @@ pub(super) fn encode_log_probs<'py>(
     Ok((PyArray1::from_vec(py, nll), PyArray1::from_vec(py, out)))
 }
 
-/// How logits differ from a base model's log-probabilities.
+/// The differences between logits and a base model's log-probabilities.
 #[pyfunction]
 pub(super) fn divergence_from_log_probs<'py>(
     py: Python<'py>,
@@ -71,7 +71,7 @@ pub(super) fn divergence_from_log_probs<'py>(
     Ok(columns(py, found))
 }
 
-/// How logits differ from a base model's logits.
+/// The differences between logits and a base model's logits.
 #[pyfunction]
 pub(super) fn divergence<'py>(
     py: Python<'py>,

@@ -1,13 +1,13 @@
-//! Watching over arrays that lie in mapped files.
+//! Detecting lost pages of arrays in mapped files.
 
 use super::support::slice;
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 
-/// Watches over an array that is a mapping, for as long as it lives.
+/// Watches the memory of an array in a mapped file, as long as this object lives.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Watch {
-    /// Ends before the mapping does, which the array holds.
+    /// Declared before the array, so that it is dropped before the mapping, which the array holds.
     watch: crate::lost_pages::Watch,
     _array: Py<PyArray1<u8>>,
 }
@@ -20,7 +20,7 @@ impl Watch {
         Ok(Self { watch, _array: array.unbind() })
     }
 
-    /// Whether a part of the file that was read was not there any more.
+    /// Whether a lost page was read, and replaced by zeros.
     #[getter]
     fn is_lost(&self) -> bool {
         self.watch.is_lost()

@@ -48,9 +48,8 @@ mod _core {
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Look NumPy's interface up, before there is work that a signal may end. That runs Python code, and the
-    /// numpy crate panics where it raises; so it runs in a thread of its own, for signals raise in the main
-    /// thread alone.
+    /// Looks up NumPy's interface at import. This runs Python code, and the numpy crate panics if it raises. Signal
+    /// handlers raise in the main thread only, so the look-up runs in a separate thread.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();

@@ -15,11 +15,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// How often a signal, as Ctrl-C's, is looked for.
+/// How often signals, such as that of Ctrl-C, are checked.
 const SIGNALS: Duration = Duration::from_millis(50);
 
-/// Runs `work` without the interpreter lock on the threads of `pool`. A signal whose handler raises
-/// sets `cancelled`, and its exception is returned when the work has ended.
+/// Runs `work` without the interpreter lock on the threads of `pool`. If a signal handler raises an exception,
+/// `cancelled` is set, and the exception is returned after the work has ended.
 fn interruptible<T: Send>(
     py: Python<'_>,
     pool: &rayon::ThreadPool,
@@ -52,20 +52,20 @@ fn interruptible<T: Send>(
     })
 }
 
-/// A model and what its weights lie in.
+/// A model and the arrays that have its weights.
 struct Loaded {
     model: model::Model<'static>,
     /// For many tokens at once.
     pool: Arc<rayon::ThreadPool>,
     /// For single tokens, of one sequence at a time.
     team: Arc<Mutex<Team>>,
-    /// Borrowed by `model`, which goes first.
+    /// Borrowed by `model`, which is dropped first.
     _arrays: Vec<Py<PyArray1<u8>>>,
-    /// Whose arrays `model` borrows, too.
+    /// The model whose arrays `model` borrows, too.
     _origin: Option<Arc<Loaded>>,
 }
 
-/// A tensor: role, layer, type, row length, outliers a block, the parts of its rows.
+/// A tensor: role, layer, type, row length, outliers per block, the parts of its rows.
 type Tensor<'py> = (String, Option<usize>, u32, usize, usize, Vec<Bound<'py, PyArray1<u8>>>);
 
 /// The bytes of an array that nobody can write to, for as long as the array lives.
@@ -105,7 +105,7 @@ pub(super) struct Model {
 
 #[pymethods]
 impl Model {
-    /// Keeps the tensors' arrays, and uses them as they lie.
+    /// Keeps references to the tensors' arrays, and uses them without a copy.
     #[new]
     fn new(
         config: &Bound<'_, PyAny>,
@@ -127,7 +127,7 @@ impl Model {
         Ok(Self { loaded: Arc::new(loaded) })
     }
 
-    /// The model with another matrix in place of one.
+    /// A model with one matrix replaced.
     fn replaced(&self, tensor: Tensor<'_>) -> PyResult<Self> {
         let (role, layer, kind, row_length, outliers, parts) = tensor;
         let matrix = matrix_of(kind, row_length, outliers, &parts)?;
@@ -141,7 +141,7 @@ impl Model {
         Ok(Self { loaded: Arc::new(loaded) })
     }
 
-    /// Follows a text through the layers.
+    /// Evaluates a text, and returns its states at all layers.
     fn trace(&self, py: Python<'_>, tokens: PyReadonlyArray1<'_, u32>) -> PyResult<Trace> {
         let tokens = slice(&tokens, "tokens")?;
         if tokens.len() > BATCH {
@@ -154,7 +154,7 @@ impl Model {
         Ok(Trace { trace, config: model.config().clone() })
     }
 
-    /// The logits of a text that was followed, taken up where it enters `layer`, a row each.
+    /// The logits of a traced text, `[tokens, n_vocab]`; the evaluation starts at `layer`.
     fn resume<'py>(
         &self,
         py: Python<'py>,
@@ -179,7 +179,7 @@ impl Model {
         PyArray1::from_vec(py, logits).reshape([rows, config.n_vocab])
     }
 
-    /// What errors in the matrices do to the predictions of a text's tokens from `first` on.
+    /// The Fisher information of all matrices for the predictions of a text's tokens from `first` on.
     fn fisher(
         &self,
         py: Python<'_>,
@@ -208,13 +208,13 @@ impl Model {
         Sequence { loaded: Arc::clone(&self.loaded), state }
     }
 
-    /// A collector that saw nothing yet.
+    /// An empty collector.
     fn collector(&self) -> Collector {
         Collector { state: Mutex::new(self.loaded.model.collector()) }
     }
 }
 
-/// A text's way through the layers of a model of that shape.
+/// The states of a text at all layers of a model.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Trace {
     trace: model::Trace,
@@ -229,7 +229,7 @@ pub(super) struct Fisher {
 
 #[pymethods]
 impl Fisher {
-    /// That of a matrix, by columns; None where there is no matrix.
+    /// The information of a matrix, one value per column; None if there is no such matrix.
     fn of<'py>(
         &self,
         py: Python<'py>,
@@ -240,7 +240,7 @@ impl Fisher {
     }
 }
 
-/// A text that is read.
+/// The tokens of a text that were evaluated, and their keys and values.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Sequence {
     loaded: Arc<Loaded>,
@@ -249,7 +249,7 @@ pub(super) struct Sequence {
 
 #[pymethods]
 impl Sequence {
-    /// Evaluates tokens; returns the logits of those from `first` to `last`, a row each.
+    /// Evaluates tokens. Returns the logits of the tokens from `first` to `last`, `[tokens, n_vocab]`.
     #[pyo3(signature = (tokens, first, last, collector))]
     fn evaluate<'py>(
         &self,
@@ -268,7 +268,7 @@ impl Sequence {
         let n_vocab = model.config().n_vocab;
         let cancelled = AtomicBool::new(false);
         let mut logits = vec![0f32; (last - first) * n_vocab];
-        // taken here and not by a thread of the pool, which might wait for another's work meanwhile
+        // locked here, because a thread of the pool might execute other work while it waits
         let mut collector = collector.map(|collector| lock(py, &collector.state));
         let mut state = lock(py, &self.state);
         let request = Request {
@@ -279,7 +279,7 @@ impl Sequence {
             cancelled: &cancelled,
         };
         let state = &mut *state;
-        // a single token is read in so short a time that signals can wait for its end
+        // a single token takes so little time that signals can wait
         if tokens.len() == 1
             && let Ok(mut team) = team.try_lock()
         {
@@ -291,12 +291,12 @@ impl Sequence {
         PyArray1::from_vec(py, logits).reshape([last - first, n_vocab])
     }
 
-    /// Forgets all.
+    /// Removes all tokens.
     fn reset(&self, py: Python<'_>) {
         lock(py, &self.state).reset();
     }
 
-    /// Forgets all but the first `length` tokens; false where that cannot be.
+    /// Removes all but the first `length` tokens. Returns false if a sliding window has dropped tokens that are needed.
     fn truncate(&self, py: Python<'_>, length: usize) -> PyResult<bool> {
         let mut state = lock(py, &self.state);
         if length > state.length() {
@@ -306,7 +306,7 @@ impl Sequence {
         Ok(state.truncate(length))
     }
 
-    /// Tokens that were evaluated.
+    /// The number of tokens that were evaluated.
     #[getter]
     fn length(&self, py: Python<'_>) -> usize {
         lock(py, &self.state).length()
@@ -321,7 +321,7 @@ pub(super) struct Collector {
 
 #[pymethods]
 impl Collector {
-    /// The sums of a matrix, a column each, and the number of rows; None where there is no matrix.
+    /// The sums of a matrix, one per column, and the number of rows; None if there is no such matrix.
     fn sums<'py>(
         &self,
         py: Python<'py>,
@@ -333,7 +333,7 @@ impl Collector {
         Some((PyArray1::from_slice(py, sums.squares()), sums.counts()[0]))
     }
 
-    /// Those of the products of its inputs by pairs of columns, likewise; None where they are not kept.
+    /// The same for products of its inputs, one per pair of columns; None if they are not kept.
     fn products<'py>(
         &self,
         py: Python<'py>,
@@ -373,7 +373,7 @@ impl Sampler {
         Self { state: Mutex::new(model::Sampler::new(sampling)) }
     }
 
-    /// The next token; None where a logit is NaN.
+    /// The next token; None if a logit is NaN.
     fn sample(&self, py: Python<'_>, logits: PyReadonlyArray1<'_, f32>) -> PyResult<Option<u32>> {
         Ok(lock(py, &self.state).sample(slice(&logits, "logits")?))
     }

@@ -1,4 +1,4 @@
-//! What the functions share: exceptions, threads, arrays.
+//! Exceptions, threads and arrays, for all functions.
 
 use crate::error::QuantError;
 use crate::model::ModelError;
@@ -69,13 +69,13 @@ impl From<QuantError> for PyErr {
     }
 }
 
-/// Waits for the lock without the interpreter's.
+/// Waits for a lock without the interpreter lock.
 pub(super) fn lock<'a, T>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
     mutex.lock_py_attached(py).expect("no panic holds the lock")
 }
 
-/// Locks both in the order of their addresses, so that two threads that want the same two cannot block each other.
-/// None where both are one.
+/// Locks both, in the order of their addresses, so that two threads that lock the same two cannot block each other.
+/// None if both are the same.
 pub(super) fn lock_both<'a, T>(
     py: Python<'_>,
     ours: &'a Mutex<T>,
@@ -95,7 +95,7 @@ pub(super) fn lock_both<'a, T>(
     }
 }
 
-/// The threads that work is done on; 0 is one a core. Kept for the next that asks for as many.
+/// A pool of `threads` threads; 0 means one per core. The pool is kept for later calls with the same number.
 pub(super) fn pool(threads: usize) -> PyResult<Arc<rayon::ThreadPool>> {
     static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
     let mut pools = POOLS.get_or_init(Mutex::default).lock().expect("no panic holds the lock");
@@ -109,7 +109,7 @@ pub(super) fn pool(threads: usize) -> PyResult<Arc<rayon::ThreadPool>> {
     }
 }
 
-/// Runs `work` without the interpreter lock on `threads` threads; 0 is one a core.
+/// Runs `work` without the interpreter lock on `threads` threads; 0 means one per core.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     threads: usize,

@@ -32,8 +32,8 @@ pub(super) struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// Copies blocks from `first` on to `x`, and writes the weights of their squared errors. If there are too few blocks,
-    /// the last one fills the rest.
+    /// Copies blocks from `first` on to `x`, and writes the weights of their squared errors. If there are too few
+    /// blocks, the last one fills the rest.
     #[inline(always)]
     pub fn copy_group(&self, first: usize, x: &mut [[f32; QK_K]], weights: &mut [[f32; QK_K]]) {
         for (l, (x, weights)) in x.iter_mut().zip(weights).enumerate() {

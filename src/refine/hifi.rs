@@ -1,4 +1,5 @@
-//! Refines Q4_HIFI: chooses the number of outliers of each sub-block, and how many of them are at the ends of its range.
+//! Refines Q4_HIFI: chooses the number of outliers of each sub-block, and how many of them are at the ends of its
+//! range.
 //!
 //! There are two kinds of outliers. Some are at the ends of a sub-block's range. Without them the range is narrower, so
 //! that all other weights gain. The others are weights that the base represents badly. A table has the remaining error
@@ -147,8 +148,8 @@ unsafe fn remaining_errors<L: Vector>(columns: &Columns) -> [LaneArray; INSIDE +
     remaining
 }
 
-/// How many of the `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is least. This
-/// is a dynamic program.
+/// How many of the `outliers` each of the eight lanes from `block` on gets, so that the sum of the errors is least.
+/// This is a dynamic program.
 fn least_sum(
     errors: &[[f32; MOST_LANES]; MOST + 1],
     block: usize,

@@ -9,8 +9,8 @@
 //! 2. The best few block scales for these fits are tried. For each, all integer scales (and minima) near a sub-block's
 //!    fit are tried, with their exact errors.
 //! 3. The block scales are fitted to the quants (least squares), and the neighbouring scales are tried again.
-//! 4. The new block replaces the old one if its error is smaller. So no block is worse than ggml's, if the old block was
-//!    ggml's.
+//! 4. The new block replaces the old one if its error is smaller. So no block is worse than ggml's, if the old block
+//!    was ggml's.
 //!
 //! The code is written once over [`crate::simd::Vector`], with one sub-block per lane.
 

@@ -11,8 +11,8 @@ pub enum Encoding<'a> {
     /// As ggml does, and then refined (see [`crate::rows`]), if the type can be refined. No block has a larger error
     /// than ggml's.
     Refined,
-    /// Error feedback (GPTQ, LDLQ): as refined, but then quants are chosen so that they compensate the errors of earlier
-    /// columns. The error of a single weight may be larger.
+    /// Error feedback (GPTQ, LDLQ): as refined, but then quants are chosen so that they compensate the errors of
+    /// earlier columns. The error of a single weight may be larger.
     ErrorFeedback(&'a Hessian),
 }
 

@@ -1,9 +1,9 @@
-//! What several kernels for x86-64 do with bytes: unpack 32 quants of four bits, look them up in a table, widen an
-//! f16.
+//! Operations with bytes that several kernels for x86-64 share: unpacking 32 quants of four bits, looking them up in a
+//! table, converting an f16.
 //!
 //! # Safety
 //!
-//! Every function asks that the CPU has AVX2 and F16C.
+//! For every function: the CPU has AVX2 and F16C.
 
 use std::arch::x86_64::*;
 
@@ -15,7 +15,7 @@ pub(crate) unsafe fn nibbles_32(qs: &[u8; 16]) -> __m256i {
     _mm256_and_si256(both, _mm256_set1_epi8(0x0f))
 }
 
-/// What a table has for each of these quants.
+/// The table's value for each of these quants.
 #[inline(always)]
 pub(crate) unsafe fn look_up(table: &[u8; 16], qs: &[u8; 16]) -> __m256i {
     let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));

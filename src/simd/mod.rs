@@ -1,10 +1,9 @@
-//! Vectors of f32: one trait, an implementation for every instruction set, and the way to run a computation on one.
+//! Vectors of f32: one trait, an implementation for every instruction set, and functions that run a computation on one.
+//! The computations themselves are in other rooms.
 //!
-//! Nothing here knows what is computed.
-//!
-//! What is written over vectors is `unsafe`, because it may run only where the CPU has the instruction set. An
-//! `unsafe fn` lists all that it asks of its caller under "Safety", or has the one condition of [`Vector`]; what it
-//! does relies on that, without saying so again.
+//! Code over vectors is `unsafe`, because it may run only if the CPU has the instruction set. An `unsafe fn` lists its
+//! conditions under "Safety", or has the single condition of [`Vector`]. Its body relies on them without repeating
+//! them.
 
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 mod avx2;

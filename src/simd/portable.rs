@@ -1,4 +1,4 @@
-//! Vectors for every CPU: arrays, whose loops the compiler makes vectors of.
+//! Vectors for every CPU: arrays, whose loops the compiler can vectorize.
 
 use super::vector::{Kernel, Vector};
 use crate::float::{f16_to_f32, mul_add, nearest_int};
@@ -42,7 +42,7 @@ impl<const N: usize> Vector for Portable<N> {
         with_sign_of(sign) => |a, b| a.copysign(b);
     }
 
-    /// Where the CPU may have no instruction for it, it is long, and not repeated wherever it is used.
+    /// Not inlined, because it is long on CPUs without an instruction for it.
     #[cfg_attr(not(any(target_feature = "fma", target_arch = "aarch64")), inline(never))]
     #[cfg_attr(any(target_feature = "fma", target_arch = "aarch64"), inline(always))]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {

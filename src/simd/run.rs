@@ -1,5 +1,4 @@
-//! Running a computation on an instruction set: the only functions with `target_feature` that know nothing of
-//! what they run.
+//! Running any computation on an instruction set, compiled with its `target_feature`.
 
 use super::portable::Portable;
 use super::vector::{Kernel, Transform, Vector};
@@ -18,8 +17,8 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
-/// The same, but `isa` is not [`Isa::Scalar`]: for computations that have a scalar version of their own, so that
-/// nothing is compiled for portable vectors.
+/// The same for computations that have a separate scalar version: `isa` is not [`Isa::Scalar`], so that nothing is
+/// compiled for portable vectors.
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 pub(crate) fn run_in_registers<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
@@ -32,12 +31,12 @@ pub(crate) fn run_in_registers<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
-/// A loop simple enough for the compiler to make vectors of it, for each instruction set its own.
+/// A loop that is so simple that the compiler vectorizes it. It is compiled for each instruction set.
 pub(crate) trait Loop {
-    /// What comes out of it.
+    /// The result.
     type Output;
 
-    /// Implementations are `#[inline(always)]`, and so is all that they call.
+    /// Runs the loop. Implementations are `#[inline(always)]`, and so are all functions that they call.
     fn run(self) -> Self::Output;
 }
 

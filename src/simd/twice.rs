@@ -1,14 +1,14 @@
-//! Two vectors as one of twice the lanes.
+//! Two vectors as one vector with twice the lanes.
 //!
-//! A chain of additions waits for each result before the next begins; with two chains side by side
-//! the second works while the first waits.
+//! In a chain of additions, each waits for the result before it. With two independent chains, the CPU works on the
+//! second while the first waits.
 
 use super::vector::{Kernel, Vector};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Twice<V>(V, V);
 
-/// A computation over twice the vectors that it is run on.
+/// Runs a computation on vectors with twice the lanes.
 struct OnTwice<K>(K);
 
 impl<K: Kernel> Kernel for OnTwice<K> {
@@ -20,7 +20,7 @@ impl<K: Kernel> Kernel for OnTwice<K> {
     }
 }
 
-/// A method that does the same to both halves.
+/// A method that does the same with both halves.
 macro_rules! both {
     ($($method:ident),*) => {$(
         #[inline(always)]

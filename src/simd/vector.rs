@@ -1,23 +1,23 @@
-//! The one vector trait: the few operations that the fast versions are written in.
+//! The vector trait: the operations of which the fast versions consist.
 //!
-//! An algorithm is generic over [`Vector`] and `#[inline(always)]`; only the entry point of an instruction set
-//! ([`super::run`]) carries `target_feature`, so everything is compiled for that instruction set there. No
-//! operation fuses or reorders unless its name says so: lane by lane each is the scalar one, bit for bit.
+//! An algorithm is generic over [`Vector`] and `#[inline(always)]`. Only the entry point of an instruction set
+//! ([`super::run`]) has `target_feature`, so all code is compiled for the instruction set there. No operation fuses or
+//! reorders unless its name says so: in each lane, the result is bit for bit that of the scalar operation.
 
 use crate::float::ROUNDING;
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))]
 use std::mem::MaybeUninit;
 
-/// The most lanes that a vector has.
+/// The largest number of lanes of a vector.
 pub(crate) const MOST_LANES: usize = 32;
 
 /// A value for each lane of any vector.
 pub(crate) type LaneArray = [f32; MOST_LANES];
 
-/// Room for `N` vectors one after the other: element `i` of lane `l` is number `i * LANES + l`.
+/// Room for `N` vectors: element `i` of lane `l` has index `i * LANES + l`.
 ///
-/// Aligned so that no vector straddles cache lines, which would cost a second access; not filled,
-/// because zeros that are overwritten cost as much as some of the kernels' passes.
+/// It is aligned, so that no vector is in two cache lines, which would cost a second access. It is not initialized,
+/// because writing zeros would take as much time as some kernels need.
 #[cfg(any(test, all(target_arch = "x86_64", not(portable))))] // where the fits are compiled
 #[repr(C, align(64))]
 pub(crate) struct InLanes<const N: usize>(MaybeUninit<[[f32; MOST_LANES]; N]>);
@@ -42,11 +42,12 @@ impl<const N: usize> InLanes<N> {
 
 /// A computation over vectors, written once for every instruction set.
 pub(crate) trait Kernel {
-    /// What comes out of it.
+    /// The result.
     type Output;
 
-    /// Implementations are `#[inline(always)]`, and so is all that they call, so that it is compiled for V's
-    /// instruction set. V has 8 or 16 lanes, or 32 where [`Vector::call`] runs it on [`Vector::Wide`].
+    /// Runs the computation. Implementations are `#[inline(always)]`, and so are all functions that they call, so that
+    /// they are compiled for V's instruction set. V has 8 or 16 lanes, or 32 if [`Vector::call`] runs it on
+    /// [`Vector::Wide`].
     ///
     /// # Safety
     ///
@@ -54,17 +55,17 @@ pub(crate) trait Kernel {
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// A loop from a slice to another, simple enough for the compiler to make vectors of it.
+/// A loop from one slice to another that is so simple that the compiler vectorizes it.
 ///
-/// The slices are arguments of their own: so the compiler knows that they do not overlap, which a kernel that
-/// holds them would hide.
+/// The slices are separate function arguments. So the compiler knows that they do not overlap. It would not know this
+/// of slices in the fields of a kernel.
 pub(crate) trait Transform {
-    /// What is read.
+    /// Elements of the slice that is read.
     type From;
-    /// What is written.
+    /// Elements of the slice that is written.
     type To;
 
-    /// Implementations are `#[inline(always)]`, and so is all that they call.
+    /// Runs the loop. Implementations are `#[inline(always)]`, and so are all functions that they call.
     fn run(from: &[Self::From], to: &mut [Self::To]);
 }
 
@@ -81,15 +82,15 @@ pub(crate) trait Vector: Copy {
     /// Lanes of the vector, at most [`MOST_LANES`].
     const LANES: usize;
 
-    /// A bit a lane.
+    /// A mask with one bit per lane.
     type Mask: Copy;
 
     /// The vector of at least sixteen lanes for long chains of operations: two side by side, so that the second works
     /// while the first waits.
     type Wide: Vector;
 
-    /// Runs a computation over such vectors as a function of its own, for what is large and has several callers:
-    /// everything else is inlined into each of them.
+    /// Runs a computation over such vectors as a separate function. It is for large computations with several callers,
+    /// because all other code is inlined into each caller.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     unsafe fn splat(value: f32) -> Self;
@@ -102,11 +103,11 @@ pub(crate) trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     unsafe fn sqrt(self) -> Self;
     unsafe fn abs(self) -> Self;
-    /// Of a vector that is not negative: its magnitude with the sign of `sign`.
+    /// `self` with the sign of `sign`; `self` must not be negative.
     unsafe fn with_sign_of(self, sign: Self) -> Self;
-    /// The least lane.
+    /// The smallest lane.
     unsafe fn smallest(self) -> f32;
-    /// The greatest lane.
+    /// The largest lane.
     unsafe fn largest(self) -> f32;
     /// `self * factor + addend`, rounded once. ggml's own operations are never fused.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
@@ -126,9 +127,9 @@ pub(crate) trait Vector: Copy {
     unsafe fn if_less(self, other: Self, this: Self, that: Self) -> Self {
         Self::select(self.lt(other), this, that)
     }
-    /// Both.
+    /// Lanes that are set in both masks.
     unsafe fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
-    /// Either.
+    /// Lanes that are set in at least one mask.
     unsafe fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// Whether every lane is set.
     unsafe fn all(mask: Self::Mask) -> bool;
@@ -141,22 +142,23 @@ pub(crate) trait Vector: Copy {
     unsafe fn nearest_int_clamped(self, low: i32, high: i32) -> Self;
     /// f16 to f32, exact.
     unsafe fn load_half(from: *const u16) -> Self;
-    /// Writes the low bytes of the lanes, cut off towards zero and at most `most`; what no i32 can hold
-    /// becomes 0.
+    /// Truncates the lanes towards zero, takes at most `most`, and writes the low bytes. Values outside of i32 become
+    /// 0.
     unsafe fn store_bytes(self, most: i32, to: *mut u8);
 
-    /// `table[lane]`, where the four lowest bits of a lane's representation say which.
+    /// `table[i]` for each lane, where i is the four lowest bits of the lane's representation.
     unsafe fn look_up(table: &[f32; 16], indices: Self) -> Self;
 
-    /// Reads four numbers from each of `from`, `from + stride`, …: four lanes each.
+    /// Reads four values from each of `from`, `from + stride`, and so on, into four lanes each.
     unsafe fn load_fours(from: *const f32, stride: usize) -> Self;
     /// Lane `4 k + j` of vector `i` of the result is lane `4 k + i` of vector `j`.
     unsafe fn transpose_fours(vectors: [Self; 4]) -> [Self; 4];
 
-    /// Four numbers from each of `from`, `from + stride`, …, a lane each: vector `i` has those at `i`.
+    /// Reads four values from each of `from`, `from + stride`, and so on, one such address per lane. Vector `i` has the
+    /// values at offset `i`.
     #[inline(always)]
     unsafe fn load_transposed(from: *const f32, stride: usize) -> [Self; 4] {
-        // the caller gives room for four numbers a lane.
+        // the caller gives four values per lane.
         Self::transpose_fours([
             Self::load_fours(from, 4 * stride),
             Self::load_fours(from.add(stride), 4 * stride),
@@ -187,7 +189,7 @@ pub(crate) trait Vector: Copy {
         array
     }
 
-    /// Clamped to `low..=high`, which is within ±2²², then to the nearest whole number, ties to even.
+    /// Clamped to `low..=high`, which is within ±2²², then rounded to the nearest integer, ties to even.
     /// NaN gives `low`.
     #[inline(always)]
     unsafe fn nearest_in(self, low: i32, high: i32) -> Self {
@@ -196,8 +198,8 @@ pub(crate) trait Vector: Copy {
 
     /// `self / divisor` as [`Self::nearest_int_clamped`] has it.
     ///
-    /// A product with the inverse is within 2⁻²¹ of the quotient, relatively. Where it is small and
-    /// farther from a tie than that, both round to the same number, and dividing takes far longer.
+    /// The product with the inverse has a relative error of at most 2⁻²¹. If it is small and farther than that from a
+    /// tie, it rounds to the same integer as the quotient. Division takes much longer.
     #[inline(always)]
     unsafe fn nearest_quotient(self, divisor: f32, low: i32, high: i32) -> Self {
         let product = self.mul(Self::splat(1.0 / divisor));
@@ -211,7 +213,7 @@ pub(crate) trait Vector: Copy {
         }
     }
 
-    /// The nearest whole number, ties to even, of a number within ±2²².
+    /// The nearest integer, ties to even; for values within ±2²².
     #[inline(always)]
     unsafe fn nearest(self) -> Self {
         let magic = Self::splat(ROUNDING);

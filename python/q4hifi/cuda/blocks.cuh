@@ -20,8 +20,8 @@ constexpr int SHARES = 8;   // shares per block
 struct Tensor {
     const u8 *data;
     u64 blocks;
-    const u8 *index;     // Q4_HIFI in the split layout: positions of the outliers, `outliers` per block
-    const u16 *residual; // the f16 to add to the weights at these positions
+    const u8 *index;     // Q4_HIFI in the split layout: indices of the outliers, `outliers` per block
+    const u16 *residual; // the f16 to add to the weights at these indices
     int outliers;
 };
 

@@ -49,8 +49,8 @@ template <int ROUNDS>
 __device__ float correction(const Outlier (&outliers)[ROUNDS], const Activations &block) {
     float result = 0.0f;
     for (const Outlier &outlier : outliers) {
-        const float d = __ldg(block.scales + outlier.position / Q8).x;
-        result += outlier.residual * (d * float(__ldg(block.quants + outlier.position)));
+        const float d = __ldg(block.scales + outlier.index / Q8).x;
+        result += outlier.residual * (d * float(__ldg(block.quants + outlier.index)));
     }
     return result;
 }

@@ -21,7 +21,7 @@ template <class Type> __device__ void apply_outliers(const Tensor &t, u64 block,
     store_8(tile + 8 * lane, w);
     __syncwarp();
     if (lane < Type::count(t, block)) {
-        float &weight = tile[Type::outlier_position(t, block, lane)];
+        float &weight = tile[Type::outlier_index(t, block, lane)];
         weight = Type::weight(t, block, lane, weight);
     }
     __syncwarp();
@@ -160,7 +160,7 @@ __device__ void load_weights(Tile<ROWS> &tile, const Tensor &t, int first, int r
             const int row = min(first + i / MOST, rows - 1), k = i % MOST;
             const u64 block = (u64(row) * length + depth) / K;
             const bool exists = k < Type::count(t, block);
-            const int offset = exists ? Type::outlier_position(t, block, k) - depth % K : -1;
+            const int offset = exists ? Type::outlier_index(t, block, k) - depth % K : -1;
             if (offset >= 0 && offset < DEPTH) {
                 u16 &half = tile.at(i / MOST, offset);
                 half = u16(floats_to_halves(Type::weight(t, block, k, half_to_float(half)), 0.0f));

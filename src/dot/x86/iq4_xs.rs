@@ -1,8 +1,7 @@
-//! IQ4_XS: bytes from a table, eight signed scales a block, and no minima.
+//! IQ4_XS: bytes from a table, eight signed scales per block, and no minima.
 //!
-//! The table's values are a byte each, looked up by a byte shuffle. A part of 128 bits holds quants
-//! of one sub-block alone, because [`HalfOrder`] has the activations in the nibbles' order; so a
-//! sub-block's scale multiplies whole parts.
+//! The table's values are bytes, which a byte shuffle looks up. A part of 128 bits has quants of a single sub-block,
+//! and [`HalfOrder`] has the activations in the same order. So a sub-block's scale multiplies whole parts.
 
 use super::k_rows::{KRows, k_rows};
 use super::rows::{RowBlock, dot_rows};

@@ -1,4 +1,4 @@
-//! What every K-quant has for the products of its rows.
+//! The products of rows, for every K-quant.
 
 use super::vector::DotVector;
 use crate::block::Bytes;
@@ -14,7 +14,7 @@ pub(super) trait KRows: Bytes {
     unsafe fn dot_rows<V: DotVector>(data: &[u8], activations: &Activations, out: &mut [f32]);
 }
 
-/// A line a type: which activations it takes, and what multiplies its rows by them.
+/// One line per type: the form of its activations, and the function that multiplies its rows by them.
 macro_rules! k_rows {
     ($($block:ident: |$data:ident, $activations:ident, $out:ident| $dot_rows:expr;)*) => {$(
         impl KRows for $block {

@@ -1,12 +1,11 @@
 //! Q4_K and Q5_K: as many rows at once as a vector has parts of 128 bits.
 //!
-//! A block's first 16 bytes, its scales, are one such part: those of a block in each row are unpacked
-//! together, and so are their minima multiplied and their block scales made floats. The quants of a row
-//! are unpacked into the order that [`NibbleOrder`] has, so that bytes meet bytes in one multiply-add
-//! each, whose sums still fit 16 bits; a second one multiplies by the scales of the sub-blocks, and
-//! only then, once a block, integers become floats.
+//! The first 16 bytes of a block, its scales, fill one part. So the scales of one block per row are unpacked together,
+//! and the minima and block scales are processed together, too. The quants of a row are unpacked into the order of
+//! [`NibbleOrder`]. One multiply-add multiplies bytes by bytes; its sums still fit 16 bits. A second one multiplies by
+//! the scales of the sub-blocks. Only then, once per block, integers become floats.
 //!
-//! A row that is left alone takes the first part of the vectors, in the same order of additions.
+//! A single remaining row uses the first part of the vectors, with the same order of additions.
 
 use super::k_rows::{KRows, k_rows};
 use super::outliers::Outliers;
@@ -20,7 +19,7 @@ use std::arch::x86_64::*;
 
 /// Q4_K or Q5_K, whose first 16 bytes are two f16 block scales and the packed scales.
 pub(super) trait NibbleBlock: Bytes {
-    /// The numbers of half a block, those of low nibbles and those of high ones.
+    /// The quants of half a block, those from low nibbles and those from high nibbles.
     ///
     /// # Safety
     ///
@@ -56,13 +55,13 @@ k_rows! {
     BlockQ5K: |data, a, out| dot_rows::<V, Self, 0>(data, None, &a.nibble_order, out);
 }
 
-/// Scales and minima as words, eight a row; `headers` are the first 16 bytes of a block in each row.
+/// Scales and minima as words, eight per row. `headers` has the first 16 bytes of a block of each row.
 #[inline(always)]
 unsafe fn unpack_scales<V: DotVector>(headers: V::Integers) -> [V::Integers; 2] {
     // words of the packed scales: [low scales, both low nibbles, low minima, both low nibbles]
     let low = V::shift_right(V::shuffle::<0b11_10_11_01>(headers), [0, 0, 0, 4]);
     let low = V::and(low, [0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f]);
-    // the top two bits of the low ones belong to the others
+    // the top two bits of the first scales and minima belong to the last ones
     let high = V::shift_right(V::shuffle::<0b10_10_01_01>(headers), [2; 4]);
     let high = V::and(high, [0, 0x3030_3030, 0, 0x3030_3030]);
     V::widen_bytes(V::or(low, high))
@@ -85,7 +84,7 @@ unsafe fn scaled_sums<V: DotVector, B: NibbleBlock>(
 
 /// The first 16 bytes of a block in each row, unpacked.
 struct Headers<V: DotVector> {
-    /// Words, eight a row.
+    /// Words, eight per row.
     scales: V::Integers,
     minima: V::Integers,
     /// Scale of the scales of each row, and scale of the minima, times the activations' scale.
@@ -106,7 +105,7 @@ impl<V: DotVector> Headers<V> {
         Self { scales, minima, block_scales }
     }
 
-    /// Of each row the sum of minima times sums of activations.
+    /// For each row, the sum of minima times sums of activations.
     #[inline(always)]
     unsafe fn minima_sums(&self, y: &NibbleOrder) -> __m128i {
         V::part_totals(V::madd(self.minima, V::repeat(y.sums.as_ptr().cast())))

@@ -1,6 +1,5 @@
-//! The outliers of Q4_HIFI: indices gather from the activations' values, which are f32 already, and one
-//! fused multiply-add takes the widened residuals.
-//! A store in the same loop, as where a register is spilled, made it 7 % slower.
+//! The outliers of Q4_HIFI. Activations are gathered by index, as f32, and multiplied by the residuals with fused
+//! multiply-adds. A store in this loop, for example a spilled register, makes it 7 % slower.
 
 use super::vector::DotVector;
 use crate::block::QK_K;
@@ -9,7 +8,7 @@ use crate::simd::Vector;
 use crate::simd::bytes_x86::f16_to_f32;
 use std::arch::x86_64::*;
 
-/// Outliers of some rows: indices, residuals, and what these are multiplied by.
+/// Outliers of some rows: indices, residuals, and the activations for them.
 #[derive(Clone, Copy)]
 pub(super) struct Outliers<'a> {
     pub index: &'a [u8],
@@ -20,7 +19,7 @@ pub(super) struct Outliers<'a> {
 /// Eight lanes of zeros, then of ones: a window into it masks the first lanes of a vector.
 const MASKS: [i32; 16] = [0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1];
 
-/// Residuals and values of eight outliers, of which the first `done` are left out.
+/// Residuals and activations of eight outliers; residuals of the first `done` are replaced by 0.
 #[inline(always)]
 unsafe fn eight(
     index: *const u8,
@@ -60,8 +59,10 @@ unsafe fn multiply_add<V: DotVector>(acc: V::Floats, [residual, value]: [__m256;
 }
 
 impl Outliers<'_> {
-    /// Adds the outliers of block `i` of a row, block `block` of all rows, to the sixteen sums `acc`: `N`, or
-    /// where this is 0 as many as there are. [`crate::dot::scalar`] has the order.
+    /// Adds the outliers of a block to the sixteen sums `acc`, in the order of [`crate::dot::scalar`].
+    ///
+    /// The block is number `i` of its row, and number `block` of all rows. It has `N` outliers; 0 means that the number
+    /// is not known at compile time.
     ///
     /// # Safety
     ///

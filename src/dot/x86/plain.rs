@@ -11,13 +11,13 @@ use crate::simd::Vector;
 use crate::simd::bytes_x86::{look_up, nibbles_32};
 use std::arch::x86_64::*;
 
-/// A legacy type's quants. Its first field is the scale, the second the minimum if it has one, both
-/// f16; it is longer than eight bytes.
+/// A block of a legacy type. Its first field is the scale; the second is the minimum, if it has one. Both are f16. The
+/// block is longer than eight bytes.
 pub(super) trait LegacyDot: Bytes {
     /// Whether there is a minimum.
     const MIN: bool;
 
-    /// Eight sums of the products of the quants, their offset taken off, and `y`.
+    /// Eight sums of products of `y` and the quants minus their offset.
     ///
     /// # Safety
     ///
@@ -25,7 +25,7 @@ pub(super) trait LegacyDot: Bytes {
     unsafe fn sums<V: DotVector>(&self, y: __m256i) -> __m256i;
 }
 
-/// 32 quants of five bits, the fifth of quant j being bit j of `bits`.
+/// 32 quants of five bits. Bit j of `bits` is the fifth bit of quant j.
 #[inline(always)]
 unsafe fn five_bits_32(qs: &[u8; QK / 2], bits: [u8; 4]) -> __m256i {
     // AVX2; the callers' ISAs have it.
@@ -97,7 +97,7 @@ unsafe fn dot_legacy<V: DotVector, B: LegacyDot, A: Activation32>(
     total_eight_floats(acc) + _mm_cvtss_f32(_mm_movehdup_ps(mins))
 }
 
-/// Numbers of 16 or 32 bits.
+/// Floats of 16 or 32 bits.
 pub(super) trait NumberDot: Bytes {
     unsafe fn load<V: DotVector>(from: *const u8) -> V::Floats;
 }
@@ -142,12 +142,12 @@ impl<V: DotVector> Sixteen<V> {
     }
 }
 
-/// Four sums of sixteen lanes take turns; a rest shorter than these lanes is padded with zeros.
+/// Four times sixteen lanes are filled in turn. The rest is padded with zeros.
 #[inline(always)]
 unsafe fn dot_numbers<V: DotVector, B: NumberDot>(row: &[B], x: &[f32]) -> f32 {
     let (w, count) = (row.as_ptr(), x.len());
     let x = x.as_ptr();
-    // every load lies in the slices, or in the padded copies.
+    // every load is within the slices, or within the padded copies.
     let mut acc = [Sixteen::<V>([V::Floats::splat(0.0); 2]); 4];
     let mut i = 0;
     while i + 64 <= count {

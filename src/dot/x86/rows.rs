@@ -1,5 +1,5 @@
-//! Q2_K, Q3_K, Q6_K and IQ4_XS: the integers of a block row by row, and their floats for as many rows at
-//! once as a vector has parts of 128 bits. A row that is left alone takes the first lane.
+//! Q2_K, Q3_K, Q6_K and IQ4_XS. The integer sums of a block are computed row by row; the float operations, for as many
+//! rows at once as a vector has parts of 128 bits. A single remaining row uses the first lane.
 
 use super::vector::{DotVector, MAX_ROWS, for_each_group, prefetch};
 use crate::block::{Bytes, blocks};
@@ -7,14 +7,14 @@ use crate::block::{Bytes, blocks};
 use crate::dot::scalar::KSums;
 use std::arch::x86_64::*;
 
-/// What a block has for the product.
+/// The parts of a block that the dot product needs.
 pub(super) trait RowBlock: Bytes {
-    /// Whether there are minima, under a scale of their own.
+    /// Whether there are minima, which have a separate block scale.
     const MINS: bool;
     /// A block of activations.
     type Activations;
 
-    /// The integers of a block's product; the second are those under the scale of the minima.
+    /// The integer sums of a block's product, for the scale of the scales and for the scale of the minima.
     ///
     /// # Safety
     ///

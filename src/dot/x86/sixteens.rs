@@ -7,13 +7,13 @@ use crate::block::{BlockQ2K, BlockQ3K, BlockQ6K, Bytes, q3_k};
 use crate::dot::activations::{Activations, BlockQ8K, Column};
 use std::arch::x86_64::*;
 
-/// What a block has for the product.
+/// The parts of a block that the dot product needs.
 ///
 /// # Safety
 ///
 /// Every function may be called only where the CPU has V's ISA.
 pub(super) trait Sixteens: Bytes {
-    /// Whether there are minima, under a scale of their own.
+    /// Whether there are minima, which have a separate block scale.
     const MINS: bool = false;
 
     /// 128 quants, unsigned.
@@ -22,9 +22,9 @@ pub(super) trait Sixteens: Bytes {
     /// The scales, signed bytes.
     unsafe fn scales(&self) -> __m128i;
 
-    /// What the sums of 16 activations are multiplied by, words: the minima, or, where there are none,
-    /// what the quants are too large by times the scales.
-    unsafe fn taken_off(&self) -> __m256i;
+    /// Words by which sums of 16 activations are multiplied, for subtraction: the minima or, without minima,
+    /// offset × scale.
+    unsafe fn subtracted(&self) -> __m256i;
 
     /// The scale of the scales, and that of the minima if there are any, f16.
     fn block_scales(&self) -> [u16; 2];
@@ -46,7 +46,7 @@ impl Sixteens for BlockQ2K {
     }
 
     #[inline(always)]
-    unsafe fn taken_off(&self) -> __m256i {
+    unsafe fn subtracted(&self) -> __m256i {
         let bytes = _mm_loadu_si128(self.scales.as_ptr().cast());
         _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(bytes))
     }
@@ -78,7 +78,7 @@ impl Sixteens for BlockQ3K {
     }
 
     #[inline(always)]
-    unsafe fn taken_off(&self) -> __m256i {
+    unsafe fn subtracted(&self) -> __m256i {
         _mm256_slli_epi16::<2>(_mm256_cvtepi8_epi16(self.scales()))
     }
 
@@ -102,7 +102,7 @@ impl Sixteens for BlockQ6K {
     }
 
     #[inline(always)]
-    unsafe fn taken_off(&self) -> __m256i {
+    unsafe fn subtracted(&self) -> __m256i {
         _mm256_slli_epi16::<5>(_mm256_cvtepi8_epi16(self.scales()))
     }
 
@@ -125,7 +125,7 @@ impl<B: Sixteens> RowBlock for B {
         let second = V::scaled_of_16::<true>(self.quants::<V>(true), y8.add(128), scales);
         let scaled = V::add(first, second);
         let bsums = _mm256_loadu_si256(y.bsums.as_ptr().cast());
-        let taken = _mm256_madd_epi16(self.taken_off(), bsums);
+        let taken = _mm256_madd_epi16(self.subtracted(), bsums);
         if B::MINS {
             (scaled, taken)
         } else {

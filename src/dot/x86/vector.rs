@@ -1,19 +1,19 @@
-//! What the dot products need of an instruction set.
+//! The operations of an instruction set that dot products need.
 
 use crate::block::iq4::VALUES;
 use crate::dot::activations::HalfOrder;
 use crate::simd::Vector;
 use std::arch::x86_64::*;
 
-/// The most rows that an ISA takes at once.
+/// The largest number of rows that an instruction set multiplies at once.
 pub(super) const MAX_ROWS: usize = 4;
 
-/// How far ahead weights are asked for, in bytes: on a Sapphire Rapids, rows of 1536 weights of Q4_K are
-/// read 1.6 times as fast as without, rows of 8960 1.25 times; 8 to 32 KiB hardly differ.
+/// How far ahead weights are prefetched, in bytes. On a Sapphire Rapids, this makes reading rows of 1536 weights of
+/// Q4_K 1.6 times as fast, and rows of 8960 weights 1.25 times. Values from 8 to 32 KiB hardly differ.
 const AHEAD: usize = 16 << 10;
 
-/// Asks for the bytes [`AHEAD`] of the `size` at `from`; also past the end of the weights, which no
-/// prefetch minds.
+/// Prefetches `size` bytes, beginning [`AHEAD`] bytes after `from`. They may be beyond the end of the weights, because
+/// a prefetch of any address is allowed.
 #[inline(always)]
 pub(super) fn prefetch<T>(from: *const T, size: usize) {
     for at in (0..size).step_by(64) {
@@ -22,7 +22,8 @@ pub(super) fn prefetch<T>(from: *const T, size: usize) {
     }
 }
 
-/// Vectors of integers beside those of f32. `Quants` are 64 unsigned bytes; a part is 128 bits of a vector.
+/// Vectors of integers, and f32 vectors of the same size. `Quants` are 64 unsigned bytes; a part is 128 bits of a
+/// vector.
 ///
 /// # Safety
 ///
@@ -38,7 +39,7 @@ pub(super) trait DotVector: Copy {
     type Floats: Vector;
     /// The scales of sixteen sub-blocks, ready to be multiplied.
     type Scales: Copy;
-    /// Rows that are taken at once: the parts of a vector.
+    /// Rows that are multiplied at once: the number of parts of a vector.
     const ROWS: usize = Self::Floats::LANES / 4;
 
     /// Sixteen bytes, then zeros.
@@ -118,9 +119,9 @@ pub(super) trait DotVector: Copy {
     unsafe fn gather(values: *const f32, index: *const u8) -> Self::Floats;
     /// Eight lanes, then zeros if there are more.
     unsafe fn widen(eight: __m256) -> Self::Floats;
+    /// Loads as many bf16 values as there are lanes, and converts them to f32.
     unsafe fn load_bf16(from: *const u16) -> Self::Floats;
-    /// Sixteen lanes, in as many vectors as they take, added as a tree: each to the one half of the lanes
-    /// away.
+    /// The sum of sixteen lanes in one or two vectors, added as a tree (see [`crate::dot::scalar`]).
     unsafe fn total_sixteen_floats(acc: [Self::Floats; 2]) -> f32;
 }
 
@@ -178,7 +179,7 @@ macro_rules! forward_to_intrinsics {
     };
 }
 
-/// Fills `$out` with the products of rows: those of [`DotVector::ROWS`] rows at once, and of what is left of one.
+/// Fills `$out` with the products of rows: [`DotVector::ROWS`] rows at once, then the remaining rows one by one.
 macro_rules! for_each_group {
     ($vector:ident, $out:ident, |$row:ident| { many: $many:expr, one: $one:expr, }) => {
         let grouped = $out.len() / $vector::ROWS * $vector::ROWS;
@@ -212,6 +213,7 @@ pub(super) unsafe fn totals_of_two([a, b, ..]: [__m256i; MAX_ROWS]) -> __m128i {
     _mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))
 }
 
+/// The sum of eight lanes, added as a tree.
 #[inline(always)]
 pub(super) unsafe fn total_eight_floats(x: __m256) -> f32 {
     // AVX; the callers' ISAs have it.
@@ -220,7 +222,7 @@ pub(super) unsafe fn total_eight_floats(x: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
-/// What the quants of IQ4_NL and IQ4_XS stand for, in every part.
+/// The values of the quants of IQ4_NL and IQ4_XS, in every part.
 #[inline(always)]
 pub(super) unsafe fn table_values() -> __m256i {
     // AVX2; the callers' ISAs have it.

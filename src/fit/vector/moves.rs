@@ -1,5 +1,5 @@
-//! [`crate::fit::search::fit_positive`] and [`crate::fit::search::fit_signed_by_moves`] for a vector of groups of sixteen
-//! at once, one group a lane.
+//! [`crate::fit::search::fit_positive`] and [`crate::fit::search::fit_signed_by_moves`] for a vector of groups of
+//! sixteen at once, one group a lane.
 
 use crate::fit::search::TINY;
 use crate::simd::{InLanes, Vector};

@@ -4,8 +4,8 @@ use crate::block::QK;
 use crate::simd::{MOST_LANES, Vector};
 use std::ops::Range;
 
-/// Divides `count` blocks of `lanes` lanes each into ranges. A range fills two vectors; the last ones fill one vector if
-/// that is enough. The bool of a range is true if it needs two vectors.
+/// Divides `count` blocks of `lanes` lanes each into ranges. A range fills two vectors; the last ones fill one vector
+/// if that is enough. The bool of a range is true if it needs two vectors.
 #[inline(always)]
 pub(super) fn ranges<V: Vector>(
     count: usize,

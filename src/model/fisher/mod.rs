@@ -10,8 +10,9 @@
 //! inputs. So no gradient of the size of the matrix is needed. Within a row, F is divided among the columns in
 //! proportion to Σ |g|² x².
 //!
-//! The result for a matrix is Σₒ Fₒ Σᵢ cᵢ w², divided among its columns. Here cᵢ is the share of column i in Fₒ. If the
-//! relative squared error r = Σᵢ cᵢ E² / Σᵢ cᵢ w² is the same in every row, the KL divergence is r / 2 times this result.
+//! The result for a matrix is Σₒ Fₒ Σᵢ cᵢ w², divided among its columns. Here cᵢ is the share of column i in Fₒ. If
+//! the relative squared error r = Σᵢ cᵢ E² / Σᵢ cᵢ w² is the same in every row, the KL divergence is r / 2 times this
+//! result.
 
 mod attention;
 mod backward;

@@ -89,8 +89,8 @@ pub(super) fn row_sums(isa: Isa, matrix: &Matrix<'_>, columns: &[f64]) -> Vec<f6
     (0..matrix.rows()).into_par_iter().map_init(scratch, sum).collect()
 }
 
-/// The share of each of the `n` columns of the inputs `x` in Σ |g|² x²; equal shares if the sum is 0. `gradient` has one
-/// row of `rows` values per input.
+/// The share of each of the `n` columns of the inputs `x` in Σ |g|² x²; equal shares if the sum is 0. `gradient` has
+/// one row of `rows` values per input.
 pub(super) fn spread(x: &[f32], n: usize, gradient: &[f32], rows: usize) -> Vec<f64> {
     let mut sums = vec![0f64; n];
     for (x, g) in x.chunks_exact(n).zip(gradient.chunks_exact(rows)) {
