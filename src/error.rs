@@ -63,7 +63,7 @@ pub enum QuantError {
     BadBlock {
         /// Number of the block in the input.
         block: usize,
-        /// What is wrong with it.
+        /// The fault.
         what: &'static str,
     },
 }

@@ -119,8 +119,8 @@ pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     let sum = product + c;
     let added = sum - product;
     let lost = (product - (sum - added)) + (c - added); // exact: Knuth's two-sum
-    // Rounded to odd, so that rounding once more, to f32, is as if it were the first time: where the sum lost
-    // something and is even, it gives way to its odd neighbour on the side of what it lost.
+    // Rounds to odd, so that rounding again, to f32, gives the result of a single rounding: if the sum is inexact and
+    // even, it is replaced by its odd neighbour on the side of the exact value.
     let bits = sum.to_bits();
     let is_inexact = (lost > 0.0) | (lost < 0.0); // false of NaN
     let step = if (lost > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
@@ -128,7 +128,7 @@ pub fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     f64::from_bits(bits.wrapping_add(step)) as f32
 }
 
-/// 1 / d, or 0 where d is 0.
+/// 1 / d, or 0 if d is 0.
 #[inline(always)]
 pub(crate) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }

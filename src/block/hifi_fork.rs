@@ -9,7 +9,7 @@ use super::q4_k::BlockQ4K;
 use crate::error::QuantError;
 use crate::float::{f16_to_f32, f32_to_f16};
 
-/// A Q4_HIFI block of the fork layout: 7.625 bits a weight, whatever the number of outliers.
+/// A Q4_HIFI block of the fork layout: 7.625 bits per weight, whatever the number of outliers.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct BlockQ4Hifi {

@@ -1,5 +1,5 @@
 //! IQ4_NL: `w = d · VALUES[q]`, sixteen values closer together near zero. 18 bytes for 32 weights,
-//! 4.5 bits a weight.
+//! 4.5 bits per weight.
 
 use super::iq4::VALUES;
 use super::layout::{Block, Bytes, QK};

@@ -1,5 +1,5 @@
 //! IQ4_XS: eight sub-blocks of 32 weights, `w = d · (scale - 32) · VALUES[q]`, sixteen values closer
-//! together near zero, scales of six bits. 136 bytes for 256 weights, 4.25 bits a weight.
+//! together near zero, scales of six bits. 136 bytes for 256 weights, 4.25 bits per weight.
 
 use super::iq4::VALUES;
 use super::layout::{Block, Bytes, QK, QK_K};

@@ -1,5 +1,5 @@
 //! Q2_K: sixteen sub-blocks of 16 weights, `w = d · scale · q - dmin · min`, q in 0..4, scales and
-//! minima of four bits. 84 bytes for 256 weights, 2.625 bits a weight.
+//! minima of four bits. 84 bytes for 256 weights, 2.625 bits per weight.
 
 use super::layout::{Block, Bytes, QK_K};
 use super::quants::{Values, dequantize, formula};

@@ -1,5 +1,5 @@
 //! Q3_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 4)`, q in 0..8, signed scales of six
-//! bits. 110 bytes for 256 weights, 3.4375 bits a weight.
+//! bits. 110 bytes for 256 weights, 3.4375 bits per weight.
 
 use super::layout::{Block, Bytes, QK_K};
 use super::quants::{Values, formula};

@@ -1,4 +1,4 @@
-//! Q4_0: `w = d · (q - 8)`, q in 0..16. 18 bytes for 32 weights, 4.5 bits a weight.
+//! Q4_0: `w = d · (q - 8)`, q in 0..16. 18 bytes for 32 weights, 4.5 bits per weight.
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};
@@ -16,7 +16,7 @@ pub struct BlockQ4_0 {
 }
 const _: () = assert!(size_of::<BlockQ4_0>() == 18);
 
-/// The quant that stands for 0.
+/// The quant whose value is 0.
 pub(crate) const HALF: i8 = 8;
 
 impl BlockQ4_0 {

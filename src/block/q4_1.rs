@@ -1,4 +1,4 @@
-//! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits a weight.
+//! Q4_1: `w = d · q + m`, q in 0..16. 20 bytes for 32 weights, 5 bits per weight.
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{all_nibbles, pack_nibbles, packed_quants, unpack_nibbles};

@@ -1,5 +1,5 @@
 //! Q4_K: eight sub-blocks of 32 weights, `w = d · scale · q - dmin · min`, q in 0..16, scales and
-//! minima of six bits. 144 bytes for 256 weights, 4.5 bits a weight.
+//! minima of six bits. 144 bytes for 256 weights, 4.5 bits per weight.
 
 use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};

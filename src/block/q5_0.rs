@@ -1,4 +1,4 @@
-//! Q5_0: `w = d · (q - 16)`, q in 0..32. 22 bytes for 32 weights, 5.5 bits a weight.
+//! Q5_0: `w = d · (q - 16)`, q in 0..32. 22 bytes for 32 weights, 5.5 bits per weight.
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{
@@ -20,7 +20,7 @@ pub struct BlockQ5_0 {
 }
 const _: () = assert!(size_of::<BlockQ5_0>() == 22);
 
-/// The quant that stands for 0.
+/// The quant whose value is 0.
 pub(crate) const HALF: i8 = 16;
 
 impl BlockQ5_0 {

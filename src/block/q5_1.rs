@@ -1,4 +1,4 @@
-//! Q5_1: `w = d · q + m`, q in 0..32. 24 bytes for 32 weights, 6 bits a weight.
+//! Q5_1: `w = d · q + m`, q in 0..32. 24 bytes for 32 weights, 6 bits per weight.
 
 use super::layout::{Block, Bytes, QK};
 use super::legacy::{

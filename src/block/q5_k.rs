@@ -1,5 +1,5 @@
 //! Q5_K: as Q4_K with quants of five bits, `w = d · scale · q - dmin · min`, q in 0..32.
-//! 176 bytes for 256 weights, 5.5 bits a weight.
+//! 176 bytes for 256 weights, 5.5 bits per weight.
 
 use super::k_fit::KFit;
 use super::k_scales::{SCALES_BYTES, scale_and_min};

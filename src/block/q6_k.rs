@@ -1,5 +1,5 @@
 //! Q6_K: sixteen sub-blocks of 16 weights, `w = d · scale · (q - 32)`, q in 0..64, scales signed
-//! bytes. 210 bytes for 256 weights, 6.5625 bits a weight.
+//! bytes. 210 bytes for 256 weights, 6.5625 bits per weight.
 
 use super::layout::{Block, Bytes, QK_K};
 use super::quants::{Values, formula};

@@ -1,4 +1,4 @@
-//! Q8_0: `w = d · q`, q in -127..=127. 34 bytes for 32 weights, 8.5 bits a weight.
+//! Q8_0: `w = d · q`, q in -127..=127. 34 bytes for 32 weights, 8.5 bits per weight.
 
 use super::layout::{Block, Bytes, QK};
 use super::quants::{Values, f16, formula};

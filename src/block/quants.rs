@@ -5,7 +5,7 @@ use crate::float::f16_to_f32;
 
 /// A block of N quants. Each quant has a value; with scale and minimum of its sub-block, the value gives a weight.
 pub(crate) trait Quants<const N: usize>: Block {
-    /// Sub-blocks with a scale of their own.
+    /// Sub-blocks, each with a separate scale.
     const SUB_BLOCKS: usize;
     /// The largest quant.
     const LAST: u8;

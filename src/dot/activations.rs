@@ -145,7 +145,7 @@ fn first_of_magnitude(x: &[f32; QK_K], magnitude: f32) -> f32 {
     found.copied().unwrap_or(f32::NAN)
 }
 
-/// The form of activations for dot products with a type.
+/// The form of activations for dot products with a type of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     F32,

@@ -114,7 +114,7 @@ fn every_type_on_every_isa_is_the_product_of_decoded_weights() {
     }
 }
 
-/// Rows of numbers may have any length.
+/// Rows of floats may have any length.
 #[test]
 fn numbers_need_no_whole_vectors() {
     for n in [1, 7, 8, 17, 63, 130] {
@@ -247,7 +247,7 @@ fn ties_of_q8_0_go_to_the_even_number() {
     assert_eq!(crate::float::f16_to_f32(u16::from_le_bytes(y.s)), 127.0);
 }
 
-/// What is not finite does not pass for a number.
+/// NaN and infinity do not become finite products.
 #[test]
 fn broken_activations_give_nan() {
     for broken in [f32::NAN, f32::INFINITY] {

@@ -278,7 +278,7 @@ mod tests {
         }
     }
 
-    /// What the base is fitted to does not change when the outliers grow.
+    /// Larger outliers do not change the refitted base.
     #[test]
     fn the_refitted_base_does_not_see_the_outliers() {
         let w = importance(QK_K, 12);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_go_to_the_smaller_place() {
+    fn ties_go_to_the_smaller_index() {
         assert_eq!(choose(3, &[1.0; QK_K])[..3], [0, 1, 2]);
         let peaks = std::array::from_fn(|i| if i % 100 == 7 { 2.0 } else { 0.0 });
         assert_eq!(choose(3, &peaks)[..3], [7, 107, 207]);

@@ -50,8 +50,8 @@ fn encode(w: &[f32], n: usize, kind: TensorType) -> Vec<u8> {
     data
 }
 
-/// Numbers that eight bits hold exactly, under scales that are powers of two: nothing is lost by
-/// quantizing them, as every 32 hold a 127.
+/// Values that eight bits hold exactly, times powers of two. Quantizing them is exact, because every group of 32 has a
+/// 127.
 fn exact_activations(n: usize, seed: u64) -> Vec<f32> {
     let mut x: Vec<f32> =
         weights(n, seed).iter().map(|v| (v * 900.0).round().clamp(-127.0, 127.0)).collect();
@@ -110,7 +110,7 @@ fn outliers_are_added_whatever_their_number() {
     }
 }
 
-/// As the activations' eight bits allow, also where they are as they come.
+/// With ordinary activations, products are as precise as eight bits allow.
 #[test]
 fn activations_are_rounded_to_eight_bits() {
     let (rows, n) = (PANEL, 2 * QK_K);

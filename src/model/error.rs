@@ -19,9 +19,9 @@ pub enum ModelError {
     },
     /// A tensor does not have the shape (rows, row length) that the configuration requires.
     Shape {
-        /// What it has.
+        /// The tensor's shape.
         got: [usize; 2],
-        /// What it should have.
+        /// The required shape.
         expected: [usize; 2],
     },
     /// A tensor is missing.

@@ -1,4 +1,4 @@
-//! The tensors of a model by their roles, each checked to have the shape that its role asks for.
+//! The tensors of a model by their roles. Their shapes are checked.
 
 use super::config::Config;
 use super::error::ModelError;

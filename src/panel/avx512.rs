@@ -77,7 +77,7 @@ impl<const VNNI: bool> PanelVector for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn dot(acc: Self::Ints, a: Self::Ints, b: Self::Ints, wide: bool) -> Self::Ints {
-        // where the type has VNNI, so has the CPU.
+        // the type uses VNNI only if the CPU has it.
         if VNNI { _mm512_dpbusd_epi32(acc, a, b) } else { dot_without_vnni(acc, a, b, wide) }
     }
 

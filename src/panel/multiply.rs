@@ -150,7 +150,7 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
-/// The columns of tile `tile`. Where there are fewer than `C`, the last one fills the rest.
+/// The columns of tile `tile`. If there are fewer than `C`, the last one fills the rest.
 #[inline(always)]
 fn tile_columns<const C: usize>(tile: usize, count: usize) -> [usize; C] {
     let mut columns = [0; C];

@@ -7,7 +7,7 @@ use crate::simd::Vector;
 ///
 /// # Safety
 ///
-/// What every function asks of its caller:
+/// Conditions of every function:
 ///
 /// * the CPU has the implementor's instruction set;
 /// * pointers lead to a vector's bytes, or to as many as the function says; they need no alignment.
@@ -24,7 +24,7 @@ pub(crate) trait PanelVector {
     /// Four bytes to every lane.
     unsafe fn broadcast(from: *const u8) -> Self::Ints;
     /// `acc` plus the products of four unsigned and four signed bytes. The unsigned ones have the eighth bit only
-    /// where `wide`.
+    /// if `wide`.
     unsafe fn dot(acc: Self::Ints, a: Self::Ints, b: Self::Ints, wide: bool) -> Self::Ints;
 
     /// The lanes' sum.

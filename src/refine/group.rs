@@ -7,7 +7,7 @@ use crate::simd::{MOST_LANES, Vector};
 
 /// A type whose blocks can be refined.
 pub(super) trait Refined: Block {
-    /// Sub-blocks with a scale of their own.
+    /// Sub-blocks, each with a separate scale.
     const SUB_BLOCKS: usize;
 
     /// Searches good blocks for `columns`, as many as fill the lanes. `x` has the same weights, block by block.

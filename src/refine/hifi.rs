@@ -95,7 +95,7 @@ unsafe fn ends_of<L: Vector>(windows: &Windows, taken: &[usize; MOST_LANES]) -> 
     for l in 0..L::LANES {
         (low[l], high[l]) = (windows[l][taken[l]].low, windows[l][taken[l]].high);
     }
-    // There is room for the largest number of lanes.
+    // There is room for MOST_LANES lanes.
     (L::load(low.as_ptr()), L::load(high.as_ptr()))
 }
 

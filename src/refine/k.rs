@@ -309,7 +309,7 @@ impl BlockFits {
                 *min = six_bits(wanted, scale);
             }
         }
-        // There is room for the largest number of lanes.
+        // There is room for MOST_LANES lanes.
         Choice {
             d: L::load(d.as_ptr()),
             dmin: L::load(dmin.as_ptr()),

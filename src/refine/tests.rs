@@ -49,7 +49,7 @@ fn importances() -> Vec<Option<Vec<f32>>> {
     importances
 }
 
-/// How many of a list of inputs are enough, where a tool makes everything fifty times slower.
+/// How many inputs of a list are tested when a tool makes everything fifty times slower.
 fn few_inputs() -> Option<usize> {
     std::env::var("Q4HIFI_FEW_INPUTS").ok().map(|n| n.parse().expect("a number"))
 }
@@ -269,7 +269,7 @@ fn correlated(importance: &[f32]) -> (Vec<f64>, Hessian) {
     (h, inputs)
 }
 
-/// What a row's errors cost.
+/// The cost of a row's errors, eᵀ H e.
 fn cost(h: &[f64], errors: &[f32]) -> f64 {
     let rows = h.chunks_exact(errors.len()).zip(errors);
     let along = |row: &[f64]| row.iter().zip(errors).map(|(h, &e)| h * f64::from(e)).sum::<f64>();

@@ -73,7 +73,7 @@ pub(crate) trait Transform {
 ///
 /// # Safety
 ///
-/// What every function asks of its caller:
+/// Conditions of every function:
 ///
 /// * the CPU has the implementor's instruction set;
 /// * pointers lead to [`Self::LANES`] elements, or as many as the function says; they need no alignment.
@@ -167,12 +167,12 @@ pub(crate) trait Vector: Copy {
         ])
     }
 
-    /// Turns groups into lanes: `to[i * LANES + l] = from[l * length + i]`, where `length`, a multiple
-    /// of 4, is that of a group.
+    /// Transposes groups into lanes: `to[i * LANES + l] = from[l * length + i]`. `length`, a multiple of 4, is the
+    /// length of a group.
     #[inline(always)]
     unsafe fn transpose(from: *const f32, length: usize, to: *mut f32) {
         for i in (0..length).step_by(4) {
-            // the caller gives room for LANES groups, here and there.
+            // the caller gives LANES groups, and room for as many.
             let [a, b, c, d] = Self::load_transposed(from.add(i), length);
             a.store(to.add(i * Self::LANES));
             b.store(to.add((i + 1) * Self::LANES));

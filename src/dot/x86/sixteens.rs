@@ -1,4 +1,4 @@
-//! Q2_K, Q3_K and Q6_K: sixteen sub-blocks of 16 weights, each with a scale of its own.
+//! Q2_K, Q3_K and Q6_K: sixteen sub-blocks of 16 weights, each with a separate scale.
 
 use super::k_rows::{KRows, k_rows};
 use super::rows::{RowBlock, dot_rows};

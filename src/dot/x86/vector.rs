@@ -27,7 +27,7 @@ pub(super) fn prefetch<T>(from: *const T, size: usize) {
 ///
 /// # Safety
 ///
-/// What every function asks of its caller:
+/// Conditions of every function:
 ///
 /// * the CPU has the implementor's instruction set;
 /// * pointers lead to as many bytes as the function says, or to a vector's; they need no alignment.
@@ -88,9 +88,8 @@ pub(super) trait DotVector: Copy {
     /// Sixteen signed scales.
     unsafe fn scales_of_16(bytes: __m128i) -> Self::Scales;
 
-    /// Sums of the products of the 128 quants, nibbles of 64 bytes, and the activations at `y`, times
-    /// the scales of sub-blocks of 32 weights: words of part `row`, the first four, or where `second`
-    /// the others.
+    /// Sums of the products of 128 quants, the nibbles of 64 bytes, and the activations at `y`, times the scales of
+    /// sub-blocks of 32 weights. The scales are words of part `row`: the first four, or the others if `second`.
     unsafe fn scaled_of_32(
         quants: [Self::Quants; 2],
         y: *const u8,
@@ -98,15 +97,15 @@ pub(super) trait DotVector: Copy {
         row: usize,
         second: bool,
     ) -> Self::Integers;
-    /// Sums of the products of 128 quants in their own order times the scales of sub-blocks of 16: the
-    /// first eight, or where `SECOND` the others.
+    /// Sums of the products of 128 quants in their original order, times the scales of sub-blocks of 16: the first
+    /// eight scales, or the others if `SECOND`.
     unsafe fn scaled_of_16<const SECOND: bool>(
         quants: [Self::Quants; 2],
         y: *const u8,
         scales: Self::Scales,
     ) -> Self::Integers;
-    /// Sums of the products of what 64 bytes of nibbles stand for in IQ4_XS and half `HALF` of the
-    /// activations, times the scales of that half, four of the eight.
+    /// Sums of the products of IQ4_XS values, from 64 bytes of nibbles, and half `HALF` of the activations, times the
+    /// four scales of this half.
     unsafe fn scaled_values<const HALF: usize>(
         qs: *const u8,
         y: &HalfOrder,

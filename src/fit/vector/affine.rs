@@ -6,20 +6,20 @@
 use crate::fit::search::Search;
 use crate::simd::{InLanes, Kernel, LaneArray, Vector};
 
-/// Lane by lane what [`crate::fit::search::Affine`] holds, and the sum of the weights.
+/// For each lane, the values of [`crate::fit::search::Affine`], and the sum of the weights.
 pub(crate) struct Fits {
     pub scale: LaneArray,
     pub min: LaneArray,
     pub sum_w: LaneArray,
-    /// The quants are `round((x - grid_min) · grid_inverse)`, clamped; all 0 where it is 0.
+    /// The quants are `round((x - grid_min) · grid_inverse)`, clamped. All are 0 if `grid_inverse` is 0.
     pub grid_inverse: LaneArray,
     pub grid_min: LaneArray,
 }
 
 /// Element `i` of the group in lane `l` is `x[i * V::LANES + l]`, its weight likewise in `w`.
 ///
-/// `None` where a lane's intermediate values leave the range in which rounding by adding 1.5·2²³
-/// is exact; such groups (extreme or broken) are for the scalar version.
+/// Returns `None` if intermediate values of a lane leave the range in which rounding by adding 1.5·2²³ is exact. Then
+/// the scalar version must be used. Only extreme values, infinity and NaN lead to this.
 ///
 /// # Safety
 ///

@@ -1,4 +1,4 @@
-//! Rows, encoded by the kernels for their type.
+//! Encoding rows with the kernel of each type.
 
 use super::k::{MOST_BLOCKS, fit_blocks};
 use super::{iq4, legacy, legacy_plain, q2_k, q3_k, q6_k};
@@ -55,8 +55,8 @@ unsafe fn quantize_rows<V: Vector, B: EncodeVector>(
     }
 }
 
-/// Each row's mean square, its sum added up in order; a row a lane where there are enough, because one
-/// sum's additions wait for each other.
+/// Each row's mean square, with its sum added up in order. If there are enough rows, there is one per lane, because
+/// the additions of a single sum wait for each other.
 ///
 /// # Safety
 ///
@@ -87,9 +87,9 @@ unsafe fn fill_mean_squares<V: Vector>(
 
 /// A type whose rows a kernel encodes.
 pub(crate) trait EncodeVector: Encode {
-    /// Encodes a row; `mean_square` is used by the legacy types under importance alone.
+    /// Encodes a row. `mean_square` is only used by legacy types with importance.
     ///
-    /// Without a kernel the scalar version, a simple loop that the compiler makes vectors of.
+    /// Types without a kernel use the scalar version, a simple loop that the compiler vectorizes.
     ///
     /// # Safety
     ///
@@ -109,7 +109,7 @@ impl EncodeVector for BlockF32 {}
 impl EncodeVector for BlockF16 {}
 impl EncodeVector for BlockBF16 {}
 
-/// What encodes a row of each type, `V` being the vector.
+/// The function that encodes a row, for each type. `V` is the vector.
 macro_rules! kernels {
     ($($block:ident: |$x:ident, $importance:ident, $mean_square:pat_param, $out:ident| $encode:expr;)*) => {
         $(impl EncodeVector for $block {
@@ -141,13 +141,13 @@ kernels! {
     BlockIQ4XS: |x, w, _, out| iq4::quantize_xs::<V>(in_blocks(x), w.map(in_blocks), out);
 }
 
-/// A row's weights, or their importance, a block an item.
+/// A row's weights or their importance, block by block.
 #[inline(always)]
 fn in_blocks<const N: usize>(x: &[f32]) -> &[[f32; N]] {
     x.as_chunks().0
 }
 
-/// A legacy type without minima: with importance or without.
+/// A legacy type without minima, with or without importance.
 #[inline(always)]
 unsafe fn symmetric<V: Vector, B>(
     x: &[f32],
@@ -163,7 +163,7 @@ unsafe fn symmetric<V: Vector, B>(
     }
 }
 
-/// A legacy type with minima: with importance or without.
+/// A legacy type with minima, with or without importance.
 #[inline(always)]
 unsafe fn affine<V: Vector, B>(
     x: &[f32],

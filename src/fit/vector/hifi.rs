@@ -242,7 +242,7 @@ impl Groups {
 unsafe fn block_thresholds<V: Vector>(outliers: usize, gains: &[V; DEPTH], guess: &mut i32) -> V {
     let mut by_block = [[[0f32; SUB_BLOCKS]; 64 / SUB_BLOCKS]; MOST_BLOCKS];
     let mut lanes = [0f32; MOST];
-    // There is room for the largest number of lanes.
+    // There is room for MOST_LANES lanes.
     for (i, gain) in gains.iter().enumerate() {
         gain.store(lanes.as_mut_ptr());
         for (l, gains) in lanes.as_chunks().0.iter().enumerate() {

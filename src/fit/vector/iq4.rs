@@ -28,7 +28,7 @@ impl Groups {
     ) -> Self {
         let (mut groups, mut copy) =
             (Self { x: InLanes::new(), w: InLanes::new() }, [[0f32; QK]; MOST]);
-        // The arrays have room for the largest number of lanes.
+        // the arrays have room for MOST_LANES lanes.
         V::transpose(filled::<V>(x, &mut copy), QK, groups.x.as_mut_ptr());
         if let Some(importance) = importance {
             V::transpose(filled::<V>(importance, &mut copy), QK, groups.w.as_mut_ptr());

@@ -1,7 +1,7 @@
-//! Q4_K's and Q5_K's fit, several blocks at a time: every lane is one of their sub-blocks.
+//! The fit of Q4_K and Q5_K for several blocks at a time, one sub-block per lane.
 //!
-//! The vector version of [`crate::fit::k::KParameters`], which stays its oracle: the same quants
-//! from the same operations in the same order.
+//! [`crate::fit::k::KParameters`] is the scalar version, and the oracle: both have the same operations in the same
+//! order, and give the same quants.
 
 use super::affine::fit_affine;
 use super::ranges::ranges;
@@ -16,7 +16,7 @@ use crate::simd::{InLanes, MOST_LANES as MOST, Twice, Vector};
 /// Weights in a sub-block.
 pub(crate) const GROUP: usize = QK_K / SUB_BLOCKS;
 
-/// The most blocks that are fitted together.
+/// The largest number of blocks that are fitted together.
 pub(crate) const MOST_BLOCKS: usize = MOST / SUB_BLOCKS;
 
 /// Fits blocks `x`.
@@ -43,12 +43,12 @@ pub(crate) unsafe fn fit_blocks<V: Vector>(
     }
 }
 
-/// Blocks that fit into a vector, every sub-block a lane.
+/// Blocks in a vector, one sub-block per lane.
 pub(crate) struct Columns {
     pub x: InLanes<GROUP>,
-    /// 1 where none are given.
+    /// 1 if no importance is given.
     pub importance: InLanes<GROUP>,
-    /// What the fit weighs its errors with.
+    /// The weights of squared errors in the fit.
     weights: InLanes<GROUP>,
 }
 
@@ -58,7 +58,7 @@ impl Columns {
         Self { x: InLanes::new(), importance: InLanes::new(), weights: InLanes::new() }
     }
 
-    /// Takes in the blocks and fits them; those too extreme for the vector version by the scalar one.
+    /// Sets the blocks and fits them. If they are too extreme for the vector version, the scalar version does it.
     ///
     /// # Safety
     ///
@@ -71,7 +71,7 @@ impl Columns {
         importance: Option<&[[f32; QK_K]]>,
         fits: &mut [KFit],
     ) {
-        // a vector is always full: the last block fills what is left of it
+        // a vector is always full: copies of the last block fill the rest
         let mut copies = [[[0f32; QK_K]; MOST_BLOCKS]; 2];
         let [x_copy, importance_copy] = &mut copies;
         let blocks = V::LANES / SUB_BLOCKS;
@@ -86,7 +86,7 @@ impl Columns {
         }
     }
 
-    /// Fits as many blocks as `fits` has; false if they are too extreme for the vector version.
+    /// Fits as many blocks as `fits` has. Returns false if they are too extreme for the vector version.
     ///
     /// # Safety
     ///
@@ -136,7 +136,7 @@ impl Columns {
     }
 }
 
-/// `blocks`, or where they are too few a copy that repeats the last.
+/// `blocks`; if they are too few, a copy that repeats the last one.
 #[inline(always)]
 fn filled<'a>(blocks: &'a [[f32; QK_K]], copy: &'a mut [[f32; QK_K]]) -> &'a [[f32; QK_K]] {
     if blocks.len() == copy.len() {
@@ -164,8 +164,8 @@ unsafe fn plain_weights<V: Vector>(xt: &InLanes<GROUP>, wt: &mut InLanes<GROUP>)
     }
 }
 
-/// The quants, each 0 to `levels`, under the scales and minima as stored; where a scale is 0, those of
-/// the sub-block's own fit, which has these inverse scales and minima.
+/// The quants, each 0 to `levels`, for the stored scales and minima. If a stored scale is 0, the quants are those of
+/// the sub-block's fit, which has these inverse scales and minima.
 ///
 /// # Safety
 ///

@@ -41,7 +41,7 @@ impl<'a> Blocks<'a> {
     unsafe fn in_lanes<V: Vector>(&self) -> (InLanes<GROUP>, InLanes<GROUP>) {
         let (mut xt, mut wt) = (InLanes::new(), InLanes::new());
         let mut copy = [[0f32; QK]; MOST];
-        // The arrays have room for the largest number of lanes.
+        // the arrays have room for MOST_LANES lanes.
         V::transpose(filled::<V>(self.x, &mut copy), GROUP, xt.as_mut_ptr());
         V::transpose(filled::<V>(self.importance, &mut copy), GROUP, wt.as_mut_ptr());
         let mean_square = V::splat(self.mean_square);

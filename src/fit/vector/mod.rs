@@ -1,5 +1,5 @@
-//! The encoders over vectors: the same bytes as the scalar ones beside this folder, from the same operations in the
-//! same order. Every lane has a sub-block or a block of its own, so that the order of additions does not change.
+//! The encoders over vectors. They give the same bytes as the scalar encoders in `fit`, because they have the same
+//! operations in the same order. Every lane has one sub-block or one block, so the order of additions is the same.
 
 mod affine;
 mod encode;

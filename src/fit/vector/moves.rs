@@ -7,10 +7,10 @@ use crate::simd::{InLanes, Vector};
 /// Elements of a group.
 pub(crate) const GROUP: usize = 16;
 
-/// The least that [`crate::float::nearest_int`] gives.
+/// The smallest result of [`crate::float::nearest_int`].
 const LEAST: i32 = -0x0040_0000;
 
-/// Lane by lane what the scalar fits add up: `Σ w x l` and `Σ w l²`.
+/// The sums of the scalar fits, in each lane: `Σ w x l` and `Σ w l²`.
 #[derive(Clone, Copy)]
 struct LaneSums<V> {
     xl: V,
@@ -36,7 +36,7 @@ impl<V: Vector> LaneSums<V> {
         Self { xl: self.xl.sub(wx.mul(l)), l2: self.l2.sub(w.mul(l).mul(l)) }
     }
 
-    /// The best scale, 0 where all quants are.
+    /// The best scale; 0 if all quants are 0.
     #[inline(always)]
     unsafe fn scale(self) -> V {
         let zero = V::splat(0.0);
@@ -44,7 +44,7 @@ impl<V: Vector> LaneSums<V> {
     }
 }
 
-/// Groups: element `i` of that in lane `l` is `x[i * V::LANES + l]`; its weight and its quant likewise.
+/// Groups: element `i` of the group in lane `l` is `x[i * V::LANES + l]`. Weights and quants have the same order.
 #[derive(Clone, Copy)]
 struct Groups {
     x: *const f32,
@@ -53,8 +53,8 @@ struct Groups {
 }
 
 impl Groups {
-    /// Moves quants, clamped to `low..=high`, as [`crate::fit`] does. Where `positive`, that is
-    /// [`crate::fit::search::fit_positive`]'s way, and `None` where one would become negative.
+    /// Changes quants, clamped to `low..=high`, as the scalar fits do. If `positive`, it does what
+    /// [`crate::fit::search::fit_positive`] does, and returns `None` if a quant would become negative.
     ///
     /// # Safety
     ///
@@ -101,14 +101,14 @@ impl Groups {
     }
 }
 
-/// The scales of groups under x² as weights; their quants stay here.
+/// The scales of groups, with x² as weights. The quants are not returned.
 ///
 /// # Safety
 ///
 /// The CPU has V's ISA; `x` holds GROUP · LANES elements.
 #[inline(always)]
 pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) -> V {
-    // The arrays have room for the largest number of lanes.
+    // the arrays have room for MOST_LANES lanes.
     let (mut magnitude, mut extreme) = (V::splat(0.0), V::splat(0.0));
     let (mut weights, mut quants) = (InLanes::<GROUP>::new(), InLanes::<GROUP>::new());
     for i in (0..GROUP * V::LANES).step_by(V::LANES) {
@@ -132,8 +132,8 @@ pub(crate) unsafe fn fit_signed_by_moves<V: Vector>(x: *const f32, half: i32) ->
     V::select(magnitude.lt(V::splat(TINY)), V::splat(0.0), sums.scale())
 }
 
-/// The scales of groups under the weights `w`; writes their quants. `None` where an element is negative
-/// or broken, or a number would be: for the scalar version.
+/// The scales of groups with weights `w`; writes their quants. `None` if an element or a quant is negative, or is not
+/// a usable number; then the scalar version must be used.
 ///
 /// # Safety
 ///
@@ -170,7 +170,7 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
     let mut sums = LaneSums::zero();
     for i in (0..GROUP * V::LANES).step_by(V::LANES) {
         let (v, w) = (V::load(x.add(i)), V::load(w.add(i)));
-        // tiny groups' quants are 0, which nothing moves
+        // the quants of tiny groups are 0, and stay 0
         let rounded = V::select(tiny, zero, chosen.mul(v).nearest_in(0, levels));
         rounded.store(quants.add(i));
         sums = sums.with(w, w.mul(v), rounded);
@@ -180,7 +180,7 @@ pub(crate) unsafe fn fit_positive<V: Vector>(
 }
 
 impl Groups {
-    /// `Σ w (x - l / inverse)²` for the quants l under `inverse`.
+    /// `Σ w (x - l / inverse)²` for the quants l of the grid with this inverse scale.
     ///
     /// # Safety
     ///

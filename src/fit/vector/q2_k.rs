@@ -1,5 +1,4 @@
-//! Q2_K's fit, every lane a sub-block; then, under importance, every lane the scales or the minima of a
-//! block.
+//! The fit of Q2_K, one sub-block per lane. Then, with importance, a lane has all scales or all minima of a block.
 
 use super::affine::fit_affine;
 use super::k::round_quants;
@@ -20,11 +19,11 @@ type Subs = [f32; SUB_BLOCKS];
 
 /// The fits of the sub-blocks of some blocks.
 struct Fits {
-    /// Of each block the scales, then the minima.
+    /// For each block the scales, then the minima.
     scales_and_mins: [Subs; 2 * BATCH],
     /// The sums of the weights, twice.
     weights: [Subs; 2 * BATCH],
-    /// The grids on which the quants were rounded.
+    /// The grids to which the quants were rounded.
     inverses: [Subs; BATCH],
     mins: [Subs; BATCH],
 }
@@ -60,7 +59,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
     }
 }
 
-/// Fits the sub-blocks; false if some are too extreme for the vector version.
+/// Fits the sub-blocks. Returns false if some are too extreme for the vector version.
 ///
 /// # Safety
 ///
@@ -76,7 +75,7 @@ unsafe fn fit_batch<V: Vector>(
         Some(_) => means_of_squares::<BATCH>(x, 1.0),
     };
     for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
-        // LANES of one vector or of two are whole blocks.
+        // the lanes of one or two vectors are whole blocks.
         let fine = if is_twice {
             fit_blocks::<Twice<V>>(range, x, importance, &means, fits)
         } else {
@@ -142,7 +141,7 @@ unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ
     }
     for (range, is_twice) in ranges::<V>(out.len(), 2) {
         let (first, out) = (range.start, &mut out[range]);
-        // the blocks have no more lanes than that.
+        // the blocks do not need more lanes.
         let fine = if is_twice {
             fit_scales::<Twice<V>>(first, fits, out)
         } else {
@@ -154,15 +153,15 @@ unsafe fn store_scales<V: Vector>(weighted: bool, fits: &Fits, out: &mut [BlockQ
     }
 }
 
-/// Fits the scales and minima of blocks from `first` on, two lanes a block; false if the vector version
-/// cannot.
+/// Fits the scales and minima of blocks from `first` on, with two lanes per block. Returns false if they are too
+/// extreme for the vector version.
 #[inline(always)]
 unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K]) -> bool {
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
     let mut quants = InLanes::<SUB_BLOCKS>::new();
     let mut bytes = [0u8; SUB_BLOCKS * MOST];
     let mut scales = [0f32; MOST];
-    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    // `fits` has as many lanes from `first` on, and the arrays have room for MOST_LANES lanes.
     let (x, w) = (fits.scales_and_mins.as_ptr(), fits.weights.as_ptr());
     W::transpose(x.add(2 * first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
     W::transpose(w.add(2 * first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
@@ -182,7 +181,7 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &Fits, out: &mut [BlockQ2K])
     true
 }
 
-/// The quants under the scales as stored.
+/// The quants for the stored scales.
 #[inline(always)]
 unsafe fn round_batch<V: Vector>(x: &[[f32; QK_K]], fits: &Fits, out: &mut [BlockQ2K]) {
     for (block, (x, out)) in x.iter().zip(out).enumerate() {

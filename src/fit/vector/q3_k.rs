@@ -1,4 +1,4 @@
-//! Q3_K's fit, every lane a sub-block; then, under importance, every lane the scales of a block.
+//! The fit of Q3_K, one sub-block per lane. Then, with importance, a lane has all scales of a block.
 
 use super::moves::fit_signed_by_moves;
 use super::ranges::ranges;
@@ -22,7 +22,7 @@ struct ScaleFits {
     scales: [Subs; BATCH],
     /// The sums of the weights.
     weights: [Subs; BATCH],
-    /// The inverse scales by which the quants were rounded; 0 for sub-blocks of zeros.
+    /// The inverse scales with which the quants were rounded; 0 for sub-blocks of zeros.
     inverses: [Subs; BATCH],
 }
 
@@ -73,7 +73,7 @@ unsafe fn fit_batch<V: Vector>(
         Some(_) => means_of_squares::<BATCH>(x, 2.0),
     };
     for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
-        // LANES of one vector or of two are whole blocks.
+        // the lanes of one or two vectors are whole blocks.
         if is_twice {
             fit_blocks::<Twice<V>>(range, x, importance, &means, fits);
         } else {
@@ -115,12 +115,12 @@ unsafe fn fit_blocks<W: Vector>(
     }
 }
 
-/// Rounds the scales into `out`, under the weights.
+/// Rounds the scales into `out`, with the weights.
 #[inline(always)]
 unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
     for (range, is_twice) in ranges::<V>(out.len(), 1) {
         let (first, out) = (range.start, &mut out[range]);
-        // the blocks have no more lanes than that.
+        // the blocks do not need more lanes.
         if is_twice {
             fit_scales::<Twice<V>>(first, fits, out);
         } else {
@@ -129,11 +129,11 @@ unsafe fn store_scales<V: Vector>(fits: &ScaleFits, out: &mut [BlockQ3K]) {
     }
 }
 
-/// Fits the scales of blocks from `first` on, a lane a block.
+/// Fits the scales of blocks from `first` on, with one lane per block.
 #[inline(always)]
 unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [BlockQ3K]) {
     let (mut xt, mut wt) = (InLanes::<SUB_BLOCKS>::new(), InLanes::<SUB_BLOCKS>::new());
-    // from `first` on there are as many lanes in `fits`, and in the arrays room for the most.
+    // `fits` has as many lanes from `first` on, and the arrays have room for MOST_LANES lanes.
     W::transpose(fits.scales.as_ptr().add(first).cast(), SUB_BLOCKS, xt.as_mut_ptr());
     W::transpose(fits.weights.as_ptr().add(first).cast(), SUB_BLOCKS, wt.as_mut_ptr());
     let own = fit_signed::<W>(xt.as_ptr(), wt.as_ptr(), SUB_BLOCKS, HALF_SCALE);
@@ -153,8 +153,8 @@ unsafe fn fit_scales<W: Vector>(first: usize, fits: &ScaleFits, out: &mut [Block
     }
 }
 
-/// The quants under the scales as stored; where a scale is 0, those of the sub-block's own fit, which is
-/// made again if there are no `inverses`.
+/// The quants for the stored scales. If a stored scale is 0, the quants are those of the sub-block's fit, which is
+/// repeated if there are no `inverses`.
 #[inline(always)]
 unsafe fn round_quants<V: Vector>(x: &[f32; QK_K], inverses: Option<&Subs>, out: &mut BlockQ3K) {
     let mut quants = [0u8; QK_K];

@@ -1,4 +1,4 @@
-//! Q6_K's fit, every lane a sub-block.
+//! The fit of Q6_K, one sub-block per lane.
 
 use super::ranges::ranges;
 use super::signed::{Fits, fit_signed};
@@ -20,7 +20,7 @@ pub(crate) unsafe fn quantize<V: Vector>(
     for (range, is_twice) in ranges::<V>(x.len(), SUB_BLOCKS) {
         let importance = importance.map(|w| &w[range.clone()]);
         let (x, out) = (&x[range.clone()], &mut out[range]);
-        // LANES of one vector or of two are whole blocks.
+        // the lanes of one or two vectors are whole blocks.
         if is_twice {
             quantize_blocks::<V, Twice<V>>(x, importance, out);
         } else {
@@ -40,7 +40,7 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
 ) {
     debug_assert!(x.len() * SUB_BLOCKS == W::LANES);
     let (mut xt, mut wt) = (InLanes::<SUB>::new(), InLanes::<SUB>::new());
-    // The arrays have room for the largest number of lanes.
+    // the arrays have room for MOST_LANES lanes.
     W::transpose(x.as_ptr().cast(), SUB, xt.as_mut_ptr());
     match importance {
         None => {
@@ -58,8 +58,7 @@ unsafe fn quantize_blocks<V: Vector, W: Vector>(
     }
 }
 
-/// The block under the scales as stored; where a scale is 0, the quants are those of the sub-block's
-/// own fit.
+/// The block with the stored scales. If a stored scale is 0, the quants are those of the sub-block's fit.
 ///
 /// # Safety
 ///

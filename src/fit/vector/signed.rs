@@ -1,15 +1,15 @@
-//! [`crate::fit::search::fit_signed`] for a vector of groups at once, one group a lane.
+//! [`crate::fit::search::fit_signed`] for a vector of groups at once, one group per lane.
 
 use crate::simd::{InLanes, Kernel, LaneArray, Vector};
 
-/// The most elements that a group has.
+/// The largest number of elements in a group.
 const MOST_ELEMENTS: usize = 32;
 
-/// Lane by lane the scale, and the inverse scale by which the quants are rounded.
+/// For each lane, the scale, and the inverse scale with which the quants are rounded.
 pub(crate) struct Fits {
     pub scale: LaneArray,
     pub inverse: LaneArray,
-    /// What is added to the quants so that none is negative: `half`, but 0 to groups of zeros.
+    /// Added to the quants so that none is negative: `half`, but 0 for groups of zeros.
     pub offset: LaneArray,
 }
 
@@ -66,8 +66,8 @@ unsafe fn fit<V: Vector>(FitSigned { x, w, group, half }: FitSigned) -> Fits {
     let mut best = scale.mul(sum_xl);
     for step in (-9..=9).filter(|&step| step != 0) {
         let inverse = V::splat(-(half as f32 + 0.1 * step as f32)).div(extreme);
-        // No magnitude exceeds half + step / 10 by more than rounding errors, so most candidates
-        // need one clamp or none. Tiny groups do not matter.
+        // Except for rounding errors, no magnitude exceeds half + step / 10. So most candidates need at most one
+        // clamp. Tiny groups do not matter.
         let (sum_xl, sum_l2) = match step {
             ..-5 => group.sums::<V, false, false>(inverse),
             -5..5 => group.sums::<V, false, true>(inverse),
@@ -87,7 +87,7 @@ unsafe fn fit<V: Vector>(FitSigned { x, w, group, half }: FitSigned) -> Fits {
     }
 }
 
-/// The groups under a fit; `wx` is weight times element.
+/// The groups that are fitted; `wx` is weight times element.
 struct Group {
     x: *const f32,
     w: *const f32,
@@ -97,14 +97,15 @@ struct Group {
 }
 
 impl Group {
-    /// `Σ w x l` and `Σ w l²` for the quants l under `inverse`, clamped from `BELOW` and `ABOVE`.
+    /// `Σ w x l` and `Σ w l²` for the quants l of the grid with this inverse scale. `BELOW` and `ABOVE` say whether
+    /// quants are clamped at each end.
     ///
     /// # Safety
     ///
     /// As [`fit_signed`].
     #[inline(always)]
     unsafe fn sums<V: Vector, const BELOW: bool, const ABOVE: bool>(&self, inverse: V) -> (V, V) {
-        // no value exceeds half + 1, so clamping first is the same as after rounding
+        // no value exceeds half + 1, so clamping before rounding gives the same result as after it
         let (low, high) = (V::splat(-self.half as f32), V::splat((self.half - 1) as f32));
         let (mut sum_xl, mut sum_l2) = (V::splat(0.0), V::splat(0.0));
         for i in (0..self.length * V::LANES).step_by(V::LANES) {

@@ -1,11 +1,11 @@
-//! What the fits under importance weigh their errors with: importance · √(mean square + x²), the mean
-//! being that of a row or of a block.
+//! The weights of squared errors in fits with importance: importance · √(mean square + x²), where the mean is over a
+//! row or over a block.
 
 use crate::block::QK_K;
 use crate::simd::{MOST_LANES, Vector};
 
-/// Writes the weights of `N` elements a lane to `to`, which may be `importance`; `mean` is the mean square
-/// for each lane.
+/// Writes the weights of `N` elements per lane to `to`, which may be `importance`. `mean` has the mean square for each
+/// lane.
 ///
 /// # Safety
 ///
@@ -24,7 +24,7 @@ pub(super) unsafe fn weigh<V: Vector, const N: usize>(
     }
 }
 
-/// The same for lanes that are the sub-blocks of blocks, whose mean squares are `means`.
+/// The same for one sub-block per lane. `means` has the mean squares of the blocks.
 ///
 /// # Safety
 ///
@@ -43,13 +43,12 @@ pub(super) unsafe fn weigh_blocks<V: Vector, const N: usize, const SUB_BLOCKS: u
     weigh::<V, N>(V::load(lanes.as_ptr()), x, importance, to);
 }
 
-/// `times` the mean square of each block, added up in order, and zeros for those of `N` that there are
-/// not.
+/// `times` · mean square of each block, added up in order. The rest of the `N` values is 0.
 #[inline(always)]
 pub(super) fn means_of_squares<const N: usize>(x: &[[f32; QK_K]], times: f32) -> [f32; N] {
     let mut sums = [0f32; N];
     for i in 0..QK_K {
-        // side by side, so that one sum's addition hides behind the others'
+        // together, so that the sums do not wait for each other
         for (sum, x) in sums.iter_mut().zip(x) {
             *sum += x[i] * x[i];
         }
