@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Against the C library's, over factors of all sizes and addends that nearly cancel, or lie near a tie.
+    /// Compares with the C library: factors of all sizes, and addends that nearly cancel or give nearly a tie.
     #[test]
     fn mul_add_rounds_once() {
         let mut state = 1u64;

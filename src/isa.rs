@@ -52,12 +52,12 @@ impl Isa {
         }
     }
 
-    /// Those that this CPU has, slowest first.
+    /// The instruction sets that this CPU has, slowest first.
     pub fn available() -> impl Iterator<Item = Self> + Clone {
         Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The fastest that this CPU has.
+    /// The fastest instruction set that this CPU has.
     pub fn best() -> Self {
         Self::available().last().unwrap_or(Self::Scalar)
     }

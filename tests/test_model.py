@@ -481,7 +481,7 @@ def test_what_cannot_be_run_is_refused(options: dict[str, Any], match: str, tmp_
         ({"block_count": (4, U32)}, r"there is no tensor blk\.3\.attn_norm\.weight.*supported are"),
         ({"block_count": (2, U32)}, r"tensor blk\.2\.attn_norm\.weight"),
         ({"attention.head_count_kv": (3, U32)}, "8 heads cannot share 3"),
-        ({"rope.dimension_count": (7, U32)}, "7 numbers to be turned"),
+        ({"rope.dimension_count": (7, U32)}, "7 rotary dimensions in heads"),
         ({"attention.head_count": (0, U32)}, "n_head is 0"),
         ({"embedding_length": (1 << 31, U32)}, "n_embd is"),
     ],

@@ -82,7 +82,7 @@ pub(crate) fn nearest(position: f32) -> u8 {
     MIDDLES.partition_point(|&middle| position >= middle || position.is_nan()) as u8
 }
 
-/// The quants of 32 weights under an inverse scale.
+/// The quants of 32 weights for an inverse scale.
 #[inline(always)]
 pub(crate) fn quants(x: &[f32; QK], inverse: f32) -> [u8; QK] {
     let mut quants = [0u8; QK];

@@ -128,7 +128,7 @@ impl Config {
             if dimensions > self.head_size || !dimensions.is_multiple_of(2) || dimensions == 0 {
                 let size = self.head_size;
                 return Err(ModelError::Config(format!(
-                    "{dimensions} numbers to be turned in heads of {size}"
+                    "{dimensions} rotary dimensions in heads of {size}"
                 )));
             }
             if !rope.factors.is_empty() && rope.factors.len() != dimensions / 2 {

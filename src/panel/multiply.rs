@@ -204,7 +204,7 @@ unsafe fn bytes_tile<V: PanelVector, B: PanelBlock, const R: usize, const C: usi
     }
     let groups = columns.length / GROUP;
     for sub in 0..weights.len() / B::SUB {
-        // the sub-block lies within the step and the columns.
+        // the sub-block is within the step and the columns.
         let mut sums = [[V::splat(0); C]; R];
         if B::OFFSET != 0 {
             let first = (weights.start + sub * B::SUB) / SUM;

@@ -34,7 +34,7 @@ impl PanelVector for Portable {
     #[inline(always)]
     unsafe fn dot(acc: Self::Ints, a: Self::Ints, b: Self::Ints, _: bool) -> Self::Ints {
         from_fn(|l| {
-            // the words' products are what a CPU multiplies two of at once
+            // words, because CPUs multiply and add pairs of words in one instruction
             let low = |x: i32| [x as i16 & 0xff, (x >> 16) as i16 & 0xff];
             let high = |x: i32| [(x >> 8) as i16 & 0xff, (x >> 24) as i16 & 0xff];
             let low_signed = |x: i32| [i16::from(x as i8), i16::from((x >> 16) as i8)];

@@ -68,15 +68,14 @@ struct Loaded {
 /// A tensor: role, layer, type, row length, outliers per block, the parts of its rows.
 type Tensor<'py> = (String, Option<usize>, u32, usize, usize, Vec<Bound<'py, PyArray1<u8>>>);
 
-/// The bytes of an array that nobody can write to, for as long as the array lives.
+/// The bytes of a read-only array. They are valid as long as the array lives.
 fn frozen(array: &Bound<'_, PyArray1<u8>>) -> PyResult<&'static [u8]> {
     let writeable: bool = array.getattr("flags")?.getattr("writeable")?.extract()?;
     if writeable || !array.is_contiguous() {
         return Err(PyValueError::new_err("weights are not contiguous, or can be written to"));
     }
-    // SAFETY: contiguous, and not written to through this array. The caller keeps the array, which
-    // keeps its memory, for as long as it uses the slice. A file that is mapped may be changed by
-    // others; that it is not is what every reader of a mapped file relies on.
+    // SAFETY: the array is contiguous and read-only. The caller keeps the array, and so its memory, as long as it uses
+    // the slice. Other programs could change a mapped file, but every reader of a mapped file relies on them not to.
     Ok(unsafe { std::slice::from_raw_parts(array.data(), array.len()) })
 }
 

@@ -1,4 +1,4 @@
-//! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, under the block scales d and dmin.
+//! Q4_K and Q5_K: a scale and a minimum of six bits for each of eight sub-blocks, and the block scales d and dmin.
 
 use super::block_scales::{Candidates, by_error, nearest_f16};
 use super::columns::{Bounds, Columns, GridSums};

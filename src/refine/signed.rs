@@ -1,4 +1,4 @@
-//! Q6_K and IQ4_XS: a signed scale for each sub-block under one block scale d, and no minima.
+//! Q6_K and IQ4_XS: a signed scale for each sub-block, one block scale d, and no minima.
 
 use super::block_scales::{Candidates, by_error, nearest_f16};
 use super::columns::{Bounds, Columns, Grid, Iq4Values};

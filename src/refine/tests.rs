@@ -233,21 +233,21 @@ fn what_can_be_stored_exactly_is() {
     }
 }
 
-/// The types whose errors can cancel.
-fn numbered() -> impl Iterator<Item = TensorType> {
+/// The types with quants, to which error feedback applies.
+fn with_quants() -> impl Iterator<Item = TensorType> {
     TensorType::ALL.into_iter().filter(|kind| kind.block_weights() > 1)
 }
 
-/// Enough for correlations; sanitizers take long over more.
+/// Columns of a row: few, because sanitizers are slow.
 const COLUMNS: usize = 2 * QK_K;
 
-/// A row's length and importance: of blocks of 32 one that 256 does not divide.
+/// A row's length and importance. For types with blocks of 32, the length is not a multiple of 256.
 fn columns(kind: TensorType) -> (usize, Vec<f32>) {
     let n = if kind.block_weights() == QK { COLUMNS - 5 * QK } else { COLUMNS };
     (n, importance(n, 42))
 }
 
-/// Hessian that lie in six directions for half of what they are: H, and what is known of it.
+/// H of inputs whose variance is to one half in six directions, and the [`Hessian`] of it.
 fn correlated(importance: &[f32]) -> (Vec<f64>, Hessian) {
     let n = importance.len();
     let directions = weights(n * 6, 43);
@@ -284,7 +284,7 @@ fn canceled(isa: Isa, kind: TensorType, x: &[f32], inputs: &Hessian, encoded: &[
 
 #[test]
 fn errors_cancel_and_scales_stay() {
-    for kind in numbered() {
+    for kind in with_quants() {
         let (n, w) = columns(kind);
         let (x, (h, inputs)) = (weights(n, 41), correlated(&w));
         let (_, before) = encode(Isa::best(), kind, &x, Some(&w));
@@ -312,7 +312,7 @@ fn errors_cancel_and_scales_stay() {
 #[test]
 fn errors_cancel_in_the_same_way_on_every_isa() {
     let rows = rows();
-    for kind in numbered() {
+    for kind in with_quants() {
         let (n, w) = columns(kind);
         let (_, inputs) = correlated(&w);
         let one = |x: &Vec<f32>| {
@@ -334,7 +334,7 @@ fn errors_cancel_in_the_same_way_on_every_isa() {
 
 #[test]
 fn without_correlations_quants_are_the_nearest() {
-    for kind in numbered() {
+    for kind in with_quants() {
         let (n, w) = columns(kind);
         let (x, none) = (weights(n, 41), vec![0i8; correlations::pairs(n)]);
         for known in [&[], &none[..]] {

@@ -8,7 +8,7 @@ use crate::feedback::Hessian;
 pub enum Encoding<'a> {
     /// As ggml does, byte for byte.
     Ggml,
-    /// As ggml does, and then refined (see [`crate::rows`]), if the type can be refined. No block has a larger error
+    /// As ggml does, and then refined (see the room `refine`), if the type can be refined. No block has a larger error
     /// than ggml's.
     Refined,
     /// Error feedback (GPTQ, LDLQ): as refined, but then quants are chosen so that they compensate the errors of

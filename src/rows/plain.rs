@@ -82,8 +82,8 @@ pub fn dequantize(source: Source<'_>, out: &mut [f32]) -> Result<(), QuantError>
     Ok(())
 }
 
-/// How far `decoded` weights are from rows, under the `weights` of each column, which need not be those
-/// under which they were encoded.
+/// Squared errors of `decoded` weights, times the `weights` of their columns. These may differ from the importance with
+/// which the rows were encoded.
 pub fn errors(
     source: Source<'_>,
     decoded: &[f32],

@@ -14,7 +14,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<F32x16>()
 }
 
-/// The same for a loop from a slice to another.
+/// The same for a loop from one slice to another.
 ///
 /// # Safety
 ///

@@ -12,7 +12,7 @@
 
 constexpr int DEQUANTIZE_THREADS = 256;
 
-// Puts the outliers of a warp's block into its weights. The positions differ, so two lanes never write the
+// Puts the outliers of a warp's block into its weights. The indices differ, so two lanes never write the
 // same weight.
 template <class Type> __device__ void apply_outliers(const Tensor &t, u64 block, float (&w)[8]) {
     __shared__ float tiles[DEQUANTIZE_THREADS / WARP][K];

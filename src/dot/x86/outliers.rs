@@ -35,7 +35,7 @@ unsafe fn eight(
     [if done == 0 { residual } else { _mm256_and_ps(residual, mask) }, values]
 }
 
-/// The same of four outliers, in the first lanes.
+/// The same for four outliers, in the first lanes.
 #[inline(always)]
 unsafe fn four(index: *const u8, residual: *const u8, values: *const f32) -> [__m256; 2] {
     let indices = _mm_cvtepu8_epi32(_mm_loadu_si32(index));
@@ -44,7 +44,7 @@ unsafe fn four(index: *const u8, residual: *const u8, values: *const f32) -> [__
     [_mm256_zextps128_ps256(residual), _mm256_zextps128_ps256(values)]
 }
 
-/// The same of one outlier, in the first lane.
+/// The same for one outlier, in the first lane.
 #[inline(always)]
 unsafe fn one(index: *const u8, residual: *const u8, values: *const f32) -> [__m256; 2] {
     let residual = f16_to_f32(u16::from_le_bytes(residual.cast::<[u8; 2]>().read()));

@@ -63,7 +63,7 @@ pub(super) trait DotVector: Copy {
     unsafe fn part_totals(x: Self::Integers) -> __m128i;
     /// Lane r is the sum of the i32 lanes of row r's vector, for [`Self::ROWS`] rows.
     unsafe fn totals(rows: [Self::Integers; MAX_ROWS]) -> __m128i;
-    /// The same of vectors of eight.
+    /// The same for vectors of eight lanes.
     unsafe fn totals_of_eight(rows: [__m256i; MAX_ROWS]) -> __m128i;
     unsafe fn zero() -> Self::Integers;
     /// Sums of two products of words.
