@@ -2,7 +2,7 @@
 //! many.
 //!
 //! With few columns, rows are multiplied in the file's layout ([`crate::dot`]); memory is the limit. With many, a panel
-//! of rows is first unpacked, once for all columns ([`crate::panel`]); no second copy of the model is kept. The threads
+//! of rows is first unpacked, once for all columns (the room `panel`); no second copy of the model is kept. The threads
 //! divide the rows among them.
 //!
 //! A product depends on its row, on its column, and on whether there are few or many columns. It does not depend on the

@@ -21,7 +21,7 @@ pub struct Fisher {
 }
 
 impl Fisher {
-    /// Σₒ Fₒ Σᵢ cᵢ w² of a matrix over all drawn tokens, divided among its columns (see [`super`]). None if the role
+    /// Σₒ Fₒ Σᵢ cᵢ w² of a matrix over all drawn tokens, divided among its columns. None if the role
     /// has no matrix. If the output matrix is token_embd, the parts of both roles are separate.
     pub fn of(&self, role: Role, layer: Option<usize>) -> Option<&[f64]> {
         let found = self.found.iter().find(|found| (found.0, found.1) == (role, layer));
