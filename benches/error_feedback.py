@@ -22,7 +22,7 @@ from q4hifi.codec.model_file import RowRange
 from q4hifi.codec.rows import decode, encode
 from q4hifi.formats.layout import SPLIT
 from q4hifi.formats.tensor_names import EMBEDDINGS, OUTPUT
-from q4hifi.imatrix.file import Importance
+from q4hifi.imatrix.importance import Importance
 
 ROLES = ("attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down")
 

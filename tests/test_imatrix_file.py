@@ -14,7 +14,8 @@ import pytest
 from gguf import GGUFValueType, GGUFWriter
 
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
-from q4hifi.imatrix.file import Importance, load_importance
+from q4hifi.imatrix.file import load_importance
+from q4hifi.imatrix.importance import Importance
 
 Floats = npt.NDArray[np.float32]
 

@@ -23,7 +23,7 @@ INTERNAL = {
     "TensorInfo",
     "Vocabulary",
     "GGUFValueType",
-    "_Entry",
+    "Entry",
 }
 """Classes that only constructors and helpers of classes mention which users do not call themselves."""
 

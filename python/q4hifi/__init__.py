@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from .evaluate.perplexity import Perplexity, perplexity
     from .formats.layout import Format, StoredTensor
     from .formats.types import TensorType
-    from .imatrix.file import Importance, load_importance
+    from .imatrix.file import load_importance
+    from .imatrix.importance import Importance
     from .imatrix.sums import ColumnSums, ImportanceSums
     from .pipeline.export import dequantize_file, export_file
     from .pipeline.quantize import plan_file, quantize_file
@@ -191,7 +192,8 @@ _MODULES = {
     "evaluate.perplexity": "Perplexity perplexity",
     "formats.layout": "Format StoredTensor",
     "formats.types": "TensorType",
-    "imatrix.file": "Importance load_importance",
+    "imatrix.file": "load_importance",
+    "imatrix.importance": "Importance",
     "imatrix.sums": "ColumnSums ImportanceSums",
     "pipeline.export": "dequantize_file export_file",
     "pipeline.quantize": "plan_file quantize_file",

@@ -41,7 +41,8 @@ from ..formats.layout import Format
 from ..formats.tensor_names import is_quantizable, layer_of, processing_order, role_of
 from ..formats.types import TensorType
 from ..gguf_io.split import files_of
-from ..imatrix.file import Importance, load_importance
+from ..imatrix.file import load_importance
+from ..imatrix.importance import Importance
 from ..progress import Progress
 from ..threads import thread_count
 from ..wording import counted

@@ -16,7 +16,7 @@ from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, NotFiniteError
 from ..formats.layout import Format, padded
 from ..formats.tensor_names import role_of
-from ..imatrix.file import Importance
+from ..imatrix.importance import Importance
 from ..plan.plan import Measured, Plan
 from ..plan.type_rules import Choice, name_rules_out_hifi
 from ..progress import Progress

@@ -15,7 +15,8 @@ from ..errors import NotFiniteError
 from ..formats.layout import Format
 from ..formats.tensor_names import output_of
 from ..formats.types import TYPES
-from ..imatrix.file import Floats, Importance
+from ..imatrix.entries import Floats
+from ..imatrix.importance import Importance
 from .candidates import probe_of
 from .sensitivities import Energy
 

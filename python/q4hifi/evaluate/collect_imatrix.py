@@ -23,7 +23,8 @@ from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
 from ..formats.tensor_names import OUTPUT
 from ..gguf_io.split import files_of
-from ..imatrix.file import IMATRIX, WeightsFilter, read_importance
+from ..imatrix.entries import WeightsFilter
+from ..imatrix.file import IMATRIX, read_importance
 from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..formats.tensor_names import layer_of
-from .sums import ColumnSums, Floats, ImportanceSums
+from .entries import Floats
+from .sums import ColumnSums, ImportanceSums
 
 ACTIVE = 1e-5
 """A column counts as active if its mean square is above this."""

@@ -24,7 +24,9 @@ from ..formats.types import F32, TYPES
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.writer import GgufWriter, file_sizes
 from ..wording import counted
-from .file import (
+from .entries import Floats
+from .forms import DAT, FORMS, GGUF
+from .gguf_form import (
     CORRELATIONS_SUFFIX,
     COUNTS_SUFFIX,
     FISHER_COUNTS_SUFFIX,
@@ -34,11 +36,9 @@ from .file import (
     REFINING_COUNTS_SUFFIX,
     REFINING_SUFFIX,
     SUMS_SUFFIX,
-    Importance,
 )
-from .forms import DAT, FORMS, GGUF
+from .importance import Importance
 
-Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", np.float32, np.int8)
 
 I8 = TYPES["I8"]

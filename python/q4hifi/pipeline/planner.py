@@ -22,8 +22,9 @@ from ..formats.types import Q4_HIFI
 from ..gguf_io.header import FILE_TYPE_KEY
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.writer import file_sizes
-from ..imatrix.file import Importance, load_importance
-from ..imatrix.fit import check_fit
+from ..imatrix.belongs import check_belongs
+from ..imatrix.file import load_importance
+from ..imatrix.importance import Importance
 from ..plan.model_shape import ModelShape
 from ..plan.options import TypeOptions
 from ..plan.plan import Plan, make_plan
@@ -55,7 +56,7 @@ class Planner:
         if options.imatrix is None:
             return cls(model, options, output, None, None)
         loaded = load_importance(options.imatrix, options.include_weights, options.exclude_weights)
-        check_fit(
+        check_belongs(
             loaded,
             model.tensors,
             str(model.metadata.get("general.architecture")),

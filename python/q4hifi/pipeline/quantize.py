@@ -6,7 +6,7 @@ import time
 
 from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, UnsupportedModelError
-from ..imatrix.file import Importance
+from ..imatrix.importance import Importance
 from ..plan.keep_rules import keep_rules
 from ..plan.options import FilePath
 from ..plan.plan import Plan, PlannedTensor

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..codec.model_file import ModelFile
 from ..codec.rows import ErrorSums
-from ..imatrix.file import Importance
+from ..imatrix.importance import Importance
 from ..plan.plan import Plan
 from .rewrite import Rewritten
 

@@ -27,7 +27,7 @@ from ..formats.types import Q4_HIFI
 from ..gguf_io.metadata import Metadata
 from ..gguf_io.split import assign_shards, output_paths
 from ..gguf_io.writer import GgufWriter
-from ..imatrix.file import Importance
+from ..imatrix.importance import Importance
 from ..plan.plan import Plan, PlannedTensor
 from ..progress import Progress
 

@@ -15,8 +15,8 @@ from q4hifi.errors import BadFileError
 from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F16
 from q4hifi.gguf_io.reader import GgufFile
+from q4hifi.imatrix.belongs import check_belongs
 from q4hifi.imatrix.file import load_importance
-from q4hifi.imatrix.fit import check_fit
 from synthetic import EXAMPLE, random_weights, write_imatrix, write_model
 
 N_LAYER, WIDTH = 8, 256
@@ -61,7 +61,7 @@ def check(
     }
     importance = load_importance(write_imatrix(folder / "i.gguf", sums))
     tensors = {name: StoredTensor(name, shape, F16) for name, shape in shapes.items()}
-    check_fit(importance, tensors, "llama", model="m.gguf", allow_missing=allow_missing)
+    check_belongs(importance, tensors, "llama", model="m.gguf", allow_missing=allow_missing)
 
 
 def layer(name: str) -> int:

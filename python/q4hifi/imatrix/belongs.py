@@ -10,7 +10,7 @@ from typing import Protocol
 from ..errors import BadFileError
 from ..formats.tensor_names import is_quantizable, layer_of, role_of
 from ..wording import counted
-from .file import Importance
+from .importance import Importance
 
 UNSEEN = frozenset({"token_embd", "output", "lm_head"})
 """Roles of the matrices that llama-imatrix leaves out."""
@@ -30,7 +30,7 @@ class ShapedTensor(Protocol):
         """The dimensions, row length first."""
 
 
-def check_fit(
+def check_belongs(
     importance: Importance,
     tensors: Mapping[str, ShapedTensor],
     architecture: str,
