@@ -36,7 +36,7 @@ from math import sqrt
 from statistics import geometric_mean
 from types import MappingProxyType
 
-from ..formats.tensor_names import MASSIVE, group_of, is_tied, layer_of, role_of
+from ..formats.tensor_names import VOCABULARY_ROLES, group_of, layer_of, role_of
 
 STREAM = 0.07
 """Nats of divergence per relative squared noise in the residual stream, per variance of the logits."""
@@ -111,7 +111,7 @@ def default_sensitivities(
     logit_variance: float | None = None,
     fisher: Mapping[str, float | None] = MappingProxyType({}),
     *,
-    tied: bool | None = None,
+    tied: bool,
 ) -> Sensitivities:
     """Return the sensitivities of matrices without running the model, as the module describes.
 
@@ -120,17 +120,16 @@ def default_sensitivities(
     (:func:`~q4hifi.allocation.sampled_errors.logit_variance`). ``fisher`` has the sensitivities by the Fisher
     information (:meth:`~q4hifi.allocation.sampled_errors.SampledTensor.fisher_sensitivity`). They are used
     only if they are known for every matrix. ``tied`` says whether the embeddings are the output matrix as
-    well. None: if the names in ``energies`` have no output matrix.
+    well.
     """
     stream = _stream(energies)
     unit = UNKNOWN_VARIANCE if logit_variance is None else logit_variance
-    tied = is_tied(energies) if tied is None else tied
 
     def value(name: str) -> float:
         role = role_of(name)
         if role == "token_embd":
             return TOKEN_EMBD + OUTPUT * tied
-        if role in MASSIVE:
+        if role in VOCABULARY_ROLES:
             return OUTPUT
         writer, part = WRITTEN_BY.get(role, WRITTEN_BY["other"])
         written, after = stream.get((layer_of(name), writer), (UNKNOWN_SHARE, 1.0))

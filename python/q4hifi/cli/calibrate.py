@@ -57,7 +57,7 @@ from .texts import (
     help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
+    "--time-limit", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
 )
 @engine_options
 @threads_option
@@ -73,7 +73,7 @@ def calibrate(
     n_ctx: int,
     n_chunks: int,
     group: int,
-    budget: float | None,
+    time_limit: float | None,
     engine: Engine,
     threads: int | None,
     as_json: bool,
@@ -102,7 +102,7 @@ def calibrate(
             n_ctx=n_ctx,
             n_chunks=n_chunks,
             group=group,
-            seconds=None if budget is None else 60 * budget,
+            seconds=None if time_limit is None else 60 * time_limit,
             threads=threads,
             progress=progress,
         )

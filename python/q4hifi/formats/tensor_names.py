@@ -45,7 +45,7 @@ SAME_INPUT: Mapping[str, str] = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up
 WRITERS = frozenset({"attn_output", "ffn_down"})
 """Roles of the matrices that write to the residual stream, in these architectures."""
 
-MASSIVE = OUTPUT_LIKE | {"token_embd"}
+VOCABULARY_ROLES = OUTPUT_LIKE | {"token_embd"}
 """Roles whose matrices have a row per token of the vocabulary. Q4_HIFI gives them twice the outliers."""
 
 KEPT: tuple[str, ...] = (

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.layout import MAX_NAME_BYTES, Format
-from ..formats.tensor_names import ATTN_V_LIKE, MASSIVE, is_tied, layer_of, role_of
+from ..formats.tensor_names import ATTN_V_LIKE, VOCABULARY_ROLES, is_tied, layer_of, role_of
 from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
 from ..wording import counted
 from .model_shape import ModelShape
@@ -127,7 +127,7 @@ class _Chooser:
             return kept
         outliers = 0
         if wanted == Q4_HIFI:
-            outliers = min(self.size_class.outliers * (2 if role in MASSIVE else 1), MAX_OUTLIERS)
+            outliers = min(self.size_class.outliers * (2 if role in VOCABULARY_ROLES else 1), MAX_OUTLIERS)
             wanted = Q4_HIFI if outliers else Q4_K
         fitting = _fit(wanted, shape[0])
         if fitting == Q4_HIFI and name_rules_out_hifi(name, self.options.layout):
