@@ -22,7 +22,7 @@ from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F32, Q4_HIFI, TYPES
 from q4hifi.gguf_io.header import TensorInfo, data_offsets, header_bytes
 from q4hifi.gguf_io.reader import GgufFile, Metadata
-from q4hifi.gguf_io.split import assign_shards, parse_size
+from q4hifi.gguf_io.split import assign_shards, output_paths, parse_size
 from q4hifi.gguf_io.writer import GgufWriter, file_sizes
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-qwen3-f16.gguf"
@@ -325,6 +325,12 @@ def test_type_41_is_q4_hifi_only_in_a_fork_file(
 
 
 # ---- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.GGUF", "m.Gguf", "m", "m-00002-of-00007.gguf"])
+def test_shards_are_named_after_the_output_without_its_ending(name: str) -> None:
+    paths = output_paths(Path("folder", name), 2)
+    assert [str(path) for path in paths] == [f"folder/m-0000{i}-of-00002.gguf" for i in (1, 2)]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def counted(count: int, noun: str, plural: str | None = None, *, form: str = "") -> str:
@@ -20,6 +20,13 @@ def enumerated(items: Sequence[str]) -> str:
     """Return the items as in a sentence: "a", "a and b", "a, b and c"."""
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first ``limit`` names, and the number of the others: "a, b, c and 4 more"."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def human_bytes(count: float) -> str:

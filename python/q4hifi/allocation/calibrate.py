@@ -33,7 +33,7 @@ from ..engines.protocol import LanguageModel, ModelOrPath, Tokens, WeightTrial
 from ..errors import BadOptionError
 from ..evaluate.chunks import bos_of
 from ..evaluate.estimates import Estimate
-from ..evaluate.limits import LONGEST_CHUNK
+from ..evaluate.limits import CALIBRATION_CHUNK, CALIBRATION_CHUNKS, LONGEST_CHUNK
 from ..evaluate.logits import Doubles, divergence
 from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
@@ -97,8 +97,8 @@ def calibrate(
     imatrix: str | os.PathLike[str] | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
-    n_ctx: int = 256,
-    n_chunks: int = 4,
+    n_ctx: int = CALIBRATION_CHUNK,
+    n_chunks: int = CALIBRATION_CHUNKS,
     group: int = 1,
     seconds: float | None = None,
     threads: int | None = None,
@@ -170,8 +170,8 @@ def measure_sensitivities(
     model: LanguageModel | None = None,
     importance: Importance | None,
     part: bytes,
-    n_ctx: int = 256,
-    n_chunks: int = 4,
+    n_ctx: int = CALIBRATION_CHUNK,
+    n_chunks: int = CALIBRATION_CHUNKS,
     group: int = 1,
     seconds: float | None = None,
     threads: int | None = None,

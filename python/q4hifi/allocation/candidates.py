@@ -25,14 +25,14 @@ def candidates(row_length: int, *, stock: bool, layout: str) -> tuple[Format, ..
 
     Without ``stock``, Q4_HIFI in the given ``layout`` is among them.
     """
-    names = STOCK if row_length % Q4_HIFI.block_size == 0 else STOCK_OF_32
+    names = STOCK if Q4_HIFI.divides(row_length) else STOCK_OF_32
     kinds = [TYPES[name] for name in names if TYPES[name].codec]
-    formats = [Format(kind) for kind in kinds if row_length % kind.block_size == 0]
-    if not stock and row_length % Q4_HIFI.block_size == 0:
+    formats = [Format(kind) for kind in kinds if kind.divides(row_length)]
+    if not stock and Q4_HIFI.divides(row_length):
         formats += [Format(Q4_HIFI, outliers, layout) for outliers in OUTLIERS]
     return tuple(formats) or (Format(F16),)
 
 
 def probe_of(row_length: int) -> TensorType | None:
     """Return the probe type for rows of this length, None if none fits."""
-    return next((kind for kind in PROBES if row_length % kind.block_size == 0), None)
+    return next((kind for kind in PROBES if kind.divides(row_length)), None)

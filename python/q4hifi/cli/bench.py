@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..evaluate.limits import READ_TOKENS, WRITTEN_TOKENS
 from .common import (
     json_option,
     print_json,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.IntRange(0),
     metavar="N",
-    help="Test reading N tokens at once; 0 leaves this test out. Repeatable. [default: 512]",
+    help=f"Test reading N tokens at once; 0 leaves this test out. Repeatable. [default: {READ_TOKENS}]",
 )
 @click.option(
     "-n",
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.IntRange(0),
     metavar="N",
-    help="Test writing N tokens one by one; 0 leaves this test out. Repeatable. [default: 128]",
+    help=f"Test writing N tokens one by one; 0 leaves this test out. Repeatable. [default: {WRITTEN_TOKENS}]",
 )
 @click.option(
     "-r",
@@ -68,7 +69,7 @@ def bench(
     from .evaluation_tables import speed_table
 
     speeds: list[Speed] = []
-    n_prompt, n_gen = n_prompt or (512,), n_gen or (128,)
+    n_prompt, n_gen = n_prompt or (READ_TOKENS,), n_gen or (WRITTEN_TOKENS,)
     n_most = max(1, *n_prompt, *n_gen)
     with progress_bar("tokens", 1) as progress:
         for path in models:

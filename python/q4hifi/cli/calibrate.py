@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..allocation.calibration_path import calibration_file
-from ..evaluate.limits import LONGEST_CHUNK
+from ..evaluate.limits import CALIBRATION_CHUNK, CALIBRATION_CHUNKS, LONGEST_CHUNK
 from ..plan.options import IMATRIX
 from ..wording import counted, printable
 from .common import (
@@ -44,11 +44,12 @@ from .texts import (
     " .sensitivity.json added]",
 )
 @click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N", default=256,
-    show_default=True, help="Tokens per chunk.",
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N",
+    default=CALIBRATION_CHUNK, show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 @click.option(
-    "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=4, show_default=True,
+    "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=CALIBRATION_CHUNKS,
+    show_default=True,
     help="Number of chunks. The more, the more exact the result. Chunks that OUT already has are not measured"
     " again.",
 )  # fmt: skip

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadOptionError
+from ..files.gguf_name import SUFFIX, gguf_stem, is_gguf_name
 from ..files.regular_file import check_regular_file
 from ..plan.options import MEASURED_NAME, TypeOptions
 from ..plan.recipes import RECIPES, find_recipe, is_recipe, type_hint
 from .files import check_output
-
-SUFFIX = ".gguf"
 
 
 class Arguments(NamedTuple):
@@ -35,12 +34,12 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         raise BadOptionError("an argument after SRC is empty; leave it out, or name DST, TYPE or THREADS")
     rest = list(words)
     dst = None if not rest or is_recipe(rest[0]) else rest.pop(0)
-    if dst is not None and rest[:1] and _is_file(rest[0]) and _looks_like_type(dst):
+    if dst is not None and rest[:1] and is_gguf_name(rest[0]) and _looks_like_type(dst):
         raise BadOptionError(f"write DST before TYPE, and a type that exists: {type_hint(dst)}")
     if dst is not None and (not rest or (rest[0].isdecimal() and _looks_like_type(dst))):
         _check_alone(dst)
     kind = find_recipe(rest.pop(0)).name if rest else None
-    if dst is None and rest and _is_file(rest[0]):
+    if dst is None and rest and is_gguf_name(rest[0]):
         raise BadOptionError(f"write DST before TYPE: {rest[0]} {kind}")
     threads = _threads(rest.pop(0)) if rest else None
     if rest:
@@ -63,7 +62,7 @@ def default_destination(src: str, options: TypeOptions) -> str:
     """
     path = Path(src)
     check_regular_file(path)
-    stem = _SHARD_IN_NAME.sub("", path.name.removesuffix(SUFFIX))
+    stem = _SHARD_IN_NAME.sub("", gguf_stem(path.name))
     return str(path.with_name(f"{_TYPE_IN_NAME.sub('', stem)}-{options.file_title}{SUFFIX}"))
 
 
@@ -75,7 +74,7 @@ _SHARD_IN_NAME = re.compile(r"-\d{5}-of-\d{5}$")
 
 def _check_alone(dst: str) -> None:
     """Raise :class:`BadOptionError` if ``dst``, given without a type, does not end in .gguf."""
-    if _is_file(dst):
+    if is_gguf_name(dst):
         return
     check_output("DST", dst, overwrite=True)  # these messages come first: an input, a folder, a device
     name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
@@ -88,10 +87,6 @@ def _check_alone(dst: str) -> None:
 
 def _looks_like_type(word: str) -> bool:
     return not os.path.dirname(word) and not Path(word).suffix and (is_recipe(word) or bool(type_hint(word)))
-
-
-def _is_file(word: str) -> bool:
-    return word.lower().endswith(SUFFIX)
 
 
 def _threads(text: str) -> int:

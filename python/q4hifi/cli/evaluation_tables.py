@@ -16,6 +16,7 @@ from ..evaluate.compare import ComparedModel, Comparison
 from ..evaluate.estimates import Estimate
 from ..evaluate.kl_divergence import KlDivergence
 from ..evaluate.perplexity import Perplexity
+from ..files.gguf_name import gguf_stem
 from ..formats.tensor_names import role_of
 from ..imatrix.statistics import TensorStatistics, layer_statistics
 from ..wording import counted, human_bytes, printable
@@ -183,7 +184,7 @@ def _digits(value: float, most: int) -> int:
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """Return short, distinct names of models: without folder and ending if they differ without them."""
-    names = [Path(path).name.removesuffix(".gguf") for path in paths]
+    names = [gguf_stem(Path(path).name) for path in paths]
     if len(set(names)) == len(names) or len(set(paths)) < len(paths):
         return names
     shared = os.path.commonpath([os.path.abspath(path) for path in paths])

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ..errors import Q4HifiError
+from ..files.gguf_name import is_gguf_name
 from . import signals
 from .files import FileCommand
 from .sections import write_options
@@ -133,7 +134,7 @@ class _Command(FileCommand):
 
 def _is_file_like_an_option(word: str) -> bool:
     """Return whether the word begins as an option does, but names a file or a model to write."""
-    return word.startswith("-") and (os.path.isfile(word) or word.endswith(".gguf"))
+    return word.startswith("-") and (os.path.isfile(word) or is_gguf_name(word))
 
 
 _MAY_BE_EMPTY = ("prompt", "system")

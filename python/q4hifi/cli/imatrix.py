@@ -14,7 +14,7 @@ from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
 from ..formats.tensor_names import layer_of
 from ..imatrix.forms import FORMS, GGUF
-from ..wording import counted, human_bytes, printable
+from ..wording import counted, human_bytes, printable, some
 from .choice import Choice
 from .common import (
     console,
@@ -260,8 +260,6 @@ def _note_memory(model: LanguageModel) -> None:
 
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
     """Print to standard error what the run could not measure: Fisher information, matrices, experts."""
-    from .tables import some
-
     seen = {**sums.tensors, **sums.refining}
     unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
     if unseen:

@@ -81,18 +81,19 @@ def perplexity(
     file = text_file(file, words)
     if resume and save_log_probs is None:
         raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
+    partial = None
     if save_log_probs is not None:
         from ..files.output_file import partial_path
 
-        target = check_output("--kl-divergence-base", save_log_probs)
-        check_output("--kl-divergence-base", str(partial_path(target)), overwrite=True)
+        partial = str(partial_path(check_output("--kl-divergence-base", save_log_probs)))
+        check_output("--kl-divergence-base", partial, overwrite=True)
     from ..evaluate.chunks import read_text
     from ..evaluate.perplexity import perplexity as measure_perplexity
     from .evaluation_tables import final_perplexity, running_perplexity
 
     text = read_text(file)
     with (
-        saved_chunks(f"{save_log_probs}.partial") as on_save,
+        saved_chunks(partial) as on_save,
         progress_bar("tokens", 1) as progress,
         printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as on_chunk,
         open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,),

@@ -10,8 +10,8 @@ from rich.text import Text
 from ..formats.types import Q4_HIFI, STORED_TYPES
 from ..pipeline.quantize_options import GUESSED
 from ..plan.plan import Measured, Plan, PlannedTensor, TypeTotal
-from ..wording import counted, human_bytes, human_count, printable
-from .tables import new_table, some, warning
+from ..wording import counted, human_bytes, human_count, printable, some
+from .tables import new_table, warning
 
 MOST_WARNINGS = 20
 """The number of a plan's warnings that are printed."""
@@ -104,5 +104,6 @@ def _misfits(plan: Plan, tensors: Sequence[PlannedTensor]) -> str:
     lengths = some(map(str, sorted({t.shape[0] for t in tensors})))
     return (
         f"{len(tensors)} of {counted(len(plan.tensors), 'tensor')} took {took} ({', '.join(kinds)}), because"
-        f" their rows (of {lengths} weights) do not consist of {blocks}: {some(t.name for t in tensors)}"
+        f" their rows (of {lengths} weights) do not consist of {blocks}:"
+        f" {some(printable(t.name) for t in tensors)}"
     )

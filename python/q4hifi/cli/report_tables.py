@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ..pipeline.report import QuantizeReport
-from ..wording import human_bytes, printable
+from ..wording import human_bytes, printable, some
 from .plan_tables import notes, role_table, type_table
-from .tables import new_table, paragraphs, some, unbroken, warning
+from .tables import new_table, paragraphs, unbroken, warning
 
 
 def report_tables(report: QuantizeReport) -> RenderableType:
@@ -49,9 +49,10 @@ def _errors(report: QuantizeReport) -> Iterable[RenderableType]:
 
 def _importance_notes(report: QuantizeReport) -> Iterable[Text]:
     if report.without_importance:
-        yield warning(f"without importance: {some(report.without_importance)}")
+        yield warning(f"without importance: {some(map(printable, report.without_importance))}")
     if report.inactive_experts:
         count = sum(map(len, report.inactive_experts.values()))
         yield warning(
-            f"experts that the imatrix's text never activated: {count}, of {some(report.inactive_experts)}"
+            f"experts that the imatrix's text never activated: {count},"
+            f" of {some(map(printable, report.inactive_experts))}"
         )

@@ -8,8 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..wording import printable
-
 
 def paragraphs(*groups: Iterable[RenderableType]) -> Group:
     """Return the groups that are not empty, below each other, with an empty line between them."""
@@ -28,13 +26,6 @@ def unbroken(text: str) -> Text:
 def warning(text: str) -> Text:
     """Return a line in the colour for warnings."""
     return Text(text, style="yellow")
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """Return the first ``limit`` names, and the number of the others: "a, b, c and 4 more"."""
-    names = [printable(name) for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def new_table(first: str, *others: str, title: str | None = None) -> Table:

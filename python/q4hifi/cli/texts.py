@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BadOptionError
-from ..evaluate.limits import MIN_CONTEXT
+from ..evaluate.limits import CHUNK, MIN_CONTEXT
+from ..files.gguf_name import is_gguf_name
 from ..wording import counted, printable
 from . import engine_options
 from .engine_options import Engine
@@ -25,7 +26,7 @@ file_option = click.option(
 )  # fmt: skip
 words_argument = click.argument("words", nargs=-1, metavar="")
 context_option = click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=512,
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=CHUNK,
     show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 resume_option = click.option(
@@ -50,7 +51,7 @@ def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = 
         hint = "" if file else f"; if it is the text, write -f {words[0]}"
         raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
     if file is None:
-        is_text = last_model and not last_model.lower().endswith(".gguf")
+        is_text = last_model and not is_gguf_name(last_model)
         hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
         raise BadOptionError(f"the text is missing; name one with -f{hint}")
     return file

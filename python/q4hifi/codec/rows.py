@@ -255,7 +255,7 @@ def cpu_features() -> CpuFeatures:
 
 def check_block_fit(kind: TensorType, row_length: int) -> None:
     """Raise :class:`BadOptionError` where rows of this length do not consist of whole blocks of ``kind``."""
-    if row_length % kind.block_size:
+    if not kind.divides(row_length):
         raise BadOptionError(
             f"rows of {counted(row_length, 'weight')} cannot be stored as {kind}, whose blocks hold"
             f" {kind.block_size}"

@@ -20,6 +20,7 @@ from ..progress import Progress
 from ..threads import used_threads
 from .chunks import bos_of
 from .estimates import Estimate
+from .limits import READ_TOKENS, WRITTEN_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ def _random_tokens(model: LanguageModel, n: int) -> Tokens:
 def bench(
     model: ModelOrPath,
     *,
-    n_prompt: int | Sequence[int] = 512,
-    n_gen: int | Sequence[int] = 128,
+    n_prompt: int | Sequence[int] = READ_TOKENS,
+    n_gen: int | Sequence[int] = WRITTEN_TOKENS,
     threads: int | None = None,
     repetitions: int = 5,
     progress: Progress | None = None,

@@ -29,7 +29,7 @@ from ..imatrix.forms import DAT
 from ..imatrix.sums import ColumnSums, ImportanceSums, form_of
 from ..progress import Progress
 from .chunks import Chunks, Text, errors_in
-from .limits import FISHER_CHUNKS, NOISE_CHUNKS
+from .limits import CHUNK, FISHER_CHUNKS, NOISE_CHUNKS
 from .logits import Doubles, token_nll
 from .noise_trials import fisher_by_noise
 from .perplexity import Perplexity
@@ -53,7 +53,7 @@ def collect_importance(
     model: ModelOrPath,
     text: Text,
     *,
-    n_ctx: int = 512,
+    n_ctx: int = CHUNK,
     n_chunks: int | None = None,
     from_chunk: int = 0,
     parse_special: bool = False,

@@ -31,6 +31,7 @@ from .chunks import Chunks, Predictions, Text, errors_in
 from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
+from .limits import CHUNK
 from .logits import Divergence, Doubles, divergence, token_nll
 from .perplexity import Perplexity
 from .resuming import TOKENS
@@ -149,7 +150,7 @@ def compare(
     models: Sequence[ModelOrPath],
     text: Text,
     *,
-    n_ctx: int = 512,
+    n_ctx: int = CHUNK,
     n_chunks: int | None = None,
     threads: int | None = None,
     dataset: str = "the text",

@@ -20,6 +20,7 @@ from ..gguf_io.split import files_of
 from ..progress import Progress
 from .chunks import Chunks, Text, errors_in
 from .estimates import Estimate, mean
+from .limits import CHUNK
 from .log_probs_file import LogProbsWriter
 from .logits import Doubles, encode_log_probs, token_nll
 from .resuming import START_AGAIN
@@ -69,7 +70,7 @@ def perplexity(
     model: ModelOrPath,
     text: Text,
     *,
-    n_ctx: int = 512,
+    n_ctx: int = CHUNK,
     n_chunks: int | None = None,
     threads: int | None = None,
     save_log_probs: str | os.PathLike[str] | None = None,

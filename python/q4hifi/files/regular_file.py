@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import BadFileError
 from .file_kinds import CONVERT, MODEL, Purpose
+from .gguf_name import is_gguf_name
 
 
 def check_regular_file(path: str | os.PathLike[str], purpose: Purpose = MODEL) -> None:
@@ -32,7 +33,7 @@ def _advice_on_folder(path: Path, purpose: Purpose) -> str:
     if purpose is not MODEL:
         return f"name the file in it that is {purpose.name}"
     names = sorted(os.listdir(path))
-    models = [name for name in names if name.endswith(".gguf")]
+    models = [name for name in names if is_gguf_name(name)]
     if models:
         return f"name the model in it, such as {path / models[0]}"
     if any(name.endswith((".safetensors", ".bin")) for name in names):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from .gguf_constants import LlamaFileType
 from .types import F16, Q4_HIFI, TYPES, TensorType
 
 SPLIT, FORK = "split", "fork"
@@ -27,8 +28,8 @@ BASE = TYPES["Q4_K"]
 INDEX = TYPES["I8"]
 RESIDUAL = F16
 
-FILE_TYPE: Mapping[str, int] = {SPLIT: 14, FORK: 42}
-"""Layout -> ``general.file_type`` of a Q4_HIFI file: the value of Q4_K_S, or the fork's own."""
+FILE_TYPE: Mapping[str, int] = {SPLIT: LlamaFileType.MOSTLY_Q4_K_S.value, FORK: 42}
+"""Layout -> ``general.file_type`` of a Q4_HIFI file: that of Q4_K_S, or the fork's own."""
 
 KEY_VERSION = "q4_hifi.version"
 KEY_LAYOUT = "q4_hifi.layout"

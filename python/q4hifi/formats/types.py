@@ -41,6 +41,10 @@ class TensorType:
         """Bits of storage per weight."""
         return 8 * self.block_bytes / self.block_size
 
+    def divides(self, row_length: int) -> bool:
+        """Return whether rows of this length consist of whole blocks."""
+        return row_length % self.block_size == 0
+
     def row_bytes(self, row_length: int) -> int:
         """Return the bytes of a row of ``row_length`` weights, a multiple of ``block_size``."""
         return row_length // self.block_size * self.block_bytes

@@ -405,7 +405,7 @@ def tensor_of(
             " or get the model in another type"
         )
     tensor = TensorInfo(entry.name, entry.shape, kind, shard, header.data_start + entry.offset)
-    if tensor.row_length % kind.block_size:
+    if not kind.divides(tensor.row_length):
         raise BadFileError(
             f"{where} has rows of {counted(tensor.row_length, 'weight')}, not a multiple of {kind}'s"
             f" {kind.block_size}"
@@ -436,6 +436,6 @@ def _is_fork(header: Header) -> bool:
             continue
         size = tensor.nbytes
         space = next_bound.get(entry.offset, 0) - entry.offset
-        if tensor.row_length % Q4_HIFI.block_size or size <= space <= padded(size, header.alignment):
+        if not Q4_HIFI.divides(tensor.row_length) or size <= space <= padded(size, header.alignment):
             return False
     return True

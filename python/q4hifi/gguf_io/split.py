@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadOptionError
+from ..files.gguf_name import gguf_stem
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
 from ..formats.layout import StoredTensor, padded
 from .metadata import Metadata
@@ -59,7 +60,7 @@ def output_paths(dst: Path, count: int) -> tuple[Path, ...]:
     if count == 1:
         return (dst,)
     shard = shard_name(dst)
-    return shard_paths(dst.parent, shard.prefix if shard else dst.name.removesuffix(".gguf"), count)
+    return shard_paths(dst.parent, shard.prefix if shard else gguf_stem(dst.name), count)
 
 
 def shard_metadata(metadata: Metadata, number: int, count: int, n_tensors: int) -> Metadata:

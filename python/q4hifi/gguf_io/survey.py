@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import Q4HifiError
 from ..formats.layout import ShapedTensor, StoredTensor
-from ..wording import counted
+from ..wording import counted, some
 from .header import (
     FILE_TYPE_KEY,
     Entry,
@@ -109,8 +109,7 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
         header.data_start + entry.offset + (tensor.nbytes or 0)
         for entry, tensor in zip(header.entries, tensors, strict=True)
     )
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [
         f"{path}: {len(names)} of {counted(len(tensors), 'tensor')} are not completely in the file, which has"
-        f" {header.file_size} of {needed} bytes: {', '.join(names[:NAMED])}{more}; {header.purpose.again}"
+        f" {header.file_size} of {needed} bytes: {some(names, NAMED)}; {header.purpose.again}"
     ]

@@ -11,10 +11,11 @@ from math import prod
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT
 from ..formats.layout import FILE_TYPE, FORK, MAX_NAME_BYTES, SPLIT, Format, StoredTensor, padded
 from ..formats.tensor_names import ATTN_V_LIKE, is_tied, layer_of, processing_order, role_of
 from ..formats.types import Q4_HIFI, TYPES, TensorType
-from ..wording import counted
+from ..wording import counted, some
 from .keep_rules import keep_rules
 from .model_shape import ModelShape
 from .options import TypeOptions
@@ -78,7 +79,7 @@ class PlannedTensor:
     @property
     def has_long_name(self) -> bool:
         """Whether it fell back because of its name, and not because of its row length."""
-        return self.fallback_from == Q4_HIFI and self.shape[0] % Q4_HIFI.block_size == 0
+        return self.fallback_from == Q4_HIFI and Q4_HIFI.divides(self.shape[0])
 
     @property
     def copied(self) -> bool:
@@ -162,7 +163,7 @@ class Plan:
         """Bytes of tensor data, without the header and without padding."""
         return sum(t.nbytes for t in self.tensors)
 
-    def data_bytes(self, alignment: int = 32) -> int:
+    def data_bytes(self, alignment: int = GGUF_DEFAULT_ALIGNMENT) -> int:
         """Return the bytes of the file's data section: every stored tensor padded to ``alignment``."""
         return sum(padded(part.nbytes, alignment) for t in self.tensors for part in t.stored)
 
@@ -297,7 +298,7 @@ def make_plan(
 
 def _ruled_out(tensor: SourceTensor, choice: Choice, options: TypeOptions) -> TensorType | None:
     """The type that a tensor of a measured plan cannot take because of its row length or its name."""
-    if tensor.shape[0] % Q4_HIFI.block_size:
+    if not Q4_HIFI.divides(tensor.shape[0]):
         return choice.fallback_from
     return Q4_HIFI if not options.stock and name_rules_out_hifi(tensor.name, options.layout) else None
 
@@ -310,13 +311,12 @@ def _warnings(tensors: Sequence[PlannedTensor], model: ModelShape, options: Type
         )
     long = [t for t in tensors if t.has_long_name]
     if long:
-        more = f" and {len(long) - 3} more" if len(long) > 3 else ""
         kinds = ", ".join(sorted({t.type.name for t in long}))
         yield (
             f"{len(long)} of {counted(len(tensors), 'tensor')} cannot be Q4_HIFI, as the names of their"
             " companions"
             f" would have more than {MAX_NAME_BYTES} bytes, and took another type ({kinds}):"
-            f" {', '.join(t.name for t in long[:3])}{more}"
+            f" {some(t.name for t in long)}"
         )
 
 
