@@ -20,9 +20,10 @@ from gguf import GGUFValueType
 from q4hifi.errors import BadFileError, BadOptionError, Q4HifiError, UnsupportedModelError
 from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F32, Q4_HIFI, TYPES
-from q4hifi.gguf_io.header import TensorInfo, data_offsets, header_bytes
+from q4hifi.gguf_io.header import data_offsets, header_bytes
 from q4hifi.gguf_io.reader import GgufFile, Metadata
 from q4hifi.gguf_io.split import assign_shards, output_paths, parse_size
+from q4hifi.gguf_io.tensor_table import TensorInfo
 from q4hifi.gguf_io.writer import GgufWriter, file_sizes
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-qwen3-f16.gguf"

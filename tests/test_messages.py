@@ -30,6 +30,7 @@ SHOWN_BY = {
     "evaluate/log_probs_file.py": ("perplexity",),
     "evaluate/resuming.py": CHUNKS,
     "files/output_file.py": (*CHUNKS, "dequantize", "export", *QUANTIZING),
+    "files/partial_file.py": CHUNKS,
     "imatrix/belongs.py": QUANTIZING,
     "imatrix/entries.py": ("calibrate", "imatrix", *QUANTIZING),
     "imatrix/sums.py": ("imatrix",),

@@ -83,7 +83,7 @@ def perplexity(
         raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
     partial = None
     if save_log_probs is not None:
-        from ..files.output_file import partial_path
+        from ..files.partial_file import partial_path
 
         partial = str(partial_path(check_output("--kl-divergence-base", save_log_probs)))
         check_output("--kl-divergence-base", partial, overwrite=True)

@@ -24,7 +24,7 @@ import numpy as np
 from ..engines.protocol import Tokens
 from ..errors import BadFileError, BadOptionError
 from ..files.file_kinds import HEAD_BYTES, Purpose, mistaken
-from ..files.output_file import PartialFile
+from ..files.partial_file import PartialFile
 from ..files.positioned_file import byte_view, os_errors
 from ..files.regular_file import check_regular_file
 from ..wording import counted

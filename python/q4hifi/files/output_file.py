@@ -10,7 +10,8 @@ Every command and function that writes a file uses :class:`NewFile`. Its rules a
   killed run leaves nothing behind. Elsewhere it is the hidden file ``.NAME.q4hifi-XXXXXXXX.part`` beside the
   destination. The process that writes it holds a lock on it. The next run with the same destination removes
   temporary files that nobody has locked.
-- Work that can be resumed is written to ``NAME.partial`` instead (:class:`PartialFile`). This file stays.
+- Work that can be resumed is written to ``NAME.partial`` instead, which stays
+  (:mod:`q4hifi.files.partial_file`).
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ class NewFile:
         for _ in range(_ATTEMPTS):
             self._part = self._new_part()  # set before the file exists, so that an interrupt still removes it
             file = PositionedFile(self._part, "xb")
-            if _lock(file) is not False:
+            if lock(file) is not False:
                 with suppress(OSError):
                     if os.path.samestat(os.fstat(file.fileno()), os.stat(self._part)):
                         return file
@@ -263,7 +264,7 @@ class NewFile:
                     part.unlink()  # fails while the file is open
                     continue
                 with PositionedFile(part, "rb") as file:
-                    if _lock(file):
+                    if lock(file):
                         part.unlink()
 
     def _sync_folder(self) -> None:
@@ -278,7 +279,7 @@ class NewFile:
                 os.close(folder)
 
 
-def _lock(file: PositionedFile) -> bool | None:
+def lock(file: PositionedFile) -> bool | None:
     """Lock a file until it is closed.
 
     Returns True if it is locked now, False if another process holds the lock, None if the file system has no
@@ -306,86 +307,6 @@ def check_writable(
     """
     with os_errors(Path(path), "be written"), NewFile(path, overwrite=overwrite, sources=sources) as new:
         return new.target
-
-
-def partial_path(target: Path) -> Path:
-    """Return the path of the unfinished file of work that can be resumed; its final path is ``target``."""
-    return target.with_name(f"{target.name}.partial")
-
-
-class PartialFile(NewFile):
-    """A :class:`NewFile` for work that can be resumed: it stays on the disk as ``PATH.partial``.
-
-    ``resumed`` is whether the work continues an existing partial file. Set ``keep`` to False to remove the
-    partial file at the end even if it was not published.
-    """
-
-    keep = True
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        begins: tuple[bytes, ...],
-        overwrite: bool = False,
-        resume: bool = False,
-        sources: Sequence[str | os.PathLike[str]] = (),
-    ) -> None:
-        """Check the destination, as :func:`check_destination` does. Nothing is written yet.
-
-        ``begins``: a partial file of this format starts with one of these. Raises :class:`BadOptionError`
-        where the destination cannot be used, and where the partial file exists, but neither ``resume`` nor
-        ``overwrite`` is true.
-        """
-        super().__init__(path, overwrite=overwrite, sources=sources)
-        self._begins = begins
-        self.partial = partial_path(self.target)
-        check_destination(self.partial, True, sources)
-        if self.partial.is_symlink():
-            raise BadOptionError(f"{self.partial}: is a link; remove it, or choose another destination")
-        self.resumed = resume and self.partial.exists() and self.partial.stat().st_size > 0
-        if self.partial.exists() and not (resume or overwrite):
-            raise BadOptionError(
-                f"{self.partial}: exists already, from a run that did not finish; continue it with"
-                " `resume=True`, or start again with `overwrite=True`"
-            )
-
-    def __enter__(self) -> PartialFile:
-        """Open the partial file.
-
-        Raises OSError where that fails, and :class:`BadOptionError` where another run is writing the file, or
-        where it is not a partial file: the user did not name it as an output, so it must not be replaced.
-        """
-        exists = self.partial.exists()
-        self.file = PositionedFile(self.partial, "r+b" if exists else "x+b")
-        if _lock(self.file) is False:
-            self.file.close()
-            raise BadOptionError(f"{self.partial}: another run is writing it; wait, or choose another file")
-        if exists:
-            self._check_begin()
-            if not self.resumed:
-                self.file.truncate(0)
-        self._part = self.partial
-        return self
-
-    def _check_begin(self) -> None:
-        """Check that the file is a partial file of an earlier run."""
-        begin = bytearray(max(map(len, self._begins)))
-        size = self.file.read_into(0, memoryview(begin))
-        if size and not begin.startswith(self._begins):
-            self.file.close()
-            raise BadOptionError(
-                f"{self.partial}: this name is needed until the output is complete, and another file has it;"
-                " move that file, or choose another destination"
-            )
-
-    def _remove_part(self) -> None:
-        """Remove the partial name if the file was published, or if it is not to be kept."""
-        if self._part is not None:
-            published = self.target.exists() and os.path.samefile(self._part, self.target)
-            if published or not self.keep:
-                super()._remove_part()
-        self._part = None
 
 
 @contextmanager

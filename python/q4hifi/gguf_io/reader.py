@@ -17,9 +17,10 @@ from ..files.file_pool import FilePool
 from ..files.positioned_file import FileMapping, PositionedFile, byte_view, os_errors
 from ..files.regular_file import check_regular_file
 from ..wording import counted
-from .header import FILE_TYPE_KEY, Header, TensorInfo, read_header, tensors_of
+from .header import FILE_TYPE_KEY, Header, read_header
 from .metadata import Metadata
 from .split import COUNT, NO, TENSORS, shard_name, shard_paths
+from .tensor_table import TensorInfo, tensors_of
 
 __all__ = ["GgufFile", "Metadata", "TensorInfo"]
 

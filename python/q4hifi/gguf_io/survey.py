@@ -9,18 +9,10 @@ from pathlib import Path
 from ..errors import Q4HifiError
 from ..formats.layout import ShapedTensor, StoredTensor
 from ..wording import counted, some
-from .header import (
-    FILE_TYPE_KEY,
-    Entry,
-    Header,
-    TensorInfo,
-    check_apart,
-    read_header,
-    tensor_of,
-    types_of,
-)
+from .header import FILE_TYPE_KEY, Entry, Header, read_header
 from .metadata import Metadata
 from .reader import open_file, shards_of
+from .tensor_table import TensorInfo, check_apart, tensor_of, types_of
 
 NAMED = 3
 """Missing tensors that the message about them names; it only counts the rest."""

@@ -1,12 +1,7 @@
 r"""Regular expressions for tensor names, in llama-quantize's dialect: C++'s ``std::regex`` of GCC's library.
 
 Only one question matters: is a pattern found in a name? So groups capture nothing, and lazy repeats are
-treated as greedy ones.
-
-The matcher works on sets of positions. Each part of a pattern is a function. It takes the set of positions
-where it may begin and returns the set of positions where it may end. A set is an int: bit i is the position
-before byte i. All positions advance together, so no position is tried twice and no pattern takes exponential
-time.
+treated as greedy ones. :mod:`q4hifi.plan.pattern_parts` does the search.
 
 Syntax that other programs with such patterns interpret differently is an error, with a remedy.
 """
@@ -15,10 +10,23 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 from ..errors import BadOptionError
+from .pattern_parts import (
+    ASSERTIONS,
+    WORD,
+    Part,
+    TooManySteps,
+    either,
+    look,
+    member,
+    name_of,
+    repeat,
+    sequence,
+    word,
+)
 
 MAX_REPEATS = 1000
 """The largest count in ``{n,m}``."""
@@ -29,7 +37,6 @@ MAX_DEPTH = 50
 MAX_STEPS = 100_000
 """Steps of one search: parts of the pattern run by repeats and lookaheads. Real patterns need hundreds."""
 
-_WORD = frozenset(string.ascii_letters + string.digits + "_")
 _CLASSES: Mapping[str, frozenset[str]] = {
     "alnum": frozenset(string.ascii_letters + string.digits),
     "alpha": frozenset(string.ascii_letters),
@@ -44,7 +51,7 @@ _CLASSES: Mapping[str, frozenset[str]] = {
     "s": frozenset(" \t\n\v\f\r"),
     "space": frozenset(" \t\n\v\f\r"),
     "upper": frozenset(string.ascii_uppercase),
-    "w": _WORD,
+    "w": WORD,
     "xdigit": frozenset(string.hexdigits),
 }
 """Name of a character class, as in ``[[:alpha:]]`` or ``\\d`` -> its characters."""
@@ -65,14 +72,11 @@ _NOT_SUPPORTED = {
 
 _FLAGS = "flags such as (?i) are not supported; write the pattern in lower case, as tensors are named"
 
-_Part = Callable[["_Name", int], int]
-"""(name, set of positions where the part begins) -> set of positions where it ends."""
-
 
 class Pattern:
     """A compiled pattern; see :func:`compile_pattern`."""
 
-    def __init__(self, text: str, part: _Part, word: str) -> None:
+    def __init__(self, text: str, part: Part, word: str) -> None:
         """Private: use :func:`compile_pattern`. Every match contains the string ``word``."""
         self.text, self._part, self._word = text, part, word
 
@@ -83,151 +87,15 @@ class Pattern:
         """
         if self._word not in name:  # much faster than the search
             return False
-        subject = _name(name)
+        subject = name_of(name)
         subject.steps = MAX_STEPS
         try:
             return self._part(subject, (2 << subject.length) - 1) != 0
-        except _TooManySteps:
+        except TooManySteps:
             raise BadOptionError(
                 f"`tensor_types`: {self.text!r} takes too long on the tensor {name!r};"
                 " write it with fewer repeats inside repeats"
             ) from None
-
-
-class _TooManySteps(Exception):
-    pass
-
-
-class _Name:
-    """A tensor's name: for each byte value, the set of positions before it.
-
-    ``text`` has one character per byte. ``steps`` is the number of steps that the search has left.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.text = name.encode("utf-8", "surrogateescape").decode("latin-1")
-        self.length, self.steps = len(self.text), 0
-        self._before: dict[str, int] = {}
-        for i, c in enumerate(self.text):
-            self._before[c] = self._before.get(c, 0) | 1 << i
-        self._classes: dict[frozenset[str], int] = {}
-        words = self.before(_WORD)
-        self.boundaries = words ^ words << 1
-
-    def before(self, members: frozenset[str]) -> int:
-        """Return the set of positions before a byte that is one of ``members``."""
-        positions = self._classes.get(members)
-        if positions is None:
-            positions = sum(bits for c, bits in self._before.items() if c in members)
-            self._classes[members] = positions
-        return positions
-
-    def spend(self, steps: int) -> None:
-        """Use up ``steps`` steps. Raises :class:`_TooManySteps` if fewer are left."""
-        self.steps -= steps
-        if self.steps < 0:
-            raise _TooManySteps
-
-
-_name = lru_cache(maxsize=4096)(_Name)
-
-
-# ---- parts of a pattern -----------------------------------------------------------------------------
-
-
-def _word(text: str) -> _Part:
-    def run(name: _Name, begins: int) -> int:
-        matched, start = 0, name.text.find(text)
-        while start >= 0:
-            matched |= begins & 1 << start
-            start = name.text.find(text, start + 1)
-        return matched << len(text)
-
-    return run
-
-
-def _member(members: frozenset[str]) -> _Part:
-    return lambda name, begins: (begins & name.before(members)) << 1
-
-
-def _sequence(parts: list[_Part]) -> _Part:
-    def run(name: _Name, positions: int) -> int:
-        for part in parts:
-            positions = part(name, positions)
-            if not positions:
-                break
-        return positions
-
-    return parts[0] if len(parts) == 1 else run
-
-
-def _either(branches: list[_Part]) -> _Part:
-    def run(name: _Name, begins: int) -> int:
-        ends = 0
-        for branch in branches:
-            ends |= branch(name, begins)
-        return ends
-
-    return branches[0] if len(branches) == 1 else run
-
-
-def _repeat(part: _Part, least: int, most: int | None, size: int) -> _Part:
-    """Repeat ``part`` ``least`` to ``most`` times; None is without limit. A repeat takes ``size`` steps."""
-
-    def run(name: _Name, positions: int) -> int:
-        for _ in range(least):
-            if not positions:
-                return 0
-            name.spend(size)
-            positions = part(name, positions)
-        ends = new = positions
-        more = 0
-        while new and (most is None or more < most - least):
-            name.spend(size)
-            new = part(name, new) & ~ends
-            ends |= new
-            more += 1
-        return ends
-
-    return run
-
-
-def _look(part: _Part, wanted: bool, size: int) -> _Part:
-    """Keep the positions at which ``part`` matches if ``wanted``, or those at which it does not."""
-
-    def run(name: _Name, begins: int) -> int:
-        kept = 0
-        while begins:
-            position = begins & -begins  # the lowest bit
-            begins ^= position
-            name.spend(size)
-            if (part(name, position) != 0) == wanted:
-                kept |= position
-        return kept
-
-    return run
-
-
-def _begin(name: _Name, positions: int) -> int:
-    return positions & 1
-
-
-def _end(name: _Name, positions: int) -> int:
-    return positions & 1 << name.length
-
-
-def _boundary(name: _Name, positions: int) -> int:
-    return positions & name.boundaries
-
-
-def _no_boundary(name: _Name, positions: int) -> int:
-    return positions & ~name.boundaries
-
-
-_ASSERTIONS: Mapping[str, _Part] = {"^": _begin, "$": _end, r"\b": _boundary, r"\B": _no_boundary}
-
-
-# ---- reading a pattern ------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -253,22 +121,22 @@ class _Reader:
         self.text, self.at, self.size, self.depth = text, 0, 0, 0
         self.words: list[str] = []
 
-    def whole(self) -> _Part:
+    def whole(self) -> Part:
         part = self.alternatives()
         if self.at < len(self.text):
             raise self.error("nothing opens this parenthesis; write \\) for the character")
         return part
 
-    def alternatives(self) -> _Part:
+    def alternatives(self) -> Part:
         branches = [self.terms()]
         while self.take("|"):
             branches.append(self.terms())
             if self.depth == 0:
                 self.words = []
-        return _either(branches)
+        return either(branches)
 
-    def terms(self) -> _Part:
-        parts: list[_Part] = []
+    def terms(self) -> Part:
+        parts: list[Part] = []
         word = ""
         while self.at < len(self.text) and self.text[self.at] not in "|)":
             term = self.term()
@@ -277,24 +145,24 @@ class _Reader:
                 continue
             parts += [self.word(word), term] if word else [term]
             word = ""
-        return _sequence([*parts, self.word(word)] if word or not parts else parts)
+        return sequence([*parts, self.word(word)] if word or not parts else parts)
 
-    def word(self, text: str) -> _Part:
+    def word(self, text: str) -> Part:
         if self.depth == 0:
             self.words.append(text)
-        return _word(text)
+        return word(text)
 
-    def term(self) -> str | _Part:
+    def term(self) -> str | Part:
         """Read an atom with its quantifier, or an assertion; plain text is returned as a string of bytes."""
         size_before = self.size
         self.size += 1
-        for sign, part in _ASSERTIONS.items():
+        for sign, part in ASSERTIONS.items():
             if self.take(sign):
                 return self.unrepeated(part)
         for sign, wanted in (("(?=", True), ("(?!", False)):
             if self.take(sign):
                 part = self.group()
-                return self.unrepeated(_look(part, wanted, self.size - size_before))
+                return self.unrepeated(look(part, wanted, self.size - size_before))
         start = self.at
         atom = self.atom()
         several_bytes = not self.text[start].isascii()
@@ -309,10 +177,10 @@ class _Reader:
         self.take("?")  # lazy
         if self.text[self.at : self.at + 1] in {*_QUANTIFIERS, "{"}:
             raise self.error("two quantifiers in a row; write (?:...) around the first")
-        part = _word(atom) if isinstance(atom, str) else atom
-        return _repeat(part, *counts, self.size - size_before)
+        part = word(atom) if isinstance(atom, str) else atom
+        return repeat(part, *counts, self.size - size_before)
 
-    def unrepeated(self, part: _Part) -> _Part:
+    def unrepeated(self, part: Part) -> Part:
         if self.text[self.at : self.at + 1] in {*_QUANTIFIERS, "{"}:
             raise self.error("an assertion cannot be repeated; leave the quantifier out")
         return part
@@ -335,7 +203,7 @@ class _Reader:
         self.at = match.end()
         return least, most
 
-    def atom(self) -> str | _Part:
+    def atom(self) -> str | Part:
         if self.take("("):
             if self.text.startswith("?", self.at) and not self.text.startswith("?:", self.at):
                 kind = self.text[self.at + 1 : self.at + 2]
@@ -344,19 +212,19 @@ class _Reader:
             self.take("?:")
             return self.group()
         if self.take("["):
-            return _member(self.bracket())
+            return member(self.bracket())
         if self.take("."):
-            return _member(_BYTES - frozenset("\n\r"))
+            return member(_BYTES - frozenset("\n\r"))
         c = self.text[self.at]
         if c in _QUANTIFIERS or c == "{":
             raise self.error(f"there is nothing to repeat; write \\{c} for the character")
         if c == "\\":
             escaped = self.escape()
-            return escaped if isinstance(escaped, str) else _member(escaped)
+            return escaped if isinstance(escaped, str) else member(escaped)
         self.at += 1
         return c.encode("utf-8", "surrogateescape").decode("latin-1")
 
-    def group(self) -> _Part:
+    def group(self) -> Part:
         """Read the rest of a group, after its opening parenthesis."""
         start = self.at
         self.depth += 1
