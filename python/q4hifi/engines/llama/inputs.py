@@ -4,8 +4,8 @@ llama.cpp calls :meth:`Observer.callback` for every node of its graph. Two opera
 inputs. ``MUL_MAT`` has one matrix, or a stack of matrices of which each has its own inputs. ``MUL_MAT_ID``
 has a stack of experts, inputs, and for each token the indices of the experts that it is routed to.
 
-Matrices whose inputs are the same tensor of the graph share their sums. This is seen here, and known of no
-architecture.
+Matrices whose inputs are the same tensor of the graph share their sums. The graph shows which these are, so
+no table of architectures is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Indices = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Correlating:
-    """Whose products are summed.
+    """Which tensors get sums of products.
 
     ``names``: tensors whose inputs can be correlated at all. ``experts``: whether those experts that have
     inputs of their own (``ffn_down_exps``) get products of their own, each n_in² / 2 floats.
