@@ -1,26 +1,30 @@
-"""Turn 16-bit GGUF language models into ~4-bit ones, and see what it cost.
+"""Turn 16-bit GGUF language models into ~4-bit ones, and measure what that costs.
 
 Files
-    :func:`quantize_file` writes a quantized model and reports on it, :func:`plan_file` says
-    beforehand what that would give, both by :class:`QuantizeOptions` (:func:`plan_shapes` needs
-    shapes alone), :func:`export_file`
-    and :func:`dequantize_file` bring a quantized model into other forms, :func:`verify_file` checks
-    one, :func:`open` reads tensors by name.
+    :func:`quantize_file` writes a quantized model and returns a report.
+    :func:`plan_file` computes types and sizes without writing.
+    :class:`QuantizeOptions` holds the options of both.
+    :func:`plan_shapes` computes them for a model of which only the shapes are known.
+    :func:`export_file` makes a file that stock llama.cpp loads.
+    :func:`dequantize_file` converts all tensors to 16 bits.
+    :func:`verify_file` finds damage.
+    :func:`open` reads tensors by name.
 Arrays
-    :func:`quantize` and :func:`dequantize` work on numpy arrays; :class:`QuantizedTensor` is what
-    the first returns.
+    :func:`quantize` encodes a numpy array as a :class:`QuantizedTensor`.
+    :func:`dequantize` decodes one.
 Running
-    :class:`Model` loads a model and evaluates it: logits, and tokens chosen by them;
-    :func:`generate`, :class:`Writer` and :class:`Chat` make text of them.
+    :class:`Model` computes logits.
+    :func:`generate`, :class:`Writer` and :class:`Chat` generate text.
 Measuring
-    :func:`perplexity`, :func:`kl_divergence` and :func:`compare` tell how good models are,
-    :func:`bench` how fast, :func:`collect_importance` which of their inputs matter,
-    :func:`calibrate` which of their matrices.
+    :func:`perplexity`, :func:`kl_divergence` and :func:`compare` measure how good models are.
+    :func:`bench` measures their speed.
+    :func:`collect_importance` measures which input columns matter.
+    :func:`calibrate` measures which matrices matter.
 Machine
-    :func:`cpu_features` tells which instruction set the kernels use; :mod:`q4hifi.cuda`, imported by
-    itself, brings weights to a GPU.
+    :func:`cpu_features` returns the instruction sets that the Rust core can use.
+    :mod:`q4hifi.cuda`, imported on its own, multiplies on a GPU.
 Errors
-    Everything raised on purpose is a :class:`Q4HifiError`.
+    Every error of q4hifi is a :class:`Q4HifiError`.
 
 What this module does not name is private: modules below it, and their contents, may change at any time.
 """

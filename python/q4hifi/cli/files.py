@@ -38,7 +38,7 @@ class FileCommand(click.Command):
     """A command that checks all arguments and options of type :data:`OUTPUT` before it runs."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the outputs, then run the command, whose further outputs replace no input either."""
+        """Check the outputs, run the command, and protect its inputs while it runs."""
         outputs = _named(ctx, OutputFile)
         for name, value in outputs:
             check_output(name, value)

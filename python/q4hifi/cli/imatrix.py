@@ -106,7 +106,7 @@ if TYPE_CHECKING:
 @click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
 @click.option(
     "--output-frequency", "save_chunks", type=click.IntRange(1), metavar="N",
-    help="Save OUT after every N chunks, too, not only every five minutes.",
+    help="Save OUT after every N chunks, too, not only every few minutes.",
 )  # fmt: skip
 @click.option(
     "--save-frequency", "copy_chunks", type=click.IntRange(1), metavar="N",

@@ -35,8 +35,8 @@ def pair_count(row_length: int) -> int:
 def are_correlated(name: str, row_length: int) -> bool:
     """Return whether products are summed of the inputs of a matrix, by its name and row length.
 
-    Rows must consist of whole blocks, and long inputs of ffn_down are nearly independent of each other
-    (``src/feedback/correlations.rs``).
+    Rows must be a multiple of 32 weights long. Long inputs of ffn_down are left out: their correlations gain
+    little (``src/feedback/correlations.rs``).
     """
     return _core.are_correlated(row_length, role_of(name) == "ffn_down")
 

@@ -41,6 +41,7 @@ DECODE_ROUNDS = 4
 """The writing speed is measured in DECODE_ROUNDS rounds of DECODE_TOKENS tokens."""
 
 VOCABULARY = "tokenizer.ggml.tokens"
+"""Metadata key of the vocabulary, which compared models must have in common."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

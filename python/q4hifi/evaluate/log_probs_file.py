@@ -35,6 +35,8 @@ from .resuming import START_AGAIN, TOKENS, check_same
 from .scored_tokens import n_scored
 
 MAGIC = b"_logits_"
+"""First bytes of a base file."""
+
 PARTIAL = b"part"
 HEAD = struct.Struct("<8siii")
 U32 = struct.Struct("<I")

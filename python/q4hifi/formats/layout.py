@@ -27,6 +27,7 @@ RESIDUAL_SUFFIX = ".outlier_residual"
 BASE = TYPES["Q4_K"]
 INDEX = TYPES["I8"]
 RESIDUAL = F16
+"""Types of the base tensor and of its companions in the split layout."""
 
 FILE_TYPE: Mapping[str, int] = {SPLIT: LlamaFileType.MOSTLY_Q4_K_S.value, FORK: 42}
 """Layout -> ``general.file_type`` of a Q4_HIFI file: that of Q4_K_S, or the fork's own."""
@@ -36,7 +37,10 @@ KEY_LAYOUT = "q4_hifi.layout"
 KEY_OUTLIERS = "q4_hifi.outliers"
 KEY_COVERAGE = "q4_hifi.ffn_down_coverage"
 KEYS = (KEY_VERSION, KEY_LAYOUT, KEY_OUTLIERS, KEY_COVERAGE)
+"""Metadata keys of a Q4_HIFI file."""
+
 VERSION = 1
+"""Version of the Q4_HIFI format; a reader refuses a larger one."""
 
 MAX_NAME_BYTES = 63
 """The longest tensor name that ggml reads, in bytes: it keeps names in 64 bytes, with a final zero."""

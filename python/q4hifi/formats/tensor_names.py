@@ -32,6 +32,7 @@ Expert tensors (``ffn_down_exps``, ``ffn_down.3``, ``ffn_down_shexp``) have the 
 """
 
 OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
+"""Names of the output matrix and of the token embeddings."""
 
 ATTN_V_LIKE = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
 """Roles that contain the value projection, alone or fused with others. Recipes treat them alike."""

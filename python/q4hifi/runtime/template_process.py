@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import BadOptionError, Q4HifiError, UnavailableError, UnsupportedModelError
 
 RENDER_SECONDS = 2.0
-"""Time limit for one rendering. Ordinary templates need milliseconds."""
+"""Time limit for a prompt: for the renderings in all forms together. Ordinary templates need milliseconds."""
 
 ANOTHER_TEMPLATE = "give another template with `template=...`"
 """The remedy in messages about a template that cannot be used."""
