@@ -279,6 +279,20 @@ def test_model_shape_reads_lists_and_defaults():
     assert ModelShape.from_metadata({"general.architecture": "clip"}).n_layer == 0
 
 
+def test_counts_of_an_encoder_decide_nothing():
+    counts = {"block_count": 16, "expert_count": 8, "attention.head_count": 8, "attention.head_count_kv": 1}
+    metadata = {"general.architecture": "clip"} | {f"clip.{key}": value for key, value in counts.items()}
+    assert ModelShape.from_metadata(metadata) == ModelShape("clip", 0)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_0", "Q4_K_M", "Q6_K"])
+def test_muse_spark_has_matrices_in_q8_0_in_every_mix(kind):
+    parts = ("attn_gate", "ffn_latent_down", "ffn_latent_up", "attn_q")
+    tensors = [StoredTensor(f"blk.0.{part}.weight", (256, 8), F16) for part in parts]
+    choices = choose_types(tensors, ModelShape("muse-spark", 4), TypeOptions(kind))
+    assert [c.type.name for c in choices] == ["Q8_0"] * 3 + [find_recipe(kind).default.name]
+
+
 @pytest.mark.parametrize("value", ["many", 2.0, float("inf"), [], [2], True, -1, 1 << 32])
 def test_a_number_of_layers_that_is_none_is_a_fault(value):
     model = ModelShape.from_metadata({"general.architecture": "llama", "llama.block_count": value})

@@ -59,9 +59,10 @@ class ModelShape:
             faults.append(f"{key} is {value!r:.60}, and must be a whole number from 0 to {LARGEST}")
             return None
 
+        adapter = metadata.get("general.type") == "adapter"
+        if architecture == "clip":  # llama.cpp reads no counts of a vision or audio encoder
+            return cls(architecture, 0, adapter=adapter)
         n_layer = number("block_count", by_layer=False)
-        if n_layer is None and architecture == "clip":
-            n_layer = 0  # the layers of a vision or audio encoder do not count as those of a language model
         n_head = number("attention.head_count") or 0
         n_head_kv = number("attention.head_count_kv")
         return cls(
@@ -70,7 +71,7 @@ class ModelShape:
             n_head,
             n_head if n_head_kv is None else n_head_kv,
             number("expert_count") or 0,
-            adapter=metadata.get("general.type") == "adapter",
+            adapter=adapter,
             fault=faults[0] if faults else "",
         )
 

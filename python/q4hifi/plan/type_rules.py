@@ -42,7 +42,10 @@ FALLBACK: Mapping[TensorType, TensorType] = {
 EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
 """Architecture -> layers that llama.cpp counts in addition to ``block_count``."""
 
-AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
+AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {
+    "glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj"),
+    "muse-spark": ("attn_gate", "ffn_latent_down", "ffn_latent_up"),
+}
 """Architecture -> parts of names; a matrix whose name contains one of them takes Q8_0 in every mix."""
 
 
