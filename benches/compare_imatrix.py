@@ -5,14 +5,18 @@
 Both programs read the same chunks of CALIBRATION. Prints the relative differences of the mean squares: of
 the sum over all tensors, of the sum of the worst tensor, and of the worst single column. Then the model is
 quantized with each importance matrix, and the KL divergences of the two models from MODEL on TEXT are
-printed.
+printed, and the time that each program took. q4hifi also measures input correlations and Fisher information.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +31,23 @@ def matrices(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     size, chunks, threads = options.ctx_size, options.chunks, options.threads
     words = [options.llama_imatrix, "-m", options.model, "-f", options.calibration, "-o", theirs]
     words += ["-c", size, "--chunks", chunks, "-t", threads, "--no-ppl"]
-    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+    with timed("llama-imatrix"):
+        subprocess.run([str(word) for word in words], check=True, capture_output=True)
     # llama.cpp removes the last line end of a file
     text = options.calibration.read_text().removesuffix("\n")
-    sums = q4hifi.collect_importance(
-        options.model, text, n_ctx=size, n_chunks=chunks, score=False, threads=threads
-    )
-    sums.save(ours)
+    with timed("q4hifi"):
+        q4hifi.collect_importance(
+            options.model, text, n_ctx=size, n_chunks=chunks, score=False, threads=threads, output=ours
+        )
     return ours, theirs
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print the seconds, and the CPU seconds of this process and its children."""
+    started, before = time.perf_counter(), sum(os.times()[:4])
+    yield
+    print(f"{what}: {time.perf_counter() - started:.1f} s, CPU {sum(os.times()[:4]) - before:.1f} s")
 
 
 def compare_values(ours: Path, theirs: Path) -> None:
