@@ -192,7 +192,9 @@ def test_json_files_that_hold_something_else(read: Callable[[Path], Any], text: 
 @pytest.mark.parametrize("read", JSON_READERS)
 def test_json_files_that_are_not_there_or_not_text(read: Callable[[Path], Any], tmp_path: Path) -> None:
     for file in (tmp_path / "missing.json", tmp_path, tmp_path / ("x" * 300)):
-        with pytest.raises(BadFileError, match=r"cannot be read"):
+        with pytest.raises(
+            BadFileError, match=r"cannot be read|not a file but a folder; name the file in it"
+        ):
             read(file)
     (tmp_path / "bytes.json").write_bytes(b"\xff\x00" * 10)
     with pytest.raises(BadFileError, match=r"bytes\.json: "):
@@ -204,9 +206,12 @@ def test_only_so_much_of_a_file_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     purpose = Purpose("a test", "write one", "write it again")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate((1 << 20) + 1)
-    for path in (tmp_path / "large.json", Path("/dev/zero")):
-        with pytest.raises(BadFileError, match="is a test; it is larger than 1 MiB"):
-            read_json(path, purpose, "is a test", dict)
+    with pytest.raises(BadFileError, match="is a test; it is larger than 1 MiB"):
+        read_json(tmp_path / "large.json", purpose, "is a test", dict)
+    with pytest.raises(
+        BadFileError, match="/dev/zero: not a regular file, but a device or pipe; save its contents"
+    ):
+        read_json(Path("/dev/zero"), purpose, "is a test", dict)
     (tmp_path / "small.json").write_text(json.dumps({"a": 1}))
     assert read_json(tmp_path / "small.json", purpose, "is a test", dict) == {"a": 1}
 

@@ -63,6 +63,29 @@ def human_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+LONGEST_ECHO = 80
+"""Characters of a text from the user that a message repeats."""
+
+
+def shortened(text: str, most: int = LONGEST_ECHO) -> str:
+    """Return a text, without its middle if it has more than ``most`` characters."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def invisible(text: str) -> str:
+    """Return a hint about the first character of ``text`` that cannot be seen; "" if there is none.
+
+    The hint continues a message: "; its character 3 is invisible: U+200B (ZERO WIDTH SPACE)".
+    """
+    from unicodedata import name
+
+    for i, c in enumerate(text, 1):
+        if not c.isprintable():
+            return f"; its character {i} is invisible: U+{ord(c):04X} ({name(c, 'no character of a text')})"
+    return ""
+
+
 def printable(text: object) -> str:
     """Return ``str(text)`` with control characters and other unprintable characters escaped.
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from enum import Enum
 from typing import NamedTuple
 
 HEAD_BYTES = 4096
 """Bytes at the start of a file that :func:`kind_of` examines."""
+
+
+class Pipes(Enum):
+    """The pipes that a reader accepts."""
+
+    NONE = "none: the file is not read from its beginning to its end"
+    OPENED = "standard input and <(...), which have a writer"
+    ALL = "named pipes as well, although opening one waits for its writer"
 
 
 class FileKind(NamedTuple):
@@ -30,11 +39,17 @@ class FileKind(NamedTuple):
 
 
 class Purpose(NamedTuple):
-    """What a file is read as: its name with an article, where to get one, how to replace a damaged one."""
+    """What a file is read as: its name with an article, where to get one, how to replace a damaged one.
+
+    ``pipes`` says which pipes may be given instead of a regular file. ``most_bytes`` is the largest size that
+    is read, None where there is no limit.
+    """
 
     name: str
     source: str
     again: str
+    pipes: Pipes = Pipes.NONE
+    most_bytes: int | None = None
 
 
 MODEL = Purpose("a GGUF model", "name a GGUF model", "download or copy it again")

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import BadFileError
-from .file_kinds import HEAD_BYTES, JSON, Purpose, kind_of, mistaken
-from .positioned_file import os_errors, read_up_to
+from .file_kinds import HEAD_BYTES, JSON, Pipes, Purpose, kind_of, mistaken
+from .positioned_file import os_errors
+from .regular_file import check_regular_file, read_up_to
 
-MAX_BYTES = 256 << 20
-"""The largest file that is read. No valid file is this large, and a user may name a model instead."""
+MAX_BYTES = 64 << 20
+"""The largest file that is read. Files of the largest models have a few megabytes, and a user may name a
+model instead."""
 
 Parsed = TypeVar("Parsed")
 
@@ -30,6 +32,7 @@ def read_json(
     :data:`MAX_BYTES`, is not JSON, is nested too deep, or where ``parse`` raises.
     """
     file = Path(path)
+    check_regular_file(path, purpose._replace(pipes=Pipes.OPENED), action="be read")
     with os_errors(file, "be read", BadFileError), file.open("rb") as stream:
         head = read_up_to(stream, HEAD_BYTES)
         kind = kind_of(head)

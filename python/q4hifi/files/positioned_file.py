@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from .mapped_memory import MappedBytes, forget, map_file
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 _TOO_MANY_OPEN = "; allow more open files, as with 'ulimit -n 4096', or use fewer shards"
-
-PIECE = 1 << 20
-"""Bytes that :func:`read_up_to` reads at a time."""
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
 """Contiguous data of any element type."""
@@ -44,18 +41,6 @@ def os_errors(path: Path, action: str, error: type[Q4HifiError] = Q4HifiError) -
     except OSError as cause:
         remedy = _TOO_MANY_OPEN if cause.errno in (errno.EMFILE, errno.ENFILE) else ""
         raise error(f"{path}: cannot {action}: {cause.strerror or cause}{remedy}") from cause
-
-
-def read_up_to(file: BinaryIO, size: int) -> bytes:
-    """Return the next ``size`` bytes of a file, or all remaining bytes if these are fewer.
-
-    ``file.read(size)`` would allocate ``size`` bytes even for a small file. Raises plain OSError.
-    """
-    pieces = []
-    while size > 0 and (piece := file.read(min(size, PIECE))):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
 
 
 class FileState(NamedTuple):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import codecs
 import os
 import shlex
+import stat
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from typing import IO
 
-from ..errors import BadOptionError
-from .file_kinds import HEAD_BYTES, Purpose, kind_of, mistaken
+from ..errors import BadFileError, BadOptionError
+from .file_kinds import HEAD_BYTES, Pipes, Purpose, kind_of, mistaken
+from .regular_file import check_regular_file, read_up_to
 
 SAMPLE = 1 << 16
 """Bytes at the start of a text that decide about its encoding."""
@@ -25,24 +28,35 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
-TEXT = Purpose("a text", "name a UTF-8 text file", "write it again")
+
+MOST_STREAMED = 1 << 28
+"""Bytes that are read from a pipe, which may never end. No measurement needs so long a text."""
+
+TEXT = Purpose("a text", "name a UTF-8 text file", "write it again", Pipes.ALL)
 
 
-def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_text_bytes(path: str | os.PathLike[str], purpose: Purpose = TEXT) -> bytes:
     """Return the bytes of a text file, or of standard input where ``path`` is "-".
 
-    Other bytes than UTF-8 are accepted, as llama.cpp accepts them. Raises :class:`BadOptionError` where the
-    file cannot be read, is UTF-16 or UTF-32, or has a format of :data:`~q4hifi.files.file_kinds.KINDS` that
-    is not a text.
+    ``purpose`` is what the text is read as. Other bytes than UTF-8 are accepted, as llama.cpp accepts them.
+    Raises :class:`BadOptionError` where the file cannot be read, is a device or too large, is UTF-16 or
+    UTF-32, or has a format of :data:`~q4hifi.files.file_kinds.KINDS` that is not a text.
     """
     file = os.fspath(path)
     try:
+        if file != "-":
+            check_regular_file(file, purpose, action="be read")
         with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
-            data = stream.read(HEAD_BYTES)
-            _check_format(data, file)  # before a model of many gigabytes is read
-            data += stream.read()
+            most = purpose.most_bytes or (sys.maxsize if _is_regular(stream) else MOST_STREAMED)
+            data = read_up_to(stream, HEAD_BYTES)
+            _check_format(data, file, purpose)  # before a model of many gigabytes is read
+            data += read_up_to(stream, most + 1 - len(data))
+    except BadFileError as error:
+        raise BadOptionError(str(error)) from error
     except OSError as cause:
         raise BadOptionError(f"{file}: cannot be read: {cause.strerror or cause}") from cause
+    if len(data) > most:
+        raise BadOptionError(f"{file}: is longer than {most >> 20} MiB, and cannot be {purpose.name}")
     if encoding := _wide_encoding(data[:SAMPLE]):
         raise BadOptionError(
             f"{file}: the text is {encoding}, not UTF-8; convert it:"
@@ -51,10 +65,18 @@ def read_text_bytes(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def _check_format(head: bytes, file: str) -> None:
+def _is_regular(stream: IO[bytes]) -> bool:
+    """Return whether a stream reads a regular file, which has an end."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # such as a stream in memory
+        return False
+
+
+def _check_format(head: bytes, file: str, purpose: Purpose) -> None:
     kind = kind_of(head)
     if kind is not None and not kind.is_text:
-        raise BadOptionError(f"{file}: {mistaken(head, TEXT)}")
+        raise BadOptionError(f"{file}: {mistaken(head, purpose)}")
 
 
 def _wide_encoding(data: bytes) -> str | None:

@@ -10,13 +10,12 @@ from typing import TypeAlias
 
 from ..errors import BadOptionError
 from ..formats.layout import LAYOUTS, SPLIT
-from ..formats.types import MAX_OUTLIERS, Q4_HIFI, TensorType, tensor_type
+from ..formats.types import MAX_OUTLIERS, Q4_HIFI
 from ..wording import short_size
 from .option import document, option
-from .recipes import RECIPES, Recipe, find_recipe
+from .recipes import Recipe, find_recipe
 from .size_classes import SizeClass, size_class_for
-from .tensor_patterns import compile_pattern
-from .tensor_type_rules import TensorTypes
+from .tensor_type_rules import TensorTypes, checked_rule, checked_type
 
 FilePath: TypeAlias = str | os.PathLike[str]
 Bytes: TypeAlias = int
@@ -165,8 +164,8 @@ class TypeOptions:
         """Check every option, and that they fit together."""
         recipe = self.recipe
         named = {f"`{option}`": getattr(self, option) for option in SINGLE_TYPES}
-        kinds = {_checked_type(option, kind) for option, kind in named.items() if kind is not None}
-        kinds |= {_checked_rule(pattern, kind) for pattern, kind in self.tensor_types}
+        kinds = {checked_type(option, kind) for option, kind in named.items() if kind is not None}
+        kinds |= {checked_rule(pattern, kind) for pattern, kind in self.tensor_types}
         if self.layout not in LAYOUTS:
             raise BadOptionError(f"unknown layout {self.layout!r}; choose one of {', '.join(LAYOUTS)}")
         if self.outliers is not None and self.outliers not in range(MAX_OUTLIERS + 1):
@@ -275,21 +274,6 @@ document(TypeOptions, TypeOptions, SECTIONS)
 
 def _keywords(names: Sequence[str], separator: str = ", ") -> str:
     return separator.join(f"`{name}`" for name in names)
-
-
-def _checked_rule(pattern: str, kind: str) -> TensorType:
-    """The type that a rule names. Raises :class:`BadOptionError` for a bad pattern or type."""
-    compile_pattern(pattern)
-    return _checked_type(f"--tensor-type {pattern}={kind}", kind)
-
-
-def _checked_type(option: str, kind: str) -> TensorType:
-    """The tensor type that an option names. Raises :class:`BadOptionError` if there is none of this name."""
-    try:
-        return tensor_type(kind, codec=False)  # what cannot be encoded can be kept
-    except BadOptionError as error:
-        mix = f"; {kind} is a mix of types, for a whole file" if kind.upper() in RECIPES else ""
-        raise BadOptionError(f"{option}: {error}{mix}") from None
 
 
 def _check_like(name: str) -> None:

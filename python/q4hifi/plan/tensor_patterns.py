@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from ..errors import BadOptionError
+from ..wording import shortened
 from .pattern_parts import (
     ASSERTIONS,
     WORD,
@@ -27,6 +28,9 @@ from .pattern_parts import (
     sequence,
     word,
 )
+
+MAX_LENGTH = 10_000
+"""Characters of the longest pattern. The name of a tensor has 63 at most."""
 
 MAX_REPEATS = 1000
 """The largest count in ``{n,m}``."""
@@ -76,9 +80,9 @@ _FLAGS = "flags such as (?i) are not supported; write the pattern in lower case,
 class Pattern:
     """A compiled pattern; see :func:`compile_pattern`."""
 
-    def __init__(self, text: str, part: Part, word: str) -> None:
+    def __init__(self, typed: str, part: Part, word: str) -> None:
         """Private: use :func:`compile_pattern`. Every match contains the string ``word``."""
-        self.text, self._part, self._word = text, part, word
+        self._typed, self._part, self._word = typed, part, word
 
     def search(self, name: str) -> bool:
         """Return whether the pattern is found anywhere in ``name``.
@@ -93,21 +97,27 @@ class Pattern:
             return self._part(subject, (2 << subject.length) - 1) != 0
         except TooManySteps:
             raise BadOptionError(
-                f"`tensor_types`: {self.text!r} takes too long on the tensor {name!r};"
+                f"`tensor_types`: '{shortened(self._typed)}' takes too long on the tensor '{name}';"
                 " write it with fewer repeats inside repeats"
             ) from None
 
 
 @lru_cache(maxsize=4096)
-def compile_pattern(pattern: str) -> Pattern:
+def compile_pattern(pattern: str, typed: str = "") -> Pattern:
     """Compile a regular expression of llama-quantize's dialect.
 
-    Raises :class:`BadOptionError` for a syntax error, and for syntax that other programs interpret
-    differently.
+    ``typed`` is the pattern as messages show it, where that differs in case. Raises :class:`BadOptionError`
+    for a syntax error, for syntax that other programs interpret differently, and for a pattern of more than
+    :data:`MAX_LENGTH` characters.
     """
-    reader = _Reader(pattern)
+    if len(pattern) > MAX_LENGTH:
+        raise BadOptionError(
+            f"`tensor_types`: '{shortened(typed or pattern)}' has {len(pattern)} characters; a pattern has"
+            f" {MAX_LENGTH} at most"
+        )
+    reader = _Reader(pattern, typed or pattern)
     part = reader.whole()
-    return Pattern(pattern, part, max(filter(str.isascii, reader.words), key=len, default=""))
+    return Pattern(reader.typed, part, max(filter(str.isascii, reader.words), key=len, default=""))
 
 
 class _Reader:
@@ -117,8 +127,8 @@ class _Reader:
     of open parentheses. ``words`` are strings that every match contains.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text, self.at, self.size, self.depth = text, 0, 0, 0
+    def __init__(self, text: str, typed: str) -> None:
+        self.text, self.typed, self.at, self.size, self.depth = text, typed, 0, 0, 0
         self.words: list[str] = []
 
     def whole(self) -> Part:
@@ -323,6 +333,6 @@ class _Reader:
     def error(self, why: str) -> BadOptionError:
         """Return the error for the current position."""
         return BadOptionError(
-            f"`tensor_types`: {self.text!r} is no regular expression that llama-quantize supports: at"
-            f" {self.text[self.at :][:12]!r} (character {self.at + 1}): {why}"
+            f"`tensor_types`: '{shortened(self.typed)}' is no regular expression that llama-quantize"
+            f" supports: at '{self.typed[self.at :][:12]}' (character {self.at + 1}): {why}"
         )

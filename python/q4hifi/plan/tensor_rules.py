@@ -9,9 +9,9 @@ from typing import Protocol
 
 from ..formats.tensor_names import is_quantizable, role_of
 from ..formats.types import TensorType, tensor_type
+from ..wording import invisible, shortened
 from .options import TypeOptions
-from .tensor_patterns import compile_pattern
-from .tensor_type_rules import TensorTypes
+from .tensor_type_rules import TensorTypes, as_typed, compiled
 
 TENSOR_TYPE = "--tensor-type"
 
@@ -85,10 +85,13 @@ class TensorRules:
         return tuple(
             IdleRule(
                 TENSOR_TYPE,
-                "=".join(self._options.tensor_types[i]),
-                f"matches only tensors {' or '.join(sorted(reasons))}" if reasons else NO_TENSOR,
+                shortened(f"{as_typed(pattern)}={kind}"),
+                f"matches only tensors {' or '.join(sorted(reasons))}"
+                if reasons
+                else NO_TENSOR + invisible(as_typed(pattern)),
             )
             for i, reasons in idle.items()
+            for pattern, kind in [self._options.tensor_types[i]]
         )
 
     def _by_role(self, name: str) -> tuple[str, str] | None:
@@ -108,7 +111,7 @@ class _Rules:
     """Compiled (pattern, type) pairs. They cache their decisions, because one command makes several plans."""
 
     def __init__(self, pairs: TensorTypes) -> None:
-        self._patterns = [compile_pattern(pattern) for pattern, _ in pairs]
+        self._patterns = [compiled(pattern) for pattern, _ in pairs]
         self.types = [tensor_type(kind, codec=False) for _, kind in pairs]
         self._first: dict[str, int | None] = {}
 

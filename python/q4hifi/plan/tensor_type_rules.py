@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import BadOptionError
+from ..files.file_kinds import Pipes, Purpose
 from ..files.text_file import read_text_bytes
+from ..formats.types import TensorType, tensor_type
+from ..wording import invisible, shortened
+from .recipes import RECIPES
+from .tensor_patterns import Pattern, compile_pattern
 
 TensorTypes: TypeAlias = Sequence[tuple[str, str]]
 """(regular expression, type) pairs; the first whose expression matches a tensor's name gives its type."""
@@ -25,29 +30,80 @@ _CAPITAL_ESCAPES = {
 }
 """Escapes with a capital letter -> a pattern without one that means the same."""
 
+RULES = Purpose(
+    "a file of rules REGEX=TYPE",
+    "name a UTF-8 text file with such rules",
+    "write it again",
+    Pipes.OPENED,
+    4 << 20,
+)
+
+
+class TypedPattern(str):
+    """A pattern in lower case. ``typed`` is what the user typed, for messages."""
+
+    typed: str
+
 
 def parse_tensor_type(text: str) -> tuple[str, str]:
     """Split ``REGEX=TYPE`` at its first ``=``, and lower the case of the pattern, as llama-quantize does.
 
-    Blanks around both sides are dropped. Raises :class:`BadOptionError` if a side is missing, and for an
-    escape with a capital letter, which has another meaning in lower case.
+    Blanks around both sides are dropped. Raises :class:`BadOptionError` if a side is missing or invalid, and
+    for an escape with a capital letter, which has another meaning in lower case.
     """
     pattern, _, kind = (side.strip() for side in text.partition("="))
+    rule = f"--tensor-type '{shortened(text)}'"
     if not (pattern and kind):
-        raise BadOptionError(f"--tensor-type {text!r}: write REGEX=TYPE, for example attn_v=q6_k")
+        raise BadOptionError(f"{rule}: write REGEX=TYPE, for example attn_v=q6_k{invisible(text)}")
+    if pattern.endswith("(?"):
+        raise BadOptionError(
+            f"{rule}: the first = ends the pattern, so (?=...) cannot be written in it;"
+            " write (?!(?!...)), which means the same"
+        )
     if "=" in kind:
         raise BadOptionError(
-            f"--tensor-type {text!r}: the first = ends the pattern, so {kind!r} would be the type;"
+            f"{rule}: the first = ends the pattern, so '{shortened(kind)}' would be the type;"
             r" write \x3d for the character in a pattern"
         )
     for escape in re.findall(r"\\.", pattern):
         if "A" <= escape[1] <= "Z":
             remedy = f"write {_CAPITAL_ESCAPES[escape]}" if escape in _CAPITAL_ESCAPES else "leave it out"
             raise BadOptionError(
-                f"--tensor-type {text!r}: llama-quantize lowers the case of a pattern, and {escape} would"
+                f"{rule}: llama-quantize lowers the case of a pattern, and {escape} would"
                 f" become {escape.lower()}; {remedy}"
             )
-    return re.sub("[A-Z]", lambda letter: letter[0].lower(), pattern), kind
+    lowered = TypedPattern(re.sub("[A-Z]", lambda letter: letter[0].lower(), pattern))
+    lowered.typed = pattern
+    checked_rule(lowered, kind)
+    return lowered, kind
+
+
+def as_typed(pattern: str) -> str:
+    """Return a pattern as the user typed it."""
+    return pattern.typed if isinstance(pattern, TypedPattern) else pattern
+
+
+def compiled(pattern: str) -> Pattern:
+    """Compile the pattern of a rule. Raises :class:`BadOptionError`, which shows it as it was typed."""
+    return compile_pattern(pattern, as_typed(pattern))
+
+
+def checked_rule(pattern: str, kind: str) -> TensorType:
+    """Return the type of a rule. Raises :class:`BadOptionError` for a bad pattern or type."""
+    compiled(pattern)
+    return checked_type(f"--tensor-type {shortened(f'{as_typed(pattern)}={kind}')}", kind)
+
+
+def checked_type(option: str, kind: str) -> TensorType:
+    """Return the tensor type that an option names.
+
+    Raises :class:`BadOptionError`, which names the option, if there is no such type.
+    """
+    try:
+        return tensor_type(kind, codec=False)  # what cannot be encoded can be kept
+    except BadOptionError as error:
+        mix = f"; {kind} is a mix of types, for a whole file" if kind.upper() in RECIPES else ""
+        raise BadOptionError(f"{option}: {error}{mix}{invisible(kind)}") from None
 
 
 def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
@@ -56,7 +112,7 @@ def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
     Raises :class:`BadOptionError` for a file that cannot be read or holds something else.
     """
     try:
-        return tuple(_rules_in(read_text_bytes(path), os.fspath(path)))
+        return tuple(_rules_in(read_text_bytes(path, RULES), os.fspath(path)))
     except BadOptionError as error:
         raise BadOptionError(f"--tensor-type-file {error}") from error
 
@@ -65,7 +121,8 @@ def _rules_in(data: bytes, file: str) -> Iterator[tuple[str, str]]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadOptionError(f"{file}: {error}; save it as UTF-8") from error
+        line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
+        raise BadOptionError(f"{file}, line {line}: not UTF-8 (byte {byte:02X}); save it as UTF-8") from error
     if not text.strip():
         raise BadOptionError(f"{file}: holds no rules; write REGEX=TYPE into it, for example attn_v=q6_k")
     for number, line in enumerate(text.split("\n"), 1):
