@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from q4hifi.plan.model_shape import ModelShape
 from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.plan import Plan, make_plan
 from q4hifi.plan.tensor_patterns import compile_pattern
+from q4hifi.plan.tensor_rules import TensorRules
 from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from q4hifi.plan.tensor_types_file import write_tensor_types
 from synthetic import EXAMPLE, random_weights, write_imatrix, write_model, write_small_model
@@ -376,3 +378,68 @@ def test_a_rule_for_every_tensor_is_quick() -> None:
     started = time.monotonic()
     assert len(q4hifi.plan_file(EXAMPLE, "Q4_K_M", tensor_types=rules).warnings) == len(rules) - 57
     assert time.monotonic() - started < 30
+
+
+# ---- what a user typed, in messages ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"a=q8_0\nATTN_Q=q9_K\n",
+            r"types\.txt, line 2: --tensor-type ATTN_Q=q9_K: unknown tensor type 'q9_K'",
+        ),
+        (b"a=q8_0\nATTN(\\.Q=q8_0\n", r"types\.txt, line 2: .*'ATTN\(\\\.Q' is no regular .* at '\(\\\.Q' "),
+        (b"a=q8_0\r\n\r\nattn_\xe9=q8_0", r"types\.txt, line 3: not UTF-8 \(byte E9\); save it as UTF-8"),
+        (b"a=q8_0" * 1000, "=q8_0a=q8_0' would be the type|would be the type"),
+        ("a=q6_k\u200b".encode(), r"its character 5 is invisible: U\+200B \(ZERO WIDTH SPACE\)"),
+        ("attn_q\u00a0q6_k".encode(), r"its character 7 is invisible: U\+00A0 \(NO-BREAK SPACE\)"),
+        (b"x" * 20_000 + b"=q8_0", "has 20000 characters; a pattern has 10000 at most"),
+        (b"a=q8_0\n" * 20_000, "holds more than 16384 rules"),
+        (b"a=q8_0\n" * 700_000, "types.txt: is longer than 4 MiB, and cannot be a file of rules"),
+    ],
+)
+def test_a_bad_rule_is_shown_as_it_was_typed_and_not_whole(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "types.txt"
+    path.write_bytes(data)
+    with pytest.raises(BadOptionError, match=message) as caught:
+        read_tensor_type_file(path)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_rule_without_effect_is_shown_as_it_was_typed() -> None:
+    pairs = [parse_tensor_type("ATTN_Z=Q8_0"), parse_tensor_type("attn\u200b_q=Q8_0")]
+    options = TypeOptions(type="Q4_K_M", tensor_types=pairs)
+    first, second = TensorRules(options, "llama").idle(TENSORS)
+    assert str(first) == "--tensor-type ATTN_Z=Q8_0 has no effect: it matches no tensor"
+    assert str(second).endswith("matches no tensor; its character 5 is invisible: U+200B (ZERO WIDTH SPACE)")
+
+
+@pytest.mark.parametrize("positive", ["v", "v|k", "."])
+def test_the_remedy_for_a_lookahead_means_the_same(positive: str) -> None:
+    assert compile_pattern(f"_(?={positive})").search("attn_v") == compile_pattern(
+        f"_(?!(?!{positive}))"
+    ).search("attn_v")
+    assert not compile_pattern("_(?!(?!q))").search("attn_v")
+
+
+@pytest.mark.parametrize("option", ["--tensor-type-file", "--sensitivities", "--imatrix"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_that_never_ends_or_never_begins_is_refused(
+    option: str, kind: str, run: Run, tmp_path: Path
+) -> None:
+    given = Path("/dev/zero") if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(given)
+    outcome = run("plan", EXAMPLE, "Q4_HIFI", option, given)
+    assert outcome.status in (1, 2)
+    assert f"{given}: not a regular file, but a device or pipe; save its contents" in outcome.err
+
+
+def test_rules_may_come_from_an_open_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"attn_v=q8_0\n")
+    os.close(writing)
+    assert read_tensor_type_file(f"/dev/fd/{reading}") == (("attn_v", "q8_0"),)
+    os.close(reading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,6 +38,9 @@ RULES = Purpose(
     Pipes.OPENED,
     4 << 20,
 )
+
+MAX_RULES = 16384
+"""Rules of the longest file. A model has fewer tensors, and a rule can match many of them."""
 
 
 class TypedPattern(str):
@@ -112,7 +116,12 @@ def read_tensor_type_file(path: str | Path) -> tuple[tuple[str, str], ...]:
     Raises :class:`BadOptionError` for a file that cannot be read or holds something else.
     """
     try:
-        return tuple(_rules_in(read_text_bytes(path, RULES), os.fspath(path)))
+        rules = tuple(islice(_rules_in(read_text_bytes(path, RULES), os.fspath(path)), MAX_RULES + 1))
+        if len(rules) > MAX_RULES:
+            raise BadOptionError(
+                f"{os.fspath(path)}: holds more than {MAX_RULES} rules; write them with fewer"
+            )
+        return rules
     except BadOptionError as error:
         raise BadOptionError(f"--tensor-type-file {error}") from error
 
