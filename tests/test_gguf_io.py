@@ -451,6 +451,13 @@ def test_shards_are_assigned_up_to_the_limit_and_groups_stay_together() -> None:
         ("7 b", 7),
         ("1", 1),
         ("1.0000001K", 1000),
+        ("4T", 4 * 10**12),
+        ("4TB", 4 * 10**12),
+        ("1.5TiB", 3 << 39),
+        ("4e6", 4_000_000),
+        ("1e9", 10**9),
+        ("1.5E3 kb", 1_500_000),
+        ("4mb", 4_000_000),
         ("0.3GB", 300_000_000),  # not a byte less, as floats would have it
     ],
 )
@@ -461,7 +468,8 @@ def test_sizes_are_parsed(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "0", "0G", "0.0", "-1G", "+1G", "G", "GB", "4T", "4 G B", "1e9", "9" * 5000, "inf", "nan"),
+        *("", " ", "0", "0G", "0.0", "-1G", "+1G", "G", "GB", "4E", "4 G B", "1e", "inf", "nan"),
+        *("1e-400", "1e-999999999", "1.5e0"),
         *(
             "1.5",
             "1.5B",
@@ -482,6 +490,21 @@ def test_sizes_are_parsed(text: str, size: int) -> None:
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(BadOptionError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1e400", "1e999999999G", "9223372036854775808", "8388608TiB"])
+def test_a_size_that_no_file_has_is_too_large(text: str) -> None:
+    with pytest.raises(BadOptionError, match="' is too large; no file has so many bytes") as caught:
+        parse_size(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("unit", "bytes_"), [("Mb", "MB"), ("Gb", "GB"), ("Kb", "KB"), ("Tb", "TB"), ("Mib", "MIB")]
+)
+def test_bits_are_not_bytes(unit: str, bytes_: str) -> None:
+    with pytest.raises(BadOptionError, match=f"'4{unit}': {unit} means bits; write {bytes_} for bytes"):
+        parse_size(f"4{unit}")
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from ..evaluate.limits import READ_TOKENS, WRITTEN_TOKENS
+from ..plan.model_shape import MAX_CONTEXT
 from .common import (
     json_option,
     print_json,
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options, open_models
+from .engine_options import Engine, engine_options, note_long_texts, open_models
 from .files import INPUT
 from .group import main
+from .numbers import Whole
 
 if TYPE_CHECKING:
     from ..evaluate.bench import Speed
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     "-p",
     "--n-prompt",
     multiple=True,
-    type=click.IntRange(0),
+    type=Whole(0, MAX_CONTEXT),
     metavar="N",
     help=f"Test reading N tokens at once; 0 leaves this test out. Repeatable. [default: {READ_TOKENS}]",
 )
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
     "-n",
     "--n-gen",
     multiple=True,
-    type=click.IntRange(0),
+    type=Whole(0, MAX_CONTEXT),
     metavar="N",
     help=f"Test writing N tokens one by one; 0 leaves this test out. Repeatable. [default: {WRITTEN_TOKENS}]",
 )
 @click.option(
     "-r",
     "--repetitions",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="N",
     default=5,
     show_default=True,
@@ -74,6 +76,7 @@ def bench(
     with progress_bar("tokens", 1) as progress:
         for path in models:
             with open_models([path], engine, n_ctx=n_most, threads=threads) as (model,):
+                note_long_texts(model, n_most)
                 speeds += measure_speed(
                     model,
                     n_prompt=n_prompt,

@@ -14,6 +14,7 @@ import click
 from ..progress import Progress
 from ..threads import usable_cores, used_threads
 from ..wording import counted, human_time, printable
+from .numbers import Whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,7 @@ def usable_threads(_: click.Context, __: click.Parameter | None, threads: int | 
 threads_option = click.option(
     "-t",
     "--threads",
-    type=click.IntRange(0),
+    type=Whole(0),
     metavar="N",
     callback=usable_threads,
     help="Number of threads, at most one per core. 0 means one per core. [default: 0]",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import click
 
 from ..engines.names import AUTO, ENGINES
-from ..wording import printable
+from ..wording import counted, printable
 from .files import INPUT
+from .numbers import Whole
 from .sections import options_of
 
 if TYPE_CHECKING:
     from ..engines.llama.model import LlamaModel
+    from ..engines.protocol import LanguageModel
     from ..runtime.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -39,7 +41,7 @@ _OPTIONS = (
         " variable LLAMA_LIBRARY, or of the package xllamacpp]",
     ),
     _option(
-        "-ngl", "--gpu-layers", type=click.IntRange(min=0), metavar="N",
+        "-ngl", "--gpu-layers", type=Whole(min=0), metavar="N",
         help="Layers that llama.cpp keeps on a GPU.",
     ),
     _option(
@@ -86,6 +88,21 @@ def _servers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         if not host or not port.isdigit():
             raise click.BadParameter(f"{server!r} is not a server; write HOST:PORT")
     return servers
+
+
+def note_long_texts(model: LanguageModel, n_tokens: int) -> None:
+    """Print a note to standard error if texts of ``n_tokens`` are longer than those of the training."""
+    from ..plan.model_shape import trained_context
+
+    trained = trained_context(model.metadata)
+    if trained is not None and trained < n_tokens:
+        click.echo(
+            printable(
+                f"note: {model.path} was trained on {counted(trained, 'token')} at a time; after these, it"
+                " predicts worse"
+            ),
+            err=True,
+        )
 
 
 @contextmanager

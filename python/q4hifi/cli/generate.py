@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BadOptionError
+from ..plan.model_shape import MAX_CONTEXT
 from ..wording import counted, printable
 from .common import threads_option
-from .engine_options import Engine, engine_options, open_models
+from .engine_options import Engine, engine_options, note_long_texts, open_models
 from .files import INPUT
 from .group import main
+from .numbers import Number, Whole
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -32,31 +34,31 @@ if TYPE_CHECKING:
     "-f", "--file", type=INPUT, metavar="FILE", help="Read the prompt from a file; - reads standard input."
 )
 @click.option(
-    "-n", "--predict", "n", type=click.IntRange(-1), default=-1, metavar="N",
+    "-n", "--predict", "n", type=Whole(-1), default=-1, metavar="N",
     help="Write at most N tokens. -1: until the model ends the text. [default: -1]",
 )  # fmt: skip
 @click.option(
-    "--temp", "temperature", type=float, default=0.8, show_default=True, metavar="T",
+    "--temp", "temperature", type=Number(0), default=0.8, show_default=True, metavar="T",
     help="Temperature: higher is more random. 0 always takes the most likely token.",
 )  # fmt: skip
 @click.option(
-    "--top-k", type=int, default=40, show_default=True, metavar="K",
+    "--top-k", type=Whole(0, 1 << 31), default=40, show_default=True, metavar="K",
     help="Choose among the K most likely tokens. 0: among all.",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=float, default=0.95, show_default=True, metavar="P",
+    "--top-p", type=Number(0, 1), default=0.95, show_default=True, metavar="P",
     help="Choose among the most likely tokens that together have the probability P. 1: among all.",
 )  # fmt: skip
 @click.option(
-    "--min-p", type=float, default=0.05, show_default=True, metavar="P",
+    "--min-p", type=Number(0, 1), default=0.05, show_default=True, metavar="P",
     help="Leave out tokens with less than P times the probability of the most likely one. 0: none.",
 )  # fmt: skip
 @click.option(
-    "-s", "--seed", type=int, default=-1, metavar="N",
+    "-s", "--seed", type=Whole(-1, (1 << 32) - 1), default=-1, metavar="N",
     help="Seed: the same seed gives the same text. -1: a random one. [default: -1]",
 )  # fmt: skip
 @click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",
+    "-c", "--ctx-size", "n_ctx", type=Whole(1, MAX_CONTEXT), metavar="N",
     help="Context size: tokens of prompt and answer together. [default: that of the model]",
 )  # fmt: skip
 @click.option(
@@ -116,13 +118,14 @@ def generate(
         template, template_name = _template(template)
     sampler = Sampler(
         temperature=temperature,
-        top_k=max(0, top_k),
+        top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         seed=None if seed < 0 else seed,
     )
     most = None if n < 0 else n
     with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,):
+        note_long_texts(lm, n_ctx or 0)
         if chat:
             talk = Chat(lm, sampler, system=system, template=template, template_name=template_name)
             if text is None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, fields
 from typing import Any, TypeVar
 
-import click
-
 from ..errors import BadOptionError
 from ..pipeline.quantize_options import QuantizeOptions
 from ..plan.option import by_section, text_of
@@ -15,6 +13,7 @@ from ..plan.options import BY_TENSOR, OUTPUT, SECTIONS, TypeOptions
 from ..plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from .choice import Choice
 from .files import INPUT, OutputFile
+from .numbers import Number, Whole
 from .sections import GENERAL, options_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,8 +32,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "str | None": {},
     "bool": {"is_flag": True},
     "bool | None": {},
-    "int | None": {"type": int},
-    "float | None": {"type": float},
+    "int | None": {"type": Whole()},
+    "float | None": {"type": Number()},
     "Bytes | None": {"type": _size},
     "FilePath | None": {"type": INPUT},
     "TensorTypes": {"type": parse_tensor_type, "multiple": True},
@@ -58,7 +57,7 @@ def field_option(field: Field[Any]) -> Decorator[Any]:
     if text.choices:
         kind["type"] = Choice(text.choices)
     if text.between:
-        in_range: Any = click.IntRange if field.type == "int | None" else click.FloatRange
+        in_range: Any = Whole if field.type == "int | None" else Number
         kind["type"] = in_range(*text.between)
     help_text = text.help
     if kind.get("multiple"):

@@ -11,10 +11,12 @@ import click
 from ..errors import BadOptionError
 from ..evaluate.limits import CHUNK, MIN_CONTEXT
 from ..files.gguf_name import is_gguf_name
+from ..plan.model_shape import MAX_CONTEXT
 from ..wording import counted, printable
 from . import engine_options
 from .engine_options import Engine
 from .files import INPUT
+from .numbers import Whole
 
 if TYPE_CHECKING:
     from ..engines.llama.model import LlamaModel
@@ -26,7 +28,7 @@ file_option = click.option(
 )  # fmt: skip
 words_argument = click.argument("words", nargs=-1, metavar="")
 context_option = click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(MIN_CONTEXT), metavar="N", default=CHUNK,
+    "-c", "--ctx-size", "n_ctx", type=Whole(MIN_CONTEXT, MAX_CONTEXT), metavar="N", default=CHUNK,
     show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 resume_option = click.option(
@@ -35,7 +37,7 @@ resume_option = click.option(
 chunks_option = click.option(
     "--chunks",
     "n_chunks",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="N",
     help="Largest number of chunks. [default: the whole text]",
 )

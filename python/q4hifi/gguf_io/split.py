@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from ..errors import BadOptionError
 from ..files.gguf_name import gguf_stem
 from ..formats.gguf_constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, Keys
 from ..formats.layout import StoredTensor, padded
+from ..wording import shortened
 from .metadata import Metadata
 
 NO, COUNT, TENSORS = (
@@ -21,11 +23,16 @@ NO, COUNT, TENSORS = (
 )
 MAX_SHARDS = 0xFFFF  # split.count is a u16
 
+MAX_SIZE = 1 << 63
+"""Bytes. No file system has files of this size."""
+
+_LEAST = Decimal("1e-30")
 _SHARD_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"(?P<number>[0-9]{0,15}\.?[0-9]{1,15})\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(e[+-]?[0-9]{1,15})?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_BITS = re.compile("[KMGT]i?b")
 _UNITS = {"": 1, "B": 1} | {
     letter + rest: base**power
-    for power, letter in enumerate("KMG", 1)
+    for power, letter in enumerate("KMGT", 1)
     for rest, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
 
@@ -105,15 +112,23 @@ def assign_shards(
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as "3.5G", as ``--split-max-size`` and ``--target-size`` take it.
 
-    Units, in any case: K, M, G, KB, MB and GB are powers of 1000, as in llama-gguf-split; KiB, MiB and GiB
-    are powers of 1024. No unit, or B, means bytes and needs a whole number. Raises :class:`BadOptionError`
-    for anything else, and for sizes below one byte.
+    Units, in any case: K, M, G, T, KB, MB, GB and TB are powers of 1000, as in llama-gguf-split; KiB, MiB,
+    GiB and TiB are powers of 1024. No unit, or B, means bytes and needs a whole number, such as 4e9. Mb and
+    the like, which mean bits, are refused. Raises :class:`BadOptionError` for anything else, for sizes below
+    one byte, and for those of more than 63 bits.
     """
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"].upper(), 0) if match else 0
-    size = Fraction(match["number"]) * unit if match else Fraction(0)
+    shown = f"'{shortened(text)}'"
+    if match and unit and _BITS.fullmatch(match["unit"]):
+        raise BadOptionError(f"{shown}: {match['unit']} means bits; write {match['unit'].upper()} for bytes")
+    number = Decimal(match["number"]) if match else Decimal(0)
+    if unit and number >= Decimal(MAX_SIZE) / unit:
+        raise BadOptionError(f"{shown} is too large; no file has so many bytes")
+    # a number that is far too small would become a fraction with a huge denominator
+    size = Fraction(number) * unit if number > _LEAST else Fraction(0)
     if size < 1 or (unit == 1 and size.denominator > 1):
         raise BadOptionError(
-            f"{text!r} is not a size above zero; write it as 500M, 3.5G, 512MiB, 1.2 GB or in bytes"
+            f"{shown} is not a size above zero; write it as 500M, 3.5G, 512MiB, 1.2 GB or in bytes"
         )
     return int(size)

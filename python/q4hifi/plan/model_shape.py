@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import BadOptionError
+
 GROUPED_70B: Mapping[str, int] = {
     "llama": 80,
     "llama-embed": 80,
@@ -18,6 +20,9 @@ GROUPED_70B: Mapping[str, int] = {
 
 ONLY_GROUPED = frozenset({"llama", "llama-embed"})
 """Architectures of :data:`GROUPED_70B` whose 70 B model must also use grouped-query attention."""
+
+MAX_CONTEXT = 1 << 24
+"""The largest number of tokens in a text. The models with the longest contexts read 10 million."""
 
 LARGEST = 1 << 16
 """The largest plausible number of layers, heads or experts."""
@@ -86,6 +91,12 @@ class ModelShape:
         if self.n_layer != GROUPED_70B.get(self.architecture, -1):
             return False
         return self.architecture not in ONLY_GROUPED or self.n_head != self.n_head_kv
+
+
+def check_context(n_ctx: int | None) -> None:
+    """Raise :class:`BadOptionError` for a context size that is not 1 to :data:`MAX_CONTEXT`, or None."""
+    if n_ctx is not None and not 1 <= n_ctx <= MAX_CONTEXT:
+        raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, 1 to {MAX_CONTEXT}")
 
 
 def trained_context(metadata: Mapping[str, Any]) -> int | None:

@@ -20,6 +20,7 @@ from ..codec.quantized_tensor import QuantizedTensor
 from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
 from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
+from ..plan.model_shape import check_context
 from ..threads import thread_count
 from ..wording import counted
 from .architecture import SUPPORTED, RoleAndLayer, config_of, role_and_layer
@@ -104,10 +105,9 @@ class Model:
 
         Raises :class:`BadFileError` for a damaged file or one without a needed tensor,
         :class:`UnsupportedModelError` for a model that cannot be run, and :class:`BadOptionError` for
-        ``n_ctx`` below 1.
+        ``n_ctx`` below 1 or above 2^24.
         """
-        if n_ctx is not None and n_ctx < 1:
-            raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
+        check_context(n_ctx)
         opened = nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path)
         with opened as file:
             file.check_has_weights()

@@ -24,7 +24,7 @@ from ...errors import BadOptionError, UnsupportedModelError
 from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
-from ...plan.model_shape import ModelShape, trained_context
+from ...plan.model_shape import ModelShape, check_context, trained_context
 from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
@@ -100,8 +100,7 @@ class LlamaModel:
         Raises :class:`UnavailableError` if there is no usable llama.cpp, :class:`BadFileError` for a damaged
         file, and :class:`UnsupportedModelError` if llama.cpp refuses the model.
         """
-        if n_ctx is not None and n_ctx < 1:
-            raise BadOptionError(f"`n_ctx` is {n_ctx}; it is a number of tokens, at least 1")
+        check_context(n_ctx)
         if len(tensor_split) > MOST_GPUS:
             raise BadOptionError(f"`tensor_split` has {len(tensor_split)} shares; give at most {MOST_GPUS}")
         self.library: Path = library_path(library)
