@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def calibrate(
         The text is too short, or ``file`` is of another model, text or setting. Loading and running the
         model raise their own errors.
     """
-    _check_setting(n_ctx, n_chunks, group)
+    _check_setting(n_ctx, n_chunks, group, seconds)
     path = Path(model) if isinstance(model, (str, os.PathLike)) else model.path
     if file is not None:
         sources = [shard for source in (path, imatrix) if source for shard in files_of(Path(source))]
@@ -182,7 +183,7 @@ def measure_sensitivities(
     ``model`` runs ``source``; None opens it. ``part`` identifies the tensors that use the importance matrix
     (:func:`~q4hifi.allocation.calibration_path.part_of_imatrix`).
     """
-    _check_setting(n_ctx, n_chunks, group)
+    _check_setting(n_ctx, n_chunks, group, seconds)
     if file is not None:
         imatrix = () if importance is None else (importance.path,)
         check_writable(file, overwrite=True, sources=(*source.paths, *imatrix))  # before any work
@@ -215,7 +216,9 @@ def measure_sensitivities(
         )
 
 
-def _check_setting(n_ctx: int, n_chunks: int, group: int) -> None:
+def _check_setting(n_ctx: int, n_chunks: int, group: int, seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds < inf:
+        raise BadOptionError(f"`seconds` is {seconds}; choose 0 or more, or None for no limit")
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
             f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"

@@ -18,6 +18,7 @@ from .common import (
 from .engine_options import Engine, engine_options, open_models
 from .files import INPUT, check_output
 from .group import main
+from .numbers import Number
 from .quantize_options import option_of
 from .sections import options_of
 from .texts import (
@@ -57,9 +58,7 @@ from .texts import (
     "--group", type=click.IntRange(1), metavar="N", default=1, show_default=True,
     help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
 )  # fmt: skip
-@click.option(
-    "--time-limit", type=click.FloatRange(0), metavar="MINUTES", help="Start no new chunk after this time."
-)
+@click.option("--time-limit", type=Number(0), metavar="MINUTES", help="Start no new chunk after this time.")
 @engine_options
 @threads_option
 @json_option

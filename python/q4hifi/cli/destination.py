@@ -21,11 +21,15 @@ from .files import check_output
 
 
 class Arguments(NamedTuple):
-    """The arguments after SRC. None means that the argument is left out."""
+    """The arguments after SRC. None means that the argument is left out.
+
+    ``type_word`` is the type as the user wrote it.
+    """
 
     dst: str | None
     type: str | None
     threads: int | None
+    type_word: str | None = None
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
@@ -38,21 +42,26 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         raise BadOptionError(f"write DST before TYPE, and a type that exists: {type_hint(dst)}")
     if dst is not None and (not rest or (rest[0].isdecimal() and _looks_like_type(dst))):
         _check_alone(dst)
-    kind = find_recipe(rest.pop(0)).name if rest else None
+    word = rest.pop(0) if rest else None
+    kind = None if word is None else find_recipe(word).name
     if dst is None and rest and is_gguf_name(rest[0]):
         raise BadOptionError(f"write DST before TYPE: {rest[0]} {kind}")
     threads = _threads(rest.pop(0)) if rest else None
     if rest:
         raise BadOptionError(f"too many arguments: {' '.join(rest)}")
-    return Arguments(dst, kind, threads)
+    return Arguments(dst, kind, threads, word)
 
 
-def check_not_a_type(dst: str) -> None:
-    """Raise :class:`BadOptionError` if ``dst``, the only argument after SRC, looks like a type."""
+def check_model_name(dst: str) -> None:
+    """Raise :class:`BadOptionError` if ``dst``, the only argument after SRC, does not end in .gguf."""
+    if is_gguf_name(dst):
+        return
     if _looks_like_type(dst):
         raise BadOptionError(
             f"{dst!r} looks like a type, and DST is missing; for a file of that name, write ./{dst}{SUFFIX}"
         )
+    check_output("DST", dst, overwrite=True)  # these messages come first: an input, a folder, a device
+    raise BadOptionError(f"{dst!r} does not end in .gguf; write {_with_suffix(dst)}")
 
 
 def default_destination(src: str, options: TypeOptions) -> str:
@@ -77,12 +86,16 @@ def _check_alone(dst: str) -> None:
     if is_gguf_name(dst):
         return
     check_output("DST", dst, overwrite=True)  # these messages come first: an input, a folder, a device
-    name = (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
+    name = _with_suffix(dst)
     if hint := type_hint(dst):
         raise BadOptionError(f"{dst!r} is not a type: {hint} For a file of that name, write {name}")
     raise BadOptionError(
         f"{dst!r} is not a type, and not a file name that ends in .gguf; write {name}, or give a type as well"
     )
+
+
+def _with_suffix(dst: str) -> str:
+    return (dst if os.path.dirname(dst) else f"./{dst}").rstrip("/") + SUFFIX
 
 
 def _looks_like_type(word: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,29 @@ def check_output(name: str, path: str, *, overwrite: bool | None = None, resumab
         if not resumable:
             raise
         raise BadOptionError(f"{error}, or continue an interrupted run with --resume") from error
-    outputs: dict[Path, str] = ctx.meta.setdefault(_CHECKED, {})
-    other = outputs.setdefault(target, name)
-    if other != name:
-        raise BadOptionError(
-            f"{path} is given for both {other} and {name}; choose another file for one of them"
-        )
+    check_distinct(name, path)
     return target
+
+
+def check_distinct(name: str, path: str) -> None:
+    """Raise :class:`BadOptionError` if ``path`` leads to another output of the running command.
+
+    Use this alone for a file that a command with these arguments would write, but this run does not.
+    """
+    outputs: dict[str, str] = click.get_current_context().meta.setdefault(_CHECKED, {})
+    for other_path, other in outputs.items():
+        if other != name and _is_same(path, other_path):
+            raise BadOptionError(
+                f"{path} is given for both {other} and {name}; choose another file for one of them"
+            )
+    outputs[path] = name
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Return whether two paths lead to one file, through links or as hard links, or would if it existed."""
+    if os.path.exists(path) and os.path.exists(other):
+        return os.path.samefile(path, other)
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _inputs(ctx: click.Context) -> list[tuple[str, Path]]:

@@ -97,9 +97,12 @@ class _Command(FileCommand):
                 self._refuse_empty_values(ctx)
                 return rest
         except click.UsageError as error:
+            message = error.format_message().rstrip(".")
             if file := next(filter(_is_file_like_an_option, words), None):
-                message = error.format_message().rstrip(".")
                 raise click.UsageError(f"{message}; to name the file {file}, write ./{file}", ctx) from error
+            if isinstance(error, click.NoSuchOption) and error.option_name[1:].isdecimal():
+                hint = "; THREADS must be 0 or more" if ctx.info_name == "quantize" else ""
+                raise click.UsageError(f"{message}{hint}", ctx) from error
             raise
 
     def _refuse_empty_values(self, ctx: click.Context) -> None:

@@ -5,15 +5,18 @@ Options that llama-quantize has are spelled as there, and so is the order of its
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from ..allocation.calibration_path import calibration_file
 from ..formats.layout import LAYOUTS
 from ..pipeline.quantize_options import GUESSED, QuantizeOptions
 from ..pipeline.target_types import DEQUANTIZED, EXPORTS
+from ..plan.recipes import find_recipe
 from ..wording import human_bytes
 from .choice import Choice
 from .common import (
@@ -26,8 +29,8 @@ from .common import (
     threads_option,
     usable_threads,
 )
-from .destination import check_not_a_type, default_destination, parse_arguments
-from .files import INPUT, OUTPUT, check_output
+from .destination import check_model_name, default_destination, parse_arguments
+from .files import INPUT, OUTPUT, check_distinct, check_output
 from .group import main
 from .quantize_options import of_shapes, parse_options, quantize_options
 
@@ -45,7 +48,7 @@ DEFAULT_TYPE = "Q4_HIFI"
 @click.argument("src", type=INPUT)
 @click.argument("rest", nargs=-1, metavar="[DST] [TYPE] [THREADS]")
 @quantize_options()
-@click.option("--dry-run", is_flag=True, help="Show the plan, as 'q4hifi plan' does, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, as 'q4hifi plan' does, and write no model.")
 @threads_option
 @overwrite_option
 @json_option
@@ -69,13 +72,17 @@ def quantize(
     .gguf.
     """
     given = parse_arguments(rest)
+    _note_number(given.type_word)
     threads = threads or usable_threads(click.get_current_context(), None, given.threads)
     options, types_file = parse_options(
         given.type or DEFAULT_TYPE, values, threads=threads, overwrite=overwrite
     )
     dst = given.dst or default_destination(src, options)
-    if not dry_run:
+    if dry_run:
+        check_distinct("DST", dst)
+    else:
         check_output("DST", dst)
+    _check_calibration(src, options)
     _note_guesses(options)
     from ..pipeline.quantize import plan_file, quantize_file
 
@@ -118,10 +125,12 @@ def plan(
     from ..plan.shapes_file import SUFFIX as SHAPES
     from ..plan.shapes_file import plan_shapes
 
+    _note_number(type)
     options, types_file = parse_options(type, values, threads=threads)
     if src.endswith(SHAPES):
         found = plan_shapes(src, **of_shapes(options))
     else:
+        _check_calibration(src, options)
         _note_guesses(options)
         with progress_bar() as progress:
             found = plan_file(src, replace(options, progress=progress))
@@ -153,7 +162,7 @@ def dequantize(
 ) -> None:
     """Decode a quantized model SRC to F16 (default), BF16 or F32."""
     if ctx.get_parameter_source("type") is ParameterSource.DEFAULT:
-        check_not_a_type(dst)
+        check_model_name(dst)
     from ..pipeline.export import dequantize_file
 
     with progress_bar() as progress:
@@ -189,7 +198,7 @@ def export(
     Without Q4_HIFI tensors in SRC, nothing is written, and the exit status is 1: such a file loads in
     llama.cpp as it is.
     """
-    check_not_a_type(dst)
+    check_model_name(dst)
     from ..pipeline.export import export_file
 
     with progress_bar() as progress:
@@ -197,6 +206,20 @@ def export(
             src, dst, as_=as_, layout=layout, threads=threads, overwrite=overwrite, progress=progress
         )
     _print_report(report, as_json)
+
+
+def _note_number(type: str | None) -> None:
+    """Print a note to standard error if the type is given by its number in llama-quantize."""
+    if type is not None and type.strip().isdecimal():
+        click.echo(f"note: {type} is llama-quantize's number of {find_recipe(type).name}", err=True)
+
+
+def _check_calibration(src: str, options: QuantizeOptions) -> None:
+    """Check the file that --calibrate writes, before any work."""
+    if options.calibrate is not None:
+        imatrix = None if options.imatrix is None else os.fspath(options.imatrix)
+        file = calibration_file(src, imatrix, options.include_weights, options.exclude_weights)
+        check_output("--calibrate", file, overwrite=True)
 
 
 def _note_guesses(options: QuantizeOptions) -> None:

@@ -130,9 +130,10 @@ def _rules_in(data: bytes, file: str) -> Iterator[tuple[str, str]]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before, byte = error.object[: error.start], error.object[error.start]
-        at = f"{file}, line {before.count(b'\n') + 1}"
-        raise BadOptionError(f"{at}: not UTF-8 (byte {byte:02X}); save it as UTF-8") from error
+        number = error.object[: error.start].count(b"\n") + 1
+        raise BadOptionError(
+            f"{file}, line {number}: not UTF-8 (byte {error.object[error.start]:02X}); save it as UTF-8"
+        ) from error
     if not text.strip():
         raise BadOptionError(f"{file}: holds no rules; write REGEX=TYPE into it, for example attn_v=q6_k")
     for number, line in enumerate(text.split("\n"), 1):
