@@ -77,7 +77,9 @@ def test_instructions_between_marks() -> None:
 
 
 def test_a_template_can_refuse() -> None:
-    with pytest.raises(BadOptionError, match="rejects these messages: roles must alternate between user and"):
+    with pytest.raises(
+        UnsupportedModelError, match="rejects these messages: roles must alternate between user and"
+    ):
         render(INST, CHAT[1:2] * 2)
 
 
@@ -141,12 +143,10 @@ def test_templates_that_fail() -> None:
     ):
         render("a\n{% if x %}", CHAT)
     with pytest.raises(
-        UnsupportedModelError, match=r"the chat template fails: ZeroDivisionError: .*; give another"
+        UnsupportedModelError, match=r"the chat template fails: line 1: division by zero; give another"
     ):
         render("{{ 1 / 0 }}", CHAT)
-    with pytest.raises(
-        UnsupportedModelError, match=r"the chat template fails: UndefinedError: .*'tool_calls'"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"the chat template fails: line 1: .*'tool_calls'"):
         render("{{ messages[0].tool_calls[0] }}", CHAT)
 
 
@@ -196,10 +196,10 @@ def test_greedy_templates_are_stopped(template: str) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}", "RecursionError"),
-        ("{{ (10 ** 10000) | string }}", "ValueError: Exceeds the limit"),
+        ("{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}", "fails: it is nested too deep"),
+        ("{{ (10 ** 10000) | string }}", "fails: line 1: Exceeds the limit"),
         ("{{ raise_exception('x' * 1000000) }}", "rejects these messages: x{500}$"),
-        ("{{ '\ud800' }}{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ '\ud800' }}{{ 1 / 0 }}", "fails: line 1: division by zero"),
     ],
 )
 def test_errors_of_hostile_templates_are_short(template: str, message: str) -> None:
@@ -352,9 +352,9 @@ def test_a_template_that_loses_words_is_an_error(template: str) -> None:
 
 
 def test_a_template_that_refuses_everything_says_why() -> None:
-    with pytest.raises(BadOptionError, match="rejects these messages: never"):
+    with pytest.raises(UnsupportedModelError, match="rejects these messages: never"):
         render_words("{{ raise_exception('never') }}", TURNS)
-    with pytest.raises(UnsupportedModelError, match="ZeroDivisionError"):
+    with pytest.raises(UnsupportedModelError, match="fails: line 1: division by zero"):
         render_words("{{ 1 / 0 }}", TURNS)
 
 

@@ -221,7 +221,7 @@ EMPTY = {
     "compare {e} {e} -f {t}": ["--plot", "--save"],
     "bench {e}": ["--llama-library", "--tensor-split", "--rpc"],
     "generate {e}": ["-f"],
-    "generate {e} --chat": ["--chat-template", "--chat-template-file"],
+    "generate {e} --chat": ["--chat-template-file"],
     "quantize {e} out.gguf": [
         *("--imatrix", "--tensor-type-file", "--write-tensor-types", "--sensitivities", "--calibrate"),
         *("--include-weights", "--exclude-weights", "--like", "--output-tensor-type", "--tensor-type"),

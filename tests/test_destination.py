@@ -139,10 +139,54 @@ def test_other_commands_take_no_type_for_a_file(command: str, message: str, run:
 )
 def test_what_can_be_meant_is_done(arguments: str, written: str, kind: str, run: Run, folder: Path) -> None:
     outcome = run("quantize", "model-f16.gguf", *arguments.split())
-    assert (outcome.status, outcome.err) == (0, "")
+    note = "note: 18 is llama-quantize's number of Q6_K\n" if "18" in arguments.split() else ""
+    assert (outcome.status, outcome.err) == (0, note)
     assert names_in(folder) == {"model-f16.gguf", "imatrix.gguf", written}
     assert outcome.out.startswith(f"{kind}\n")
     assert outcome.out.endswith(f"wrote {os.fspath(Path(arguments.split()[0]))}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("dequantize model-f16.gguf z2", "'z2' does not end in .gguf; write ./z2.gguf"),
+        ("export model-f16.gguf d/z3", "there is no folder"),
+        ("export model-f16.gguf z3 --as q6_k", "'z3' does not end in .gguf; write ./z3.gguf"),
+        ("quantize model-f16.gguf z.gguf Q4_K_M -1", "No such option '-1'; THREADS must be 0 or more"),
+    ],
+)
+def test_one_rule_for_the_names_of_models(arguments: str, message: str, run: Run, folder: Path) -> None:
+    outcome = run(*arguments.split())
+    assert outcome.status == 2 and message in outcome.err
+    assert names_in(folder) == {"model-f16.gguf", "imatrix.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("quantize model-f16.gguf z.gguf Q4_HIFI --dry-run --write-tensor-types z.gguf", "DST"),
+        ("quantize model-f16.gguf z.gguf Q4_HIFI --dry-run --write-tensor-types link.txt", "DST"),
+        ("quantize model-f16.gguf z.gguf Q4_HIFI --write-tensor-types hard.txt", "DST"),
+        ("quantize model-f16.gguf new.gguf Q4_K_M --dry-run --write-tensor-types ./new.gguf", "DST"),
+        ("quantize model-f16.gguf y.gguf --calibrate t.txt --write-tensor-types {}", "--calibrate"),
+        ("quantize model-f16.gguf {} Q4_HIFI --calibrate t.txt", "--calibrate"),
+        ("plan model-f16.gguf --calibrate t.txt --write-tensor-types {}", "--calibrate"),
+    ],
+)
+def test_outputs_are_distinct_files(
+    arguments: str, names: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q4hifi.allocation.calibrate.measure_sensitivities", None)  # no work begins
+    (folder / "z.gguf").write_text("precious")
+    (folder / "t.txt").write_text("a text")
+    os.link(folder / "z.gguf", folder / "hard.txt")
+    os.symlink("z.gguf", folder / "link.txt")
+    before = names_in(folder)
+    line = arguments.format("model-f16.gguf.sensitivity.json")
+    overwrite = () if line.startswith("plan") else ("--overwrite",)
+    outcome = run(*line.split(), *overwrite)
+    assert outcome.status == 2 and "is given for both" in outcome.err and names in outcome.err
+    assert names_in(folder) == before and (folder / "z.gguf").read_text() == "precious"
 
 
 # ---- names and headings --------------------------------------------------------------------------

@@ -37,6 +37,7 @@ SHOWN_BY = {
     "pipeline/export.py": ("export",),
     "pipeline/quantize.py": ("quantize",),
     "pipeline/quantize_options.py": QUANTIZING,
+    "plan/model_shape.py": ("generate", "calibrate", *CHUNKS),
     "plan/options.py": QUANTIZING,
     "plan/shapes_file.py": ("plan",),
     "plan/size_classes.py": QUANTIZING,

@@ -540,3 +540,40 @@ def test_an_imatrix_is_saved_and_copied_by_chunks(tmp_path: Path) -> None:
     same_sums(found, later)
     with pytest.raises(BadOptionError, match="none is left after 6; give a smaller `from_chunk`"):
         q4hifi.collect_importance(model, text, n_ctx=64, from_chunk=6)
+
+
+@pytest.mark.parametrize("reason", ["exists", "text", "model"])
+def test_names_of_copies_are_checked_before_the_first_chunk(
+    reason: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, text = tmp_path / "m.gguf", tmp_path / "t.txt"
+    taken = tmp_path / "i.gguf.at_4"
+    if reason == "model":
+        model = taken
+    if reason == "text":
+        text = taken
+    model.write_bytes(EXAMPLE.read_bytes())
+    text.write_text("These are the words of a text that is long enough. " * 100)
+    if reason == "exists":
+        taken.write_text("precious")
+    before = taken.read_bytes()
+    monkeypatch.setattr("q4hifi.evaluate.collect_imatrix._Work.measure", None)  # no work begins
+    options = () if reason == "exists" else ("--overwrite",)
+    outcome = run(
+        "imatrix", model, "-f", text, "-c", 32, "--chunks", 6, "-o", "i.gguf", "--save-frequency", 2, *options
+    )
+    assert outcome.status == 2 and taken.read_bytes() == before
+    assert ("exists already" if reason == "exists" else "is the source") in outcome.err
+
+
+def test_resuming_replaces_no_copies(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("These are the words of a text that is long enough. " * 100)
+    (tmp_path / "i.gguf.at_2").write_text("precious")
+    command = ("imatrix", EXAMPLE, "-f", "t.txt", "-c", 32, "--chunks", 2, "-o", "i.gguf", "--resume")
+    outcome = run(*command, "--save-frequency", 1)
+    assert outcome.status == 2 and "i.gguf.at_2: exists already" in outcome.err
+    assert (tmp_path / "i.gguf.at_2").read_text() == "precious"
+    assert run(*command, "--save-frequency", 1, "--overwrite").status == 0
+    assert (tmp_path / "i.gguf.at_2").read_bytes().startswith(b"GGUF")

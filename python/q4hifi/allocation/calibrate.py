@@ -218,7 +218,9 @@ def measure_sensitivities(
 
 def _check_setting(n_ctx: int, n_chunks: int, group: int, seconds: float | None) -> None:
     if seconds is not None and not 0 <= seconds < inf:
-        raise BadOptionError(f"`seconds` is {seconds}; choose 0 or more, or None for no limit")
+        raise BadOptionError(
+            f"a time limit of {seconds} seconds is not possible; choose 0 or more, or None for no limit"
+        )
     if not 2 <= n_ctx <= LONGEST_CHUNK or n_chunks < 1 or group < 1:
         raise BadOptionError(
             f"`n_ctx` is {n_ctx}, `n_chunks` {n_chunks}, `group` {group}; choose 2 to {LONGEST_CHUNK},"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import BadOptionError
+from ..errors import BadOptionError, UnsupportedModelError
+from ..files.file_kinds import Pipes, Purpose
 from ..plan.model_shape import MAX_CONTEXT
-from ..wording import counted, printable
+from ..wording import counted, printable, shortened
 from .common import threads_option
 from .engine_options import Engine, engine_options, note_long_texts, open_models
 from .files import INPUT
@@ -24,6 +25,11 @@ from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..runtime.generation import Chat, Writer, WritingModel
+
+
+TEMPLATE = Purpose(
+    "a chat template", "name a file with a Jinja template", "write it again", Pipes.OPENED, 4 << 20
+)
 
 
 @main.command()
@@ -68,8 +74,12 @@ if TYPE_CHECKING:
 )
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="With --chat: the system message.")
 @click.option(
-    "--chat-template", "--chat-template-file", "template", metavar="FILE|TEXT",
+    "--chat-template", "template", metavar="TEXT",
     help="With --chat: use this Jinja template instead of the model's.",
+)  # fmt: skip
+@click.option(
+    "--chat-template-file", "template_file", type=INPUT, metavar="FILE",
+    help="With --chat: use the Jinja template in FILE.",
 )  # fmt: skip
 @engine_options
 @threads_option
@@ -88,6 +98,7 @@ def generate(
     chat: bool,
     system: str | None,
     template: str | None,
+    template_file: str | None,
     engine: Engine,
     threads: int | None,
 ) -> None:
@@ -103,19 +114,30 @@ def generate(
         )
     if prompt is not None and file is not None:
         raise BadOptionError("-p and -f both give a prompt; choose one")
-    for option, value in (("--system-prompt", system), ("--chat-template", template)):
+    if template is not None and template_file is not None:
+        raise BadOptionError("--chat-template and --chat-template-file both give a template; choose one")
+    for option, value in (
+        ("--system-prompt", system),
+        ("--chat-template", template),
+        ("--chat-template-file", template_file),
+    ):
         if value is not None and not chat:
             raise BadOptionError(f"{option} needs --chat")
     if prompt is None and file is None and not chat:
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
     from ..evaluate.chunks import read_text
+    from ..files.text_file import read_text_bytes
+    from ..gguf_io.metadata import decode_text
     from ..runtime.generation import Chat, Writer
     from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
-    template_name = None
-    if template is not None:
-        template, template_name = _template(template)
+    template_name = template_file
+    if template_file is not None:
+        template = decode_text(read_text_bytes(template_file, TEMPLATE).removesuffix(b"\n"))
+    elif template is not None:
+        _check_template(template)
+        template_name = "--chat-template"
     sampler = Sampler(
         temperature=temperature,
         top_k=top_k,
@@ -141,21 +163,19 @@ def generate(
         sys.exit(INTERRUPTED)
 
 
-def _template(value: str) -> tuple[str, str]:
-    """Return the text of a chat template, given as such or by its file, and its name in messages."""
-    from ..evaluate.chunks import read_text
-
-    if "{{" in value or "{%" in value:
-        return value, "--chat-template"
-    try:
-        return read_text(value), value
-    except BadOptionError as error:
-        if os.path.exists(value):
-            raise
+def _check_template(text: str) -> None:
+    """Raise :class:`BadOptionError` for a value of --chat-template that is not the text of a template."""
+    if "{{" in text or "{%" in text:
+        return
+    shown = shortened(text)
+    if os.path.exists(text):
         raise BadOptionError(
-            f"{error}; --chat-template takes the text of a Jinja template, and --chat-template-file the name"
-            " of a file with one; no templates are built in"
-        ) from error
+            f"--chat-template takes the text of a template; write --chat-template-file {shown}"
+        )
+    raise BadOptionError(
+        f"'{shown}' is not a Jinja template; --chat-template takes the text of one, and --chat-template-file"
+        " the name of a file with one; no templates are built in"
+    )
 
 
 # ---- a conversation ------------------------------------------------------------------------------
@@ -185,7 +205,8 @@ def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
                     f" the oldest {counted(chat.n_forgotten, 'message is', 'messages are')} no longer read]"
                 )
             _show(pieces)
-        except BadOptionError as error:  # such as a message that is too long: the user can try another
+        except (BadOptionError, UnsupportedModelError) as error:
+            # a message may be too long, or the template may reject it: the user can try another
             if not interactive:
                 raise
             click.echo(f"Error: {printable(error)}", err=True)

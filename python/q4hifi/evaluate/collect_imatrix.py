@@ -112,7 +112,8 @@ def collect_importance(
         the end, and when the run fails or is interrupted. It then contains all complete chunks.
     save_chunks, copy_chunks
         Also save ``output`` after every ``save_chunks`` chunks, and keep a copy ``OUTPUT.at_N`` after every
-        ``copy_chunks`` chunks, where N is the number of chunks in it.
+        ``copy_chunks`` chunks, where N is the number of chunks in it. The names of all copies are checked
+        before the first chunk.
     overwrite
         Allow ``output`` to replace an existing file, and the copies.
     resume
@@ -146,6 +147,7 @@ def collect_importance(
             fisher_chunks = FISHER_CHUNKS if lm.has_fisher else NOISE_CHUNKS
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver, sources = None, files_of(Path(lm.path))
+        may_replace = overwrite  # copies; resuming replaces only the output itself
         if output is not None:
             form = form_of(output, form)
             if resume and form == DAT:
@@ -169,6 +171,9 @@ def collect_importance(
             if resume and check_destination(output, True, sources).exists():
                 work.resumed = _resumed(output, settings)
                 overwrite = True
+            for n_done in range(work.first + 1, len(chunks) + 1):
+                if copy_chunks and n_done % copy_chunks == 0:  # before hours of work
+                    check_destination(_copy_path(output, n_done), may_replace, sources)
 
             def save(overwrite: bool) -> None:
                 work.sums().save(output, form=form, overwrite=overwrite, sources=sources)
@@ -193,8 +198,8 @@ def collect_importance(
             if saver is not None and output is not None:
                 saver.done(chunk + 1)
                 if copy_chunks and (chunk + 1) % copy_chunks == 0:
-                    copy = f"{os.fspath(output)}.at_{chunk + 1}"
-                    work.sums().save(copy, form=form, overwrite=overwrite, sources=sources)
+                    copy = _copy_path(output, chunk + 1)
+                    work.sums().save(copy, form=form, overwrite=may_replace, sources=sources)
             if on_chunk is not None and score:
                 on_chunk(work.perplexity)
     return work.sums()
@@ -296,6 +301,11 @@ class _Work:
         if self.resumed is None:
             return total
         return replace(self.resumed + total, datasets=total.datasets, run=self.run)
+
+
+def _copy_path(output: str | os.PathLike[str], n_done: int) -> str:
+    """Return the name of the copy of ``output`` that has the sums of ``n_done`` chunks."""
+    return f"{os.fspath(output)}.at_{n_done}"
 
 
 def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSums:

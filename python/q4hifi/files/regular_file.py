@@ -40,19 +40,13 @@ def check_regular_file(
     is wanted as, and says which pipes are accepted. ``action`` is what cannot be done with a missing file.
     """
     file = os.fspath(path)
-    if file == "-":
-        raise BadFileError(
-            f"{file}: {purpose.name} cannot be read from standard input, because it is not read from its"
-            " beginning to its end; save it to a file, and name that"
-        )
     try:
         mode = os.stat(file).st_mode
         if stat.S_ISDIR(mode):
             raise BadFileError(f"{file}: not a file but a folder; {_advice_on_folder(Path(file), purpose)}")
     except OSError as cause:
-        raise BadFileError(
-            f"{file}: cannot {action}: {cause.strerror or cause}{_advice_on_missing(Path(file), cause)}"
-        ) from cause
+        advice = _advice_on_missing(Path(file), purpose, cause)
+        raise BadFileError(f"{file}: cannot {action}: {cause.strerror or cause}{advice}") from cause
     if stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and purpose.pipes in _accepting(file)):
         return
     raise BadFileError(
@@ -65,10 +59,12 @@ def _accepting(pipe: str) -> tuple[Pipes, ...]:
     return (Pipes.ALL, Pipes.OPENED) if os.path.abspath(pipe).startswith(_OPENED) else (Pipes.ALL,)
 
 
-def _advice_on_missing(path: Path, cause: OSError) -> str:
+def _advice_on_missing(path: Path, purpose: Purpose, cause: OSError) -> str:
     """Return the advice for a user who named a file that does not exist; "" for other errors."""
     if not isinstance(cause, FileNotFoundError):
         return ""
+    if path == Path("-"):
+        return f"; {purpose.name} cannot be read from standard input or a pipe: save it to a file"
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent}"
     from difflib import get_close_matches

@@ -55,9 +55,9 @@ def render(
     variables of the template, such as ``enable_thinking``. JSON must be able to represent all of them.
 
     The template runs in another process, for at most ``time_limit`` seconds. Raises
-    :class:`UnsupportedModelError` for a template that does not parse, fails, or needs too much time or
-    memory; :class:`BadOptionError` for messages that it rejects; and :class:`UnavailableError` if the
-    process cannot be started.
+    :class:`UnsupportedModelError` for a template that does not parse, fails, rejects the messages, or needs
+    too much time or memory; :class:`BadOptionError` for values that JSON cannot represent; and
+    :class:`UnavailableError` if the process cannot be started.
     """
     standard = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": add_generation_prompt}
     plain = [dict(message) for message in messages]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..codec.model_file import ErrorsAt
-from ..errors import BadOptionError
+from ..errors import BadOptionError, Q4HifiError
 from ..wording import counted
 from .chat_template import Message, render_words, template_of
 from .model import Floats
 from .sampler import Sampler
+from .template_process import ANOTHER_TEMPLATE, CORRECTED_TEMPLATE
 from .tokenizer import SHIELD, TokenStream
 
 
@@ -226,11 +227,12 @@ class Chat:
 
         ``template`` is a Jinja template that replaces the model's own, and ``template_name`` its name in
         errors, such as that of its file; by default they name the model's file. Raises
-        :class:`UnsupportedModelError` if there is no template, or if it fails or leaves out the user's
-        words, and :class:`BadOptionError` if it refuses the system message.
+        :class:`UnsupportedModelError` if there is no template, or if it fails, rejects the messages or
+        leaves out the user's words.
         """
         self._model = model
         self._template_errors = ErrorsAt(f"{template_name or model.path}: ")
+        self._remedy = ANOTHER_TEMPLATE if template is None else CORRECTED_TEMPLATE
         with ErrorsAt(f"{model.path}: "):
             self._template = template_of(model.metadata) if template is None else template
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -287,7 +289,10 @@ class Chat:
             for token in (tokenizer.bos, tokenizer.eos)
         )
         with self._template_errors:
-            prompt = render_words(self._template, shielded, bos=bos, eos=eos)
+            try:
+                prompt = render_words(self._template, shielded, bos=bos, eos=eos)
+            except Q4HifiError as error:
+                raise type(error)(str(error).replace(ANOTHER_TEMPLATE, self._remedy)) from error
         if tokenizer.add_bos:
             prompt = prompt.removeprefix(bos)
         if tokenizer.add_eos:

@@ -27,6 +27,9 @@ RENDER_SECONDS = 2.0
 ANOTHER_TEMPLATE = "give another template with `template=...`"
 """The remedy in messages about a template that cannot be used."""
 
+CORRECTED_TEMPLATE = "correct this template, or leave it out to use that of the model"
+"""The remedy if the user has given this template."""
+
 _START_SECONDS = 60.0  # 0.1 s is usual, but a busy machine needs longer
 _SENDING_SECONDS = 1e-6  # per character of the variables, far more than it takes
 _MEMORY = 512 << 20  # bytes
@@ -45,7 +48,7 @@ class TemplateLimitError(UnsupportedModelError):
 
 
 _FAILURES: Mapping[str, tuple[type[Q4HifiError], str]] = {
-    "refused": (BadOptionError, "rejects these messages: {message}"),
+    "refused": (UnsupportedModelError, "rejects these messages: {message}"),
     "syntax": (UnsupportedModelError, "does not parse: {message}; {help}"),
     "error": (UnsupportedModelError, "fails: {message}; {help}"),
     "length": (TemplateLimitError, "makes a prompt of more than {max_length} characters; {help}"),
@@ -155,8 +158,8 @@ def render_template(template: str, variables: Mapping[str, Any], seconds: float)
 
     Raises :class:`TemplateLimitError` for a template that needs more than ``seconds`` or 512 MiB of memory,
     has more than 2^20 characters, or makes a prompt far longer than the variables;
-    :class:`UnsupportedModelError` for a template that does not parse or fails; :class:`BadOptionError` for
-    variables that the template rejects or JSON cannot represent; and :class:`UnavailableError` if the
+    :class:`UnsupportedModelError` for a template that does not parse, fails, or rejects the variables;
+    :class:`BadOptionError` for variables that JSON cannot represent; and :class:`UnavailableError` if the
     process cannot be started.
     """
     if len(template) > _MAX_TEMPLATE:

@@ -97,7 +97,26 @@ def _render(job: dict[str, Any]) -> dict[str, str]:
     except jinja2.TemplateSyntaxError as error:
         return _failure("syntax", f"line {error.lineno}: {error.message}")
     except Exception as error:  # a template is a program, and can raise anything
-        return _failure("error", f"{type(error).__name__}: {error}")
+        return _failure("error", _line(error) + _words(error))
+
+
+def _line(error: Exception) -> str:
+    """Return "line N: " for the last line of the template that ran, or "" if none did."""
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _words(error: Exception) -> str:
+    """Return what went wrong, without the names of Python's exceptions where their messages say enough."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return str(error) or f"there is an error of the kind {type(error).__name__}"
 
 
 def _failure(name: str, message: str) -> dict[str, str]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ...errors import UnavailableError
+from ...errors import BadFileError, UnavailableError
+from ...files.file_kinds import Purpose
+from ...files.regular_file import check_regular_file
 
 VARIABLE = "LLAMA_LIBRARY"
 """Environment variable with the path of a library to use instead of the package's."""
@@ -21,6 +23,8 @@ VARIABLE = "LLAMA_LIBRARY"
 PACKAGE = "xllamacpp"
 
 INSTALL = "pip install xllamacpp, or name a libllama with --llama-library or the variable " + VARIABLE
+
+LIBRARY = Purpose("a libllama", "name a libllama", "install it again")
 
 BLOB_WORDS = 256
 
@@ -159,9 +163,11 @@ def library_path(path: str | os.PathLike[str] | None = None) -> Path:
     Raises :class:`UnavailableError` if there is none.
     """
     if named := path or os.environ.get(VARIABLE):
-        if not Path(named).is_file():
-            source = "" if path else f", which the variable {VARIABLE} names"
-            raise UnavailableError(f"{os.fspath(named)}{source}: there is no such library; name a libllama")
+        try:
+            check_regular_file(named, LIBRARY)
+        except BadFileError as error:
+            source = "" if path else f"; the variable {VARIABLE} names it"
+            raise UnavailableError(f"{error}{source}") from error
         return Path(named).resolve()
     spec = find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
