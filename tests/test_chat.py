@@ -197,7 +197,7 @@ def test_greedy_templates_are_stopped(template: str) -> None:
     ("template", "message"),
     [
         ("{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}", "fails: it is nested too deep"),
-        ("{{ (10 ** 10000) | string }}", "fails: line 1: Exceeds the limit"),
+        ("{{ (10 ** 10000) | string }}", "fails: Exceeds the limit"),
         ("{{ raise_exception('x' * 1000000) }}", "rejects these messages: x{500}$"),
         ("{{ '\ud800' }}{{ 1 / 0 }}", "fails: line 1: division by zero"),
     ],
@@ -360,7 +360,7 @@ def test_a_template_that_refuses_everything_says_why() -> None:
 
 def test_a_model_whose_template_loses_words_is_named() -> None:
     model = q4hifi.Model(EXAMPLE)
-    with pytest.raises(UnsupportedModelError, match=rf"^{re.escape(str(EXAMPLE))}: .*`template="):
+    with pytest.raises(UnsupportedModelError, match=rf"^{re.escape(str(EXAMPLE))}: .*correct this"):
         q4hifi.Chat(model, q4hifi.Sampler(), template=LOSING["other key"])
 
 

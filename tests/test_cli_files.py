@@ -221,7 +221,7 @@ EMPTY = {
     "compare {e} {e} -f {t}": ["--plot", "--save"],
     "bench {e}": ["--llama-library", "--tensor-split", "--rpc"],
     "generate {e}": ["-f"],
-    "generate {e} --chat": ["--chat-template-file"],
+    "generate {e} --chat": ["--chat-template", "--chat-template-file"],
     "quantize {e} out.gguf": [
         *("--imatrix", "--tensor-type-file", "--write-tensor-types", "--sensitivities", "--calibrate"),
         *("--include-weights", "--exclude-weights", "--like", "--output-tensor-type", "--tensor-type"),
@@ -370,3 +370,29 @@ def test_every_option_that_names_a_file_says_so() -> None:
                 continue
             if param.name not in NO_FILES:
                 assert isinstance(param.type, InputFile | OutputFile), f"{name} {param.name}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["quantize", EXAMPLE, "o.gguf", "LONG"],
+        ["quantize", EXAMPLE, "LONG"],
+        ["quantize", EXAMPLE, "o.gguf", "--like", "LONG"],
+        ["quantize", EXAMPLE, "o.gguf", "--tensor-type=a=LONG"],
+        ["quantize", EXAMPLE, "o.gguf", "--target-size", "LONG"],
+        ["quantize", EXAMPLE, "o.gguf", "--output-tensor-type", "LONG"],
+        ["quantize", EXAMPLE, "o.gguf", "--LONG"],
+        ["inspect", "LONG"],
+        ["bench", EXAMPLE, "-p", "LONG"],
+        ["bench", EXAMPLE, "--engine", "LONG"],
+        ["generate", EXAMPLE, "-f", "LONG"],
+        ["generate", EXAMPLE, "--chat", "--chat-template", "LONG"],
+        ["LONG"],
+    ],
+)
+def test_no_message_repeats_a_long_argument(
+    line: list[object], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*(str(word).replace("LONG", "x\\y'" * 5000) for word in line))
+    assert outcome.status in (1, 2) and len(outcome.err) < 1500

@@ -45,7 +45,6 @@ SHOWN_BY = {
     "plan/type_rules.py": QUANTIZING,
     "runtime/chat_template.py": ("generate",),
     "runtime/generation.py": ("generate",),
-    "runtime/model.py": ("generate",),
     "runtime/template_process.py": ("generate",),
     "threads.py": tuple(sorted(set(COMMANDS) - {"inspect"})),
 }

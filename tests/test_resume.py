@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import q4hifi
+from command import Run
 from q4hifi.codec.input_correlations import correlations_of
 from q4hifi.errors import BadFileError, BadOptionError, NotFiniteError, Q4HifiError
 from q4hifi.evaluate.log_probs_file import LogProbsFile

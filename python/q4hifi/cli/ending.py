@@ -8,13 +8,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import BufferedWriter, FileIO, TextIOWrapper
+from io import BufferedWriter, FileIO, StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from ..errors import BadOptionError, Q4HifiError
-from ..wording import printable
+from ..wording import printable, shortened
 from . import signals
 from .group import main
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 FAILED, MISUSED = 1, 2
+
+LONGEST_WORD = 300
+"""Characters of an argument that messages repeat whole. Paths in caches have such a length."""
 
 DEBUG = "Q4HIFI_DEBUG"
 """Environment variable. If it is set, errors are shown with their tracebacks."""
@@ -36,16 +39,17 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=errors)  # names, metadata and texts may contain any character
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _complete()
-        with main.make_context("q4hifi", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with main.make_context("q4hifi", [*words]) as context:
             main.invoke(context)
         status = 0
     except BaseException as error:  # includes Ctrl-C and a panic of the Rust core
         signals.leave_at_once()
-        status = _report(error)
+        status = _report(error, words)
     if cause := _output_error():
-        status = status or _report(cause)
+        status = status or _report(cause, words)
         _discard_output()
     sys.exit(status)
 
@@ -97,8 +101,8 @@ def _output() -> TextIOWrapper:
 _STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
 
 
-def _report(error: BaseException) -> int:
-    """Print what went wrong, and return the exit status."""
+def _report(error: BaseException, words: Sequence[str]) -> int:
+    """Print what went wrong, and return the exit status. ``words`` are the arguments of the command."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -113,11 +117,26 @@ def _report(error: BaseException) -> int:
 
         _print("".join(format_exception(error)))
     if isinstance(error, click.ClickException):
-        with suppress(OSError):
-            error.show()
+        text = StringIO()
+        error.show(text)
+        _print(_without_long_words(text.getvalue().rstrip("\n"), words))
         return error.exit_code
-    _print(f"Error: {printable(_message(error))}")
+    _print(f"Error: {printable(_without_long_words(_message(error), words))}")
     return MISUSED if isinstance(error, BadOptionError) else FAILED
+
+
+def _without_long_words(message: str, words: Sequence[str]) -> str:
+    """Return a message in which arguments that are longer than any path have lost their middle."""
+    long = [word[at:] for word in words for at in _begins_of_values(word) if len(word) - at > LONGEST_WORD]
+    for word in long:
+        for form in (word, repr(word)[1:-1]):
+            message = message.replace(form, shortened(word))
+    return message
+
+
+def _begins_of_values(word: str) -> list[int]:
+    """Return where an argument, or a value in it such as that of ``--option=REGEX=TYPE``, begins."""
+    return [0, *(i + 1 for i, c in enumerate(word[:LONGEST_WORD]) if c == "=")]
 
 
 def _message(error: BaseException) -> str:
