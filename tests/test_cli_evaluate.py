@@ -157,7 +157,7 @@ def test_a_base_file_and_the_divergence_from_it(run: Run, small: Path, folder: P
         (("generate", EXAMPLE, "-p", "a", "--seed", 1 << 32), 2, "is not in the range -1<=x<=4294967295"),
         (("generate", EXAMPLE, "-p", "a", "-c", 10**12), 2, "is not in the range 1<=x<=16777216"),
         (("bench", EXAMPLE, "-p", 10**9), 2, "is not in the range 0<=x<=16777216"),
-        (("calibrate", EXAMPLE, *CUT[:2], "--budget", "nan"), 2, "'nan' is not a finite number"),
+        (("calibrate", EXAMPLE, *CUT[:2], "--time-limit", "nan"), 2, "'nan' is not a finite number"),
         (("generate", EXAMPLE, "hello"), 2, "'hello' is one argument too many; .* write -p before it"),
         (("generate", EXAMPLE, TEXT), 2, "text.txt' is one argument too many; .* write -f before it"),
         (

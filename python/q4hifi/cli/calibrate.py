@@ -18,7 +18,7 @@ from .common import (
 from .engine_options import Engine, engine_options, open_models
 from .files import INPUT, check_output
 from .group import main
-from .numbers import Number
+from .numbers import Number, Whole
 from .quantize_options import option_of
 from .sections import options_of
 from .texts import (
@@ -45,17 +45,17 @@ from .texts import (
     " .sensitivity.json added]",
 )
 @click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(2, LONGEST_CHUNK), metavar="N",
+    "-c", "--ctx-size", "n_ctx", type=Whole(2, LONGEST_CHUNK), metavar="N",
     default=CALIBRATION_CHUNK, show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 @click.option(
-    "--chunks", "n_chunks", type=click.IntRange(1), metavar="N", default=CALIBRATION_CHUNKS,
+    "--chunks", "n_chunks", type=Whole(1), metavar="N", default=CALIBRATION_CHUNKS,
     show_default=True,
     help="Number of chunks. The more, the more exact the result. Chunks that OUT already has are not measured"
     " again.",
 )  # fmt: skip
 @click.option(
-    "--group", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+    "--group", type=Whole(1), metavar="N", default=1, show_default=True,
     help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
 )  # fmt: skip
 @click.option("--time-limit", type=Number(0), metavar="MINUTES", help="Start no new chunk after this time.")

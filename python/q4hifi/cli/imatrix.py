@@ -26,6 +26,7 @@ from .common import (
 from .engine_options import Engine, engine_options
 from .files import INPUT, check_output
 from .group import main
+from .numbers import Whole
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
 from .texts import (
     chunks_option,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 @context_option
 @chunks_option
 @click.option(
-    "--from-chunk", "--chunk", "from_chunk", type=click.IntRange(0), metavar="N", default=0,
+    "--from-chunk", "--chunk", "from_chunk", type=Whole(0), metavar="N", default=0,
     help="Leave out the first N chunks of the text.",
 )  # fmt: skip
 @click.option(
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-ppl", is_flag=True, help="Do not compute perplexity. Slightly faster.")
 @click.option(
-    "--fisher-chunks", type=click.IntRange(min=0), metavar="N",
+    "--fisher-chunks", type=Whole(min=0), metavar="N",
     help="Measure the Fisher information on N chunks: how much an error in each matrix harms the model."
     " 'quantize' uses it to choose the best types within a budget."
     f" [default: {FISHER_CHUNKS}, or {NOISE_CHUNKS} with llama.cpp, where a chunk takes longer]",
@@ -105,11 +106,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
 @click.option(
-    "--output-frequency", "save_chunks", type=click.IntRange(1), metavar="N",
+    "--output-frequency", "save_chunks", type=Whole(1), metavar="N",
     help="Save OUT after every N chunks, too, not only every few minutes.",
 )  # fmt: skip
 @click.option(
-    "--save-frequency", "copy_chunks", type=click.IntRange(1), metavar="N",
+    "--save-frequency", "copy_chunks", type=Whole(1), metavar="N",
     help="Keep a copy OUT.at_M of OUT after every N chunks; M is the number of its chunks.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
