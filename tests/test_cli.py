@@ -152,7 +152,9 @@ def test_arguments_stand_in_llama_quantizes_order(
     arguments: str, written: str, kind: str, run: Run, folder: Path
 ) -> None:
     outcome = run("quantize", "model-f16.gguf", *arguments.split())
-    assert (outcome.status, outcome.err) == (0, "")
+    number = next((word for word in arguments.split() if word in ("7", "18")), "")
+    note = f"note: {number} is llama-quantize's number of {kind}\n" if number else ""
+    assert (outcome.status, outcome.err) == (0, note)
     assert names_in(folder) == {"model-f16.gguf", written}
     assert types_of(folder / written)[VALUE] in (kind, "Q6_K" if kind == "Q5_K" else kind)
 
@@ -327,7 +329,8 @@ def test_plan_is_a_dry_run(run: Run, folder: Path) -> None:
     planned = run("plan", "model-f16.gguf", "q4_k_m")
     assert (planned.status, planned.err) == (0, "")
     assert run("quantize", "model-f16.gguf", "Q4_K_M", "--dry-run") == planned
-    assert run("quantize", "model-f16.gguf", "out.gguf", "15", "--dry-run") == planned
+    by_number = run("quantize", "model-f16.gguf", "out.gguf", "15", "--dry-run")
+    assert by_number == planned._replace(err="note: 15 is llama-quantize's number of Q4_K_M\n")
     assert names_in(folder) == {"model-f16.gguf"}
     size = q4hifi.plan_file("model-f16.gguf", "Q4_K_M").file_bytes
     assert size is not None

@@ -286,7 +286,7 @@ def test_a_model_with_a_nan_is_named_and_the_status_is_1(nan_model: Path, run: R
 @pytest.mark.parametrize(
     ("arguments", "keywords", "python", "command"),
     [
-        ([], {"target_bpw": float("nan")}, "`target_bpw` is nan", "--target-bpw is nan"),
+        ([], {"target_bpw": float("nan")}, "`target_bpw` is nan", "'nan' is not a finite number"),
         ([], {"like": "COPY"}, "`like` is COPY", "--like is COPY"),
         (["Q4_K_M"], {"outliers": 3}, "`outliers` is for Q4_HIFI", "--outliers is for Q4_HIFI"),
         (
