@@ -1,4 +1,4 @@
-"""An RPC server of llama.cpp: ``python rpc_server.py LIBRARY HOST:PORT`` serves the CPU until it is killed."""
+"""An RPC server of llama.cpp: ``python rpc_server.py LIBRARY HOST:PORT`` serves the CPU until killed."""
 
 from __future__ import annotations
 

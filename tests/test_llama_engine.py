@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from command import Run
 from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedModelError
 from q4hifi.engines.llama import self_test
 from q4hifi.engines.llama.abi import layout_of
-from q4hifi.engines.llama.library import Blob, library_path, load_library
+from q4hifi.engines.llama.library import Blob, has_rpc, library_path, load_library
 from q4hifi.evaluate.noise_trials import fisher_by_noise
 from q4hifi.formats.tensor_names import group_of
 from q4hifi.imatrix.file import load_importance
@@ -328,6 +332,53 @@ def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
         assert run("bench", out, option, value).status == 2
     absent = run("bench", out, "--llama-library", tmp_path / "none.so")
     assert absent.status == 1 and "there is no such library" in absent.err
+
+
+@pytest.fixture(scope="module")
+def rpc_servers() -> Iterator[list[str]]:
+    """Two RPC servers on this machine; skips where no libllama with RPC is named."""
+    library = os.environ.get("LLAMA_LIBRARY")
+    if library is None or not has_rpc(load_library(Path(library))):
+        pytest.skip("LLAMA_LIBRARY names no libllama with RPC; that of the package xllamacpp has none")
+    servers, processes = [], []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            servers.append(f"127.0.0.1:{free.getsockname()[1]}")
+        command = [sys.executable, str(ROOT / "tests/rpc_server.py"), library, servers[-1]]
+        processes.append(subprocess.Popen(command))
+    try:
+        for server in servers:
+            wait_for(server)
+        yield servers
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for(server: str) -> None:
+    host, port = server.split(":")
+    for _ in range(200):
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{server} does not answer")
+
+
+def test_two_rpc_servers_compute_what_this_machine_does(
+    models: dict[str, Path], rpc_servers: list[str]
+) -> None:
+    found = []
+    for options in ({}, {"rpc": rpc_servers, "gpu_layers": 99}):
+        with LlamaModel(models["qwen3moe"], n_ctx=64, threads=2, **options) as model:
+            sums = model.input_sums()
+            found.append((model.sequence().evaluate(TOKENS, "all", sums=sums), sums.all()))
+    (here, own), (there, remote) = found
+    np.testing.assert_allclose(there, here, atol=1e-3)
+    assert remote.keys() == own.keys()
+    for name, (squares, counts) in own.items():
+        np.testing.assert_array_equal(remote[name][1], counts)
+        np.testing.assert_allclose(remote[name][0], squares, rtol=1e-3)
 
 
 # ---- how it fails --------------------------------------------------------------------------------

@@ -218,6 +218,21 @@ def _load_backends(lib: ctypes.CDLL, folder: Path) -> None:
         lib.ggml_backend_load_all_from_path(os.fsencode(folder))
 
 
+def has_rpc(lib: ctypes.CDLL) -> bool:
+    """Return whether a library can compute on RPC servers."""
+    return bool(_rpc_function(lib, b"ggml_backend_rpc_add_server"))
+
+
+def _rpc_function(lib: ctypes.CDLL, name: bytes) -> int | None:
+    """The address of a function of the RPC backend, None if there is none."""
+    lib.ggml_backend_reg_by_name.restype, lib.ggml_backend_reg_by_name.argtypes = c_void_p, [c_char_p]
+    lib.ggml_backend_reg_get_proc_address.restype = c_void_p
+    lib.ggml_backend_reg_get_proc_address.argtypes = [c_void_p, c_char_p]
+    registry = lib.ggml_backend_reg_by_name(b"RPC")
+    address: int | None = lib.ggml_backend_reg_get_proc_address(registry, name) if registry else None
+    return address
+
+
 def add_rpc_servers(lib: ctypes.CDLL, path: Path, servers: Sequence[str]) -> None:
     """Let llama.cpp compute on RPC servers, each "HOST:PORT".
 
@@ -225,14 +240,9 @@ def add_rpc_servers(lib: ctypes.CDLL, path: Path, servers: Sequence[str]) -> Non
     """
     if not servers:
         return
-    lib.ggml_backend_reg_by_name.restype, lib.ggml_backend_reg_by_name.argtypes = c_void_p, [c_char_p]
-    lib.ggml_backend_reg_get_proc_address.restype = c_void_p
-    lib.ggml_backend_reg_get_proc_address.argtypes = [c_void_p, c_char_p]
-    lib.ggml_backend_register.restype, lib.ggml_backend_register.argtypes = None, [c_void_p]
-    registry = lib.ggml_backend_reg_by_name(b"RPC")
-    address = registry and lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_rpc_add_server")
-    if not address:
+    if not (address := _rpc_function(lib, b"ggml_backend_rpc_add_server")):
         raise UnavailableError(f"{path}: this llama.cpp was built without RPC; name another libllama")
+    lib.ggml_backend_register.restype, lib.ggml_backend_register.argtypes = None, [c_void_p]
     add_server = ctypes.CFUNCTYPE(c_void_p, c_char_p)(address)
     for server in servers:
         if not (added := add_server(server.encode())):
