@@ -270,7 +270,7 @@ def test_a_model_with_a_nan_is_named_and_the_status_is_1(nan_model: Path, run: R
     where = f"Error: {nan_model}: chunk 1 of the text: "
     outcome = run("imatrix", nan_model, "-f", text, "-c", "64", "--chunks", "4", "-o", nan_model.parent / "i")
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err == f"{where}it gives logits that are not finite; its weights may be damaged\n"
+    assert outcome.err == f"{where}the model's logits are not finite; 'q4hifi verify' finds damaged weights\n"
     chunks = ["-f", text, "-c", "64"]
     for command in (["perplexity", *chunks], ["calibrate", *chunks], ["generate", "-p", TEXT]):
         outcome = run(command[0], nan_model, *command[1:])

@@ -14,7 +14,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options, note_long_texts, open_models
+from .engine_options import Engine, engine_options, open_models
 from .files import INPUT
 from .group import main
 from .numbers import Whole
@@ -76,7 +76,6 @@ def bench(
     with progress_bar("tokens", 1) as progress:
         for path in models:
             with open_models([path], engine, n_ctx=n_most, threads=threads) as (model,):
-                note_long_texts(model, n_most)
                 speeds += measure_speed(
                     model,
                     n_prompt=n_prompt,
