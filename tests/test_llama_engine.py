@@ -446,7 +446,7 @@ def test_libraries_that_are_no_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UnavailableError, match="has no function"):
         LlamaModel(EXAMPLE, library=other)
     monkeypatch.setenv("LLAMA_LIBRARY", str(tmp_path / "gone.so"))
-    with pytest.raises(UnavailableError, match="which the variable LLAMA_LIBRARY names"):
+    with pytest.raises(UnavailableError, match="the variable LLAMA_LIBRARY names it"):
         LlamaModel(EXAMPLE)
     monkeypatch.delenv("LLAMA_LIBRARY")
     monkeypatch.setattr("q4hifi.engines.llama.library.find_spec", lambda name: None)
