@@ -202,30 +202,35 @@ def write_runnable(
     norms: Iterable[str] = (),
     factors: npt.NDArray[np.float32] | None = None,
     tied: bool = False,
+    experts: tuple[int, int] | None = None,
     pairs: Mapping[str, tuple[Any, GGUFValueType]] | None = None,
 ) -> Path:
     """Write a model of random weights that llama.cpp runs too; it has no vocabulary but its size.
 
     ``biases`` and ``norms`` name the optional tensors of a layer, ``pairs`` keys of the architecture.
+    ``experts``: how many there are, and how many a token uses; None for a dense model.
     """
     n_head, n_kv = heads
     rng = np.random.default_rng(len(architecture))
 
-    def matrix(rows: int, columns: int) -> Floats:
-        return (rng.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
+    def matrix(*shape: int) -> Floats:
+        return (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
 
     def vector(n: int, around: float = 1.0) -> Floats:
         return (around + 0.2 * rng.standard_normal(n)).astype(np.float32)
 
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "attn_q": (n_head * head_size, n_embd),
         "attn_k": (n_kv * head_size, n_embd),
         "attn_v": (n_kv * head_size, n_embd),
         "attn_output": (n_embd, n_head * head_size),
-        "ffn_gate": (n_ff, n_embd),
-        "ffn_up": (n_ff, n_embd),
-        "ffn_down": (n_embd, n_ff),
     }
+    network = {"ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff)}
+    if experts is None:
+        shapes |= network
+    else:
+        shapes["ffn_gate_inp"] = (experts[0], n_embd)
+        shapes |= {f"{name}_exps": (experts[0], *shape) for name, shape in network.items()}
     tensors = {"token_embd.weight": matrix(n_vocab, n_embd), "output_norm.weight": vector(n_embd)}
     if not tied:
         tensors["output.weight"] = 4 * matrix(n_vocab, n_embd)
@@ -251,9 +256,14 @@ def write_runnable(
         "rope.dimension_count": (head_size, u32),
         "attention.layer_norm_rms_epsilon": (1e-5, f32),
         "vocab_size": (n_vocab, u32),
-    } | dict(pairs or {})
+    }
+    if experts is not None:
+        keys["expert_count"], keys["expert_used_count"] = ((n, u32) for n in experts)
+        keys["expert_feed_forward_length"] = (n_ff, u32)
+    keys |= dict(pairs or {})
     own = [(f"{architecture}.{key}", value, value_type) for key, (value, value_type) in keys.items()]
     none = ("tokenizer.ggml.model", "none", GGUFValueType.STRING)
     return write_model(
-        path, tensors, kind=kind, architecture=architecture, n_layer=n_layer, pairs=[*own, none]
-    )
+        path, tensors, kind=kind, architecture=architecture, n_layer=n_layer, pairs=[*own, none],
+        kept=lambda name: "_inp." in name,
+    )  # fmt: skip

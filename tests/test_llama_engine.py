@@ -30,6 +30,8 @@ from synthetic import EXAMPLE, ROOT, write_model, write_runnable
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, 64).astype(np.uint32)
 TEXT = (ROOT / "tests/golden/text.txt").read_text()
+OWN_TOO = {"qwen3moe"}
+"""Architectures that our own runtime runs, too."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,36 @@ def test_inputs_are_those_of_our_own_runtime(example: LlamaModel) -> None:
         np.testing.assert_allclose(theirs.products()[name], products, atol=2e-3 * np.abs(products).max())
 
 
+@pytest.mark.parametrize("expert_correlations", [False, True])
+def test_a_mixtures_inputs_are_those_of_our_own_runtime(
+    models: dict[str, Path], expert_correlations: bool
+) -> None:
+    """Experts and routers, too: names, tokens of every expert, squares, products."""
+    own = q4hifi.open_model(models["qwen3moe"], threads=2, expert_correlations=expert_correlations)
+    assert isinstance(own, q4hifi.Model)
+    ours, n_used = own.input_sums(), 2
+    own.sequence().evaluate(TOKENS, "none", sums=ours)
+    with LlamaModel(
+        models["qwen3moe"], n_ctx=64, threads=2, expert_correlations=expert_correlations
+    ) as other:
+        theirs = other.input_sums()
+        np.testing.assert_allclose(
+            other.sequence().evaluate(TOKENS, "all", sums=theirs), own.logits(TOKENS), atol=0.02
+        )
+        assert set(other.matrices) == set(own.matrices)
+        assert ours.expected_bytes[0] == pytest.approx(theirs.expected_bytes[0], rel=0.01)
+    assert theirs.all().keys() == ours.all().keys() >= set(own.matrices) | {"blk.0.ffn_gate_inp.weight"}
+    assert theirs.same_inputs() == ours.same_inputs()
+    for name, (squares, counts) in ours.all().items():
+        found, n = theirs.all()[name]
+        assert n.tolist() == counts.tolist() and n.sum() == len(TOKENS) * (n_used if "_exps" in name else 1)
+        np.testing.assert_allclose(found, squares, rtol=3e-3)
+    assert theirs.products().keys() == ours.products().keys()
+    assert ("blk.0.ffn_down_exps.weight" in ours.products()) == expert_correlations
+    for name, products in ours.products().items():
+        np.testing.assert_allclose(theirs.products()[name], products, atol=5e-3 * np.abs(products).max())
+
+
 def test_logits_in_pieces_are_those_of_the_whole(example: LlamaModel) -> None:
     own = q4hifi.Model(EXAMPLE, threads=2)
     tokens = own.tokenizer.encode_array(TEXT, limit=100)
@@ -96,11 +128,14 @@ def test_every_matrix_of_an_architecture_is_measured_and_quantized(
     architecture: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
     """The imatrix has all matrices, files are made with it, and llama.cpp runs these and finds them close."""
-    source = models[architecture]
-    with pytest.raises(UnsupportedModelError, match="which cannot be run"):
-        q4hifi.open_model(source, engine="q4hifi")
+    source, engine = models[architecture], "auto"
+    if architecture in OWN_TOO:
+        engine = "llama.cpp"
+    else:
+        with pytest.raises(UnsupportedModelError, match="which cannot be run"):
+            q4hifi.open_model(source, engine="q4hifi")
     out, imatrix = tmp_path / "out.gguf", tmp_path / "imatrix.gguf"
-    with q4hifi.open_model(source, threads=2, n_ctx=64, expert_correlations=True) as model:
+    with q4hifi.open_model(source, engine=engine, threads=2, n_ctx=64, expert_correlations=True) as model:
         assert isinstance(model, LlamaModel)
         text = np.tile(TOKENS, 4)
         q4hifi.collect_importance(model, text, n_ctx=64, output=imatrix)
@@ -304,7 +339,7 @@ def test_models_are_compared_with_one_engine(models: dict[str, Path]) -> None:
 
 
 def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
-    source = write_architecture(tmp_path / "moe.gguf", "qwen3moe", vocabulary=True)
+    source = write_architecture(tmp_path / "moe.gguf", "olmoe", vocabulary=True)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     options = ("-f", text, "-c", "64", "--chunks", "3")
@@ -312,7 +347,7 @@ def test_a_mixture_at_the_command_line(tmp_path: Path, run: Run) -> None:
     assert made.status == 0 and "engine: llama.cpp" in made.err
     assert load_importance(tmp_path / "i.gguf").fisher_names
     refused = run("imatrix", source, *options, "-o", tmp_path / "j.gguf", "--engine", "q4hifi")
-    assert refused.status == 1 and "the architecture is 'qwen3moe'" in refused.err
+    assert refused.status == 1 and "the architecture is 'olmoe'" in refused.err
     out = tmp_path / "out.gguf"
     assert run("quantize", source, out, "Q4_K_M", "--imatrix", tmp_path / "i.gguf", "--refine").status == 0
     base = tmp_path / "base.kld"
@@ -379,6 +414,32 @@ def test_two_rpc_servers_compute_what_this_machine_does(
     for name, (squares, counts) in own.items():
         np.testing.assert_array_equal(remote[name][1], counts)
         np.testing.assert_allclose(remote[name][0], squares, rtol=1e-3)
+
+
+def test_a_mixture_at_the_command_line_of_our_own_runtime(tmp_path: Path, run: Run) -> None:
+    """It has Fisher information, which the choice of types uses; no llama.cpp is needed."""
+    source = write_architecture(tmp_path / "moe.gguf", "qwen3moe", vocabulary=True)
+    text, imatrix, out = tmp_path / "text.txt", tmp_path / "i.gguf", tmp_path / "out.gguf"
+    text.write_text(TEXT)
+    options = ("-f", text, "-c", "64", "--chunks", "3")
+    made = run("imatrix", source, *options, "--fisher-chunks", "2", "--expert-correlations", "-o", imatrix)
+    assert made.status == 0 and "llama.cpp" not in made.err and "Fisher" not in made.err
+    importance = load_importance(imatrix)
+    assert {f"blk.1.ffn_{part}_exps.weight" for part in ("gate", "up", "down")} <= set(
+        importance.fisher_names
+    )
+    best = run("quantize", source, out, "--imatrix", imatrix, "--like", "Q4_K_M", "--stock")
+    assert best.status == 0 and "Fisher information" in best.out
+    compared = run("compare", source, out, *options)
+    assert compared.status == 0 and "llama.cpp" not in compared.err
+
+
+@pytest.mark.parametrize("key", ["expert_shared_count", "expert_group_count", "expert_gating_func"])
+def test_mixtures_with_options_that_we_do_not_run_are_left_to_llama_cpp(key: str, tmp_path: Path) -> None:
+    pairs = {key: (2, q4hifi.formats.gguf_constants.GGUFValueType.UINT32)}
+    path = write_runnable(tmp_path / "moe.gguf", "llama", experts=(4, 2), pairs=pairs)
+    with q4hifi.open_model(path, n_ctx=64) as model:
+        assert isinstance(model, LlamaModel)
 
 
 # ---- how it fails --------------------------------------------------------------------------------

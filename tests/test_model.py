@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("qwen2", {"biases": ("attn_q", "attn_k", "attn_v"), "pairs": {"rope.freq_base": (1e6, F32)}}),
     "qwen3": ("qwen3", {"norms": QUERY_NORMS, "head_size": 64}),
+    "qwen3moe": ("qwen3moe", {"norms": QUERY_NORMS, "head_size": 64, "experts": (8, 2)}),
+    "qwen3moe, many experts": ("qwen3moe", {"norms": QUERY_NORMS, "n_ff": 64, "experts": (70, 5)}),
+    "qwen3moe, all experts used": ("qwen3moe", {"norms": QUERY_NORMS, "experts": (3, 3)}),
+    "qwen3moe, one expert": ("qwen3moe", {"norms": QUERY_NORMS, "experts": (1, 1)}),
+    "llama, experts": ("llama", {"experts": (8, 2)}),
     "gemma3": (
         "gemma3",
         {
@@ -167,6 +173,12 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> q4hifi.Model:
     return q4hifi.Model(path)
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixture") / "model.gguf"
+    return write_runnable(path, "qwen3moe", norms=QUERY_NORMS, n_ff=128, experts=(8, 2))
+
+
 @pytest.mark.parametrize("pieces", [[1] * 200, [64, 64, 72], [63, 1, 1, 135], [150, 50]])
 @pytest.mark.parametrize("name", ["model", "windowed"])
 def test_pieces_of_a_text_give_the_logits_of_the_whole(
@@ -249,6 +261,21 @@ def _fresh(model: q4hifi.Model, before: np.ndarray, after: np.ndarray) -> Floats
     logits = sequence.evaluate(after, "all")
     assert logits is not None
     return logits
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_a_mixtures_results_do_not_depend_on_threads(mixture: Path) -> None:
+    one, three = (q4hifi.Model(mixture, threads=n) for n in (1, 3))
+    assert np.array_equal(one.logits(TEXT), three.logits(TEXT))
+    name = "blk.0.ffn_down_exps.weight"
+    assert np.array_equal(one.fisher(TEXT[:40])[name], three.fisher(TEXT[:40])[name])
+
+
+def test_a_mixture_read_token_by_token_has_the_logits_of_the_whole(mixture: Path) -> None:
+    model = q4hifi.Model(mixture)
+    whole, sequence = model.logits(TEXT[:40]), model.sequence()
+    parts = [sequence.evaluate([token], "all") for token in TEXT[:40]]
+    assert distance(np.concatenate(parts), whole) < 1e-4
 
 
 @pytest.mark.usefixtures("many_cores")
@@ -402,6 +429,30 @@ def test_fisher_information_tells_the_divergence(model: q4hifi.Model, name: str)
     assert divergence == pytest.approx(0.5 * told * 0.05**2, rel=0.4)
 
 
+@pytest.mark.parametrize("name", ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"])
+def test_fisher_information_of_experts_tells_the_divergence(name: str, mixture: Path) -> None:
+    """In the last layer, after which no router can choose other experts."""
+    model, name = q4hifi.Model(mixture), f"blk.2.{name}.weight"
+    told = sum(float(model.fisher(TEXT, first=100, seed=seed)[name].sum()) for seed in range(4)) / 4
+    with q4hifi.open(mixture) as file:
+        weights = file[name].dequantize()
+    noise = np.random.default_rng(1).standard_normal(weights.shape)
+    size = 0.05 * np.sqrt(np.square(weights).mean(axis=-1, keepdims=True))
+    changed = model.replaced(name, q4hifi.quantize((weights + noise * size).astype(np.float32), "F32"))
+    old, new = (np.float64(m.logits(TEXT)[100:]) for m in (model, changed))
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (old, new))
+    divergence = float((np.exp(p) * (p - q)).sum())
+    assert divergence == pytest.approx(0.5 * told * 0.05**2, rel=0.4)
+
+
+def test_fisher_information_of_a_mixture_is_of_all_that_is_quantized(mixture: Path) -> None:
+    model = q4hifi.Model(mixture)
+    found = model.fisher(TEXT[:64], first=32)
+    assert set(found) == set(model.matrices) and "blk.0.ffn_gate_inp.weight" not in found
+    assert found["blk.1.ffn_down_exps.weight"].shape == (128,)
+    assert all(columns.sum() > 0 for columns in found.values())
+
+
 def test_fisher_information_is_of_all_matrices_and_of_a_draw(model: q4hifi.Model) -> None:
     tokens = model.tokenize((ROOT / "tests/golden/text.txt").read_text())[:64]
     found = model.fisher(tokens, first=32, seed=1)
@@ -455,7 +506,19 @@ def test_an_unknown_architecture_is_refused_with_what_is_supported(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"pairs": {"expert_count": (4, U32)}}, "mixture of experts"),
+        (
+            {"experts": (4, 2), "pairs": {"expert_shared_count": (1, U32)}},
+            "mixture of experts with llama.*shar",
+        ),
+        (
+            {"experts": (4, 2), "pairs": {"expert_gating_func": (2, U32)}},
+            "mixture of experts with .*func = 2",
+        ),
+        ({"experts": (4, 2), "pairs": {"expert_weights_scale": (2.5, F32)}}, "mixture of .*scale = 2.5"),
+        ({"experts": (4, 2), "pairs": {"expert_group_count": (2, U32)}}, "mixture of experts with .*group"),
+        ({"pairs": {"expert_count": (4, U32)}}, "expert_used_count is missing"),
+        ({"experts": (4, 2), "pairs": {"expert_count": (0, U32)}}, r"ffn_\w+\.weight: .*no such tensor"),
+        ({"experts": (4, 2), "biases": ("ffn_gate_inp",)}, r"ffn_gate_inp\.bias: .*does not know"),
         (
             {"pairs": {"rope.scaling.type": ("longrope", STRING)}},
             "rope.scaling.type is 'longrope'; supported are none",
@@ -484,14 +547,41 @@ def test_what_cannot_be_run_is_refused(options: dict[str, Any], match: str, tmp_
         ({"rope.dimension_count": (7, U32)}, "7 rotary dimensions in heads"),
         ({"attention.head_count": (0, U32)}, "n_head is 0"),
         ({"embedding_length": (1 << 31, U32)}, "n_embd is"),
+        ({"expert_used_count": (5, U32)}, "5 experts are used of 4"),
+        ({"expert_used_count": (0, U32)}, "0 experts are used of 4"),
+        ({"expert_count": (1 << 31, U32)}, "experts are used of"),
+        ({"expert_count": (5, U32)}, r"ffn_gate_inp\.weight: it has 4 rows of 256, and not 5"),
+        ({"feed_forward_length": (256, U32)}, r"ffn_gate_exps\.weight: it has 2048 rows"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(
     pairs: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
-    path = write_runnable(tmp_path / "model.gguf", "llama", pairs=pairs)
+    experts = (4, 2) if any(word in match for word in ("expert", "exps", "_inp")) else None
+    path = write_runnable(tmp_path / "model.gguf", "llama", experts=experts, pairs=pairs)
     with pytest.raises((BadFileError, UnsupportedModelError), match=match):
         q4hifi.Model(path)
+
+
+def test_a_mixture_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = write_runnable(tmp_path / "model.gguf", "qwen2", experts=(4, 2))
+    with pytest.raises(UnsupportedModelError, match=r"a mixture of experts, which .*only of llama, qwen3moe"):
+        q4hifi.Model(path)
+
+
+def test_experts_are_stacked_as_the_metadata_say(tmp_path: Path) -> None:
+    """Four experts of 512 have as many rows as eight of 256, but they are others."""
+    path = write_runnable(tmp_path / "model.gguf", "qwen3moe", norms=QUERY_NORMS, experts=(4, 2))
+    name, odd = "blk.1.ffn_up_exps.weight", tmp_path / "odd.gguf"
+    with GgufFile.open(path) as model:
+        tensors = [
+            replace(tensor, shape=(256, 256, 8)) if tensor.name == name else tensor
+            for tensor in model.tensors.values()
+        ]
+        data = b"".join(model.read(tensor).tobytes() for tensor in model.tensors.values())
+        odd.write_bytes(header_bytes(model.metadata, tensors, 32) + data)
+    with pytest.raises(BadFileError, match=r"blk\.1\.ffn_up_exps\.weight: it has matrices for 8 experts"):
+        q4hifi.Model(odd)
 
 
 @pytest.mark.parametrize("gone", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import q4hifi
+from architectures import write_architecture
 from synthetic import ROOT
 
 AVAILABLE = q4hifi.cpu_features().available
@@ -20,10 +21,11 @@ TEXT = (ROOT / "tests/golden/text.txt").read_text()
 
 @pytest.mark.skipif(len(AVAILABLE) == 1, reason="this CPU has one instruction set only")
 def test_every_instruction_set_gives_the_same_figures(short_model: Path, tmp_path: Path) -> None:
-    models = [short_model]
-    for kind in KINDS:
-        models.append(tmp_path / f"{kind}.gguf")
-        q4hifi.quantize_file(short_model, models[-1], kind)
+    mixture = write_architecture(tmp_path / "mixture.gguf", "qwen3moe", vocabulary=True)
+    models = [short_model, mixture]
+    for source, kind in [*((short_model, kind) for kind in KINDS), (mixture, "Q4_K_M"), (mixture, "Q4_HIFI")]:
+        models.append(tmp_path / f"{source.stem}-{kind}.gguf")
+        q4hifi.quantize_file(source, models[-1], kind)
 
     def figures(isa: str) -> dict[str, dict[str, str]]:
         folder = tmp_path / isa

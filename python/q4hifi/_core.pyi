@@ -339,8 +339,11 @@ class Model:
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
 
-    def collector(self) -> Collector:
-        """Return a collector whose sums are zero."""
+    def collector(self, expert_products: bool) -> Collector:
+        """Return a collector whose sums are zero.
+
+        ``expert_products``: sum products also for each expert that has inputs of its own.
+        """
 
     def replaced(self, tensor: _Tensor) -> Model:
         """Return a copy in which ``tensor`` replaces the one of its role and layer; the others are shared.
@@ -425,15 +428,23 @@ class Sequence:
 class Collector:
     """For each matrix of a model: sums over its input vectors x, from which importance matrices are made."""
 
-    def sums(self, role: str, layer: int | None) -> tuple[_Doubles, int] | None:
-        """Return Σ x_i², float64 [row_length], and the number of vectors; None if there is no such matrix."""
+    def shape(self, role: str, layer: int | None) -> tuple[int, int, int] | None:
+        """Return the row length, the number of matrices in the stack, and of sums of products.
 
-    def products(self, role: str, layer: int | None) -> tuple[_Floats, int] | None:
-        """Return Σ x_i x_j of all pairs of columns, float32 [pairs], and the number of vectors.
+        None if there is no such matrix. A matrix alone is a stack of one. Products are not collected in
+        ffn_down with rows longer than 2048, and where 32 does not divide the row length.
+        """
 
-        The pairs are those of :func:`correlations_of`. None if there is no such matrix, or if the products of
-        its inputs are not collected: in ffn_down with rows longer than 2048, and where 32 does not divide the
-        row length.
+    def sums(self, role: str, layer: int | None) -> tuple[_Doubles, npt.NDArray[np.uint64]] | None:
+        """Return Σ x_i², float64 [n_matrices · row_length], and the number of vectors of each matrix, uint64.
+
+        None if there is no such matrix.
+        """
+
+    def products(self, role: str, layer: int | None, index: int) -> _Floats | None:
+        """Return Σ x_i x_j of all pairs of columns, float32 [pairs], the sum with an ``index``.
+
+        The pairs are those of :func:`correlations_of`. None if there is no such matrix or sum.
         """
 
     def take(self, other: Collector) -> None:

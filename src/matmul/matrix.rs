@@ -43,6 +43,11 @@ impl<'a> Matrix<'a> {
         Ok(Self { rows, outliers: Some(outliers).filter(|outliers| outliers.outliers > 0) })
     }
 
+    /// Some of the rows: a view, without a copy.
+    pub(crate) fn of_rows(&self, rows: Range<usize>) -> Self {
+        Self { outliers: self.outliers_of(&rows), rows: self.rows.of_rows(rows) }
+    }
+
     /// Decodes row `row` into `out`.
     pub(crate) fn row(&self, isa: Isa, row: usize, out: &mut [f32]) {
         let rows = row..row + 1;

@@ -14,18 +14,21 @@ pub(super) enum Site {
     /// Gate and up.
     Ffn,
     FfnDown,
+    /// The router of a mixture of experts.
+    Router,
     Output,
 }
 
-const IN_LAYER: usize = 4;
+const IN_LAYER: usize = 5;
 
 impl Site {
     fn of(role: Role) -> Option<Self> {
         match role {
             Role::AttnQ | Role::AttnK | Role::AttnV => Some(Self::Attention),
             Role::AttnOutput => Some(Self::AttnOutput),
-            Role::FfnGate | Role::FfnUp => Some(Self::Ffn),
-            Role::FfnDown => Some(Self::FfnDown),
+            Role::FfnGate | Role::FfnUp | Role::FfnGateExps | Role::FfnUpExps => Some(Self::Ffn),
+            Role::FfnDown | Role::FfnDownExps => Some(Self::FfnDown),
+            Role::FfnGateInp => Some(Self::Router),
             Role::Output => Some(Self::Output),
             _ => None,
         }
@@ -36,26 +39,41 @@ impl Site {
 #[derive(Debug, Clone)]
 pub struct Collector {
     n_layer: usize,
+    is_mixture: bool,
     sites: Vec<InputSums>,
 }
 
 impl Collector {
-    pub(super) fn new(config: &Config) -> Self {
-        let width = |site: usize| {
-            [config.n_embd, config.n_query(), config.n_embd, config.n_ff][site % IN_LAYER]
-        };
+    /// Empty sums. `expert_products` is for experts whose inputs are their own.
+    pub(super) fn new(config: &Config, expert_products: bool) -> Self {
+        let (n_embd, experts) = (config.n_embd, config.experts.map(|experts| experts.count));
+        let stack = experts.unwrap_or(1);
+        let own = if experts.is_none() || expert_products { stack } else { 0 };
+        // columns, matrices and sums of products of each site
+        let in_layer = [
+            (n_embd, 1, 1),
+            (config.n_query(), 1, 1),
+            (n_embd, stack, 1), // the experts' inputs are taken together
+            (config.n_ff, stack, own),
+            (n_embd, 1, 0), // a router is not quantized
+        ];
         let n_sites = config.n_layer * IN_LAYER + 1; // and one for the output matrix
-        let sums = |site| {
+        let sums = |site: usize| {
+            let (width, n_matrices, n_products) = in_layer[site % IN_LAYER];
             let is_down = site % IN_LAYER == Site::FfnDown as usize;
-            InputSums::new(width(site), 1, usize::from(are_correlated(width(site), is_down)))
-                .expect("a model's rows have columns")
+            let n_products = if are_correlated(width, is_down) { n_products } else { 0 };
+            InputSums::new(width, n_matrices, n_products).expect("a model's rows have columns")
         };
-        Self { n_layer: config.n_layer, sites: (0..n_sites).map(sums).collect() }
+        let sites = (0..n_sites).map(sums).collect();
+        Self { n_layer: config.n_layer, is_mixture: experts.is_some(), sites }
     }
 
     /// The sums over the inputs of a matrix; None if the role has no matrix.
     pub fn sums(&self, role: Role, layer: Option<usize>) -> Option<&InputSums> {
         let site = Site::of(role)?;
+        if site == Site::Router && !self.is_mixture {
+            return None;
+        }
         let layer = if site == Site::Output { 0 } else { layer.filter(|&i| i < self.n_layer)? };
         Some(&self.sites[self.index(site, layer)])
     }
@@ -79,8 +97,22 @@ impl Collector {
         }
     }
 
-    pub(super) fn add(&mut self, isa: Isa, site: Site, layer: usize, rows: &[f32]) {
+    /// Adds the inputs `rows`. `experts` has, row by row, the experts that a row goes to; None if the site has one
+    /// matrix.
+    pub(super) fn add(
+        &mut self,
+        isa: Isa,
+        site: Site,
+        layer: usize,
+        rows: &[f32],
+        experts: Option<&[i32]>,
+    ) {
         let index = self.index(site, layer);
-        self.sites[index].add_dense(isa, rows);
+        match experts {
+            None => self.sites[index].add_dense(isa, rows),
+            Some(experts) => {
+                self.sites[index].add(isa, rows, experts).expect("routes go to experts");
+            }
+        }
     }
 }

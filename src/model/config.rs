@@ -13,8 +13,10 @@ pub struct Config {
     pub n_layer: usize,
     /// Dimensions of a token's state.
     pub n_embd: usize,
-    /// Hidden dimensions of the feed-forward network.
+    /// Hidden dimensions of a feed-forward network: that of a layer, or that of one expert.
     pub n_ff: usize,
+    /// Experts in the place of a layer's feed-forward network.
+    pub experts: Option<Experts>,
     /// Query heads.
     pub n_head: usize,
     /// Key and value heads. Each is used by `n_head / n_head_kv` query heads.
@@ -43,6 +45,15 @@ pub struct Config {
     pub local: Option<Local>,
     /// Queries are multiplied by a factor that grows with their positions.
     pub temperature: Option<Temperature>,
+}
+
+/// A mixture of experts: feed-forward networks, of which each token uses some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that each token uses. Their weights are a softmax over the router's logits of these experts.
+    pub used: usize,
 }
 
 /// The nonlinearity of a feed-forward network.
@@ -109,6 +120,11 @@ impl Config {
                 return Err(ModelError::Config(format!("{name} is {size}")));
             }
         }
+        if let Some(Experts { count, used }) = self.experts
+            && (count == 0 || count > MOST || used == 0 || used > count)
+        {
+            return Err(ModelError::Config(format!("{used} experts are used of {count}")));
+        }
         if !self.n_head.is_multiple_of(self.n_head_kv) {
             let (n, kv) = (self.n_head, self.n_head_kv);
             return Err(ModelError::Config(format!(
@@ -165,6 +181,11 @@ impl Config {
     /// Dimensions of a token's keys, all heads together; the same for its values.
     pub(super) fn n_key(&self) -> usize {
         self.n_head_kv * self.head_size
+    }
+
+    /// Hidden dimensions that a token uses: those of all its experts together.
+    pub(super) fn n_hidden(&self) -> usize {
+        self.n_ff * self.experts.map_or(1, |experts| experts.used)
     }
 
     /// Whether the layer has the window.

@@ -2,12 +2,13 @@
 
 use super::attention;
 use super::collector::{Collector, Site};
-use super::config::{Activation, Config};
+use super::config::Config;
 use super::error::ModelError;
+use super::feed_forward::{Routes, hidden, mix};
 use super::kv_cache::Sequence;
-use super::ops::{Gelu, NormHeads, Silu, add, apply, each_row, norm, rotate, softcapped};
+use super::ops::{NormHeads, add, apply, each_row, norm, rotate, softcapped};
 use super::rope::Rope;
-use super::weights::{Builder, Layer, Tensors};
+use super::weights::{Builder, FeedForward, Layer, Tensors};
 use crate::isa::Isa;
 use crate::matmul::Matrix;
 use crate::simd::run_loop;
@@ -70,6 +71,7 @@ struct Buffers {
     attended: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    mixed: Vec<f32>,
     /// Cosines and sines of all positions, for the global layers and for the layers with a window.
     angles: [[Vec<f32>; 2]; 2],
 }
@@ -95,8 +97,10 @@ impl<'a> Model<'a> {
     }
 
     /// An empty collector of sums over the inputs of the model's matrices.
-    pub fn collector(&self) -> Collector {
-        Collector::new(&self.config)
+    ///
+    /// `expert_products` sums products for each expert whose inputs are its own (ffn_down), too.
+    pub fn collector(&self, expert_products: bool) -> Collector {
+        Collector::new(&self.config, expert_products)
     }
 
     /// Evaluates tokens and appends them to the sequence.
@@ -263,7 +267,7 @@ impl Pass<'_, '_> {
         if let Some(collector) = self.collector.as_deref_mut() {
             let normed = &mut normed[..state.len()];
             norm(*isa, config, state, &tensors.output_norm, normed);
-            collector.add(*isa, Site::Output, 0, normed);
+            collector.add(*isa, Site::Output, 0, normed, None);
         }
         if wanted.is_empty() {
             return Ok(());
@@ -305,10 +309,11 @@ impl Pass<'_, '_> {
         let first = self.sequence.length();
         let cache = &mut self.sequence.layers[number];
         let window = config.window(number);
-        let Buffers { state, normed, query, key, value, attended, gate, up, angles } = self.buffers;
-        let mut collect = |site, rows: &[f32]| {
+        let Buffers { state, normed, query, key, value, attended, gate, up, mixed, angles } =
+            self.buffers;
+        let mut collect = |site, rows: &[f32], experts: Option<&[i32]>| {
             if let Some(collector) = self.collector.as_deref_mut() {
-                collector.add(isa, site, number, rows);
+                collector.add(isa, site, number, rows, experts);
             }
         };
         let [cos, sin] = &angles[usize::from(window.is_some())];
@@ -324,7 +329,7 @@ impl Pass<'_, '_> {
         };
 
         norm(isa, config, state, &layer.attn_norm, normed);
-        collect(Site::Attention, normed);
+        collect(Site::Attention, normed, None);
         apply(isa, &layer.key, normed, key)?;
         apply(isa, &layer.value, normed, value)?;
         heads(key, config.n_key(), 0, layer.key_norm.as_deref());
@@ -345,7 +350,7 @@ impl Pass<'_, '_> {
             });
         }
         attention::attend(isa, config, cache, window, first, query, attended);
-        collect(Site::AttnOutput, attended);
+        collect(Site::AttnOutput, attended, None);
 
         let state = &mut state[active.start * n..active.end * n];
         let normed = &mut normed[..state.len()];
@@ -353,21 +358,26 @@ impl Pass<'_, '_> {
         add(isa, config, state, normed, layer.attn_post_norm.as_deref());
 
         norm(isa, config, state, &layer.ffn_norm, normed);
-        collect(Site::Ffn, normed);
-        let gate = &mut gate[..active.len() * config.n_ff];
-        let up = &mut up[..active.len() * config.n_ff];
-        apply(isa, &layer.gate, normed, gate)?;
-        apply(isa, &layer.up, normed, up)?;
-        each_row(gate, config.n_ff, |i, gate| {
-            let up = &up[i * config.n_ff..][..config.n_ff];
-            match config.activation {
-                Activation::Silu => run_loop(isa, Silu { gate, up }),
-                Activation::Gelu => run_loop(isa, Gelu { gate, up }),
+        let gate = &mut gate[..active.len() * config.n_hidden()];
+        let up = &mut up[..active.len() * config.n_hidden()];
+        match &layer.feed_forward {
+            FeedForward::Dense(network) => {
+                collect(Site::Ffn, normed, None);
+                hidden(isa, config, network, normed, gate, up)?;
+                collect(Site::FfnDown, gate, None);
+                apply(isa, &network.down, gate, normed)?;
+                add(isa, config, state, normed, layer.ffn_post_norm.as_deref());
             }
-        });
-        collect(Site::FfnDown, gate);
-        apply(isa, &layer.down, gate, normed)?;
-        add(isa, config, state, normed, layer.ffn_post_norm.as_deref());
+            FeedForward::Mixture(mixture) => {
+                let mixed = &mut mixed[..state.len()];
+                collect(Site::Router, normed, None);
+                let routes = Routes::new(mixture, normed)?;
+                collect(Site::Ffn, normed, Some(&routes.experts));
+                mix(isa, config, mixture, &routes, normed, [gate, up], mixed)?;
+                collect(Site::FfnDown, gate, Some(&routes.sorted_experts()));
+                add(isa, config, state, mixed, layer.ffn_post_norm.as_deref());
+            }
+        }
         Ok(())
     }
 }
@@ -381,8 +391,9 @@ impl Buffers {
             (&mut self.key, config.n_key()),
             (&mut self.value, config.n_key()),
             (&mut self.attended, config.n_query()),
-            (&mut self.gate, config.n_ff),
-            (&mut self.up, config.n_ff),
+            (&mut self.gate, config.n_hidden()),
+            (&mut self.up, config.n_hidden()),
+            (&mut self.mixed, config.experts.map_or(0, |_| config.n_embd)),
         ] {
             buffer.resize(tokens * width, 0.0);
         }

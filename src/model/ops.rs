@@ -95,6 +95,24 @@ impl Loop for NormHeads<'_> {
     }
 }
 
+/// `x += scale · y`
+pub(super) struct AddScaled<'a> {
+    pub x: &'a mut [f32],
+    pub y: &'a [f32],
+    pub scale: f32,
+}
+
+impl Loop for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (x, &y) in self.x.iter_mut().zip(self.y) {
+            *x += self.scale * y;
+        }
+    }
+}
+
 /// `x += y`
 pub(super) struct Add<'a> {
     pub x: &'a mut [f32],

@@ -43,6 +43,10 @@ roles! {
     FfnUpBias "ffn_up_bias",
     FfnDown "ffn_down",
     FfnDownBias "ffn_down_bias",
+    FfnGateInp "ffn_gate_inp",
+    FfnGateExps "ffn_gate_exps",
+    FfnUpExps "ffn_up_exps",
+    FfnDownExps "ffn_down_exps",
     FfnPostNorm "ffn_post_norm",
 }
 

@@ -1,6 +1,6 @@
 //! The tensors of a model by their roles. Their shapes are checked.
 
-use super::config::Config;
+use super::config::{Config, Experts};
 use super::error::ModelError;
 use super::role::Role;
 use crate::isa::Isa;
@@ -19,6 +19,7 @@ impl Role {
     /// Rows and row length; a vector is one row.
     pub(super) fn shape(self, c: &Config) -> [usize; 2] {
         let (query, key) = (c.n_query(), c.n_key());
+        let experts = c.experts.map_or(0, |experts| experts.count);
         match self {
             Self::TokenEmbd | Self::Output => [c.n_vocab, c.n_embd],
             Self::OutputBias => [1, c.n_vocab],
@@ -31,6 +32,10 @@ impl Role {
             Self::FfnGate | Self::FfnUp => [c.n_ff, c.n_embd],
             Self::FfnGateBias | Self::FfnUpBias => [1, c.n_ff],
             Self::FfnDown => [c.n_embd, c.n_ff],
+            Self::FfnGateInp => [experts, c.n_embd],
+            // a stack: the rows of the first expert, then those of the second, and so on
+            Self::FfnGateExps | Self::FfnUpExps => [experts * c.n_ff, c.n_embd],
+            Self::FfnDownExps => [experts * c.n_embd, c.n_ff],
             Self::AttnOutputBias | Self::FfnDownBias => [1, c.n_embd],
             Self::OutputNorm | Self::AttnNorm | Self::AttnPostNorm => [1, c.n_embd],
             Self::FfnNorm | Self::FfnPostNorm => [1, c.n_embd],
@@ -39,9 +44,15 @@ impl Role {
 
     pub(super) fn need(self, c: &Config) -> Need {
         let when = |wanted| if wanted { Need::Required } else { Need::Unused };
+        let is_mixture = c.experts.is_some();
         match self {
             Self::AttnQNorm | Self::AttnKNorm => when(c.norm_heads),
             Self::AttnPostNorm | Self::FfnPostNorm => when(c.post_norms),
+            Self::FfnGateInp | Self::FfnGateExps | Self::FfnUpExps | Self::FfnDownExps => {
+                when(is_mixture)
+            }
+            Self::FfnGate | Self::FfnUp | Self::FfnDown => when(!is_mixture),
+            Self::FfnGateBias | Self::FfnUpBias | Self::FfnDownBias if is_mixture => Need::Unused,
             // without an output matrix, the token embeddings are used (tied)
             Self::Output => Need::Optional,
             Self::OutputBias => Need::Optional,
@@ -60,6 +71,44 @@ pub(super) struct Linear<'a> {
     pub bias: Option<Vec<f32>>,
 }
 
+/// A feed-forward network: `down · (activation(gate · x) * (up · x))`.
+#[derive(Debug, Clone)]
+pub(super) struct Network<'a> {
+    pub gate: Linear<'a>,
+    pub up: Linear<'a>,
+    pub down: Linear<'a>,
+}
+
+/// Experts, stacked: a matrix has the rows of all experts.
+#[derive(Debug, Clone)]
+pub(super) struct Mixture<'a> {
+    /// Experts that each token uses.
+    pub used: usize,
+    /// One row for each expert.
+    pub router: Matrix<'a>,
+    pub gate: Matrix<'a>,
+    pub up: Matrix<'a>,
+    pub down: Matrix<'a>,
+}
+
+impl<'a> Mixture<'a> {
+    /// The network of one expert.
+    pub fn expert(&self, expert: usize) -> Network<'a> {
+        let of_stack = |stack: &Matrix<'a>| {
+            let rows = stack.rows() / self.router.rows();
+            Linear { matrix: stack.of_rows(expert * rows..(expert + 1) * rows), bias: None }
+        };
+        Network { gate: of_stack(&self.gate), up: of_stack(&self.up), down: of_stack(&self.down) }
+    }
+}
+
+/// What follows the attention of a layer.
+#[derive(Debug, Clone)]
+pub(super) enum FeedForward<'a> {
+    Dense(Network<'a>),
+    Mixture(Mixture<'a>),
+}
+
 /// The tensors of one layer.
 #[derive(Debug, Clone)]
 pub(super) struct Layer<'a> {
@@ -72,9 +121,7 @@ pub(super) struct Layer<'a> {
     pub attn_output: Linear<'a>,
     pub attn_post_norm: Option<Vec<f32>>,
     pub ffn_norm: Vec<f32>,
-    pub gate: Linear<'a>,
-    pub up: Linear<'a>,
-    pub down: Linear<'a>,
+    pub feed_forward: FeedForward<'a>,
     pub ffn_post_norm: Option<Vec<f32>>,
 }
 
@@ -102,23 +149,27 @@ impl<'a> Tensors<'a> {
             return Ok(());
         }
         let unknown = || ModelError::Unknown { role: role.to_owned(), layer };
-        self.linear(checked, layer).ok_or_else(unknown)?.matrix = matrix;
+        *self.matrix(checked, layer).ok_or_else(unknown)? = matrix;
         Ok(())
     }
 
-    fn linear(&mut self, role: Role, layer: Option<usize>) -> Option<&mut Linear<'a>> {
+    fn matrix(&mut self, role: Role, layer: Option<usize>) -> Option<&mut Matrix<'a>> {
         let Some(layer) = layer else {
-            return (role == Role::Output).then_some(&mut self.output);
+            return (role == Role::Output).then_some(&mut self.output.matrix);
         };
         let layer = &mut self.layers[layer];
-        match role {
-            Role::AttnQ => Some(&mut layer.query),
-            Role::AttnK => Some(&mut layer.key),
-            Role::AttnV => Some(&mut layer.value),
-            Role::AttnOutput => Some(&mut layer.attn_output),
-            Role::FfnGate => Some(&mut layer.gate),
-            Role::FfnUp => Some(&mut layer.up),
-            Role::FfnDown => Some(&mut layer.down),
+        match (role, &mut layer.feed_forward) {
+            (Role::AttnQ, _) => Some(&mut layer.query.matrix),
+            (Role::AttnK, _) => Some(&mut layer.key.matrix),
+            (Role::AttnV, _) => Some(&mut layer.value.matrix),
+            (Role::AttnOutput, _) => Some(&mut layer.attn_output.matrix),
+            (Role::FfnGate, FeedForward::Dense(network)) => Some(&mut network.gate.matrix),
+            (Role::FfnUp, FeedForward::Dense(network)) => Some(&mut network.up.matrix),
+            (Role::FfnDown, FeedForward::Dense(network)) => Some(&mut network.down.matrix),
+            (Role::FfnGateInp, FeedForward::Mixture(mixture)) => Some(&mut mixture.router),
+            (Role::FfnGateExps, FeedForward::Mixture(mixture)) => Some(&mut mixture.gate),
+            (Role::FfnUpExps, FeedForward::Mixture(mixture)) => Some(&mut mixture.up),
+            (Role::FfnDownExps, FeedForward::Mixture(mixture)) => Some(&mut mixture.down),
             _ => None,
         }
     }
@@ -173,7 +224,8 @@ impl<'a> Builder<'a> {
         matrix: Matrix<'a>,
     ) -> Result<(), ModelError> {
         let role = role_of(&self.config, role, layer, &matrix)?;
-        let stored = if matrix.rows() == 1 && role != Role::TokenEmbd {
+        let is_matrix = matches!(role, Role::TokenEmbd | Role::FfnGateInp); // with one row, too
+        let stored = if matrix.rows() == 1 && !is_matrix {
             let mut vector = vec![0f32; matrix.row_length()];
             matrix.row(Isa::active()?, 0, &mut vector);
             Stored::Vector(vector)
@@ -206,10 +258,25 @@ impl<'a> Builder<'a> {
             attn_output: self.linear(Role::AttnOutput, Role::AttnOutputBias, at)?,
             attn_post_norm: self.take_vector(Role::AttnPostNorm, at)?,
             ffn_norm: self.vector(Role::FfnNorm, at)?,
-            gate: self.linear(Role::FfnGate, Role::FfnGateBias, at)?,
-            up: self.linear(Role::FfnUp, Role::FfnUpBias, at)?,
-            down: self.linear(Role::FfnDown, Role::FfnDownBias, at)?,
+            feed_forward: self.feed_forward(at)?,
             ffn_post_norm: self.take_vector(Role::FfnPostNorm, at)?,
+        })
+    }
+
+    fn feed_forward(&mut self, at: Option<usize>) -> Result<FeedForward<'a>, ModelError> {
+        Ok(match self.config.experts {
+            None => FeedForward::Dense(Network {
+                gate: self.linear(Role::FfnGate, Role::FfnGateBias, at)?,
+                up: self.linear(Role::FfnUp, Role::FfnUpBias, at)?,
+                down: self.linear(Role::FfnDown, Role::FfnDownBias, at)?,
+            }),
+            Some(Experts { used, .. }) => FeedForward::Mixture(Mixture {
+                used,
+                router: self.take_matrix(Role::FfnGateInp, at)?,
+                gate: self.take_matrix(Role::FfnGateExps, at)?,
+                up: self.take_matrix(Role::FfnUpExps, at)?,
+                down: self.take_matrix(Role::FfnDownExps, at)?,
+            }),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Conversion of a model's configuration from Python.
 
-use crate::model::{Activation, Config, Local, Pairs, RopeConfig, Temperature, Yarn};
+use crate::model::{Activation, Config, Experts, Local, Pairs, RopeConfig, Temperature, Yarn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -17,6 +17,7 @@ type Any<'py> = Bound<'py, PyAny>;
 pub(super) fn config_of(object: &Any<'_>) -> PyResult<Config> {
     let activation: String = get!(object, activation);
     let pairs: String = get!(object, pairs);
+    let experts: Option<Any<'_>> = get!(object, experts);
     let local: Option<Any<'_>> = get!(object, local);
     let temperature: Option<Any<'_>> = get!(object, temperature);
     let unknown = |what: &str| PyValueError::new_err(format!("unknown: {what}"));
@@ -25,6 +26,7 @@ pub(super) fn config_of(object: &Any<'_>) -> PyResult<Config> {
         n_layer: get!(object, n_layer),
         n_embd: get!(object, n_embd),
         n_ff: get!(object, n_ff),
+        experts: experts.map(|experts| experts_of(&experts)).transpose()?,
         n_head: get!(object, n_head),
         n_head_kv: get!(object, n_head_kv),
         head_size: get!(object, head_size),
@@ -48,6 +50,10 @@ pub(super) fn config_of(object: &Any<'_>) -> PyResult<Config> {
         local: local.map(|local| local_of(&local)).transpose()?,
         temperature: temperature.map(|t| temperature_of(&t)).transpose()?,
     })
+}
+
+fn experts_of(object: &Any<'_>) -> PyResult<Experts> {
+    Ok(Experts { count: get!(object, count), used: get!(object, used) })
 }
 
 fn rope_of(object: &Any<'_>) -> PyResult<RopeConfig> {

@@ -207,9 +207,9 @@ impl Model {
         Sequence { loaded: Arc::clone(&self.loaded), state }
     }
 
-    /// An empty collector.
-    fn collector(&self) -> Collector {
-        Collector { state: Mutex::new(self.loaded.model.collector()) }
+    /// An empty collector. `expert_products` sums products for each expert whose inputs are its own, too.
+    fn collector(&self, expert_products: bool) -> Collector {
+        Collector { state: Mutex::new(self.loaded.model.collector(expert_products)) }
     }
 }
 
@@ -312,6 +312,8 @@ impl Sequence {
     }
 }
 
+type SquaresAndCounts<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u64>>);
+
 /// Sums of the squared inputs of every matrix, and of their products.
 #[pyclass(frozen, module = "q4hifi._core")]
 pub(super) struct Collector {
@@ -320,28 +322,42 @@ pub(super) struct Collector {
 
 #[pymethods]
 impl Collector {
-    /// The sums of a matrix, one per column, and the number of rows; None if there is no such matrix.
+    /// Columns, matrices and sums of products of a matrix, or of a stack; None if there is no such matrix.
+    fn shape(
+        &self,
+        py: Python<'_>,
+        role: &str,
+        layer: Option<usize>,
+    ) -> Option<(usize, usize, usize)> {
+        let state = lock(py, &self.state);
+        let sums = state.sums(Role::from_name(role)?, layer)?;
+        Some((sums.width(), sums.counts().len(), sums.products().len()))
+    }
+
+    /// Its sums of squares, one per column, matrix by matrix, and the number of rows of each matrix.
     fn sums<'py>(
         &self,
         py: Python<'py>,
         role: &str,
         layer: Option<usize>,
-    ) -> Option<(Bound<'py, PyArray1<f64>>, u64)> {
+    ) -> Option<SquaresAndCounts<'py>> {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
-        Some((PyArray1::from_slice(py, sums.squares()), sums.counts()[0]))
+        let counts = PyArray1::from_slice(py, sums.counts());
+        Some((PyArray1::from_slice(py, sums.squares()), counts))
     }
 
-    /// The same for products of its inputs, one per pair of columns; None if they are not kept.
+    /// Its sum of products number `index`, one per pair of columns; None if it is not kept.
     fn products<'py>(
         &self,
         py: Python<'py>,
         role: &str,
         layer: Option<usize>,
-    ) -> Option<(Bound<'py, PyArray1<f32>>, u64)> {
+        index: usize,
+    ) -> Option<Bound<'py, PyArray1<f32>>> {
         let state = lock(py, &self.state);
         let sums = state.sums(Role::from_name(role)?, layer)?;
-        Some((PyArray1::from_vec(py, sums.products().first()?.to_vec()), sums.counts()[0]))
+        Some(PyArray1::from_vec(py, sums.products().get(index)?.to_vec()))
     }
 
     /// Adds the sums of another collector to these, and sets those to zero.

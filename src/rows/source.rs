@@ -6,6 +6,7 @@ use crate::error::QuantError;
 use crate::error_sums::ErrorSums;
 use crate::isa::Isa;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of one type, in the layout of a file.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,11 @@ impl<'a> Source<'a> {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.data.len() / self.row_bytes
+    }
+
+    /// Some of the rows.
+    pub(crate) fn of_rows(&self, rows: Range<usize>) -> Self {
+        Self { data: &self.data[rows.start * self.row_bytes..rows.end * self.row_bytes], ..*self }
     }
 
     /// Weights in a row.

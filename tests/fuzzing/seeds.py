@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,10 @@ PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn
 @cache
 def models() -> list[Seed]:
     """Return models that can be run: several architectures, and both types of vocabulary."""
-    return [_model("llama", "gpt2"), _model("qwen3", "llama"), _model("gemma3", "gpt2")]
+    return [
+        *(_model("llama", "gpt2"), _model("qwen3", "llama"), _model("gemma3", "gpt2")),
+        _model("qwen3moe", "gpt2"),
+    ]
 
 
 def _model(architecture: str, model: str) -> Seed:
@@ -180,6 +184,11 @@ def _model(architecture: str, model: str) -> Seed:
         ("tokenizer.chat_template", TEMPLATE, T.STRING),
         *words,
     ]
+    parts: dict[str, tuple[int, ...]] = {part: () for part in PARTS}
+    if architecture == "qwen3moe":
+        parts = {f"{part}_exps" if "ffn" in part else part: (2,) if "ffn" in part else () for part in PARTS}
+        keys = {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": N_EMBD}
+        pairs += [(f"{architecture}.{key}", value, T.UINT32) for key, value in keys.items()]
     tensors = {"token_embd.weight": ("F16", (N_EMBD, n_vocab), small_floats(N_EMBD * n_vocab))}
     norms = ["attn_norm", "ffn_norm"]
     if architecture != "llama":
@@ -189,9 +198,12 @@ def _model(architecture: str, model: str) -> Seed:
     for norm in norms:
         n = 16 if norm in ("attn_q_norm", "attn_k_norm") else N_EMBD
         tensors[f"blk.0.{norm}.weight"] = ("F32", (n,), np.ones(n, "<f4").tobytes())
-    for part in PARTS:
+    for part, stack in parts.items():
         n = 16 if part in ("attn_k", "attn_v") else N_EMBD
-        tensors[f"blk.0.{part}.weight"] = ("F16", (N_EMBD, n), small_floats(N_EMBD * n))
+        shape = (N_EMBD, n, *stack)
+        tensors[f"blk.0.{part}.weight"] = ("F16", shape, small_floats(prod(shape)))
+    if architecture == "qwen3moe":
+        tensors["blk.0.ffn_gate_inp.weight"] = ("F32", (N_EMBD, 2), np.zeros(2 * N_EMBD, "<f4").tobytes())
     tensors["output_norm.weight"] = ("F32", (N_EMBD,), np.ones(N_EMBD, "<f4").tobytes())
     return gguf_file(pairs, tensors)
 

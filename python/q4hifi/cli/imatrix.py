@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..engines.names import LLAMA
 from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
 from ..formats.tensor_names import layer_of
@@ -249,14 +248,13 @@ def imatrix(
 
 def _note_memory(model: LanguageModel) -> None:
     """Print to standard error how much memory the sums will take, if it is much."""
-    if model.engine == LLAMA:  # our own runtime runs only dense models, which take little
-        memory, size = model.input_sums().expected_bytes
-        if memory >= NOTED_BYTES:  # sums of the current chunk, and of all before it
-            click.echo(
-                f"note: the sums take about {human_bytes(2 * memory)} of memory, and {human_bytes(size)} in"
-                " the file; --no-correlations and no --expert-correlations take less",
-                err=True,
-            )
+    memory, size = model.input_sums().expected_bytes
+    if memory >= NOTED_BYTES:  # sums of the current chunk, and of all before it
+        click.echo(
+            f"note: the sums take about {human_bytes(2 * memory)} of memory, and {human_bytes(size)} in"
+            " the file; --no-correlations and no --expert-correlations take less",
+            err=True,
+        )
 
 
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:

@@ -43,11 +43,10 @@ def open_model(
         "q4hifi" is our own runtime, :class:`q4hifi.Model`. "llama.cpp" is :class:`q4hifi.LlamaModel`. "auto"
         takes our own if it runs the model, else llama.cpp. It also takes llama.cpp if one of its options is
         given.
-    threads, n_ctx
+    threads, n_ctx, expert_correlations
         As for both classes.
-    library, gpu_layers, tensor_split, rpc, expert_correlations
-        Options of llama.cpp, as for :class:`q4hifi.LlamaModel`. ``expert_correlations`` alone does not choose
-        llama.cpp.
+    library, gpu_layers, tensor_split, rpc
+        Options of llama.cpp, as for :class:`q4hifi.LlamaModel`.
 
     Raises :class:`UnsupportedModelError` if no engine runs the model, and :class:`BadOptionError` for an
     unknown engine, or for options of llama.cpp with the engine "q4hifi".
@@ -55,9 +54,8 @@ def open_model(
     (model,) = _open_all(
         [path],
         engine,
-        {"threads": threads, "n_ctx": n_ctx},
+        {"threads": threads, "n_ctx": n_ctx, "expert_correlations": expert_correlations},
         {"library": library, "gpu_layers": gpu_layers, "tensor_split": tensor_split, "rpc": rpc},
-        {"expert_correlations": expert_correlations},
     )
     return model
 
@@ -67,7 +65,6 @@ def _open_all(
     engine: str,
     common: Mapping[str, Any],
     choosing: Mapping[str, Any],
-    further: Mapping[str, Any],
 ) -> list[Model] | list[LlamaModel]:
     """Open models with one engine. Our own takes the options ``common``, llama.cpp takes all.
 
@@ -85,7 +82,7 @@ def _open_all(
         with ExitStack() as stack:
             models = []
             for path in paths:
-                models.append(LlamaModel(path, **common, **choosing, **further))
+                models.append(LlamaModel(path, **common, **choosing))
                 stack.callback(models[-1].close)
             stack.pop_all()  # all are open
         return models
@@ -119,8 +116,8 @@ def open_alike(
 
     The options and errors are those of :func:`open_model`.
     """
-    further = {"expert_correlations": expert_correlations}
-    models = _open_all(paths, engine, {"threads": threads, "n_ctx": n_ctx}, choosing, further)
+    common = {"threads": threads, "n_ctx": n_ctx, "expert_correlations": expert_correlations}
+    models = _open_all(paths, engine, common, choosing)
     with ExitStack() as stack:
         for model in models:
             stack.callback(model.close)

@@ -37,13 +37,16 @@ class Architecture:
     temperature: bool = False
     wide_attention: frozenset[int] = frozenset()
     """Numbers of layers of the models that scale attention by n_embd / n_head, not by the head size."""
+    expert_length: str | None = None
+    """The key with the hidden dimensions of an expert; None if mixtures of experts cannot be run."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("neighbours"),
+    "llama": Architecture("neighbours", expert_length="feed_forward_length"),
     "mistral3": Architecture("neighbours", temperature=True),
     "qwen2": Architecture("halves"),
     "qwen3": Architecture("halves", norm_heads=True),
+    "qwen3moe": Architecture("halves", norm_heads=True, expert_length="expert_feed_forward_length"),
     "gemma3": Architecture(
         "halves",
         norm_heads=True,
@@ -56,7 +59,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Every architecture that the runtime knows, by its name in ``general.architecture``."""
 
-SUPPORTED = f"supported are dense models of {', '.join(ARCHITECTURES)}"
+_MIXTURES = [name for name, architecture in ARCHITECTURES.items() if architecture.expert_length]
+SUPPORTED = (
+    f"supported are models of {', '.join(ARCHITECTURES)}; mixtures of experts only of {', '.join(_MIXTURES)}"
+)
+
+ROUTER = "ffn_gate_inp"
+"""Role of the matrix that chooses the experts of a token. It is not quantized."""
 
 _GLOBAL: Mapping[str, str] = {
     "token_embd.weight": "token_embd",
@@ -65,9 +74,10 @@ _GLOBAL: Mapping[str, str] = {
     "output.bias": "output_bias",
 }
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_EXPERTS = (ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm")
 _IN_LAYER: Mapping[str, str] = (
-    {f"{name}.weight": name for name in (*_MATRICES, *_NORMS)}
+    {f"{name}.weight": name for name in (*_MATRICES, *_EXPERTS, *_NORMS)}
     | {f"{name}.bias": f"{name}_bias" for name in _MATRICES}
     | {"post_attention_norm.weight": "attn_post_norm", "post_ffw_norm.weight": "ffn_post_norm"}
 )
@@ -78,6 +88,15 @@ FREQUENCY_FACTORS = "rope_freqs.weight"
 
 RoleAndLayer = tuple[str, int | None]
 """A tensor's role in the core, and its layer: None outside the layers."""
+
+_PLAIN_MIXTURE: Mapping[str, tuple[float, ...]] = {
+    "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_gating_func": (0, 1),  # not given, softmax
+    "expert_weights_scale": (0, 1),
+    "leading_dense_block_count": (0,),
+}
+"""Options of mixtures of experts -> the values that mean that the option is not used."""
 
 _SCALINGS = ("none", "linear", "yarn")
 _WINDOW_PATTERN = 6  # every sixth layer has full attention
@@ -138,6 +157,14 @@ class Temperature:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: the experts of a layer, and how many of them each token uses."""
+
+    count: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A model's sizes and the properties of its architecture; ``n_context`` is the trained context length."""
 
@@ -145,6 +172,7 @@ class Config:
     n_layer: int
     n_embd: int
     n_ff: int
+    experts: Experts | None
     n_head: int
     n_head_kv: int
     head_size: int
@@ -175,8 +203,7 @@ def config_of(metadata: Mapping[str, Any], n_vocab: int, factors: list[float]) -
     if known is None:
         raise UnsupportedModelError(f"the architecture is {name!r:.80}, which cannot be run; {SUPPORTED}")
     keys = _Keys(metadata, str(name))
-    if keys.number("expert_count", 0):
-        raise UnsupportedModelError(f"a mixture of experts, which cannot be run; {SUPPORTED}")
+    experts = _experts(keys, known)
     n_layer, n_embd, n_head = (
         int(keys.number(key)) for key in ("block_count", "embedding_length", "attention.head_count")
     )
@@ -190,7 +217,8 @@ def config_of(metadata: Mapping[str, Any], n_vocab: int, factors: list[float]) -
         n_vocab=n_vocab,
         n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=int(keys.number("feed_forward_length")),
+        n_ff=int(keys.number((experts and known.expert_length) or "feed_forward_length")),
+        experts=experts,
         n_head=n_head,
         n_head_kv=int(keys.number("attention.head_count_kv", n_head)),
         head_size=head_size,
@@ -228,6 +256,20 @@ class _Keys:
             return value
         said = "is missing" if value is None else f"is {value!r:.80}, which cannot be run"
         raise UnsupportedModelError(f"the metadata's {self.architecture}.{key} {said}")
+
+
+def _experts(keys: _Keys, known: Architecture) -> Experts | None:
+    count = int(keys.number("expert_count", 0))
+    if not count:
+        return None
+    if known.expert_length is None:
+        raise UnsupportedModelError(f"a mixture of experts, which cannot be run; {SUPPORTED}")
+    for key, unused in _PLAIN_MIXTURE.items():
+        if (value := keys.number(key, unused[0])) not in unused:
+            raise UnsupportedModelError(
+                f"a mixture of experts with {keys.architecture}.{key} = {value:g}, which cannot be run"
+            )
+    return Experts(count, int(keys.number("expert_used_count")))
 
 
 def _rope(keys: _Keys, head_size: int, n_context: int, factors: list[float]) -> Rope:

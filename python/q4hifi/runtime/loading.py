@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
 from ..files.positioned_file import FileMapping
 from ..formats.layout import SPLIT
 from ..formats.types import Q4_HIFI, TYPES
-from .architecture import FREQUENCY_FACTORS, SUPPORTED, name_of, role_and_layer
+from .architecture import FREQUENCY_FACTORS, SUPPORTED, Config, Experts, name_of, role_and_layer
 
 
 class MappedFiles:
@@ -66,7 +67,7 @@ def frequency_factors(file: ModelFile) -> list[float]:
 _CoreTensor = tuple[str, int | None, int, int, int, list[npt.NDArray[np.uint8]]]
 
 
-def load_weights(file: ModelFile, config: object, threads: int, mappings: list[FileMapping]) -> _core.Model:
+def load_weights(file: ModelFile, config: Config, threads: int, mappings: list[FileMapping]) -> _core.Model:
     """Return the core's model, made of ``config`` and the tensors of ``file``, mapped by ``mappings``.
 
     Raises :class:`UnsupportedModelError` for tensors that the runtime does not know and types that cannot
@@ -84,6 +85,8 @@ def load_weights(file: ModelFile, config: object, threads: int, mappings: list[F
                 raise UnsupportedModelError(f"the runtime does not know this tensor; {SUPPORTED}")
             if not tensor.type.codec:
                 raise UnsupportedModelError(f"{tensor.type} is a type that q4hifi cannot decode")
+            if config.experts is not None and position[0].endswith("_exps"):
+                _check_stack(tensor, config.experts)
             parts = _mapped(tensor, mappings)
             kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
             yield (*position, kind.id, tensor.row_length, tensor.outliers, list(parts))
@@ -109,6 +112,12 @@ def load_weights(file: ModelFile, config: object, threads: int, mappings: list[F
         if str(cause).startswith(f"{path}: "):
             raise
         raise type(cause)(f"{path}: {f'tensor {current}: ' * bool(current)}{cause}") from cause
+
+
+def _check_stack(tensor: ModelTensor, experts: Experts) -> None:
+    found = prod(tensor.shape[2:])  # one matrix may be stored as a stack or as a matrix
+    if found != experts.count:
+        raise BadFileError(f"it has matrices for {found} experts, but the metadata say {experts.count}")
 
 
 def _mapped(tensor: ModelTensor, mappings: list[FileMapping]) -> Parts:

@@ -23,7 +23,7 @@ from ..formats.types import Q4_HIFI, TYPES
 from ..plan.model_shape import check_context
 from ..threads import thread_count
 from ..wording import counted
-from .architecture import SUPPORTED, RoleAndLayer, config_of, role_and_layer
+from .architecture import ROUTER, SUPPORTED, RoleAndLayer, config_of, role_and_layer
 from .loading import MappedFiles, frequency_factors, load_weights
 from .model_input_sums import ModelInputSums
 from .sampler import Sampler
@@ -94,11 +94,14 @@ class Model:
         *,
         threads: int | None = None,
         n_ctx: int | None = None,
+        expert_correlations: bool = False,
     ) -> None:
         """Load a GGUF model from its file, from any of its shards, or from a file that is open already.
 
         ``threads``: number of threads; None or 0 means one per core, and there are never more than that.
         ``n_ctx``: the longest sequence in tokens; None means the context length of the training.
+        ``expert_correlations``: let :meth:`input_sums` sum products also for experts that have inputs of
+        their own; that takes n_in² / 2 floats for each expert.
 
         Weights are mapped from the file, not copied, so do not write to it while the model is used. If the
         file becomes shorter, every method that runs the model raises :class:`BadFileError`.
@@ -126,9 +129,12 @@ class Model:
                 self._core = load_weights(file, config, thread_count(threads), self._weights.mappings)
             self._matrices = {name: use for name in file.tensors if (use := role_and_layer(name))}
             self.matrices: Collection[str] = frozenset(
-                name for name in self._matrices if len(file.tensors[name].shape) > 1
+                name
+                for name, (role, _) in self._matrices.items()
+                if len(file.tensors[name].shape) > 1 and role != ROUTER
             )
-            """The names of the model's matrices."""
+            """The names of the tensors that recipes quantize: matrices, and stacks of matrices (experts)."""
+        self._expert_correlations = expert_correlations
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
@@ -206,7 +212,7 @@ class Model:
 
     def input_sums(self) -> ModelInputSums:
         """Return empty sums over the matrices' inputs; :meth:`Sequence.evaluate` adds to them."""
-        return ModelInputSums(self._core.collector(), self._matrices)
+        return ModelInputSums(self._core.collector(self._expert_correlations), self._matrices)
 
     def replaced(self, name: str, tensor: QuantizedTensor) -> Model:
         """Return a copy of this model with one matrix replaced; it shares all others with this one.
@@ -279,7 +285,7 @@ class Model:
         of a token's log-likelihood. The predictions after the tokens from index ``first`` on count. Their
         target tokens are drawn from the model's own predictions, with ``seed``. Half of an array's sum is
         the KL divergence, in nats, of errors that are as large as the weights (``src/model/fisher``).
-        Tied embeddings have the sum of both uses.
+        Tied embeddings have the sum of both uses, and the experts of a layer have the sum over all of them.
 
         Raises :class:`BadOptionError` as :meth:`trace` does, and :class:`NotFiniteError` if the model's
         logits or gradients are not finite.

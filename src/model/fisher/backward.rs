@@ -39,8 +39,13 @@ pub(super) struct Backward<'a> {
 impl Backward<'_> {
     fn add(&mut self, role: Role, layer: Option<usize>, information: f64, shares: Vec<f64>) {
         let information = information.max(0.0); // rounding may make an information of 0 negative
-        let columns = shares.into_iter().map(|share| share * information).collect();
-        self.found.found.push((role, layer, columns));
+        let columns = shares.into_iter().map(|share| share * information);
+        // the experts of a stack have one result
+        let found = &mut self.found.found;
+        match found.iter_mut().rev().find(|found| (found.0, found.1) == (role, layer)) {
+            Some((_, _, sums)) => sums.iter_mut().zip(columns).for_each(|(sum, x)| *sum += x),
+            None => found.push((role, layer, columns.collect())),
+        }
     }
 
     /// Draws a token for each state after the last layer. Returns the gradient of their log-probabilities at these

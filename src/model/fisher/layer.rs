@@ -2,7 +2,8 @@
 
 use super::attention::Attention;
 use super::backward::{Backward, MatrixInputs};
-use super::gradients::{activation, norm_backward};
+use super::feed_forward;
+use super::gradients::norm_backward;
 use super::products::sum_up;
 use crate::isa::Isa;
 use crate::model::config::Config;
@@ -12,7 +13,6 @@ use crate::model::ops::{add, apply, each_row, norm, rotate};
 use crate::model::role::Role;
 use crate::model::weights::{Layer, Linear};
 use crate::simd::run_loop;
-use rayon::prelude::*;
 
 /// One layer and the angles of the positions.
 pub(super) struct LayerWork<'w, 'a> {
@@ -35,10 +35,8 @@ pub(super) struct Forward {
     pub(super) attn_output: Vec<f32>,
     pub(super) entered: Vec<f32>,
     pub(super) between: Vec<f32>,
-    pub(super) ffn_normed: Vec<f32>,
-    pub(super) gate: Vec<f32>,
-    pub(super) up: Vec<f32>,
-    pub(super) inner: Vec<f32>,
+    pub(super) feed_forward: feed_forward::Values,
+    /// What feed-forward adds to the states, before its norm.
     pub(super) down: Vec<f32>,
 }
 
@@ -78,11 +76,8 @@ impl LayerWork<'_, '_> {
         add(isa, config, &mut between, &mut attn_output.clone(), layer.attn_post_norm.as_deref());
 
         let ffn_normed = normed(&between, &layer.ffn_norm);
-        let gate = linear(&layer.gate, &ffn_normed)?;
-        let up = linear(&layer.up, &ffn_normed)?;
-        let bent = gate.par_iter().map(|&x| activation(config.activation, x).0);
-        let inner: Vec<f32> = bent.zip(&up).map(|(gate, up)| gate * up).collect();
-        let down = linear(&layer.down, &inner)?;
+        let (down, feed_forward) =
+            feed_forward::forward(isa, config, &layer.feed_forward, ffn_normed)?;
         let entered = states.to_vec();
         Ok(Forward {
             tokens,
@@ -96,10 +91,7 @@ impl LayerWork<'_, '_> {
             attn_output,
             entered,
             between,
-            ffn_normed,
-            gate,
-            up,
-            inner,
+            feed_forward,
             down,
         })
     }
@@ -115,21 +107,12 @@ impl LayerWork<'_, '_> {
         let config = back.config;
         let eps = config.norm_eps;
 
-        let mut inner = gradient.to_vec();
+        let mut down = gradient.to_vec();
         if let Some(weight) = &layer.ffn_post_norm {
-            norm_backward(eps, &forward.down, weight, &mut inner);
+            norm_backward(eps, &forward.down, weight, &mut down);
         }
-        let inputs = MatrixInputs::new(&forward.inner, config.n_ff)?;
-        let inner = back.linear(Role::FfnDown, number, &layer.down, &inputs, &inner)?;
-        let (mut gate, mut up) = (vec![0f32; inner.len()], vec![0f32; inner.len()]);
-        for (i, g) in inner.into_iter().enumerate() {
-            let (value, slope) = activation(config.activation, forward.gate[i]);
-            gate[i] = g * slope * forward.up[i];
-            up[i] = g * value;
-        }
-        let inputs = MatrixInputs::new(&forward.ffn_normed, config.n_embd)?;
-        let mut normed = back.linear(Role::FfnGate, number, &layer.gate, &inputs, &gate)?;
-        sum_up(&mut normed, &back.linear(Role::FfnUp, number, &layer.up, &inputs, &up)?);
+        let (network, values) = (&layer.feed_forward, &forward.feed_forward);
+        let mut normed = feed_forward::backward(back, number, network, values, &down)?;
         norm_backward(eps, &forward.between, &layer.ffn_norm, &mut normed);
         sum_up(gradient, &normed);
 

@@ -13,9 +13,12 @@
 //! The result for a matrix is Σₒ Fₒ Σᵢ cᵢ w², divided among its columns. Here cᵢ is the share of column i in Fₒ. If
 //! the relative squared error r = Σᵢ cᵢ E² / Σᵢ cᵢ w² is the same in every row, the KL divergence is r / 2 times this
 //! result.
+//!
+//! For a stack of experts, the results of all experts are added. Which experts a token uses is taken as fixed.
 
 mod attention;
 mod backward;
+mod feed_forward;
 mod gradients;
 mod layer;
 mod products;

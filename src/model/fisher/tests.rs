@@ -11,7 +11,7 @@ use crate::model::ops::{add, apply, norm};
 use crate::model::role::Role;
 use crate::model::sampling::{Sampler, Sampling};
 use crate::model::weights::Need;
-use crate::model::{Activation, Builder, Local, Pairs, RopeConfig, Temperature};
+use crate::model::{Activation, Builder, Experts, Local, Pairs, RopeConfig, Temperature};
 use crate::rows::Source;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -33,6 +33,7 @@ fn plain() -> Config {
         n_layer: 2,
         n_embd: 16,
         n_ff: 8,
+        experts: None,
         n_head: 2,
         n_head_kv: 1,
         head_size: 16,
@@ -48,6 +49,10 @@ fn plain() -> Config {
         local: None,
         temperature: None,
     }
+}
+
+fn mixture() -> Config {
+    Config { experts: Some(Experts { count: 5, used: 2 }), norm_heads: true, ..plain() }
 }
 
 /// Everything that an architecture may have.
@@ -85,7 +90,13 @@ fn weights(config: &Config, tied: bool) -> Weights {
         }
         for layer in layers {
             let centre = f32::from(u8::from(role.name().ends_with("norm")));
-            let values = (0..rows * n).map(|_| centre + random()).collect();
+            let values = (0..rows * n).map(|_| match role {
+                // Σᵢ cᵢ w² is the same whatever the shares cᵢ are, which differ between experts
+                Role::FfnGateExps | Role::FfnUpExps | Role::FfnDownExps => 0.3 * random().signum(),
+                Role::FfnGateInp => 4.0 * random(), // so that no small step changes the choice
+                _ => centre + random(),
+            });
+            let values = values.collect();
             weights.insert((role, layer), values);
         }
     }
@@ -155,7 +166,8 @@ fn check(config: &Config, tied: bool) {
     let targets = drawn(&logits(&model(config, &weights), &TOKENS), n_vocab);
     // the second layer, whose way back is that of the first, by one matrix
     let is_checked = |(role, layer): &(Role, Option<usize>)| {
-        role.shape(config)[0] > 1 && (*layer != Some(1) || *role == Role::AttnK)
+        let kept = *role == Role::FfnGateInp;
+        role.shape(config)[0] > 1 && (*layer != Some(1) || *role == Role::AttnK) && !kept
     };
     let matrices: Vec<_> = weights.keys().copied().filter(is_checked).collect();
     for (role, layer) in matrices {
@@ -198,10 +210,24 @@ fn it_is_that_with_all_that_an_architecture_may_have() {
     check(&rich(), true);
 }
 
+#[test]
+fn it_is_that_of_all_experts_together() {
+    check(&mixture(), false);
+}
+
+#[test]
+fn a_router_has_none() {
+    let (config, cancelled) = (mixture(), AtomicBool::new(false));
+    let weights = weights(&config, false);
+    let found = model(&config, &weights).fisher(&TOKENS, SCORED, 5, &cancelled).unwrap();
+    assert!(found.of(Role::FfnGateInp, Some(0)).is_none());
+    assert_eq!(found.of(Role::FfnDownExps, Some(0)).unwrap().len(), config.n_ff);
+}
+
 /// The forward pass that is taken back is that of [`Model::evaluate`].
 #[test]
 fn its_forward_pass_is_the_models() {
-    for (config, tied) in [(plain(), false), (rich(), true)] {
+    for (config, tied) in [(plain(), false), (rich(), true), (mixture(), false)] {
         let weights = weights(&config, tied);
         let model = model(&config, &weights);
         let mut expected = vec![0f32; TOKENS.len() * config.n_vocab];
