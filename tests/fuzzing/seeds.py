@@ -184,9 +184,8 @@ def _model(architecture: str, model: str) -> Seed:
         ("tokenizer.chat_template", TEMPLATE, T.STRING),
         *words,
     ]
-    parts: dict[str, tuple[int, ...]] = {part: () for part in PARTS}
-    if architecture == "qwen3moe":
-        parts = {f"{part}_exps" if "ffn" in part else part: (2,) if "ffn" in part else () for part in PARTS}
+    experts: tuple[int, ...] = (2,) if architecture == "qwen3moe" else ()
+    if experts:
         keys = {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": N_EMBD}
         pairs += [(f"{architecture}.{key}", value, T.UINT32) for key, value in keys.items()]
     tensors = {"token_embd.weight": ("F16", (N_EMBD, n_vocab), small_floats(N_EMBD * n_vocab))}
@@ -198,11 +197,13 @@ def _model(architecture: str, model: str) -> Seed:
     for norm in norms:
         n = 16 if norm in ("attn_q_norm", "attn_k_norm") else N_EMBD
         tensors[f"blk.0.{norm}.weight"] = ("F32", (n,), np.ones(n, "<f4").tobytes())
-    for part, stack in parts.items():
+    for part in PARTS:
         n = 16 if part in ("attn_k", "attn_v") else N_EMBD
+        stack = experts if part.startswith("ffn") else ()
         shape = (N_EMBD, n, *stack)
-        tensors[f"blk.0.{part}.weight"] = ("F16", shape, small_floats(prod(shape)))
-    if architecture == "qwen3moe":
+        name = f"blk.0.{part}{'_exps' * len(stack)}.weight"
+        tensors[name] = ("F16", shape, small_floats(prod(shape)))
+    if experts:
         tensors["blk.0.ffn_gate_inp.weight"] = ("F32", (N_EMBD, 2), np.zeros(2 * N_EMBD, "<f4").tobytes())
     tensors["output_norm.weight"] = ("F32", (N_EMBD,), np.ones(N_EMBD, "<f4").tobytes())
     return gguf_file(pairs, tensors)
