@@ -83,8 +83,8 @@ def test_a_mixtures_inputs_are_those_of_our_own_runtime(
             other.sequence().evaluate(TOKENS, "all", sums=theirs), own.logits(TOKENS), atol=0.02
         )
         assert set(other.matrices) == set(own.matrices)
-        assert ours.expected_bytes[0] == pytest.approx(theirs.expected_bytes[0], rel=0.01)
-    assert theirs.all().keys() == ours.all().keys() >= set(own.matrices) | {"blk.0.ffn_gate_inp.weight"}
+    inside = {name for name in own.matrices if name != "token_embd.weight"}
+    assert theirs.all().keys() == ours.all().keys() >= inside | {"blk.0.ffn_gate_inp.weight"}
     assert theirs.same_inputs() == ours.same_inputs()
     for name, (squares, counts) in ours.all().items():
         found, n = theirs.all()[name]
@@ -92,6 +92,8 @@ def test_a_mixtures_inputs_are_those_of_our_own_runtime(
         np.testing.assert_allclose(found, squares, rtol=3e-3)
     assert theirs.products().keys() == ours.products().keys()
     assert ("blk.0.ffn_down_exps.weight" in ours.products()) == expert_correlations
+    sizes = [squares.size for squares, _ in ours.all().values()], [p.size for p in ours.products().values()]
+    assert ours.expected_bytes[0] == 8 * sum(sizes[0]) + 4 * sum(sizes[1])
     for name, products in ours.products().items():
         np.testing.assert_allclose(theirs.products()[name], products, atol=5e-3 * np.abs(products).max())
 
@@ -434,7 +436,7 @@ def test_a_mixture_at_the_command_line_of_our_own_runtime(tmp_path: Path, run: R
     assert compared.status == 0 and "llama.cpp" not in compared.err
 
 
-@pytest.mark.parametrize("key", ["expert_shared_count", "expert_group_count", "expert_gating_func"])
+@pytest.mark.parametrize("key", ["expert_shared_count", "expert_gating_func"])
 def test_mixtures_with_options_that_we_do_not_run_are_left_to_llama_cpp(key: str, tmp_path: Path) -> None:
     pairs = {key: (2, q4hifi.formats.gguf_constants.GGUFValueType.UINT32)}
     path = write_runnable(tmp_path / "moe.gguf", "llama", experts=(4, 2), pairs=pairs)

@@ -129,3 +129,48 @@ pub(super) fn mix(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::Matrix;
+    use crate::rows::Source;
+
+    /// The routes of tokens of one dimension, so that `router` has the logits of a token of 1.
+    fn routes(router: &[f32], used: usize, x: &[f32]) -> Routes {
+        let matrix = Matrix::new(Source::from_f32(router, 1).unwrap());
+        let mixture = Mixture { used, router: matrix, gate: matrix, up: matrix, down: matrix };
+        Routes::new(&mixture, x).unwrap()
+    }
+
+    #[test]
+    fn the_greatest_logits_choose_and_weigh() {
+        let found = routes(&[1.0, 3.0, -9.0, 2.0], 3, &[1.0, -1.0]);
+        assert_eq!(found.experts, [1, 3, 0, 2, 0, 3]);
+        let sum: f64 = [3f64, 2.0, 1.0].iter().map(|x| x.exp()).sum();
+        for (weight, logit) in found.weights.iter().zip([3f64, 2.0, 1.0]) {
+            assert!((f64::from(*weight) - logit.exp() / sum).abs() < 1e-6);
+        }
+        let sorted: Vec<(usize, Vec<usize>)> =
+            found.by_expert().map(|(expert, routes)| (expert, routes.to_vec())).collect();
+        assert_eq!(sorted, [(0, vec![2, 4]), (1, vec![0]), (2, vec![3]), (3, vec![1, 5])]);
+        assert_eq!(found.sorted_experts(), [0, 0, 1, 2, 3, 3]);
+        assert_eq!(found.gather(&[1, 5], &[7.0, 8.0], 1), [7.0, 8.0]);
+    }
+
+    #[test]
+    fn of_equal_logits_the_first_are_chosen() {
+        assert_eq!(routes(&[0.0; 40], 3, &[1.0]).experts, [0, 1, 2]);
+        assert_eq!(routes(&[1.0, 2.0, 2.0, 2.0], 2, &[1.0]).experts, [1, 2]);
+        assert_eq!(routes(&[0.0], 1, &[1.0]).weights, [1.0]);
+    }
+
+    #[test]
+    fn states_that_are_not_finite_are_routed_somewhere() {
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let found = routes(&[1.0, f32::NAN, -1.0, 0.0], 2, &[x]);
+            assert!(found.experts.len() == 2 && found.experts.iter().all(|e| (0..4).contains(e)));
+            assert_ne!(found.experts[0], found.experts[1]);
+        }
+    }
+}
