@@ -89,7 +89,7 @@ def test_a_mixtures_inputs_are_those_of_our_own_runtime(
     for name, (squares, counts) in ours.all().items():
         found, n = theirs.all()[name]
         assert n.tolist() == counts.tolist() and n.sum() == len(TOKENS) * (n_used if "_exps" in name else 1)
-        np.testing.assert_allclose(found, squares, rtol=3e-3)
+        np.testing.assert_allclose(found, squares, rtol=3e-3, atol=1e-3 * squares.max())
     assert theirs.products().keys() == ours.products().keys()
     assert ("blk.0.ffn_down_exps.weight" in ours.products()) == expert_correlations
     sizes = [squares.size for squares, _ in ours.all().values()], [p.size for p in ours.products().values()]
