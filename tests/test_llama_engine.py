@@ -291,6 +291,18 @@ def test_noise_gives_the_fisher_information_of_our_own_runtime(example: LlamaMod
     assert 0.6 < np.median(ratios) < 1.6 and min(ratios) > 0.2 and max(ratios) < 5
 
 
+def test_fisher_information_of_a_mixture_is_measured_by_noise(tmp_path: Path) -> None:
+    """In our own runtime, too, which has gradients: they do not see that other experts are chosen."""
+    path = write_architecture(tmp_path / "moe.gguf", "qwen3moe", vocabulary=True)
+    own = q4hifi.Model(path, n_ctx=64)
+    found = q4hifi.collect_importance(own, np.tile(TOKENS, 2), n_ctx=64).fisher
+    with LlamaModel(path, n_ctx=64) as other:
+        expected = q4hifi.collect_importance(other, np.tile(TOKENS, 2), n_ctx=64).fisher
+    assert own.has_fisher and found.keys() == expected.keys() >= {"blk.1.ffn_down_exps.weight"}
+    ratios = [sums.squares.sum() / expected[name].squares.sum() for name, sums in found.items()]
+    assert 0.8 < np.median(ratios) < 1.25 and min(ratios) > 0.4 and max(ratios) < 2.5
+
+
 def test_noise_needs_weights_that_are_stored_well_enough(tmp_path: Path) -> None:
     q4hifi.quantize_file(EXAMPLE, tmp_path / "q4.gguf", "Q4_0", pure=True)
     with LlamaModel(tmp_path / "q4.gguf", n_ctx=64) as model:

@@ -71,7 +71,8 @@ if TYPE_CHECKING:
     "--fisher-chunks", type=Whole(min=0), metavar="N",
     help="Measure the Fisher information on N chunks: how much an error in each matrix harms the model."
     " 'quantize' uses it to choose the best types within a budget."
-    f" [default: {FISHER_CHUNKS}, or {NOISE_CHUNKS} with llama.cpp, where a chunk takes longer]",
+    f" [default: {FISHER_CHUNKS}, or {NOISE_CHUNKS} with llama.cpp and for mixtures of experts, where a"
+    " chunk takes longer]",
 )  # fmt: skip
 @click.option(
     "--no-correlations", is_flag=True,

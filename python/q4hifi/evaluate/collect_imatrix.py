@@ -21,7 +21,7 @@ from ..engines.protocol import InputCollector, LanguageModel, ModelOrPath, Token
 from ..errors import BadOptionError, NotFiniteError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
-from ..formats.tensor_names import OUTPUT
+from ..formats.tensor_names import OUTPUT, is_expert
 from ..gguf_io.split import files_of
 from ..imatrix.entries import WeightsFilter
 from ..imatrix.file import IMATRIX, read_importance
@@ -97,10 +97,10 @@ def collect_importance(
         Compute the perplexity, which ``on_chunk`` receives. Without it the run is a little faster.
     fisher_chunks
         Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
-        (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions. An
-        engine without a backward pass (llama.cpp) estimates it by trials of noise in the weights, which take
-        about three evaluations of 256 tokens for every matrix of a layer. None is 12, or 1 for such an
-        engine; 0 leaves it out.
+        (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions. For
+        mixtures of experts, and with an engine without a backward pass (llama.cpp), it is estimated by trials
+        of noise in the weights, which take about three evaluations of 256 tokens for every matrix of a layer.
+        None is 12, or 1 for such trials; 0 leaves it out.
     correlations
         Store the correlations between input columns, which error feedback (GPTQ) needs.
     threads
@@ -144,7 +144,7 @@ def collect_importance(
         )
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
         if fisher_chunks is None:
-            fisher_chunks = FISHER_CHUNKS if lm.has_fisher else NOISE_CHUNKS
+            fisher_chunks = FISHER_CHUNKS if _has_gradients(lm) else NOISE_CHUNKS
         work.fisher_chunks = {i * len(chunks) // max(1, fisher_chunks) for i in range(fisher_chunks)}
         saver, sources = None, files_of(Path(lm.path))
         may_replace = overwrite  # copies; resuming replaces only the output itself
@@ -316,6 +316,15 @@ def _resumed(output: str | os.PathLike[str], settings: Settings) -> ImportanceSu
     return ImportanceSums.of(importance)
 
 
+def _has_gradients(model: LanguageModel) -> bool:
+    """Return whether gradients give the Fisher information, and not trials of noise.
+
+    For mixtures of experts, trials tell more: a gradient does not see that a small error before a router can
+    choose other experts.
+    """
+    return model.has_fisher and not any(is_expert(name) for name in model.matrices)
+
+
 def _with_fisher(
     fisher: Mapping[str, ColumnSums],
     model: LanguageModel,
@@ -329,7 +338,7 @@ def _with_fisher(
     count = np.array([n_predictions(len(tokens))], np.float32)
     found = (
         model.fisher(tokens, first=first, seed=seed)
-        if model.has_fisher
+        if _has_gradients(model)
         else fisher_by_noise(model, tokens, inputs.all(), first=first, seed=seed, threads=threads)
     )
     added = {}

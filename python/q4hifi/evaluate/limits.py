@@ -22,5 +22,5 @@ FISHER_CHUNKS = 12
 percent on the example model. Larger models need more, because single tokens have a larger share of it."""
 
 NOISE_CHUNKS = 1
-"""The default number of chunks for an engine without a backward pass (:mod:`q4hifi.evaluate.noise_trials`). A
+"""The default number of chunks for trials of noise instead (:mod:`q4hifi.evaluate.noise_trials`). A
 chunk takes about three evaluations for every matrix of a layer."""

@@ -105,6 +105,11 @@ def output_of(names: Container[str]) -> str:
     return OUTPUT if OUTPUT in names else EMBEDDINGS
 
 
+def is_expert(name: str) -> bool:
+    """Return whether a tensor is a stack of the matrices of all experts of a layer (``ffn_up_exps``)."""
+    return "_exps." in name
+
+
 def is_tied(names: Container[str]) -> bool:
     """Return whether a model has tied embeddings: no output matrix of its own (llama-quantize's rule)."""
     return output_of(names) == EMBEDDINGS

@@ -16,6 +16,7 @@ from ..codec.rows import Parts, relayout
 from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
 from ..files.positioned_file import FileMapping
 from ..formats.layout import SPLIT
+from ..formats.tensor_names import is_expert
 from ..formats.types import Q4_HIFI, TYPES
 from .architecture import FREQUENCY_FACTORS, SUPPORTED, Config, Experts, name_of, role_and_layer
 
@@ -85,7 +86,7 @@ def load_weights(file: ModelFile, config: Config, threads: int, mappings: list[F
                 raise UnsupportedModelError(f"the runtime does not know this tensor; {SUPPORTED}")
             if not tensor.type.codec:
                 raise UnsupportedModelError(f"{tensor.type} is a type that q4hifi cannot decode")
-            if config.experts is not None and position[0].endswith("_exps"):
+            if config.experts is not None and is_expert(current):
                 _check_stack(tensor, config.experts)
             parts = _mapped(tensor, mappings)
             kind = TYPES["Q4_K"] if tensor.type == Q4_HIFI else tensor.type
