@@ -1,6 +1,6 @@
 """Compare importance matrices of q4hifi and of llama-imatrix, and the models quantized with them.
 
-    python benches/compare_imatrix.py LLAMA_IMATRIX MODEL-f16.gguf CALIBRATION TEXT [--chunks 4]
+    python benches/compare_imatrix.py LLAMA_IMATRIX MODEL-f16.gguf CALIBRATION TEXT [--chunks 4] [--engine E]
 
 Both programs read the same chunks of CALIBRATION. Prints the relative differences of the mean squares: of
 the sum over all tensors, of the sum of the worst tensor, and of the worst single column. Then the model is
@@ -35,9 +35,12 @@ def matrices(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
         subprocess.run([str(word) for word in words], check=True, capture_output=True)
     # llama.cpp removes the last line end of a file
     text = options.calibration.read_text().removesuffix("\n")
-    with timed("q4hifi"):
+    with (
+        timed("q4hifi"),
+        q4hifi.open_model(options.model, engine=options.engine, n_ctx=size, threads=threads) as lm,
+    ):
         q4hifi.collect_importance(
-            options.model, text, n_ctx=size, n_chunks=chunks, score=False, threads=threads, output=ours
+            lm, text, n_ctx=size, n_chunks=chunks, score=False, threads=threads, output=ours
         )
     return ours, theirs
 
@@ -95,6 +98,7 @@ def main() -> None:
     parser.add_argument("--eval-chunks", type=int, default=4, help="of TEXT")
     parser.add_argument("--type", default="Q4_K_M")
     parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--engine", default="auto", help="that q4hifi uses: auto, q4hifi or llama.cpp")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
         ours, theirs = matrices(options, Path(folder))

@@ -334,6 +334,12 @@ def test_text_is_that_of_our_own_runtime(example: LlamaModel) -> None:
 # ---- how it is chosen ----------------------------------------------------------------------------
 
 
+def test_a_model_of_every_engine_can_be_used_in_a_with_statement() -> None:
+    for engine in ("q4hifi", "llama.cpp"):
+        with q4hifi.open_model(EXAMPLE, engine=engine, n_ctx=64) as model:
+            assert model.engine == engine
+
+
 def test_auto_takes_our_own_runtime_where_it_runs_the_model(models: dict[str, Path]) -> None:
     assert isinstance(q4hifi.open_model(EXAMPLE), q4hifi.Model)
     with q4hifi.open_model(EXAMPLE, library=library_path(), n_ctx=64) as model:

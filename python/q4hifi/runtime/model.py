@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -303,6 +304,15 @@ class Model:
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found
+
+    def __enter__(self) -> Model:
+        """Return the model, so that ``with`` can be used as for every engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing, as :meth:`close`."""
 
 
 class Sequence:
