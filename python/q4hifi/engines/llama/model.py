@@ -276,6 +276,8 @@ class LlamaTrial:
 
 def _as_stored(tensor: QuantizedTensor, form: Format) -> npt.NDArray[np.uint8]:
     """Return weights in the type in which the model's file has them."""
+    if tensor.format == form and not form.is_split:
+        return np.ascontiguousarray(tensor.data).reshape(-1)
     values = np.ascontiguousarray(tensor.dequantize().reshape(-1, tensor.shape[-1]))
     parts, _ = encode((values.reshape(-1).view(np.uint8),), Format(F32), form, tensor.shape[-1])
     return parts[0]
