@@ -49,7 +49,7 @@ CHECKED_BY_THE_COMMAND = {
 NO_FILES = {
     *("type", "as_", "layout", "prompt", "system", "tensor_types", "output_tensor_type", "like", "coverage"),
     *("token_embedding_type", "include_weights", "exclude_weights", "split_max_size", "target_size", "form"),
-    *("words", "template", "tensor_split", "rpc"),
+    *("words", "template", "override_kv", "tensor_split", "rpc"),
 }
 """Parameters that are texts, but no names of files."""
 
@@ -225,7 +225,7 @@ EMPTY = {
     "quantize {e} out.gguf": [
         *("--imatrix", "--tensor-type-file", "--write-tensor-types", "--sensitivities", "--calibrate"),
         *("--include-weights", "--exclude-weights", "--like", "--output-tensor-type", "--tensor-type"),
-        *("--token-embedding-type", "--target-size", "--split-max-size"),
+        *("--token-embedding-type", "--target-size", "--split-max-size", "--override-kv"),
     ],
 }
 """The beginning of a command line -> the options to which it gives an empty value."""

@@ -38,6 +38,7 @@ SHOWN_BY = {
     "pipeline/quantize.py": ("quantize",),
     "pipeline/quantize_options.py": QUANTIZING,
     "plan/model_shape.py": ("generate", "calibrate", *CHUNKS),
+    "plan/metadata_overrides.py": QUANTIZING,
     "plan/options.py": QUANTIZING,
     "plan/shapes_file.py": ("plan",),
     "plan/size_classes.py": QUANTIZING,

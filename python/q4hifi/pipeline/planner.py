@@ -25,6 +25,7 @@ from ..gguf_io.writer import file_sizes
 from ..imatrix.belongs import check_belongs
 from ..imatrix.file import load_importance
 from ..imatrix.importance import Importance
+from ..plan.metadata_overrides import overridden
 from ..plan.model_shape import ModelShape
 from ..plan.options import TypeOptions
 from ..plan.plan import Plan, make_plan
@@ -86,7 +87,8 @@ class Planner:
 
     def metadata(self, plan: Plan) -> Metadata:
         """Return the metadata of the files that a plan makes."""
-        return planned_metadata(self.model.gguf.metadata, plan, self.importance)
+        metadata = planned_metadata(self.model.gguf.metadata, plan, self.importance)
+        return overridden(metadata, self.options.override_kv)
 
     def _idle_weights(self) -> list[str]:
         """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BadOptionError
+from ..plan.metadata_overrides import MetadataOverride
 from ..plan.option import document, option
 from ..plan.options import IMATRIX, OUTPUT, SECTIONS, Bytes, FilePath, TypeOptions
 from ..progress import Progress
@@ -52,6 +53,15 @@ class QuantizeOptions(TypeOptions):
         metavar="SIZE",
         details="A number of bytes of tensor data.",
     )
+    override_kv: Sequence[str] = option(
+        (),
+        "Set a pair of the metadata, such as tokenizer.ggml.add_bos_token=bool:false. TYPE is int, float, bool"
+        " or str.",
+        section=OUTPUT,
+        metavar="KEY=TYPE:VALUE",
+        details="A pair that exists keeps its type, if that can hold the value. The types of the tensors are"
+        " chosen by the metadata of the source.",
+    )
     threads: int | None = option(
         None, "Number of threads, at most one per core. 0 means one per core.", unset="as 0"
     )
@@ -67,6 +77,8 @@ class QuantizeOptions(TypeOptions):
         TypeOptions.__post_init__(self)
         if self.imatrix is None and (self.include_weights or self.exclude_weights):
             raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
+        for text in self.override_kv:
+            MetadataOverride.parse(text)
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
 
