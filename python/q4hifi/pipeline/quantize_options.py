@@ -55,8 +55,8 @@ class QuantizeOptions(TypeOptions):
     )
     override_kv: Sequence[str] = option(
         (),
-        "Set a pair of the metadata, such as tokenizer.ggml.add_bos_token=bool:false. TYPE is int, float, bool"
-        " or str.",
+        "Set a pair of the metadata, such as tokenizer.ggml.add_bos_token=bool:false. TYPE is int, float,"
+        " bool or str.",
         section=OUTPUT,
         metavar="KEY=TYPE:VALUE",
         details="A pair that exists keeps its type, if that can hold the value. The types of the tensors are"
