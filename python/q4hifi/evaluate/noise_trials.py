@@ -105,7 +105,7 @@ def _part(group: Sequence[ModelTensor]) -> Sequence[ModelTensor]:
 
 
 def _shares(trial: _Trial) -> list[float]:
-    """Each matrix's divergence as a part of that of the matrices that got noise."""
+    """The divergence of each matrix, divided by that of the noisy matrices together."""
     energies = trial.energies
     total = sum(energies[tensor.name] for tensor in trial.tried) if energies else 0.0
     if not total:

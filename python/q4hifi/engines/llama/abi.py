@@ -51,7 +51,6 @@ class Layout:
     name: int
     mul_mat: int
     mul_mat_id: int
-    get_rows: int
     f32: int
     i32: int
     cb_eval: int
@@ -104,7 +103,6 @@ def layout_of(lib: ctypes.CDLL) -> Layout:
         name=name,
         mul_mat=mul_mat,
         mul_mat_id=mul_mat_id,
-        get_rows=_number(lib.ggml_op_name, b"GET_ROWS", MAX_OPS),
         f32=f32,
         i32=i32,
         cb_eval=_cb_eval(lib),

@@ -39,13 +39,15 @@ class GraphNotes:
     def note(self, address: int) -> None:
         """Take note of a node."""
         node, op = self.reader.tensor(address), self.reader.op_name(address)
-        name = None
+        weight = None
         if op in PRODUCTS or op == "GET_ROWS":
-            name = self._weight(node.src[0])
-        if name is not None and op == "GET_ROWS":
+            weight = self.reader.find(node.src[0], self.names)
+        if weight is not None:
+            self.addresses[weight[0]] = weight[1]
+        if weight is not None and op == "GET_ROWS":
             self._stream.add(address)
         elif op in PRODUCTS:
-            self._made_of[address] = frozenset() if name is None else frozenset((name,))
+            self._made_of[address] = frozenset() if weight is None else frozenset(weight[:1])
         else:
             self._pass_on(address, op, [source for source in node.src if source])
 
@@ -58,12 +60,3 @@ class GraphNotes:
                 self.writers |= made_of
                 return
         self._made_of[address] = made_of
-
-    def _weight(self, address: int) -> str | None:
-        """Note and name the model's tensor at an address, or the one that it is a view of."""
-        while address:
-            if (name := self.reader.name(address)) in self.names:
-                self.addresses[name] = address
-                return name
-            address = self.reader.tensor(address).view_src
-        return None

@@ -163,9 +163,10 @@ class Observer:
         if op not in (self.layout.mul_mat, self.layout.mul_mat_id):
             return False
         node = self.reader.tensor(address)
-        name = self._weight(node.src[0])
-        if name is None:
+        weight = self.reader.find(node.src[0], self.names)
+        if weight is None:
             return False
+        name, _ = weight
         weights, inputs = self.reader.tensor(node.src[0]), self.reader.tensor(node.src[1])
         if inputs.type != self.layout.f32:
             raise UnavailableError(
@@ -187,14 +188,6 @@ class Observer:
             sums.sums[name] = InputSums(inputs.ne[0], n_matrices, n_products, threads=sums.threads)
         self._wanted = (name, node)
         return True
-
-    def _weight(self, address: int) -> str | None:
-        """Return the name of the model's tensor at an address, or of the one that it is a view of."""
-        while address:
-            if (name := self.reader.name(address)) in self.names:
-                return name
-            address = self.reader.tensor(address).view_src
-        return None
 
     def _take(self) -> None:
         assert self._sums is not None and self._wanted is not None

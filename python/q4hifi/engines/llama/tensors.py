@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,15 @@ class TensorReader:
         raw = ctypes.string_at(address + self._layout.name, NAME_BYTES)
         name = raw.split(b"\0", 1)[0].decode(errors="replace")
         return name.split("#")[1] if name.count("#") >= 2 else name
+
+    def find(self, address: int, names: Container[str]) -> tuple[str, int] | None:
+        """Return name and address of the tensor at an address if ``names`` has it, or else of the one that it
+        is a view of."""
+        while address:
+            if (name := self.name(address)) in names:
+                return name, address
+            address = self.tensor(address).view_src
+        return None
 
     @contextmanager
     def data_replaced(self, address: int, data: npt.NDArray[np.uint8]) -> Iterator[None]:
