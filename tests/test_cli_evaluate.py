@@ -541,6 +541,19 @@ class _Terminal:
     def type(self, keys: str) -> None:
         os.write(self._leader, keys.encode())
 
+    def press_ctrl_c(self) -> None:
+        """Press Ctrl-C while the command waits for a key.
+
+        Python's readline only notices a signal that ends its wait: one that comes between a key and the next
+        wait stays unseen until another key.
+        """
+        state = Path(f"/proc/{self.process.pid}/stat")  # of the main thread; S: it sleeps
+        deadline = time.monotonic() + 60
+        while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, self.printed
+            time.sleep(0.01)
+        self.type("\x03")
+
     def wait_for(self, text: str) -> str:
         """Return what is printed since the last call, up to ``text``."""
         start, deadline = self._at, time.monotonic() + 60
@@ -565,13 +578,13 @@ def test_a_chat_in_a_terminal() -> None:
         terminal.wait_for("> ")
         terminal.type("half a li")
         terminal.wait_for("half a li")
-        terminal.type("\x03")  # Ctrl-C
+        terminal.press_ctrl_c()
         terminal.wait_for("> ")
         terminal.type("\x1b[A")  # an arrow up
         terminal.wait_for("What is tabl")
-        terminal.type("\x03")
+        terminal.press_ctrl_c()
         terminal.wait_for("> ")
-        terminal.type("\x03")
+        terminal.press_ctrl_c()
         assert terminal.process.wait(60) == 0
         assert "Traceback" not in terminal.printed
 
