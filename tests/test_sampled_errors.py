@@ -26,6 +26,9 @@ from q4hifi.imatrix.file import load_importance
 from synthetic import random_sums, random_weights, write_imatrix, write_model
 
 EXPERTS = "blk.0.ffn_down_exps.weight"
+COUNTS = [5, 700, 0]
+"""The tokens of each expert."""
+
 MATRIX = "blk.0.attn_v.weight"
 
 
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model.gguf", tensors)
     entries = {
         MATRIX: (random_sums(1, 512, [9], seed=3), np.array([9])),
-        EXPERTS: (random_sums(3, 256, [5, 6, 7], seed=4), np.array([5, 6, 7])),
+        EXPERTS: (random_sums(3, 256, COUNTS, seed=4), np.array(COUNTS)),
     }
     write_imatrix(folder / "imatrix.gguf", entries)
     return folder
@@ -71,13 +74,17 @@ def test_the_sample_has_the_error_of_the_whole(name: str, weighted: bool, folder
         for form, error in zip(formats, found, strict=True):
             matrices = weights.reshape(-1, *weights.shape[-2:])
             columns = importance and importance.weights(name, tensor.row_length, len(matrices))
+            routed = (
+                np.divide(COUNTS, np.mean(COUNTS)) if weighted and name == EXPERTS else [1] * len(matrices)
+            )
             sums = np.zeros(2)
             for number, matrix in enumerate(matrices):
                 w = np.ones(tensor.row_length) if columns is None else columns[number]
                 made = q4hifi.quantize(
                     matrix, form.type, importance=None if columns is None else w, outliers=form.outliers
                 ).dequantize()
-                sums += [(w * (made - matrix) ** 2).sum(), (w * matrix.astype(np.float64) ** 2).sum()]
+                of_matrix = [(w * (made - matrix) ** 2).sum(), (w * matrix.astype(np.float64) ** 2).sum()]
+                sums += routed[number] * np.array(of_matrix)
             # experts are small and so measured whole; of the other, a sixth of the rows
             assert error == pytest.approx(sums[0] / sums[1], rel=1e-5 if name == EXPERTS else 0.1)
 
@@ -91,7 +98,8 @@ def test_energy_is_that_of_the_outputs(folder: Path) -> None:
         assert columns is not None
         energy = sampled.output_energy()
         assert energy is not None
-        expected = (weights**2 * columns[:, None]).sum() / 3  # of one expert
+        by_expert = (weights**2 * columns[:, None]).sum(axis=(1, 2))
+        expected = by_expert @ COUNTS / sum(COUNTS)  # of the expert that a token is routed to
         assert energy.whole == pytest.approx(expected, rel=1e-4)
         assert SampledTensor(model, tensor, None).output_energy() is None
         assert sampled.row_energy().whole == pytest.approx((weights**2).sum(-1).mean(), rel=1e-4)

@@ -85,7 +85,8 @@ class SampledTensor:
     """A sample of a tensor's rows, and the importances of the tensor; both are read once.
 
     Attributes: ``tensor``; ``samples``, the rows, grouped by their row of importances; ``weights``, the
-    importances as float32 [matrices, row length], or None.
+    importances as float32 [matrices, row length], or None; ``routing``, how often each matrix (expert) is
+    routed to, with mean 1, by which its errors and energies count.
     """
 
     def __init__(
@@ -97,6 +98,9 @@ class SampledTensor:
         if importance is not None:
             n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
             self.weights = importance.weights(tensor.name, tensor.row_length, n_matrices)
+        self.routing: Floats = np.ones(1, np.float32)
+        if importance is not None and self.weights is not None:
+            self.routing = importance.routing(tensor.name, n_matrices)
         n_groups = 1 if self.weights is None else len(self.weights)
         numbers = sampled_rows(tensor.n_rows, tensor.row_length)
         groups = numbers // tensor.rows_per_matrix % n_groups
@@ -139,7 +143,8 @@ class SampledTensor:
         under_fisher = ErrorSums()
         for sample, parts in zip(self.samples, encoded, strict=True):
             decoded = decode(parts, probe, length, threads=self._threads)
-            under_fisher += errors(sample.parts, self.tensor.format, decoded, fisher, threads=self._threads)
+            of_sample = errors(sample.parts, self.tensor.format, decoded, fisher, threads=self._threads)
+            under_fisher += of_sample * self._routed(sample)
         return value * under_fisher.relative / own.relative if own.relative else value
 
     def output_energy(self) -> Energy | None:
@@ -155,7 +160,7 @@ class SampledTensor:
 
         def energies(columns: Floats) -> list[npt.NDArray[np.float64]]:
             return [
-                (s * columns[sample.matrix % len(columns)]).sum(axis=-1)
+                self._routed(sample) * (s * columns[sample.matrix]).sum(axis=-1)
                 for s, sample in zip(squares, self.samples, strict=True)
             ]
 
@@ -171,6 +176,9 @@ class SampledTensor:
         mean = float(np.concatenate([s.sum(axis=-1) for s in self._squares()]).mean())
         return Energy(mean, mean)
 
+    def _routed(self, sample: Sample) -> float:
+        return float(self.routing[sample.matrix])
+
     def _error(self, form: Format, step: int = 1) -> float:
         try:
             return self._encode(form, step)[1].relative
@@ -182,11 +190,11 @@ class SampledTensor:
         if (form, step) not in self._encoded:
             encoded, sums = [], ErrorSums()
             for sample in (sample.every(step) for sample in self.samples):
-                columns = None if self.weights is None else self.weights[sample.matrix % len(self.weights)]
+                columns = None if self.weights is None else self.weights[sample.matrix]
                 length, source = self.tensor.row_length, self.tensor.format
                 parts, of_sample = encode(sample.parts, source, form, length, columns, threads=self._threads)
                 encoded.append(parts)
-                sums += of_sample
+                sums += of_sample * self._routed(sample)
             self._encoded[form, step] = encoded, sums
         return self._encoded[form, step]
 

@@ -42,6 +42,9 @@ class ErrorSums:
     def __add__(self, other: ErrorSums) -> ErrorSums:
         return ErrorSums(self.error + other.error, self.reference + other.reference)
 
+    def __mul__(self, factor: float) -> ErrorSums:
+        return ErrorSums(self.error * factor, self.reference * factor)
+
     @property
     def relative(self) -> float:
         """The ratio error / reference; 0 where all weights (or their importances) are 0."""

@@ -103,6 +103,18 @@ class Importance:
             raise self._of_another_model(name, entry, row_length, n_matrices)
         return True
 
+    def routing(self, name: str, n_matrices: int) -> Floats:
+        """Return how often each expert of tensor ``name`` was routed to: float32 [n_matrices], with mean 1.
+
+        All are 1 where the file has no counts of single experts. Raises KeyError if the file has no entry of
+        that name.
+        """
+        counts = self._entries[name].counts
+        if counts.size != n_matrices or not counts.any():
+            return np.ones(n_matrices, np.float32)
+        shares: Floats = counts / counts.mean()
+        return shares
+
     def refining(self) -> Importance:
         """Return a copy with the weights for refined encodings.
 
