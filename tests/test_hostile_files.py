@@ -94,7 +94,7 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("key longer than allowed", build([pair(b"k" * 65536, U8, b"\0")]), "key 1 has 65536 bytes"),
     ("empty key", build([u32(b"", 7)]), "key 1 is empty"),
     ("key twice", build([u32(b"k", 7), u32(b"k", 8)]), "key 'k' is there twice"),
-    ("unknown value type", build([pair(b"k", 13, bytes(8))]), "value of 'k' has the unknown value type 13"),
+    ("unknown value type", build([pair(b"k", 13, bytes(8))]), "unknown value type 13 of the value of 'k'"),
     ("string beyond the file", build([pair(b"k", STRING, string(b"x", HUGE))]), "value of 'k' would end"),
     ("array beyond the file", build([pair(b"k", ARRAY, array(I32, HUGE))]), "value of 'k' would end"),
     ("strings beyond the file", build([pair(b"k", ARRAY, array(STRING, HUGE))]), "value of 'k' would end"),
@@ -104,7 +104,7 @@ MALFORMED: list[tuple[str, bytes, str]] = [
         "value of 'k' would end",
     ),
     ("arrays beyond the file", build([pair(b"k", ARRAY, array(ARRAY, HUGE))]), "value of 'k' would end"),
-    ("unknown element type", build([pair(b"k", ARRAY, array(99, 0))]), "elements of the value of 'k' has"),
+    ("unknown element type", build([pair(b"k", ARRAY, array(99, 0))]), "type 99 of the elements of"),
     ("arrays too deep", build([pair(b"k", ARRAY, nested(9))]), "more than 8 deep"),
     ("arrays far too deep", build([pair(b"k", ARRAY, nested(100_000))]), "more than 8 deep"),
     (

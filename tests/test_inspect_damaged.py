@@ -91,7 +91,8 @@ def test_of_a_truncated_file_what_is_missing_is_said(share: float, run: Run, tmp
     assert outcome.status == 1
     assert "qwen3.block_count" in outcome.out and "blk.0.attn_q.weight" in outcome.out
     words = " ".join(outcome.err.split())
-    assert f"{len(missing)} of {len(tensors)} tensors are not completely in the file" in words
+    verb = "is" if len(missing) == 1 else "are"
+    assert f"{len(missing)} of {len(tensors)} tensors {verb} not completely in the file" in words
     assert f"{int(size * share)} of {size} bytes" in words and "download or copy it again" in words
     found = json.loads(run("inspect", path, "--json").out)
     assert {t["name"] for t in found["tensors"] if t.get("problem") in ("missing", "cut off")} == missing

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from gguf import GGUFValueType
 
 import q4hifi
 from architectures import ARCHITECTURES, VOCAB, write_architecture
@@ -26,7 +27,7 @@ from q4hifi.engines.llama.library import Blob, has_rpc, library_path, load_libra
 from q4hifi.evaluate.noise_trials import fisher_by_noise
 from q4hifi.formats.tensor_names import group_of
 from q4hifi.imatrix.file import load_importance
-from synthetic import EXAMPLE, ROOT, write_model, write_runnable
+from synthetic import EXAMPLE, ROOT, write_model, write_runnable, write_stored
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, 64).astype(np.uint32)
 TEXT = (ROOT / "tests/golden/text.txt").read_text()
@@ -586,8 +587,17 @@ def test_a_model_that_ggml_aborts_at_ends_with_a_message(tmp_path: Path) -> None
         architectures._is_small = is_small
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: llama.cpp cannot go on with this model: ")
+    assert done.stderr.startswith(f"Error: {path}: llama.cpp cannot go on: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_matrix_of_a_type_that_ggml_cannot_multiply_by(tmp_path: Path) -> None:
+    """ggml would end the process by a segmentation fault."""
+    path, name = tmp_path / "integers.gguf", "blk.0.attn_q.weight"
+    pairs = [("general.architecture", "llama", GGUFValueType.STRING)]
+    write_stored(path, {name: ("I8", (256, 256))}, pairs=pairs)
+    with pytest.raises(UnsupportedModelError, match=f"{name} is a matrix of I8, .* to F16, BF16 or F32"):
+        q4hifi.LlamaModel(path)
 
 
 # ---- sums ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFValueType
 
 import q4hifi
 from command import Run
@@ -23,7 +24,7 @@ from q4hifi.plan.tensor_patterns import compile_pattern
 from q4hifi.plan.tensor_rules import TensorRules
 from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from q4hifi.plan.tensor_types_file import write_tensor_types
-from synthetic import EXAMPLE, random_weights, write_imatrix, write_model, write_small_model
+from synthetic import EXAMPLE, write_imatrix, write_small_model, write_stored
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "std_regex.json").read_text())
 
@@ -359,9 +360,17 @@ def test_written_rules_decide_the_same_whatever_the_names_hold(tmp_path: Path) -
         "blk.0.ATTN_v.weight",
         "blk.0.a+b[c]=d e.weight",
         "blk.0.gr\u00f6\u00dfe.weight",
+        "blk.0.\udcff.weight",  # a byte that is not UTF-8
     ]
-    source = write_model(tmp_path / "in.gguf", {name: random_weights(2, 256) for name in names})
-    kinds = ["Q8_0", "Q6_K", "Q5_K", "Q4_0"]
+    source = write_stored(
+        tmp_path / "in.gguf",
+        dict.fromkeys(names, ("F16", (2, 256))),
+        pairs=[
+            ("general.architecture", "llama", GGUFValueType.STRING),
+            ("llama.block_count", 1, GGUFValueType.UINT32),
+        ],
+    )
+    kinds = ["Q8_0", "Q6_K", "Q5_K", "Q4_0", "Q4_1"]
     exact = [("^" + "".join(f"\\x{ord(c):02x}" if c.isascii() else c for c in name) + "$", kind)
              for name, kind in zip(names, kinds, strict=True)]  # fmt: skip
     plan = q4hifi.plan_file(source, "Q3_K_S", tensor_types=exact)

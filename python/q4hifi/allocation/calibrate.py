@@ -53,6 +53,9 @@ from .candidates import probe_of
 from .sampled_errors import GOLDEN_RATIO
 from .sensitivities import Sensitivities
 
+MOST_TOKENS = 1 << 20
+"""The chunks are spread over the first tokens of a text, at most this number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
@@ -188,7 +191,7 @@ def measure_sensitivities(
         imatrix = () if importance is None else (importance.path,)
         check_writable(file, overwrite=True, sources=(*source.paths, *imatrix))  # before any work
     with opened(model or source, n_ctx=n_ctx, threads=threads) as lm:
-        tokens = lm.tokenizer.encode_array(text)
+        tokens = lm.tokenizer.encode_array(text, limit=max(MOST_TOKENS, n_ctx * n_chunks))
         if tokens.size < n_ctx * n_chunks:
             raise BadOptionError(
                 f"the text has {counted(tokens.size, 'token')}, and {counted(n_chunks, 'chunk')} of {n_ctx}"

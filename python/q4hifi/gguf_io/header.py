@@ -157,7 +157,7 @@ class _Cursor:
     def value_type(self, what: str) -> GGUFValueType:
         (number,) = self.unpack(U32, f"the type of {what}")
         if number not in GGUFValueType.__members__.values():
-            self.fail(f"{what} has the unknown value type {number}")
+            self.fail(f"unknown value type {number} of {what}")
         return GGUFValueType(number)
 
     def skip_value(self, kind: GGUFValueType, what: str, depth: int = 0) -> None:
@@ -177,12 +177,21 @@ class _Cursor:
         if kind == GGUFValueType.STRING:
             self.skip_strings(count, what)
         elif kind == GGUFValueType.ARRAY:
-            self.require(count * ARRAY_HEAD.size, what)
-            for _ in range(count):
-                self.skip_array(what, depth + 1)
+            self.skip_arrays(count, what, depth + 1)
         else:
             self.require(count * SCALARS[kind].size, what)
             self.at += count * SCALARS[kind].size
+
+    def skip_arrays(self, count: int, what: str, depth: int) -> None:
+        self.require(count * ARRAY_HEAD.size, what)
+        for _ in range(count):  # there may be millions, so the usual case calls little
+            if depth <= MAX_ARRAY_DEPTH and self.at + ARRAY_HEAD.size <= len(self.data):
+                kind, n = ARRAY_HEAD.unpack_from(self.data, self.at)
+                end = self.at + ARRAY_HEAD.size
+                if (form := SCALARS.get(kind)) and (end := end + n * form.size) <= self.limit:
+                    self.at = end
+                    continue
+            self.skip_array(what, depth)
 
     def skip_strings(self, count: int, what: str) -> None:
         self.require(count * U64.size, what)  # a hostile count must not start the loop

@@ -101,7 +101,8 @@ def _cut_off(path: Path, header: Header, tensors: list[SurveyedTensor]) -> list[
         header.data_start + entry.offset + (tensor.nbytes or 0)
         for entry, tensor in zip(header.entries, tensors, strict=True)
     )
+    verb = "is" if len(names) == 1 else "are"
     return [
-        f"{path}: {len(names)} of {counted(len(tensors), 'tensor')} are not completely in the file, which has"
-        f" {header.file_size} of {needed} bytes: {some(names, NAMED)}; {header.purpose.again}"
+        f"{path}: {len(names)} of {counted(len(tensors), 'tensor')} {verb} not completely in the file, which"
+        f" has {header.file_size} of {needed} bytes: {some(names, NAMED)}; {header.purpose.again}"
     ]

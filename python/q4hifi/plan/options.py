@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from math import inf
 from typing import TypeAlias
 
 from ..errors import BadOptionError
@@ -111,7 +110,7 @@ class TypeOptions:
         details="A number of bytes.",
     )
     target_bpw: float | None = option(
-        None, "Budget: bits per weight, such as 4.5.", section=BY_ERROR, metavar="BITS"
+        None, "Budget: bits per weight, such as 4.5.", section=BY_ERROR, metavar="BITS", between=(0, 32)
     )
     like: str | None = option(
         None,
@@ -209,8 +208,8 @@ class TypeOptions:
                 raise BadOptionError(f"{_keywords(given, ' and ')} cannot go together; choose one")
         if self.target_size is not None and self.target_size <= 0:
             raise BadOptionError(f"`target_size` is {self.target_size}; give a number of bytes")
-        if self.target_bpw is not None and not 0 < self.target_bpw < inf:
-            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits above zero")
+        if self.target_bpw is not None and not 0 < self.target_bpw <= 32:
+            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits up to 32")
         if self.like is not None:
             _check_like(self.like)
 

@@ -38,11 +38,14 @@ def write_tensor_types(
 def _escaped(name: str) -> str:
     """Return a regular expression for exactly this name.
 
-    Capitals become codes, because patterns are lowered when they are read.
+    Capitals become codes, because patterns are lowered when they are read. Bytes that are not UTF-8, which
+    Python reads as surrogates, become any character.
     """
-    return re.sub(r"[^a-z0-9_\-\x80-\U0010ffff]", _escape, name)
+    return re.sub(r"[^a-z0-9_\-\x80-\ud7ff\ue000-\U0010ffff]", _escape, name)
 
 
 def _escape(character: re.Match[str]) -> str:
     c = character[0]
+    if "\ud800" <= c <= "\udfff":
+        return "."
     return "\\" + c if c in string.punctuation and c != "=" else f"\\x{ord(c):02x}"

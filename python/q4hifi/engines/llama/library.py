@@ -119,6 +119,9 @@ _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 
 _log: deque[tuple[int, str]] = deque(maxlen=200)
 
+_model = "the model"
+"""The file of the model that the library works on."""
+
 
 def _collect(level: int, text: bytes, _user: object) -> None:
     _log.append((level, text.decode(errors="replace")))
@@ -130,7 +133,8 @@ _ending = Lock()
 def _end(message: bytes) -> None:
     """End the process, which ggml would abort: it calls this where a model breaks one of its assumptions."""
     _ending.acquire()  # never released: a second thread of ggml that fails waits here for the end
-    os.write(2, b"Error: llama.cpp cannot go on with this model: " + message.strip() + b"\n")
+    os.write(2, f"Error: {_model}: llama.cpp cannot go on: ".encode(errors="surrogateescape"))
+    os.write(2, message.strip() + b"\n")
     os._exit(1)
 
 
@@ -138,18 +142,24 @@ def _end(message: bytes) -> None:
 _collector, _ender = LogCallback(_collect), AbortCallback(_end)
 
 
-def forget_log(lib: ctypes.CDLL) -> None:
+def begin_work(lib: ctypes.CDLL, model: str) -> None:
     """Forget what was logged, so that :func:`logged_errors` returns what follows.
 
-    The log is taken again, because another user of the library in this process may have taken it meanwhile.
+    ``model`` is the file that the library works on from now on; the message about an abort names it.
     """
+    global _model
+    _model = model
     _log.clear()
+    _take_log(lib)  # again, because another user of the library may have taken it meanwhile
+
+
+def _take_log(lib: ctypes.CDLL) -> None:
     lib.ggml_log_set(_collector, None)
     lib.llama_log_set(_collector, None)
 
 
 def logged_errors() -> str:
-    """Return the errors that llama.cpp logged since :func:`forget_log`, in one line."""
+    """Return the errors that llama.cpp logged since :func:`begin_work`, in one line."""
     errors, is_error = "", False
     for level, text in _log:
         is_error = is_error if level == _CONTINUED else level == _ERROR
@@ -200,7 +210,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    forget_log(lib)
+    _take_log(lib)
     if hasattr(lib, "ggml_set_abort_callback"):
         lib.ggml_set_abort_callback.restype, lib.ggml_set_abort_callback.argtypes = c_void_p, [AbortCallback]
         lib.ggml_set_abort_callback(_ender)

@@ -35,7 +35,7 @@ from .library import (
     Batch,
     EvalCallback,
     add_rpc_servers,
-    forget_log,
+    begin_work,
     library_path,
     load_library,
     logged_errors,
@@ -50,6 +50,9 @@ BATCH = 512
 
 MOST_GPUS = 128
 """Shares of a model that llama.cpp may read, one for each GPU."""
+
+NOT_MULTIPLIED = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
+"""Types without a product of matrices in ggml, which would end the process."""
 
 DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
@@ -125,13 +128,19 @@ class LlamaModel:
             name for name, dims in shapes.items() if is_quantizable(name, dims, shape.architecture)
         )
         """The names of the tensors that recipes quantize: matrices, and stacks of matrices (experts)."""
+        for name in self.matrices:
+            if (kind := self._formats[name].type).name in NOT_MULTIPLIED:
+                raise UnsupportedModelError(
+                    f"{self.path}: {name} is a matrix of {kind}, which llama.cpp does not multiply by;"
+                    " convert the model to F16, BF16 or F32"
+                )
         self._correlating = Correlating(
             frozenset(name for name in self.matrices if are_correlated(name, shapes[name][0])),
             expert_correlations,
         )
         self._threads = used_threads(threads)
         split = (c_float * MOST_GPUS)(*tensor_split) if tensor_split else None
-        forget_log(lib)
+        begin_work(lib, str(self.path))
         model = lib.llama_model_load_from_file(os.fsencode(loaded), model_params(lib, gpu_layers, split))
         if not model:
             raise UnsupportedModelError(f"{self.path}: llama.cpp does not load it: {logged_errors()}")
@@ -216,7 +225,7 @@ class LlamaModel:
         n = len(tokens)
         array = (c_int32 * n)(*tokens.tolist())
         batch = Batch(n, array, None, None, None, None, (c_int8 * n)(*wanted.tolist()))
-        forget_log(self._lib)
+        begin_work(self._lib, str(self.path))
         self._observer.begin(sums)
         status = self._lib.llama_decode(self._context, batch)
         self._observer.end()
