@@ -49,6 +49,8 @@ class ToyModel:
     read: list[list[int]] = field(default_factory=list)
     engine: str = "toy"
     has_fisher: bool = True
+    has_logits: bool = True
+    reads_whole_texts: bool = False
     matrices: Sequence[str] = ("blk.0.attn_v.weight",)
 
     @property

@@ -18,7 +18,7 @@ import pytest
 from gguf import GGUFValueType
 
 import q4hifi
-from architectures import ARCHITECTURES, VOCAB, write_architecture
+from architectures import ARCHITECTURES, ENCODERS, VOCAB, E, write_architecture
 from command import Run
 from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedModelError
 from q4hifi.engines.llama import self_test
@@ -146,7 +146,8 @@ def test_every_matrix_of_an_architecture_is_measured_and_quantized(
         inside = {name for name in model.matrices if name.startswith("blk.")}
         assert inside <= set(importance.names)
         correlated = {name for name in inside if importance.is_correlated(name)}
-        assert {name for name in inside - correlated if "ssm_dt" not in name} == set(), "rows of whole blocks"
+        with q4hifi.open(source) as file:
+            assert correlated == {name for name in inside if file[name].shape[-1] % 32 == 0}
         report = q4hifi.quantize_file(source, out, "Q4_K_M", imatrix=imatrix, refine=True, threads=2)
         assert not q4hifi.verify_file(out)
         rough = tmp_path / "rough.gguf"
@@ -155,6 +156,102 @@ def test_every_matrix_of_an_architecture_is_measured_and_quantized(
             found = q4hifi.compare(model, [ours, coarse], text, n_ctx=64, threads=2)
     fine, bad = (model.quality.mean_kld.value for model in found.models if model.quality is not None)
     assert 0 < fine < bad, report
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_encoders_are_quantized_with_an_imatrix_and_predict_nothing(
+    architecture: str, tmp_path: Path, run: Run
+) -> None:
+    source = write_architecture(tmp_path / "encoder.gguf", architecture, vocabulary=True)
+    text, imatrix, out = tmp_path / "text.txt", tmp_path / "i.gguf", tmp_path / "out.gguf"
+    text.write_text(TEXT)
+    options = ("-f", text, "-c", "64", "--chunks", "2")
+    made = run("imatrix", source, *options, "-o", imatrix)
+    assert made.status == 0 and "is an encoder: it has no perplexity" in made.err, made
+    importance = load_importance(imatrix)
+    with LlamaModel(source, n_ctx=64) as model:
+        inside = {name for name in model.matrices if "blk." in name}
+        assert len(inside) == 2 * (6 if architecture == "bert" else 7) and inside <= set(importance.names)
+        assert not model.has_logits and model.reads_whole_texts
+        with pytest.raises(UnsupportedModelError, match="is an encoder, which predicts no tokens"):
+            model.logits(TOKENS)
+    assert run("quantize", source, out, "Q4_K_M", "--imatrix", imatrix, "--refine").status == 0
+    with LlamaModel(out, n_ctx=64) as model:
+        model.sequence().evaluate(TOKENS, "none", sums=model.input_sums())
+    for command in (["perplexity", *options], ["compare", out, *options], ["calibrate", *options]):
+        refused = run(command[0], source, *command[1:])
+        assert refused.status == 1 and "encoder, which predicts no tokens" in refused.err, refused
+    for command in (["generate", "-p", "The", "-n", "2"], ["bench", "-p", "8", "-n", "2"]):
+        refused = run(command[0], source, *command[1:])
+        assert refused.status == 1 and "token by token" in refused.err, refused
+
+
+def test_a_text_is_given_at_once_to_a_model_that_reads_in_both_directions(tmp_path: Path, run: Run) -> None:
+    """Longer texts than a batch, too. What it collects does not depend on whether predictions are scored."""
+    source = write_architecture(tmp_path / "dream.gguf", "dream", vocabulary=True)
+    with LlamaModel(source, n_ctx=600) as model:
+        assert model.reads_whole_texts and model.has_logits
+        tokens = np.resize(TOKENS, 1200)
+        whole = model.input_sums()
+        for chunk in (tokens[:600], tokens[600:]):
+            model.sequence().evaluate(chunk, "none", sums=whole)
+        for score in (True, False):
+            found = q4hifi.collect_importance(model, tokens, n_ctx=600, score=score, fisher_chunks=0)
+            for name, sums in found.tensors.items():
+                np.testing.assert_allclose(sums.squares, whole.all()[name][0], rtol=1e-5)
+        sequence = model.sequence()
+        sequence.evaluate(TOKENS)
+        with pytest.raises(UnsupportedModelError, match="nothing can be appended"):
+            sequence.evaluate(TOKENS)
+        early, late = TOKENS.copy(), TOKENS.copy()
+        late[-1] += 1
+        assert np.abs(model.logits(early)[0] - model.logits(late)[0]).max() > 1e-4, "no token sees later ones"
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    options = ("-f", text, "-c", "64", "--chunks", "2")
+    compared = run("compare", source, source, *options)
+    assert compared.status == 0 and "its perplexity says little" in compared.err
+    assert run("generate", source, "-p", "The", "-n", "2").status == 1
+
+
+def test_our_own_runtime_leaves_models_that_read_in_both_directions_to_llama_cpp(tmp_path: Path) -> None:
+    pairs = {"attention.causal": (False, q4hifi.formats.gguf_constants.GGUFValueType.BOOL)}
+    path = write_runnable(tmp_path / "both.gguf", "llama", pairs=pairs)
+    with q4hifi.open_model(path, n_ctx=64) as model:
+        assert isinstance(model, LlamaModel) and model.reads_whole_texts
+    with pytest.raises(UnsupportedModelError, match="in both directions"):
+        q4hifi.Model(path)
+
+
+def test_texts_longer_than_the_positions_of_a_model_are_refused(tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "bert.gguf", "bert")
+    with pytest.raises(BadOptionError, match="embeddings for 512 positions"):
+        LlamaModel(source, n_ctx=513)
+
+
+def test_a_model_with_encoder_and_decoder_is_refused(tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "t5.gguf", "t5")
+    with pytest.raises(UnsupportedModelError, match="an encoder and a decoder, which q4hifi does not run"):
+        LlamaModel(source)
+    assert q4hifi.quantize_file(source, tmp_path / "out.gguf", "Q4_K_M", threads=2)
+
+
+def test_gates_of_one_row_have_sums_as_in_llama_imatrix(models: dict[str, Path]) -> None:
+    with LlamaModel(models["qwen3next"], n_ctx=64) as model:
+        sums = model.input_sums()
+        model.sequence().evaluate(TOKENS, "none", sums=sums)
+    squares, counts = sums.all()["blk.0.ffn_gate_inp_shexp.weight"]
+    assert counts.tolist() == [64]
+    np.testing.assert_array_equal(squares, sums.all()["blk.0.ffn_gate_inp.weight"][0])
+
+
+def test_unused_matrices_are_named_wherever_they_are(tmp_path: Path, run: Run) -> None:
+    """Also those outside the layers: here a projection for embeddings."""
+    source = write_architecture(tmp_path / "lfm2.gguf", "lfm2", vocabulary=True, more={"dense_2": (E, E)})
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    made = run("imatrix", source, "-f", text, "-c", "64", "--chunks", "2", "-o", tmp_path / "i.gguf")
+    assert made.status == 0 and "note: 1 matrix received no inputs: dense_2.weight\n" in made.err
 
 
 def test_experts_get_the_inputs_of_the_tokens_that_are_routed_to_them(tmp_path: Path) -> None:

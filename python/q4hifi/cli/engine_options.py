@@ -109,7 +109,8 @@ def note_long_texts(model: LanguageModel, n_tokens: int) -> None:
 def open_models(
     paths: Sequence[str], engine: Engine, *, n_ctx: int | None, threads: int | None, **options: Any
 ) -> Iterator[list[Model] | list[LlamaModel]]:
-    """Yield the open models, all with one engine. Print a note if that is llama.cpp.
+    """Yield the open models, all with one engine. Print notes if that is llama.cpp, and if a perplexity of
+    the first model says little.
 
     ``n_ctx`` is the longest text in tokens, ``options`` further ones of :func:`q4hifi.open_model`.
     """
@@ -119,4 +120,12 @@ def open_models(
         models = stack.enter_context(open_alike(paths, n_ctx=n_ctx, threads=threads, **engine, **options))
         if library := getattr(models[0], "library", None):
             click.echo(printable(f"engine: llama.cpp ({library.name})"), err=True)
+        if models[0].reads_whole_texts and models[0].has_logits:
+            click.echo(
+                printable(
+                    f"note: {models[0].path} reads a text in both directions: it sees the tokens that it"
+                    " predicts, so its perplexity says little"
+                ),
+                err=True,
+            )
         yield models

@@ -11,7 +11,7 @@ import click
 
 from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
-from ..formats.tensor_names import layer_of
+from ..formats.tensor_names import role_of
 from ..imatrix.forms import FORMS, GGUF
 from ..wording import counted, human_bytes, printable, some
 from .choice import Choice
@@ -185,7 +185,7 @@ def imatrix(
                 [model], engine, n_ctx=n_ctx, threads=threads, expert_correlations=expert_correlations
             ) as (lm,),
         ):
-            _note_memory(lm)
+            _note_limits(lm)
 
             def on_chunk(result: Perplexity) -> None:
                 ppl[:] = [result]
@@ -247,8 +247,13 @@ def imatrix(
         click.echo(printable(f"{found}: wrote {output}"))
 
 
-def _note_memory(model: LanguageModel) -> None:
-    """Print to standard error how much memory the sums will take, if it is much."""
+def _note_limits(model: LanguageModel) -> None:
+    """Print to standard error what cannot be measured, and how much memory the sums take if it is much."""
+    if not model.has_logits:
+        click.echo(
+            printable(f"note: {model.path} is an encoder: it has no perplexity and no Fisher information"),
+            err=True,
+        )
     memory, size = model.input_sums().expected_bytes
     if memory >= NOTED_BYTES:  # sums of the current chunk, and of all before it
         click.echo(
@@ -261,7 +266,7 @@ def _note_memory(model: LanguageModel) -> None:
 def _note_unmeasured(model: LanguageModel, sums: ImportanceSums) -> None:
     """Print to standard error what the run could not measure: Fisher information, matrices, experts."""
     seen = {**sums.tensors, **sums.refining}
-    unseen = sorted(name for name in model.matrices if name not in seen and layer_of(name) is not None)
+    unseen = sorted(name for name in model.matrices if name not in seen and role_of(name) != "token_embd")
     if unseen:
         click.echo(
             printable(f"note: {counted(len(unseen), 'matrix')} received no inputs: {some(unseen)}"),

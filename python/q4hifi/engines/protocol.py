@@ -75,6 +75,11 @@ class InputCollector(Protocol):
 class ModelSequence(Protocol):
     """A text that a model is reading."""
 
+    @property
+    def length(self) -> int:
+        """Number of tokens that were evaluated."""
+        ...
+
     def evaluate(
         self, tokens: Tokens, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
     ) -> Logits | None:
@@ -145,6 +150,16 @@ class LanguageModel(Protocol):
     @property
     def has_fisher(self) -> bool:
         """Whether the engine can measure Fisher information, which needs a backward pass."""
+        ...
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the model predicts tokens. Encoders do not."""
+        ...
+
+    @property
+    def reads_whole_texts(self) -> bool:
+        """Whether the model reads a text in both directions, so that it must get the whole text at once."""
         ...
 
     @property

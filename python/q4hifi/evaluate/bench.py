@@ -15,7 +15,7 @@ from ..codec.rows import cpu_features
 from ..engines.names import OWN
 from ..engines.opening import opened
 from ..engines.protocol import LanguageModel, ModelOrPath, Tokens
-from ..errors import BadOptionError
+from ..errors import BadOptionError, UnsupportedModelError
 from ..progress import Progress
 from ..threads import used_threads
 from .chunks import bos_of
@@ -112,7 +112,8 @@ def bench(
     write one by one; each is a number or several, and 0 leaves the test out. Every test runs once to warm up
     and then ``repetitions`` times. ``threads`` None or 0 is one per core. ``progress`` is called with tokens.
 
-    Returns one result per test, reading first. Raises :class:`BadOptionError` if there is nothing to measure.
+    Returns one result per test, reading first. Raises :class:`BadOptionError` if there is nothing to measure,
+    and :class:`UnsupportedModelError` for writing with a model that reads texts in both directions.
     """
     tests: list[tuple[str, Callable[[LanguageModel, int], float], int]] = []
     tests += [("pp", read_seconds, n) for n in _counts(n_prompt)]
@@ -122,6 +123,10 @@ def bench(
     total = sum(n for _, _, n in tests) * repetitions
     done, results = 0, []
     with opened(model, n_ctx=max(n for _, _, n in tests), threads=threads) as lm:
+        if lm.reads_whole_texts and _counts(n_gen):
+            raise UnsupportedModelError(
+                f"{lm.path}: the model does not write texts token by token; use `n_gen=0`"
+            )
         facts = model_facts(lm)
         for prefix, measure, n in tests:
             measure(lm, n if prefix == "pp" else 1)

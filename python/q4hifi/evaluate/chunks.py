@@ -152,9 +152,13 @@ class Chunks:
         return tokens
 
     def begin(self, model: LanguageModel, chunk: int, sums: InputCollector | None = None) -> ModelSequence:
-        """Let a model read the first half of a chunk, which only gives context."""
+        """Let a model read the first half of a chunk, which only gives context.
+
+        A model that reads whole texts reads nothing yet.
+        """
         sequence = model.sequence()
-        sequence.evaluate(self.input(chunk)[: self.first], logits="none", sums=sums)
+        if not model.reads_whole_texts:
+            sequence.evaluate(self.input(chunk)[: self.first], logits="none", sums=sums)
         return sequence
 
     def predictions(
@@ -162,8 +166,14 @@ class Chunks:
     ) -> Iterator[Predictions]:
         """Read the second half of a chunk without its last token; yield the predictions in small pieces.
 
-        The pieces are so small that their logits fit in memory (:data:`PIECE_LOGITS`).
+        The pieces are so small that their logits fit in memory (:data:`PIECE_LOGITS`). If nothing was read
+        yet, read the whole chunk, and yield one piece.
         """
+        if not sequence.length:
+            logits = sequence.evaluate(self.input(chunk), logits="all", sums=sums)
+            assert logits is not None
+            yield Predictions(logits[self.first : -1], self.scored(chunk))
+            return
         tokens, scored = self.input(chunk)[self.first :], self.scored(chunk)
         count = -(-self.n_scored * self.n_vocab // PIECE_LOGITS)
         for i in range(count):

@@ -21,7 +21,7 @@ from ..engines.protocol import InputCollector, LanguageModel, ModelOrPath, Token
 from ..errors import BadOptionError, NotFiniteError
 from ..files.output_file import check_destination
 from ..files.saver import SAVE_SECONDS, OnSave, Saver
-from ..formats.tensor_names import OUTPUT, is_expert
+from ..formats.tensor_names import OUTPUT, is_expert, layer_of
 from ..gguf_io.split import files_of
 from ..imatrix.entries import WeightsFilter
 from ..imatrix.file import IMATRIX, read_importance
@@ -94,13 +94,14 @@ def collect_importance(
         Treat the output matrix like all others. By default its values are stored apart, and only refined
         encodings use them. It makes no difference if the output matrix is the embedding matrix.
     score
-        Compute the perplexity, which ``on_chunk`` receives. Without it the run is a little faster.
+        Compute the perplexity, which ``on_chunk`` receives. Without it the run is a little faster. Encoders
+        have none.
     fisher_chunks
         Number of chunks, spread over the text, on which the Fisher information of the matrices is measured
         (:meth:`q4hifi.Model.fisher`). It says how much an error in each matrix changes the predictions. For
         mixtures of experts, and with an engine without a backward pass (llama.cpp), it is estimated by trials
         of noise in the weights, which take about three evaluations of 256 tokens for every matrix of a layer.
-        None is 12, or 1 for such trials; 0 leaves it out.
+        None is 12, or 1 for such trials; 0 leaves it out. Encoders have none.
     correlations
         Store the correlations between input columns, which error feedback (GPTQ) needs.
     threads
@@ -142,6 +143,8 @@ def collect_importance(
             parse_special=parse_special,
             dataset=dataset,
         )
+        if not lm.has_logits:
+            score, fisher_chunks = False, 0
         work = _Work(lm, chunks, dataset, score, process_output, correlations, threads or 0)
         if fisher_chunks is None:
             fisher_chunks = FISHER_CHUNKS if _has_gradients(lm) else NOISE_CHUNKS
@@ -261,12 +264,11 @@ class _Work:
         """Let the model read a chunk, and return -log of the probability of its scored tokens."""
         chunks = self.chunks
         sequence = chunks.begin(self.model, chunk, sums)
-        if not self.score:
-            sequence.evaluate(chunks.input(chunk)[chunks.first :], logits="none", sums=sums)
-            return []
-        pieces = chunks.predictions(sequence, chunk, sums)
+        pieces = chunks.predictions(sequence, chunk, sums) if self.score else ()
         nll = [token_nll(*predictions, threads=self.threads) for predictions in pieces]
-        sequence.evaluate(chunks.input(chunk)[-1:], logits="none", sums=sums)
+        rest = chunks.input(chunk)[sequence.length :]
+        if rest.size:
+            sequence.evaluate(rest, logits="none", sums=sums)
         return nll
 
     def sums(self) -> ImportanceSums:
@@ -281,7 +283,7 @@ class _Work:
         included = {
             name
             for name in squares_by_name
-            if name.startswith("blk.") or (self.process_output and name == OUTPUT)
+            if layer_of(name) is not None or (self.process_output and name == OUTPUT)
         }
         tensors, refining = (
             {name: sums for name, sums in squares_by_name.items() if (name in included) == wanted}

@@ -120,7 +120,10 @@ class _ModelRun:
         sequence = chunks.begin(self.model, chunk)
         rate = chunks.first / (time.perf_counter() - started)
         for piece in chunks.predictions(sequence, chunk):
-            self.figures.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            if self.model.reads_whole_texts:
+                rate = chunks.n_ctx / seconds
+            self.figures.seconds += seconds
             yield piece
             started = time.perf_counter()
         self.figures.prompt_rates.append(rate)
@@ -286,6 +289,8 @@ class _Comparing:
             self.progress(total, total, "speed of writing")
         for _ in range(DECODE_ROUNDS):
             for run in (self.base, *self.alive):
+                if run.model.reads_whole_texts:
+                    continue
                 run.decode_rates.append(DECODE_TOKENS / write_seconds(run.model, DECODE_TOKENS))
 
     def result(self, n_chunks: int) -> Comparison:

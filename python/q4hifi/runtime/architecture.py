@@ -203,6 +203,8 @@ def config_of(metadata: Mapping[str, Any], n_vocab: int, factors: list[float]) -
     if known is None:
         raise UnsupportedModelError(f"the architecture is {name!r:.80}, which cannot be run; {SUPPORTED}")
     keys = _Keys(metadata, str(name))
+    if keys.get("attention.causal") is False:
+        raise UnsupportedModelError("the model reads texts in both directions, which cannot be run")
     experts = _experts(keys, known)
     n_layer, n_embd, n_head = (
         int(keys.number(key)) for key in ("block_count", "embedding_length", "attention.head_count")

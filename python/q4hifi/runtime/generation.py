@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..codec.model_file import ErrorsAt
-from ..errors import BadOptionError, Q4HifiError
+from ..errors import BadOptionError, Q4HifiError, UnsupportedModelError
 from ..wording import counted
 from .chat_template import Message, render_words, template_of
 from .model import Floats
@@ -90,6 +90,11 @@ class WritingModel(Protocol):
         ...
 
     @property
+    def reads_whole_texts(self) -> bool:
+        """Whether the model must get a whole text at once; then it does not write."""
+        ...
+
+    @property
     def tokenizer(self) -> TextTokens:
         """The model's tokenizer."""
         ...
@@ -127,7 +132,15 @@ class Writer:
     """
 
     def __init__(self, model: WritingModel, sampler: Sampler) -> None:
-        """Use ``model``, choosing tokens with ``sampler``."""
+        """Use ``model``, choosing tokens with ``sampler``.
+
+        Raises :class:`UnsupportedModelError` for a model that does not write texts token by token.
+        """
+        if model.reads_whole_texts:
+            raise UnsupportedModelError(
+                f"{model.path}: the model reads texts in both directions, and does not write them token by"
+                " token"
+            )
         self._model = model
         self._sampler = sampler
         self._sequence = model.sequence()

@@ -89,6 +89,12 @@ class Model:
     has_fisher = True
     """:meth:`fisher` can be called; this is not so for all engines."""
 
+    has_logits = True
+    """The model predicts tokens; models of other engines may be encoders, which do not."""
+
+    reads_whole_texts = False
+    """A text can be read in parts, because no token sees later ones; this is not so for all engines."""
+
     def __init__(
         self,
         path: str | os.PathLike[str] | ModelFile,

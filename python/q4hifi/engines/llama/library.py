@@ -88,6 +88,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_backend_init": (None, []),
     "llama_context_default_params": (Blob, []),
     "llama_decode": (c_int32, [c_void_p, Batch]),
+    "llama_encode": (c_int32, [c_void_p, Batch]),
     "llama_free": (None, [c_void_p]),
     "llama_get_logits": (POINTER(c_float), [c_void_p]),
     "llama_get_memory": (c_void_p, [c_void_p]),
@@ -98,6 +99,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_default_params": (Blob, []),
     "llama_model_free": (None, [c_void_p]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
+    "llama_model_has_decoder": (c_bool, [c_void_p]),
+    "llama_model_has_encoder": (c_bool, [c_void_p]),
     "llama_model_load_from_file": (c_void_p, [c_char_p, Blob]),
     "llama_n_batch": (c_uint32, [c_void_p]),
     "llama_n_ctx": (c_uint32, [c_void_p]),
@@ -226,6 +229,14 @@ def _load_backends(lib: ctypes.CDLL, folder: Path) -> None:
         lib.ggml_backend_load_all_from_path.argtypes = [c_char_p]
         lib.ggml_backend_load_all_from_path.restype = None
         lib.ggml_backend_load_all_from_path(os.fsencode(folder))
+
+
+def is_causal(lib: ctypes.CDLL, context: int) -> bool | None:
+    """Return whether no token of a context sees later ones; None if the library is too old to say it."""
+    if not hasattr(lib, "llama_get_causal_attn"):
+        return None
+    lib.llama_get_causal_attn.restype, lib.llama_get_causal_attn.argtypes = c_bool, [c_void_p]
+    return bool(lib.llama_get_causal_attn(context))
 
 
 def has_rpc(lib: ctypes.CDLL) -> bool:

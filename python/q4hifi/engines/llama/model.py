@@ -24,7 +24,7 @@ from ...errors import BadOptionError, UnsupportedModelError
 from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
-from ...plan.model_shape import ModelShape, check_context, trained_context
+from ...plan.model_shape import MAX_CONTEXT, ModelShape, check_context, trained_context
 from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
@@ -36,6 +36,7 @@ from .library import (
     EvalCallback,
     add_rpc_servers,
     begin_work,
+    is_causal,
     library_path,
     load_library,
     logged_errors,
@@ -53,6 +54,9 @@ MOST_GPUS = 128
 
 NOT_MULTIPLIED = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
 """Types without a product of matrices in ggml, which would end the process."""
+
+POSITIONS = "position_embd.weight"
+"""The tensor with an embedding for each position, in models that have it: they read no longer text."""
 
 DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
@@ -115,7 +119,7 @@ class LlamaModel:
             self.metadata: Mapping[str, Any] = file.metadata
             shape = ModelShape.from_metadata(file.metadata)
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
-            self._shapes = shapes
+            self._shapes, names = shapes, frozenset(file.tensors)
             self._formats = {name: file.tensors[name].format for name in shapes}
             self.n_layer: int = shape.n_layer or 0
             loaded, folder = self.path, None
@@ -123,7 +127,15 @@ class LlamaModel:
                 folder = TemporaryDirectory(prefix="q4hifi-")
                 loaded = Path(folder.name) / self.path.name
                 write_readable(file, loaded, threads=thread_count(threads))
-        self.n_ctx: int = n_ctx or min(DEFAULT_CONTEXT, trained_context(self.metadata) or DEFAULT_CONTEXT)
+        _, most = shapes.get(POSITIONS, (0, MAX_CONTEXT))[:2]
+        if n_ctx is not None and n_ctx > most:
+            raise BadOptionError(
+                f"{self.path}: the model has embeddings for {most} positions, so it reads no text of {n_ctx}"
+                " tokens; give a smaller `n_ctx`"
+            )
+        self.n_ctx: int = n_ctx or min(
+            DEFAULT_CONTEXT, trained_context(self.metadata) or DEFAULT_CONTEXT, most
+        )
         self.matrices: Collection[str] = frozenset(
             name for name, dims in shapes.items() if is_quantizable(name, dims, shape.architecture)
         )
@@ -146,22 +158,57 @@ class LlamaModel:
             raise UnsupportedModelError(f"{self.path}: llama.cpp does not load it: {logged_errors()}")
         self._close = weakref.finalize(self, lib.llama_model_free, model)
         reader = TensorReader(lib, layout)
-        self._observer = Observer(reader, layout, frozenset(shapes))
+        self._observer = Observer(reader, layout, names)
         self._callback = EvalCallback(self._observer.callback)  # kept, because the context calls it
-        self._batch = min(BATCH, self.n_ctx)
-        params = context_params(lib, layout, self.n_ctx, self._batch, self._callback)
-        context = lib.llama_init_from_model(model, params)
-        if not context:
+        is_encoder: bool = lib.llama_model_has_encoder(model)
+        if is_encoder and lib.llama_model_has_decoder(model):
             raise UnsupportedModelError(
-                f"{self.path}: llama.cpp makes no context of {self.n_ctx} tokens: {logged_errors()}"
+                f"{self.path}: the model has an encoder and a decoder, which q4hifi does not run;"
+                " quantize it without an importance matrix"
             )
+        self._evaluate = lib.llama_encode if is_encoder else lib.llama_decode
+        self._model, self._batch = model, min(BATCH, self.n_ctx)
+        context = self._new_context(layout)
+        self._memory = lib.llama_get_memory(context)
+        causal = is_causal(lib, context)
+        if causal is None:
+            causal = self.metadata.get(f"{shape.architecture}.attention.causal", True)
+        self.reads_whole_texts: bool = is_encoder or not (causal and self._memory)
+        """Whether a text must be evaluated at once: its tokens see later ones, or earlier ones are not
+        kept."""
+        if self.reads_whole_texts and self._batch < self.n_ctx:
+            lib.llama_free(context)
+            self._batch = self.n_ctx
+            context = self._new_context(layout)
+            self._memory = lib.llama_get_memory(context)
         self._close.detach()
         self._close = weakref.finalize(self, _free, lib, context, model, folder)
-        self._context, self._model = context, model
-        self._memory = lib.llama_get_memory(context)
+        self._context = context
         lib.llama_set_n_threads(context, self._threads, self._threads)
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         self._current: LlamaSequence | None = None
+
+    def _new_context(self, layout: Layout) -> int:
+        params = context_params(self._lib, layout, self.n_ctx, self._batch, self._callback)
+        context: int | None = self._lib.llama_init_from_model(self._model, params)
+        if not context:
+            errors = logged_errors()
+            draft = "; it is a draft model: quantize it without an importance matrix" * (
+                "ctx_other" in errors
+            )
+            raise UnsupportedModelError(
+                f"{self.path}: llama.cpp makes no context of {self.n_ctx} tokens: {errors}{draft}"
+            )
+        return context
+
+    @cached_property
+    def has_logits(self) -> bool:
+        """Whether the model predicts tokens. Encoders do not; the first use evaluates one token."""
+        try:
+            self.sequence().evaluate([0])
+        except NoLogitsError:
+            return False
+        return True
 
     @cached_property
     def tokenizer(self) -> LlamaTokenizer:
@@ -215,6 +262,18 @@ class LlamaModel:
         """Free the model."""
         self.close()
 
+    def _last_logits(self, n_rows: int) -> Logits:
+        """Return llama.cpp's logits of the last batch, [n_rows, n_vocab], which the next batch overwrites."""
+        values = self._lib.llama_get_logits(self._context)
+        if values:
+            rows = np.ctypeslib.as_array(values, (n_rows, self.n_vocab))
+            if rows.any():  # for models that compute none, all are 0
+                return rows
+        raise NoLogitsError(
+            f"{self.path}: the model is an encoder, which predicts no tokens; 'q4hifi imatrix' and"
+            " 'q4hifi quantize' can be used with it"
+        )
+
     def _check_open(self) -> None:
         if not self._close.alive:
             raise BadOptionError(f"{self.path}: the model is closed; open it again")
@@ -227,12 +286,16 @@ class LlamaModel:
         batch = Batch(n, array, None, None, None, None, (c_int8 * n)(*wanted.tolist()))
         begin_work(self._lib, str(self.path))
         self._observer.begin(sums)
-        status = self._lib.llama_decode(self._context, batch)
+        status = self._evaluate(self._context, batch)
         self._observer.end()
         if status:
             raise UnsupportedModelError(
                 f"{self.path}: llama.cpp cannot evaluate it (status {status}): {logged_errors()}"
             )
+
+
+class NoLogitsError(UnsupportedModelError):
+    """The model computes no logits, as encoders."""
 
 
 def _free(lib: Any, context: int, model: int, folder: TemporaryDirectory[str] | None) -> None:
@@ -337,7 +400,8 @@ class LlamaSequence:
         of all matrices are added to ``sums``.
 
         Raises :class:`BadOptionError` for ids that are not in the vocabulary, for more tokens than the
-        context holds, and if the model has begun another sequence.
+        context holds, and if the model has begun another sequence. Raises :class:`UnsupportedModelError` for
+        the logits of an encoder, and for a second part of a text that the model must read at once.
         """
         self._check()
         model = self._model
@@ -346,6 +410,11 @@ class LlamaSequence:
             raise BadOptionError(
                 f"{counted(self.length, 'token')} and {len(ids)} more are too many for a context of"
                 f" {model.n_ctx}"
+            )
+        if self.length and model.reads_whole_texts:
+            raise UnsupportedModelError(
+                f"{model.path}: the model reads texts in both directions, so it must get a text at once;"
+                " nothing can be appended"
             )
         found: list[Logits] = []
         for first in range(0, len(ids), model._batch):
@@ -357,9 +426,7 @@ class LlamaSequence:
             model._decode(part, wanted, sums)
             self.length += len(part)
             if logits == "all" or (logits == "last" and is_last):
-                rows = np.ctypeslib.as_array(
-                    model._lib.llama_get_logits(model._context), (int(wanted.sum()), model.n_vocab)
-                )
+                rows = model._last_logits(int(wanted.sum()))
                 found.append((rows if logits == "all" else rows[-1:]).copy())
         if logits == "none":
             return None
