@@ -79,6 +79,10 @@ class ToySequence:
     model: ToyModel
     tokens: list[int]
 
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
     def evaluate(
         self, tokens: npt.NDArray[np.uint32], logits: str = "last", *, sums: ToySums | None = None
     ) -> Floats | None:

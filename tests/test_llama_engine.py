@@ -229,6 +229,20 @@ def test_texts_longer_than_the_positions_of_a_model_are_refused(tmp_path: Path) 
         LlamaModel(source, n_ctx=513)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind", "said"),
+    [("clip", None, "a projector of images or sound"), ("llama", "adapter", "an adapter .LoRA. of a model")],
+)
+def test_parts_of_models_are_refused(architecture: str, kind: str | None, said: str, tmp_path: Path) -> None:
+    tensors = {"v.blk.0.attn_q.weight": np.ones((256, 256), np.float32)}
+    pairs = [("general.type", kind, q4hifi.formats.gguf_constants.GGUFValueType.STRING)] if kind else []
+    path = write_model(tmp_path / "part.gguf", tensors, architecture=architecture, pairs=pairs)
+    with pytest.raises(
+        UnsupportedModelError, match=f"this is {said}.*, which does not read a text by itself"
+    ):
+        q4hifi.open_model(path)
+
+
 def test_a_model_with_encoder_and_decoder_is_refused(tmp_path: Path) -> None:
     source = write_architecture(tmp_path / "t5.gguf", "t5")
     with pytest.raises(UnsupportedModelError, match="an encoder and a decoder, which q4hifi does not run"):

@@ -125,7 +125,7 @@ def bench(
     with opened(model, n_ctx=max(n for _, _, n in tests), threads=threads) as lm:
         if lm.reads_whole_texts and _counts(n_gen):
             raise UnsupportedModelError(
-                f"{lm.path}: the model does not write texts token by token; use `n_gen=0`"
+                f"{lm.path}: the model does not write texts token by token; measure reading alone"
             )
         facts = model_facts(lm)
         for prefix, measure, n in tests:

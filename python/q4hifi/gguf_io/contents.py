@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFileError
+from ..errors import BadFileError, UnsupportedModelError
 from ..files.file_kinds import IMATRIX_NAME
 from ..formats.gguf_constants import Keys
 
@@ -38,6 +38,8 @@ def contents_of(metadata: Mapping[str, Any]) -> str:
     if any(key.startswith(COMPARISON_KEYS) for key in metadata):
         return COMPARISON_NAME
     architecture = metadata.get(Keys.General.ARCHITECTURE)
+    if architecture == "clip":
+        return _TYPES["mmproj"]  # its type is missing in old files
     return f"a model ({architecture:.80})" if isinstance(architecture, str) else "a GGUF file of another kind"
 
 
@@ -46,3 +48,13 @@ def check_has_weights(metadata: Mapping[str, Any], path: Path) -> None:
     contents = contents_of(metadata)
     if contents in _NO_WEIGHTS:
         raise BadFileError(f"{path}: this is {contents}, not a model; {_NO_WEIGHTS[contents]}")
+
+
+def check_is_whole_model(metadata: Mapping[str, Any], path: Path) -> None:
+    """Raise :class:`UnsupportedModelError` if the file ``path`` is known to hold only a part of a model."""
+    contents = contents_of(metadata)
+    if contents in _TYPES.values():
+        raise UnsupportedModelError(
+            f"{path}: this is {contents}, which does not read a text by itself; 'q4hifi quantize' takes it"
+            " without an importance matrix"
+        )

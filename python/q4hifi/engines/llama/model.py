@@ -24,6 +24,7 @@ from ...errors import BadOptionError, UnsupportedModelError
 from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
+from ...gguf_io.contents import check_is_whole_model
 from ...plan.model_shape import MAX_CONTEXT, ModelShape, check_context, trained_context
 from ...threads import thread_count, used_threads
 from ...wording import counted
@@ -116,6 +117,8 @@ class LlamaModel:
         add_rpc_servers(lib, self.library, rpc)
         with nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
+            file.check_has_weights()
+            check_is_whole_model(file.metadata, self.path)
             self.metadata: Mapping[str, Any] = file.metadata
             shape = ModelShape.from_metadata(file.metadata)
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
