@@ -245,6 +245,10 @@ def _dream(layer: int) -> Shapes:
     return _attention(ffn_norm=(E,)) | _dense()
 
 
+MTP: Shapes = {"nextn.eh_proj": (E, 2 * E), "nextn.enorm": (E,), "nextn.hnorm": (E,)}
+"""Further tensors of a layer for multi-token prediction."""
+
+
 def _bert(layer: int) -> Shapes:
     norms: Shapes = {"attn_output_norm": (E,), "layer_output_norm": (E,)}
     attention = {name: shape for name, shape in _attention().items() if "norm" not in name}
@@ -465,13 +469,17 @@ def write_architecture(
     vocabulary: bool = False,
     kind: str = "F16",
     more: Shapes | None = None,
+    mtp: int = 0,
 ) -> Path:
     """Write a model of a few layers and about 2 M random weights.
 
-    With ``vocabulary`` it has the tokenizer of the example model, else only a number of tokens.
+    With ``vocabulary`` it has the tokenizer of the example model, else only a number of tokens. ``more``:
+    further tensors. ``mtp``: further layers, for multi-token prediction.
     """
     shapes_of, keys = {**ARCHITECTURES, **ENCODERS, **NOT_RUN}[architecture]
-    n_layer = LAYERS.get(architecture, N_LAYER)
+    n_layer = LAYERS.get(architecture, N_LAYER) + mtp
+    if mtp:
+        keys = keys | {"nextn_predict_layers": mtp}
     rng = np.random.default_rng(len(architecture))
     tokens = _tokenizer() if vocabulary else [("tokenizer.ggml.model", "none", GGUFValueType.STRING)]
     n_vocab = 4096 if vocabulary else VOCAB
@@ -491,7 +499,8 @@ def write_architecture(
         shapes["per_layer_token_embd"] = (n_vocab, n_layer * E)
     for layer in range(n_layer):
         prefix = PREFIXES.get(architecture, "") + f"blk.{layer}."
-        shapes |= {prefix + name: shape for name, shape in shapes_of(layer).items()}
+        inside = shapes_of(layer) | (MTP if layer >= n_layer - mtp else {})
+        shapes |= {prefix + name: shape for name, shape in inside.items()}
     tensors = {
         name.removesuffix("=") if name.endswith(("=", ".bias")) else name + ".weight": _weights(
             rng, name, shape

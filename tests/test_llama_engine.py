@@ -359,6 +359,32 @@ def test_sensitivities_are_those_of_our_own_runtime(example: LlamaModel) -> None
         trials[0].logits({"blk.99.attn_k.weight": coarse})
 
 
+def test_matrices_of_another_kind_are_measured_apart(tmp_path: Path) -> None:
+    """Only neighbouring layers are measured together; there each has a share by its error."""
+    source = write_architecture(tmp_path / "rwkv.gguf", "rwkv7", vocabulary=True)
+    found = q4hifi.calibrate(source, TEXT, n_ctx=32, n_chunks=1, group=2, threads=2).sensitivities
+    in_layer = [value.value for name, value in found.items() if name.startswith("blk.1.")]
+    assert len(set(in_layer)) == len(in_layer) == 6
+
+
+def test_layers_for_multi_token_prediction_get_typical_sensitivities(tmp_path: Path, run: Run) -> None:
+    source = write_architecture(tmp_path / "mtp.gguf", "glm4moe", vocabulary=True, mtp=1)
+    text, file, out = tmp_path / "text.txt", tmp_path / "cal.json", tmp_path / "out.gguf"
+    text.write_text(TEXT)
+    found = q4hifi.calibrate(source, TEXT, file, n_ctx=32, n_chunks=1, threads=2)
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "nextn.eh_proj"]
+    names += [f"ffn_{part}_{kind}" for part in ("gate", "up", "down") for kind in ("exps", "shexp")]
+    assert found.typical.keys() == {f"blk.2.{name}.weight" for name in names}
+    same = found.sensitivities["blk.1.ffn_down_exps.weight"]
+    assert found.typical["blk.2.ffn_down_exps.weight"] == same
+    with LlamaModel(source, n_ctx=64) as model:
+        assert model.n_layer == 2
+    quantized = run("quantize", source, out, "--like", "Q4_K_M", "--stock", "--sensitivities", file)
+    assert quantized.status == 0, quantized
+    made = run("imatrix", source, "-f", text, "-c", "64", "--chunks", "2", "-o", tmp_path / "i.gguf")
+    assert made.status == 0 and "note: 11 matrices received no inputs: blk.2." in made.err
+
+
 def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
     source = write_architecture(tmp_path / "moe.gguf", "qwen3next", vocabulary=True)
     found = q4hifi.calibrate(source, TEXT, n_ctx=32, n_chunks=1, group=2, threads=2)

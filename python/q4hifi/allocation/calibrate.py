@@ -39,7 +39,7 @@ from ..evaluate.logits import Doubles, divergence
 from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
 from ..formats.layout import Format
-from ..formats.tensor_names import is_quantizable, layer_of, processing_order, role_of
+from ..formats.tensor_names import group_of, is_quantizable, layer_of, processing_order
 from ..formats.types import TensorType
 from ..gguf_io.split import files_of
 from ..imatrix.file import load_importance
@@ -65,7 +65,8 @@ class Calibrated:
     error, weighted by importance if there is any. ``klds`` has the divergence that was measured, and
     ``probes`` the type that the matrix was quantized to for that, with its relative squared error.
     ``n_chunks`` is the number of chunks that every matrix was measured on, ``n_ctx`` their tokens, ``file``
-    the file of the measurements.
+    the file of the measurements. ``typical`` has sensitivities for matrices that the model does not use, as
+    those of layers for multi-token prediction: the median of similar matrices.
     """
 
     sensitivities: dict[str, Estimate]
@@ -74,6 +75,7 @@ class Calibrated:
     n_ctx: int
     file: str | None
     probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    typical: Mapping[str, Estimate] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
@@ -89,7 +91,8 @@ class Calibrated:
 
     def as_sensitivities(self) -> Sensitivities:
         """Return the values alone, as a choice of types uses them."""
-        values = {name: estimate.value for name, estimate in self.sensitivities.items()}
+        every = {**self.sensitivities, **self.typical}
+        values = {name: estimate.value for name, estimate in every.items()}
         return Sensitivities(values, self.file or "a calibration", self.probes)
 
 
@@ -205,10 +208,14 @@ def measure_sensitivities(
             n_ctx=n_ctx,
             group=group,
         )
-        groups = _groups(source, lm.n_layer, group)
+        chunks = [_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)]
+        names = _matrices(source)
+        used = lm.trial(chunks[0]).used
+        unused = [name for name in names if name not in used]
+        groups = _groups([name for name in names if name in used], lm.n_layer, group)
         found = Calibration.resumed(file, setting)
-        run = _Run(lm, source, importance, groups, found, file, thread_count(threads))
-        run.chunks([_chunk(tokens, i, n_ctx, bos_of(lm)) for i in range(n_chunks)], seconds, progress)
+        run = _Run(lm, source, importance, groups, unused, found, file, thread_count(threads))
+        run.chunks(chunks, seconds, progress)
         return Calibrated(
             found.sensitivities(run.names),
             found.klds(run.names),
@@ -216,6 +223,7 @@ def measure_sensitivities(
             n_ctx,
             None if file is None else os.fspath(file),
             found.probes,
+            found.typical(run.names, unused),
         )
 
 
@@ -239,6 +247,7 @@ class _Run:
     source: ModelFile
     importance: Importance | None
     groups: Sequence[Sequence[str]]
+    unused: Sequence[str]
     found: Calibration
     file: str | os.PathLike[str] | None
     threads: int
@@ -278,7 +287,7 @@ class _Run:
             probe = self._probe(name).name
             self.found.add(name, probe, sums.relative, float(part.mean()), float(np.sqrt(part).mean()))
         if self.file is not None:
-            self.found.save(self.file, self.names)
+            self.found.save(self.file, self.names, self.unused)
 
     def _probe(self, name: str) -> TensorType:
         probe = probe_of(self.source.tensors[name].row_length)
@@ -335,24 +344,25 @@ class _Work:
         self.done += self.cost(group)
 
 
-def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
-    """The groups of matrices that are measured together. A matrix that no probe type fits is in none."""
+def _matrices(source: ModelFile) -> list[str]:
+    """The matrices that can be measured, in the order of the layers: those that a probe type fits."""
     architecture = str(source.metadata.get("general.architecture"))
-    groups: dict[tuple[str, int], list[str]] = {}
-    for name in sorted(source.tensors, key=processing_order):
-        tensor = source.tensors[name]
-        if not is_quantizable(name, tensor.shape, architecture):
-            continue
-        if probe_of(tensor.row_length) is None:
-            continue
+    return [
+        name
+        for name in sorted(source.tensors, key=processing_order)
+        if is_quantizable(name, source.tensors[name].shape, architecture)
+        and probe_of(source.tensors[name].row_length) is not None
+    ]
+
+
+def _groups(names: Sequence[str], n_layer: int, size: int) -> list[list[str]]:
+    """The groups of matrices that are measured together."""
+    groups: dict[tuple[str, int | None], list[str]] = {}
+    for name in names:
+        kind, edge = group_of(name, n_layer)
         layer = layer_of(name)
-        if layer is None:
-            part = -1
-        elif layer in (0, n_layer - 1):
-            part = layer
-        else:
-            part = 1 + (layer - 1) // size * size
-        groups.setdefault((name if layer is None else role_of(name), part), []).append(name)
+        part = 1 + (layer - 1) // size * size if layer is not None and edge is None else edge
+        groups.setdefault((kind, part), []).append(name)
     return list(groups.values())
 
 

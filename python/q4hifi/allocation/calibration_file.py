@@ -33,6 +33,7 @@ from ..evaluate.scored_tokens import n_predictions
 from ..files.file_kinds import SENSITIVITIES_NAME, Purpose
 from ..files.json_file import read_json
 from ..files.output_file import new_file
+from ..formats.tensor_names import kind_of
 from .sensitivities import Sensitivities
 
 VERSION = 1
@@ -137,19 +138,38 @@ class Calibration:
             for name, kld in self.klds(names).items()
         }
 
+    def typical(self, names: Sequence[str], unused: Sequence[str]) -> dict[str, Estimate]:
+        """Return sensitivities for matrices that the model does not use, as if they were like the others.
+
+        They are the median of the measured matrices ``names`` of the same kind, or of all if there is none.
+        The result is empty until all of these were measured on one chunk.
+        """
+        kinds: dict[str, list[Estimate]] = {}
+        measured = self.sensitivities(names)
+        for name, value in measured.items():
+            kinds.setdefault(kind_of(name), []).append(value)
+        return {
+            name: sorted(alike, key=lambda estimate: estimate.value)[len(alike) // 2]
+            for name in (unused if measured else ())
+            for alike in [kinds.get(kind_of(name), [*measured.values()])]
+        }
+
     def add(self, name: str, probe: str, error: float, mean: float, mean_root: float) -> None:
         """Add the divergence that a matrix caused on the next chunk."""
         before = self.matrices[name].divergences if name in self.matrices else ()
         self.matrices[name] = Measurement(probe, error, (*before, (mean, mean_root)))
 
-    def save(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
-        """Write the file, in place of an older one; ``names`` are all matrices of the model."""
+    def save(self, path: str | os.PathLike[str], names: Sequence[str], unused: Sequence[str] = ()) -> None:
+        """Write the file, in place of an older one.
+
+        ``names`` are all matrices that the model uses, ``unused`` the others.
+        """
         found = {
             "version": VERSION,
             **asdict(self.setting),
             "matrices": {name: asdict(matrix) for name, matrix in self.matrices.items()},
         }
-        if sensitivities := self.sensitivities(names):
+        if sensitivities := {**self.sensitivities(names), **self.typical(names, unused)}:
             found["sensitivities"] = {name: value.value for name, value in sensitivities.items()}
         with new_file(path, overwrite=True) as file:
             file.write(json.dumps(found).encode())

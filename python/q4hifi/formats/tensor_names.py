@@ -121,6 +121,11 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def kind_of(name: str) -> str:
+    """Return the name of a tensor without its layer's number."""
+    return _LAYER.sub("blk", name)
+
+
 def group_of(name: str, n_layer: int) -> tuple[str, int | None]:
     """Return what a matrix has in common with others that are equally sensitive.
 
@@ -130,7 +135,7 @@ def group_of(name: str, n_layer: int) -> tuple[str, int | None]:
     layer = layer_of(name)
     if layer is None:
         return name, None
-    return _LAYER.sub("blk", name), None if 0 < layer < n_layer - 1 else layer
+    return kind_of(name), None if 0 < layer < n_layer - 1 else layer
 
 
 def is_quantizable(

@@ -103,3 +103,9 @@ def trained_context(metadata: Mapping[str, Any]) -> int | None:
     """Return the length in tokens of the texts that a model was trained on, or None if it is not known."""
     value = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     return value if isinstance(value, int) and value > 0 else None
+
+
+def unused_layers(metadata: Mapping[str, Any]) -> int:
+    """Return how many of a model's last layers are for multi-token prediction alone."""
+    value = metadata.get(f"{metadata.get('general.architecture')}.nextn_predict_layers", 0)
+    return value if isinstance(value, int) and 0 <= value <= LARGEST else 0

@@ -25,7 +25,7 @@ from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
 from ...gguf_io.contents import check_is_whole_model
-from ...plan.model_shape import MAX_CONTEXT, ModelShape, check_context, trained_context
+from ...plan.model_shape import MAX_CONTEXT, ModelShape, check_context, trained_context, unused_layers
 from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
@@ -124,7 +124,7 @@ class LlamaModel:
             shapes = {t.name: t.shape for t in file.tensors.values() if len(t.shape) > 1}
             self._shapes, names = shapes, frozenset(file.tensors)
             self._formats = {name: file.tensors[name].format for name in shapes}
-            self.n_layer: int = shape.n_layer or 0
+            self.n_layer: int = (shape.n_layer or 0) - unused_layers(file.metadata)
             loaded, folder = self.path, None
             if has_q4_hifi(file):
                 folder = TemporaryDirectory(prefix="q4hifi-")
