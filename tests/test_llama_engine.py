@@ -400,6 +400,9 @@ def test_sensitivities_of_a_mixture(tmp_path: Path) -> None:
         ("lfm2", {"attn_output", "ffn_down", "shortconv.out_proj"}),
         ("deepseek2", {"attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp"}),
         ("mamba", {"ssm_out"}),
+        ("rwkv7", {"time_mix_output", "channel_mix_value"}),  # the embeddings are normalized first
+        ("nemotron_h_moe", {"attn_output", "ffn_down_shexp", "ffn_latent_up", "ssm_out"}),
+        ("kimi-linear", {"attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp"}),
     ],
 )
 def test_the_graph_shows_what_writes_to_the_residual_stream(
