@@ -23,7 +23,7 @@ from command import Run
 from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedModelError
 from q4hifi.engines.llama import self_test
 from q4hifi.engines.llama.abi import layout_of
-from q4hifi.engines.llama.library import Blob, has_rpc, library_path, load_library
+from q4hifi.engines.llama.library import Blob, has_rpc, is_causal, library_path, load_library
 from q4hifi.evaluate.noise_trials import fisher_by_noise
 from q4hifi.formats.tensor_names import group_of
 from q4hifi.imatrix.file import load_importance
@@ -212,6 +212,22 @@ def test_a_text_is_given_at_once_to_a_model_that_reads_in_both_directions(tmp_pa
     compared = run("compare", source, source, *options)
     assert compared.status == 0 and "its perplexity says little" in compared.err
     assert run("generate", source, "-p", "The", "-n", "2").status == 1
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_old_libraries_know_diffusion_models_alone(stored: bool, models: dict[str, Path]) -> None:
+    """They lack the function that tells the direction of a context: the file does, in other models."""
+
+    class Old:
+        def __getattr__(self, name: str) -> Any:
+            if name == "llama_get_causal_attn":
+                raise AttributeError(name)
+            return getattr(load_library(library_path()), name)
+
+    for name in ("dream", "mamba"):
+        with LlamaModel(models[name], n_ctx=64) as model:
+            found = is_causal(Old(), model._model, model._context, stored=stored)  # type: ignore[arg-type]
+        assert found == (stored and name == "mamba")
 
 
 def test_our_own_runtime_leaves_models_that_read_in_both_directions_to_llama_cpp(tmp_path: Path) -> None:

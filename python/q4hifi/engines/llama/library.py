@@ -101,6 +101,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
     "llama_model_has_decoder": (c_bool, [c_void_p]),
     "llama_model_has_encoder": (c_bool, [c_void_p]),
+    "llama_model_is_diffusion": (c_bool, [c_void_p]),
     "llama_model_load_from_file": (c_void_p, [c_char_p, Blob]),
     "llama_n_batch": (c_uint32, [c_void_p]),
     "llama_n_ctx": (c_uint32, [c_void_p]),
@@ -231,10 +232,14 @@ def _load_backends(lib: ctypes.CDLL, folder: Path) -> None:
         lib.ggml_backend_load_all_from_path(os.fsencode(folder))
 
 
-def is_causal(lib: ctypes.CDLL, context: int) -> bool | None:
-    """Return whether no token of a context sees later ones; None if the library is too old to say it."""
+def is_causal(lib: ctypes.CDLL, model: int, context: int, *, stored: bool) -> bool:
+    """Return whether no token of a context sees later ones.
+
+    ``stored`` is what the model's file says of it. An old library does not tell more, except for diffusion
+    models.
+    """
     if not hasattr(lib, "llama_get_causal_attn"):
-        return None
+        return stored and not lib.llama_model_is_diffusion(model)
     lib.llama_get_causal_attn.restype, lib.llama_get_causal_attn.argtypes = c_bool, [c_void_p]
     return bool(lib.llama_get_causal_attn(context))
 

@@ -173,9 +173,8 @@ class LlamaModel:
         self._model, self._batch = model, min(BATCH, self.n_ctx)
         context = self._new_context(layout)
         self._memory = lib.llama_get_memory(context)
-        causal = is_causal(lib, context)
-        if causal is None:
-            causal = self.metadata.get(f"{shape.architecture}.attention.causal", True)
+        stored = self.metadata.get(f"{shape.architecture}.attention.causal") is not False
+        causal = is_causal(lib, model, context, stored=stored)
         self.reads_whole_texts: bool = is_encoder or not (causal and self._memory)
         """Whether a text must be evaluated at once: its tokens see later ones, or earlier ones are not
         kept."""
