@@ -91,7 +91,7 @@ def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
     Raises :class:`BadOptionError` for an unknown name, and with ``codec`` also for a type that q4hifi cannot
     encode.
     """
-    found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
+    found = name if isinstance(name, TensorType) else TYPES.get(str(name).strip().upper())
     if found is None or (codec and not found.codec):
         known, wrong = [t.name for t in TYPES.values() if t.codec], str(name).strip().upper()
         close = [] if found else get_close_matches(wrong, known, n=1) or get_close_matches(wrong, TYPES, n=1)
