@@ -28,7 +28,7 @@ from ...plan.model_shape import ModelShape, check_context, trained_context
 from ...threads import thread_count, used_threads
 from ...wording import counted
 from ..protocol import Logits, Tokens
-from .abi import Layout, context_params, model_params
+from .abi import StructOffsets, context_params, model_params
 from .graph import GraphNotes
 from .inputs import Correlating, LlamaInputSums, Observer
 from .library import (
@@ -41,7 +41,7 @@ from .library import (
     logged_errors,
 )
 from .readable import has_q4_hifi, write_readable
-from .self_test import checked_layout
+from .self_test import checked_offsets
 from .tensors import TensorReader
 from .tokenizer import LlamaTokenizer
 
@@ -87,7 +87,7 @@ class LlamaModel:
         tensor_split: Sequence[float] = (),
         rpc: Sequence[str] = (),
         expert_correlations: bool = False,
-        _layout: Layout | None = None,
+        _offsets: StructOffsets | None = None,
     ) -> None:
         """Load a GGUF model, or a split model from any of its shards. The path, or the open file, names it.
 
@@ -108,7 +108,7 @@ class LlamaModel:
             raise BadOptionError(f"`tensor_split` has {len(tensor_split)} shares; give at most {MOST_GPUS}")
         self.library: Path = library_path(library)
         lib = self._lib = load_library(self.library)
-        layout = _layout or checked_layout(self.library)
+        offsets = _offsets or checked_offsets(self.library)
         add_rpc_servers(lib, self.library, rpc)
         with nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
@@ -145,11 +145,11 @@ class LlamaModel:
         if not model:
             raise UnsupportedModelError(f"{self.path}: llama.cpp does not load it: {logged_errors()}")
         self._close = weakref.finalize(self, lib.llama_model_free, model)
-        reader = TensorReader(lib, layout)
-        self._observer = Observer(reader, layout, frozenset(shapes))
+        reader = TensorReader(lib, offsets)
+        self._observer = Observer(reader, offsets, frozenset(shapes))
         self._callback = EvalCallback(self._observer.callback)  # kept, because the context calls it
         self._batch = min(BATCH, self.n_ctx)
-        params = context_params(lib, layout, self.n_ctx, self._batch, self._callback)
+        params = context_params(lib, offsets, self.n_ctx, self._batch, self._callback)
         context = lib.llama_init_from_model(model, params)
         if not context:
             raise UnsupportedModelError(
