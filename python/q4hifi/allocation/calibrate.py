@@ -39,7 +39,7 @@ from ..evaluate.logits import Doubles, divergence
 from ..evaluate.scored_tokens import first_counted
 from ..files.output_file import check_writable
 from ..formats.layout import Format
-from ..formats.tensor_names import is_quantizable, layer_of, processing_order, role_of
+from ..formats.tensor_names import alike_layers, is_quantizable, layer_of, processing_order, role_of
 from ..formats.types import TensorType
 from ..gguf_io.split import files_of
 from ..imatrix.file import load_importance
@@ -338,7 +338,7 @@ class _Work:
 def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
     """The groups of matrices that are measured together. A matrix that no probe type fits is in none."""
     architecture = str(source.metadata.get("general.architecture"))
-    groups: dict[tuple[str, int], list[str]] = {}
+    groups: dict[tuple[str, int | None], list[str]] = {}
     for name in sorted(source.tensors, key=processing_order):
         tensor = source.tensors[name]
         if not is_quantizable(name, tensor.shape, architecture):
@@ -346,13 +346,8 @@ def _groups(source: ModelFile, n_layer: int, size: int) -> list[list[str]]:
         if probe_of(tensor.row_length) is None:
             continue
         layer = layer_of(name)
-        if layer is None:
-            part = -1
-        elif layer in (0, n_layer - 1):
-            part = layer
-        else:
-            part = 1 + (layer - 1) // size * size
-        groups.setdefault((name if layer is None else role_of(name), part), []).append(name)
+        alike = (name, None) if layer is None else (role_of(name), alike_layers(layer, n_layer, size))
+        groups.setdefault(alike, []).append(name)
     return list(groups.values())
 
 
