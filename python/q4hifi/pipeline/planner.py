@@ -88,7 +88,7 @@ class Planner:
     def metadata(self, plan: Plan) -> Metadata:
         """Return the metadata of the files that a plan makes."""
         metadata = planned_metadata(self.model.gguf.metadata, plan, self.importance)
-        return overridden(metadata, self.options.override_kv)
+        return overridden(metadata, self.options.metadata_overrides)
 
     def _idle_weights(self) -> list[str]:
         """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""
