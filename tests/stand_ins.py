@@ -48,6 +48,7 @@ class ToyModel:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     read: list[list[int]] = field(default_factory=list)
     engine: str = "toy"
+    backend: str = "toy"
     has_fisher: bool = True
     matrices: Sequence[str] = ("blk.0.attn_v.weight",)
 

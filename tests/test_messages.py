@@ -45,7 +45,7 @@ SHOWN_BY = {
     "plan/tensor_patterns.py": QUANTIZING,
     "plan/type_rules.py": QUANTIZING,
     "runtime/chat_template.py": ("generate",),
-    "runtime/generation.py": ("generate",),
+    "engines/generation.py": ("generate",),
     "runtime/template_process.py": ("generate",),
     "threads.py": tuple(sorted(set(COMMANDS) - {"inspect"})),
 }

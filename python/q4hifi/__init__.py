@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .codec.model_file import ModelFile, ModelTensor, RowRange
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
+    from .engines.generation import Chat, Effort, Writer, generate
     from .engines.llama.inputs import LlamaInputSums
     from .engines.llama.model import LlamaModel, LlamaSequence, LlamaTrial
     from .engines.llama.tokenizer import LlamaTokenizer
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .plan.size_classes import SizeClass
     from .progress import Progress
-    from .runtime.generation import Chat, Effort, TextTokens, Writer, WritingModel, WrittenText, generate
     from .runtime.model import Model, Sequence, Trace, Trial
     from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
@@ -138,7 +138,6 @@ __all__ = [
     "TensorInputs",
     "TensorType",
     "TextTokenizer",
-    "TextTokens",
     "TokenStream",
     "Tokenizer",
     "Trace",
@@ -148,8 +147,6 @@ __all__ = [
     "UnsupportedModelError",
     "WeightTrial",
     "Writer",
-    "WritingModel",
-    "WrittenText",
     "__version__",
     "bench",
     "calibrate",
@@ -181,6 +178,7 @@ _MODULES = {
     "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
+    "engines.generation": "Chat Effort Writer generate",
     "engines.llama.inputs": "LlamaInputSums",
     "engines.llama.model": "LlamaModel LlamaSequence LlamaTrial",
     "engines.llama.tokenizer": "LlamaTokenizer",
@@ -208,7 +206,6 @@ _MODULES = {
     "plan.shapes_file": "plan_shapes",
     "plan.size_classes": "SizeClass",
     "progress": "Progress",
-    "runtime.generation": "Chat Effort TextTokens Writer WritingModel WrittenText generate",
     "runtime.model_input_sums": "ModelInputSums",
     "runtime.model": "Model Sequence Trace Trial",
     "runtime.sampler": "Sampler",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..allocation.calibration_path import calibration_file
+from ..engines.names import EngineOptions
 from ..evaluate.limits import CALIBRATION_CHUNK, CALIBRATION_CHUNKS, LONGEST_CHUNK
 from ..plan.options import IMATRIX
 from ..wording import counted, printable
@@ -15,7 +16,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options, open_models
+from .engine_options import engine_options, open_models
 from .files import INPUT, check_output
 from .group import main
 from .numbers import Number, Whole
@@ -74,7 +75,7 @@ def calibrate(
     n_chunks: int,
     group: int,
     time_limit: float | None,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
     as_json: bool,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError, Q4HifiError
 from ..wording import printable
 from .common import (
@@ -16,7 +17,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options
+from .engine_options import engine_options
 from .files import INPUT, OUTPUT, check_output
 from .group import main
 from .running_results import saved_chunks
@@ -63,7 +64,7 @@ def compare(
     output: str | None,
     overwrite: bool,
     resume: bool,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
     as_json: bool,
 ) -> None:

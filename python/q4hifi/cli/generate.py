@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError, UnsupportedModelError
 from ..files.file_kinds import Pipes, Purpose
 from ..plan.model_shape import MAX_CONTEXT
 from ..wording import counted, printable, shortened
 from .common import threads_option
-from .engine_options import Engine, engine_options, note_long_texts, open_models
+from .engine_options import engine_options, note_long_texts, open_models
 from .files import INPUT
 from .group import main
 from .numbers import Number, Whole
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Chat, Writer, WritingModel
+    from ..engines.generation import Chat, Writer
+    from ..engines.protocol import LanguageModel
 
 
 TEMPLATE = Purpose(
@@ -99,7 +101,7 @@ def generate(
     system: str | None,
     template: str | None,
     template_file: str | None,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
 ) -> None:
     """Let MODEL continue a text, or chat with it.
@@ -125,10 +127,10 @@ def generate(
             raise BadOptionError(f"{option} needs --chat")
     if prompt is None and file is None and not chat:
         raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
+    from ..engines.generation import Chat, Writer
     from ..evaluate.chunks import read_text
     from ..files.text_file import read_text_bytes
     from ..gguf_io.metadata import decode_text
-    from ..runtime.generation import Chat, Writer
     from ..runtime.sampler import Sampler
 
     text = prompt if file is None else read_text(file)
@@ -181,7 +183,7 @@ def _check_template(text: str) -> None:
 # ---- a conversation ------------------------------------------------------------------------------
 
 
-def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
+def _converse(chat: Chat, model: LanguageModel, n: int | None) -> None:
     """Read messages and print answers until the input ends."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer accepts bytes that are not UTF-8

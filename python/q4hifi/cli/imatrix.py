@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError
 from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
 from ..formats.tensor_names import layer_of
@@ -22,7 +23,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options
+from .engine_options import engine_options
 from .files import INPUT, check_output
 from .group import main
 from .numbers import Whole
@@ -141,7 +142,7 @@ def imatrix(
     copy_chunks: int | None,
     overwrite: bool,
     resume: bool,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
     as_json: bool,
 ) -> None:

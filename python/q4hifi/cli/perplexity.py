@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError
 from .common import (
     json_option,
@@ -16,7 +17,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options
+from .engine_options import engine_options
 from .files import INPUT, check_output
 from .group import main
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
@@ -63,7 +64,7 @@ def perplexity(
     compare_base: bool,
     overwrite: bool,
     resume: bool,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -119,7 +120,7 @@ def perplexity(
 
 
 def _print_divergence(
-    model: str, base: str, n_chunks: int | None, engine: Engine, threads: int | None, as_json: bool
+    model: str, base: str, n_chunks: int | None, engine: EngineOptions, threads: int | None, as_json: bool
 ) -> None:
     from ..evaluate.kl_divergence import kl_divergence
     from ..evaluate.log_probs_file import LogProbsFile

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError
 from ..evaluate.limits import CHUNK, MIN_CONTEXT
 from ..files.gguf_name import is_gguf_name
 from ..plan.model_shape import MAX_CONTEXT
 from ..wording import counted, printable
 from . import engine_options
-from .engine_options import Engine
 from .files import INPUT
 from .numbers import Whole
 
 if TYPE_CHECKING:
-    from ..engines.llama.model import LlamaModel
-    from ..runtime.model import Model
+    from ..engines.protocol import LanguageModel
 
 file_option = click.option(
     "-f", "--file", type=INPUT, metavar="FILE",
@@ -61,17 +60,25 @@ def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = 
 
 @contextmanager
 def open_models(
-    paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, longest: int = 0, **options: Any
-) -> Iterator[list[Model] | list[LlamaModel]]:
+    paths: Sequence[str],
+    engine: EngineOptions,
+    *,
+    n_ctx: int,
+    threads: int | None,
+    longest: int = 0,
+    expert_correlations: bool = False,
+) -> Iterator[Sequence[LanguageModel]]:
     """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
 
     If the chunks are longer than the texts that the first model was trained on, print a note to standard
-    error. ``options`` are those of :func:`engine_options.open_models`.
+    error. The other options are those of :func:`engine_options.open_models`.
     """
     from ..plan.model_shape import trained_context
 
     n_most = max(n_ctx, longest)
-    with engine_options.open_models(paths, engine, n_ctx=n_most, threads=threads, **options) as models:
+    with engine_options.open_models(
+        paths, engine, n_ctx=n_most, threads=threads, expert_correlations=expert_correlations
+    ) as models:
         trained = trained_context(models[0].metadata)
         if trained is not None and trained < n_ctx:
             click.echo(

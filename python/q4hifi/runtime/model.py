@@ -18,6 +18,7 @@ from .. import _core
 from ..codec.core_errors import core_errors
 from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
+from ..codec.rows import cpu_features
 from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
 from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
@@ -86,6 +87,9 @@ class Model:
     engine = "q4hifi"
     """The name of the engine: our own runtime."""
 
+    library: Path | None = None
+    """The engine is no library of its own."""
+
     has_fisher = True
     """:meth:`fisher` can be called; this is not so for all engines."""
 
@@ -139,6 +143,11 @@ class Model:
         self.n_vocab: int = config.n_vocab
         self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
+
+    @property
+    def backend(self) -> str:
+        """The instruction set in use."""
+        return cpu_features().active
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

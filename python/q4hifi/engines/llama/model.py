@@ -70,7 +70,7 @@ class LlamaModel:
     :meth:`sequence` ends the one before. :meth:`close` frees the memory, also at the end of a ``with`` block.
     """
 
-    engine = "llama.cpp"
+    engine = backend = "llama.cpp"
     """The name of the engine."""
 
     has_fisher = False
