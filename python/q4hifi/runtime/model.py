@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
 from ..codec.rows import cpu_features
 from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
+from ..files.closing import Closing
 from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
 from ..plan.model_shape import check_context
@@ -76,7 +76,7 @@ class Trial:
         return model.logits(self._tokens) if None in layers else model.resume(self._trace, first)
 
 
-class Model:
+class Model(Closing):
     """A language model on the CPU.
 
     Attributes: ``path`` of its file, or of its first shard; ``metadata`` of the file; ``n_vocab``, tokens in
@@ -313,15 +313,6 @@ class Model:
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found
-
-    def __enter__(self) -> Model:
-        """Return the model, so that ``with`` can be used as for every engine."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Do nothing, as :meth:`close`."""
 
 
 class Sequence:

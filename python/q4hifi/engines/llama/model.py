@@ -10,7 +10,6 @@ from ctypes import c_float, c_int8, c_int32
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from ...codec.model_file import ModelFile
 from ...codec.quantized_tensor import QuantizedTensor
 from ...codec.rows import encode
 from ...errors import BadOptionError, UnsupportedModelError
+from ...files.closing import Closing
 from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
@@ -58,7 +58,7 @@ DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """A language model of any architecture, run by llama.cpp. It is used like :class:`q4hifi.Model`.
 
     A model with Q4_HIFI tensors, which llama.cpp does not know, is run from a temporary copy with these
@@ -204,16 +204,6 @@ class LlamaModel:
     def close(self) -> None:
         """Free the model. It cannot be used afterwards."""
         self._close()
-
-    def __enter__(self) -> LlamaModel:
-        """Return the model."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Free the model."""
-        self.close()
 
     def _check_open(self) -> None:
         if not self._close.alive:
