@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from ..allocation.calibration_options import DEFAULTS
 from ..allocation.calibration_path import calibration_file
 from ..engines.names import EngineOptions
-from ..evaluate.limits import CALIBRATION_CHUNK, CALIBRATION_CHUNKS, LONGEST_CHUNK
+from ..evaluate.limits import LONGEST_CHUNK
 from ..plan.options import IMATRIX
 from ..wording import counted, printable
 from .common import (
@@ -47,16 +48,16 @@ from .texts import (
 )
 @click.option(
     "-c", "--ctx-size", "n_ctx", type=Whole(2, LONGEST_CHUNK), metavar="N",
-    default=CALIBRATION_CHUNK, show_default=True, help="Tokens per chunk.",
+    default=DEFAULTS.n_ctx, show_default=True, help="Tokens per chunk.",
 )  # fmt: skip
 @click.option(
-    "--chunks", "n_chunks", type=Whole(1), metavar="N", default=CALIBRATION_CHUNKS,
+    "--chunks", "n_chunks", type=Whole(1), metavar="N", default=DEFAULTS.n_chunks,
     show_default=True,
     help="Number of chunks. The more, the more exact the result. Chunks that OUT already has are not measured"
     " again.",
 )  # fmt: skip
 @click.option(
-    "--group", type=Whole(1), metavar="N", default=1, show_default=True,
+    "--group", type=Whole(1), metavar="N", default=DEFAULTS.group, show_default=True,
     help="Measure N neighbouring layers together. This is faster, but the layers share one result.",
 )  # fmt: skip
 @click.option("--time-limit", type=Number(0), metavar="MINUTES", help="Start no new chunk after this time.")
