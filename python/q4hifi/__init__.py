@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     )
     from .evaluate.bench import ModelFacts, Speed, bench
     from .evaluate.collect_imatrix import collect_importance
-    from .evaluate.compare import ComparedModel, Comparison, compare
+    from .evaluate.compare import compare
+    from .evaluate.comparison import ComparedModel, Comparison
     from .evaluate.estimates import Estimate
     from .evaluate.kl_divergence import KlDivergence, kl_divergence
     from .evaluate.log_probs_file import LogProbsFile
@@ -186,7 +187,8 @@ _MODULES = {
     "engines.protocol": "InputCollector LanguageModel ModelSequence TextTokenizer WeightTrial",
     "evaluate.bench": "ModelFacts Speed bench",
     "evaluate.collect_imatrix": "collect_importance",
-    "evaluate.compare": "ComparedModel Comparison compare",
+    "evaluate.compare": "compare",
+    "evaluate.comparison": "ComparedModel Comparison",
     "evaluate.estimates": "Estimate",
     "evaluate.kl_divergence": "KlDivergence kl_divergence",
     "evaluate.log_probs_file": "LogProbsFile",

@@ -31,7 +31,7 @@ from .texts import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate.compare import Comparison
+    from ..evaluate.comparison import Comparison
 
 
 @main.command()
@@ -84,8 +84,8 @@ def compare(
         check_plot(plot)
     file = text_file(file, last_model=models[-1])
     from ..evaluate.chunks import read_text
-    from ..evaluate.compare import DECODE_TOKENS
     from ..evaluate.compare import compare as compare_models
+    from ..evaluate.comparison_run import DECODE_TOKENS
 
     text = read_text(file)
     so_far: list[Comparison] = []
