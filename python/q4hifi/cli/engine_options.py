@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,6 +11,7 @@ import click
 from ..engines.names import AUTO, ENGINES, EngineOptions, LlamaOptions
 from ..wording import counted, printable
 from .files import INPUT
+from .grouped import grouped
 from .numbers import Whole
 from .sections import options_of
 
@@ -54,14 +53,10 @@ _OPTIONS = (
 def engine_options(command: Command) -> Command:
     """Add the options to a command, which receives them as one argument ``engine``."""
 
-    @wraps(command)
-    def with_engine(engine: str, **arguments: Any) -> Any:
-        llama = LlamaOptions(**{field.name: arguments.pop(field.name) for field in fields(LlamaOptions)})
-        return command(**arguments, engine=EngineOptions(engine, llama))
-
+    command = grouped(llama=LlamaOptions, engine=EngineOptions)(command)
     for option in reversed(_OPTIONS):
-        with_engine = option(with_engine)
-    return with_engine  # type: ignore[return-value]
+        command = option(command)
+    return command
 
 
 def _shares(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
