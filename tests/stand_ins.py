@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class ToyTokenizer:
-    """A token a character."""
+    """A token per character."""
 
     n_vocab: int
     bos: int | None = None

@@ -20,7 +20,7 @@ from ..progress import Progress
 from .bench import model_facts, write_seconds
 from .chunks import Chunks, Predictions, errors_in
 from .comparison import ComparedModel, Comparison
-from .comparison_file import BYTES_A_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
+from .comparison_file import BYTES_PER_TOKEN, REFERENCE, Figures, read_comparison, write_comparison
 from .estimates import Estimate, mean
 from .kl_divergence import KlDivergence
 from .logits import Divergence, Doubles, divergence, token_nll
@@ -180,7 +180,7 @@ class ComparisonRun:
             # measurements of models that are not compared this time stay in the file
             write_comparison(output, settings, saved | figures, overwrite=overwrite, sources=sources)
 
-        n_bytes = len(runs) * len(self.chunks) * self.chunks.n_scored * BYTES_A_TOKEN
+        n_bytes = len(runs) * len(self.chunks) * self.chunks.n_scored * BYTES_PER_TOKEN
         return Saver(
             output,
             save,
