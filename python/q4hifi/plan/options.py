@@ -62,7 +62,7 @@ class TypeOptions:
 
     type: str = option(
         "Q4_HIFI",
-        "Q4_HIFI or a type of llama-quantize, such as Q4_K_M.",
+        "Recipe, which says what type each tensor gets: Q4_HIFI, or one of llama-quantize, such as Q4_K_M.",
         details="In capitals or small letters.",
     )
     _: KW_ONLY
