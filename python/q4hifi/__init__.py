@@ -76,9 +76,10 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .plan.size_classes import SizeClass
     from .progress import Progress
-    from .runtime.model import Model, Sequence, Trace, Trial
+    from .runtime.model import Model, Trace, Trial
     from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
+    from .runtime.sequence import Sequence
     from .runtime.tokenizer import Pieces, Tokenizer, TokenStream
 
     __version__: str
@@ -209,8 +210,9 @@ _MODULES = {
     "plan.size_classes": "SizeClass",
     "progress": "Progress",
     "runtime.model_input_sums": "ModelInputSums",
-    "runtime.model": "Model Sequence Trace Trial",
+    "runtime.model": "Model Trace Trial",
     "runtime.sampler": "Sampler",
+    "runtime.sequence": "Sequence",
     "runtime.tokenizer": "Pieces TokenStream Tokenizer",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""

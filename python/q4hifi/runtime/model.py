@@ -1,4 +1,4 @@
-"""Running models: :class:`Model` and its :class:`Sequence`."""
+"""Running models: :class:`Model`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,24 +18,18 @@ from ..codec.core_errors import core_errors
 from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
 from ..codec.rows import cpu_features
-from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
+from ..errors import BadOptionError, UnsupportedModelError
 from ..files.closing import Closing
 from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
 from ..plan.model_shape import check_context
 from ..threads import thread_count
-from ..wording import counted
 from .architecture import ROUTER, SUPPORTED, RoleAndLayer, config_of, role_and_layer
 from .loading import MappedFiles, frequency_factors, load_weights
 from .model_input_sums import ModelInputSums
 from .sampler import Sampler
+from .sequence import Floats, Sequence, TokensLike, damaged, token_array
 from .tokenizer import Tokenizer
-
-Floats = npt.NDArray[np.float32]
-TokensLike = npt.ArrayLike
-"""Token ids: a list, or a one-dimensional array of integers."""
-
-Wanted = Literal["last", "all", "none"] | range
 
 
 class Trace:
@@ -160,7 +154,13 @@ class Model(Closing):
 
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
-        return Sequence(self, self._core.sequence())
+        return Sequence(
+            self._core.sequence(),
+            self._weights,
+            path=self.path,
+            n_vocab=self.n_vocab,
+            n_ctx=self.n_ctx,
+        )
 
     def logits(self, tokens: TokensLike) -> Floats:
         """Return the logits after each token of a text, float32 [n_tokens, n_vocab]."""
@@ -270,7 +270,7 @@ class Model(Closing):
         The result holds n_layer + 1 vectors per token, float32 [n_embd]; it is the input of :meth:`resume`.
         Raises :class:`BadOptionError` for more tokens, and for ids that are not in the vocabulary.
         """
-        array = _token_array(tokens, self.n_vocab)
+        array = token_array(tokens, self.n_vocab)
         with core_errors(BadOptionError), self._weights.intact():
             return Trace(self._core.trace(array))
 
@@ -300,10 +300,10 @@ class Model(Closing):
         Raises :class:`BadOptionError` as :meth:`trace` does, and :class:`NotFiniteError` if the model's
         logits or gradients are not finite.
         """
-        array = _token_array(tokens, self.n_vocab)
+        array = token_array(tokens, self.n_vocab)
         with (
             ErrorsAt(f"{self.path}: "),
-            core_errors(BadOptionError, bad_model=_damaged),
+            core_errors(BadOptionError, bad_model=damaged),
             self._weights.intact(),
         ):
             core = self._core.fisher(array, first, seed)
@@ -313,99 +313,3 @@ class Model(Closing):
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found
-
-
-class Sequence:
-    """Tokens that a model has read, with their keys and values (the KV cache)."""
-
-    def __init__(self, model: Model, core: _core.Sequence) -> None:
-        """Use :meth:`Model.sequence`."""
-        self._model = model
-        self._core = core
-
-    @property
-    def length(self) -> int:
-        """Number of tokens that were evaluated."""
-        return self._core.length
-
-    def reset(self) -> None:
-        """Remove all tokens."""
-        self._core.reset()
-
-    def truncate(self, length: int) -> None:
-        """Remove all but the first ``length`` tokens.
-
-        Raises :class:`BadOptionError` if there are fewer. Layers with a sliding window, as Gemma's, drop
-        the keys and values that the window has left, in blocks of 64 tokens. If the token after ``length``
-        would need some of these, this is an error as well, and nothing changes. Then :meth:`reset` the
-        sequence and evaluate the text again.
-        """
-        there = self.length
-        if not 0 <= length <= there:
-            raise BadOptionError(f"a text of {counted(there, 'token')} cannot be cut to {length}")
-        if not self._core.truncate(length):
-            raise BadOptionError(
-                f"a text of {counted(there, 'token')} cannot be cut to {length}: this model's sliding"
-                " window has dropped"
-                " the tokens before; call reset() and evaluate the text again"
-            )
-
-    def evaluate(
-        self, tokens: TokensLike, logits: Wanted = "last", *, sums: ModelInputSums | None = None
-    ) -> Floats | None:
-        """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
-
-        "last": float32 [n_vocab], after the last token. "all": [n_tokens, n_vocab]. "none": None. A range of
-        indices into ``tokens``, with step 1: [length of the range, n_vocab]. The inputs of all matrices are
-        added to ``sums``.
-
-        Raises :class:`BadOptionError` for ids that are not in the vocabulary, and for more tokens than the
-        context holds. Ctrl-C interrupts it after the current layer; whole batches of 512 tokens stay in the
-        sequence.
-        """
-        array = _token_array(tokens, self._model.n_vocab)
-        n = len(array)
-        if self.length + n > self._model.n_ctx:
-            raise BadOptionError(
-                f"{counted(self.length, 'token')} and {n} more are too many for a context of"
-                f" {self._model.n_ctx}"
-            )
-        wanted = _range_of(logits, n)
-        core = None if sums is None else sums.core
-        with (
-            ErrorsAt(f"{self._model.path}: "),
-            core_errors(BadOptionError, bad_model=_damaged),
-            self._model._weights.intact(),
-        ):
-            out = self._core.evaluate(array, wanted.start, wanted.stop, core)
-        if logits == "none":
-            return None
-        return out[0] if logits == "last" else out
-
-
-def _damaged(message: str, *_: object) -> NotFiniteError:
-    """Return the error for a model whose logits are not finite: the core's only fault after loading."""
-    return NotFiniteError(f"{message}; its weights may be damaged")
-
-
-def _token_array(tokens: TokensLike, n_vocab: int) -> npt.NDArray[np.uint32]:
-    array = np.asarray(tokens)
-    if array.ndim != 1 or not array.size:
-        raise BadOptionError(f"tokens must be a list of ids, at least one; this has the shape {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise BadOptionError(f"tokens must be integers, not {array.dtype}")
-    if array.min() < 0 or array.max() >= n_vocab:
-        wrong = array[(array < 0) | (array >= n_vocab)][0]
-        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {counted(n_vocab, 'token')}")
-    return np.ascontiguousarray(array, np.uint32)
-
-
-def _range_of(wanted: Wanted, n: int) -> range:
-    if isinstance(wanted, range):
-        if wanted.step != 1 or not 0 <= wanted.start <= wanted.stop <= n:
-            raise BadOptionError(f"logits of {wanted}, but the text has {counted(n, 'token')}")
-        return wanted
-    ranges = {"last": range(n - 1, n), "all": range(n), "none": range(n, n)}
-    if wanted not in ranges:
-        raise BadOptionError(f"logits is {wanted!r}; choose one of {', '.join(ranges)}, or a range")
-    return ranges[wanted]
