@@ -10,7 +10,7 @@ import q4hifi
 from q4hifi.allocation.measured_plan import REFINED
 from q4hifi.codec import rows
 from q4hifi.codec.input_correlations import Hessian, correlations_of, known_inputs
-from q4hifi.engines.llama import model as llama
+from q4hifi.engines.llama import context as llama
 from q4hifi.evaluate.limits import LONGEST_CHUNK
 from q4hifi.formats.layout import FORK, Format
 from q4hifi.formats.tensor_names import SAME_INPUT, first_with_same_input, role_of

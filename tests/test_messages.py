@@ -59,11 +59,8 @@ ONLY_BY = {
 """(Module, keyword) -> the commands that can show this message, if they are not those of the module."""
 
 ONLY_IN_PYTHON = {
-    "allocation/calibration_options.py": {
-        "n_ctx",
-        "n_chunks",
-        "group",
-    },  # the command checks these ranges by itself
+    # the command checks these ranges by itself
+    "allocation/calibration_options.py": {"n_ctx", "n_chunks", "group"},
     "codec/input_sums.py": {"matrices"},
     "codec/quantized_tensor.py": {"data"},
     "pipeline/with_options.py": {"options"},

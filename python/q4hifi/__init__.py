@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
     from .engines.generation import Chat, Effort, Writer, generate
     from .engines.llama.inputs import LlamaInputSums
-    from .engines.llama.model import LlamaModel, LlamaSequence, LlamaTrial
+    from .engines.llama.model import LlamaModel, LlamaTrial
+    from .engines.llama.sequence import LlamaSequence
     from .engines.llama.tokenizer import LlamaTokenizer
     from .engines.opening import open_model
     from .engines.protocol import InputCollector, LanguageModel, ModelSequence, TextTokenizer, WeightTrial
@@ -182,7 +183,8 @@ _MODULES = {
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
     "engines.generation": "Chat Effort Writer generate",
     "engines.llama.inputs": "LlamaInputSums",
-    "engines.llama.model": "LlamaModel LlamaSequence LlamaTrial",
+    "engines.llama.model": "LlamaModel LlamaTrial",
+    "engines.llama.sequence": "LlamaSequence",
     "engines.llama.tokenizer": "LlamaTokenizer",
     "engines.opening": "open_model",
     "engines.protocol": "InputCollector LanguageModel ModelSequence TextTokenizer WeightTrial",
