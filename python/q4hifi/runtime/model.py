@@ -82,7 +82,7 @@ class Model(Closing):
     """The name of the engine: our own runtime."""
 
     library: Path | None = None
-    """The engine is no library of its own."""
+    """No library of llama.cpp runs the model."""
 
     has_fisher = True
     """:meth:`fisher` can be called; this is not so for all engines."""
