@@ -149,7 +149,7 @@ def main() -> None:
                         "mib": nbytes / 2**20,
                         "what": what,
                         "microseconds": took * 1e6,
-                        "gigabytes_a_second": nbytes / took / 1e9,
+                        "gigabytes_per_second": nbytes / took / 1e9,
                         "share_of_copy": nbytes / took / copy,
                         "time_of_q4_k": took / plain[what],
                     }
@@ -158,7 +158,7 @@ def main() -> None:
                     else:
                         print(
                             "{matrix:>14} {type:>10} {mib:6.0f} {what:>12} {microseconds:9.1f}"
-                            " {gigabytes_a_second:6.0f} {share_of_copy:9.1%} {time_of_q4_k:6.2f}x".format(
+                            " {gigabytes_per_second:6.0f} {share_of_copy:9.1%} {time_of_q4_k:6.2f}x".format(
                                 **row
                             )
                         )

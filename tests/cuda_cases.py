@@ -24,7 +24,7 @@ KINDS = (
 DOT_KINDS = tuple(kind for kind in KINDS if kind != "Q8_0")
 
 SHAPES = ((1, 256), (7, 1280), (3, 4352), (130, 512))
-"""Odd numbers of rows; one block and one and a bit of what a warp reads at once; four warps a row."""
+"""Odd numbers of rows; one block and one and a bit of what a warp reads at once; four warps per row."""
 
 
 def quantized(kind: str, shape: tuple[int, ...], seed: int = 1) -> QuantizedTensor:

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class ToyTokenizer:
-    """A token a character."""
+    """A token per character."""
 
     n_vocab: int
     bos: int | None = None
@@ -48,6 +48,7 @@ class ToyModel:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     read: list[list[int]] = field(default_factory=list)
     engine: str = "toy"
+    backend: str = "toy"
     has_fisher: bool = True
     has_logits: bool = True
     reads_whole_texts: bool = False

@@ -46,7 +46,7 @@ def test_progress_counts_tokens() -> None:
 
 
 def test_rates_and_their_deviation() -> None:
-    rate = speed().tokens_per_second  # 128, 100 and 64 tokens a second
+    rate = speed().tokens_per_second  # 128, 100 and 64 tokens per second
     assert rate.value == pytest.approx(292 / 3)
     assert rate.error == pytest.approx(32.0833, rel=1e-4)
     assert speed(seconds=(4.0,)).tokens_per_second.error == 0

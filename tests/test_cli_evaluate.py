@@ -25,7 +25,7 @@ import q4hifi
 from command import Run, in_terminal, script
 from q4hifi import load_importance
 from q4hifi.cli.word_wrap import WordWrap
-from q4hifi.evaluate.compare import _Comparing
+from q4hifi.evaluate.comparison_run import ComparisonRun
 from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, ROOT, names_in, patch
 
@@ -232,14 +232,14 @@ def test_a_comparison_goes_on_with_the_file_that_it_saved(run: Run, small: Path,
 def test_an_interrupted_comparison_says_so(
     error: BaseException, run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = _Comparing.measure
+    measure = ComparisonRun.measure
 
-    def stop(self: _Comparing, chunk: int) -> bool:
+    def stop(self: ComparisonRun, chunk: int) -> bool:
         if chunk == 2:
             raise error
         return measure(self, chunk)
 
-    monkeypatch.setattr(_Comparing, "measure", stop)
+    monkeypatch.setattr(ComparisonRun, "measure", stop)
     outcome = run("compare", EXAMPLE, small, *CUT)
     assert outcome.status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert "\nnot complete: 2 of 6 chunks of 64 tokens of " in outcome.out and "tiny-Q4_K_M" in outcome.out

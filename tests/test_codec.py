@@ -24,7 +24,7 @@ from q4hifi.formats.types import CODEC_TYPES, Q4_HIFI, TYPES, TensorType
 KINDS = [TYPES[name] for name in CODEC_TYPES]
 BLOCKS = [kind for kind in KINDS if kind.quantized]
 LENGTHS = {1: (1, 33, 512), 32: (32, 96, 512), 256: (256, 768)}
-"""Row lengths tried, by weights a block."""
+"""Row lengths tried, by weights per block."""
 
 BITS = {"F32": np.float32, "F16": np.float16}
 

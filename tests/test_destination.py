@@ -151,6 +151,10 @@ def test_what_can_be_meant_is_done(arguments: str, written: str, kind: str, run:
     [
         ("dequantize model-f16.gguf z2", "'z2' does not end in .gguf; write ./z2.gguf"),
         ("export model-f16.gguf d/z3", "there is no folder"),
+        (
+            "export model-f16.gguf model-f16.gguf/z3",
+            "model-f16.gguf is not a folder; choose another destination",
+        ),
         ("export model-f16.gguf z3 --as q6_k", "'z3' does not end in .gguf; write ./z3.gguf"),
         ("quantize model-f16.gguf z.gguf Q4_K_M -1", "No such option '-1'; THREADS must be 0 or more"),
     ],

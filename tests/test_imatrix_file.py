@@ -117,6 +117,15 @@ def test_counts_round_half_up(tmp_path: Path) -> None:
     assert importance.inactive == {"a": (1,)}
 
 
+def test_counts_that_are_not_of_rows_are_refused(tmp_path: Path) -> None:
+    sums = np.ones((4, 256), np.float32)
+    write_gguf(tmp_path / "i", {"a": (sums, np.ones((8, 1), np.float32))})
+    with pytest.raises(
+        BadFileError, match="a has 1024 sums and 8 counts; there must be a count for every row"
+    ):
+        load_importance(tmp_path / "i")
+
+
 def test_one_count_serves_all_experts(tmp_path: Path) -> None:
     """Files converted from the binary form have one count for all experts."""
     importance = load_importance(write_gguf(tmp_path / "i", {"a": (EXPERTS, np.array([4], np.float32))}))

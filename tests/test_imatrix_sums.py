@@ -243,6 +243,7 @@ def test_statistics_of_a_tensor() -> None:
     assert (first.active, first.entropy, first.relative_entropy) == (0.75, 1.5, 0.75)
     assert (first.outlying, first.similarity) == (0.25, 0)
     assert second.similarity == pytest.approx(32 / np.sqrt(96 * 32))
+    assert found["output.weight"].similarity == 0  # it is in no layer
     layers = layer_statistics(found.values())
     assert [(layer.layer, layer.total) for layer in layers] == [(0, 8), (1, 2)]
 

@@ -22,7 +22,7 @@ from architectures import ARCHITECTURES, ENCODERS, VOCAB, E, write_architecture
 from command import Run
 from q4hifi import BadOptionError, LlamaModel, UnavailableError, UnsupportedModelError
 from q4hifi.engines.llama import self_test
-from q4hifi.engines.llama.abi import layout_of
+from q4hifi.engines.llama.abi import struct_offsets
 from q4hifi.engines.llama.library import Blob, has_rpc, is_causal, library_path, load_library
 from q4hifi.evaluate.noise_trials import fisher_by_noise
 from q4hifi.formats.tensor_names import group_of
@@ -226,7 +226,8 @@ def test_old_libraries_know_diffusion_models_alone(stored: bool, models: dict[st
 
     for name in ("dream", "mamba"):
         with LlamaModel(models[name], n_ctx=64) as model:
-            found = is_causal(Old(), model._model, model._context, stored=stored)  # type: ignore[arg-type]
+            context = model._context
+            found = is_causal(Old(), context._model, context._context, stored=stored)  # type: ignore[arg-type]
         assert found == (stored and name == "mamba")
 
 
@@ -701,9 +702,9 @@ def test_another_layout_of_structs_is_refused(monkeypatch: pytest.MonkeyPatch) -
         def __getattr__(self, name: str) -> Any:
             return (lambda: Blob()) if name == "llama_context_default_params" else getattr(lib, name)
 
-    assert layout_of(lib).cb_eval % 8 == 0
+    assert struct_offsets(lib).cb_eval % 8 == 0
     with pytest.raises(UnavailableError, match="cb_eval may be at \\[\\]"):
-        layout_of(Changed())  # type: ignore[arg-type]
+        struct_offsets(Changed())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -718,11 +719,11 @@ def test_a_library_that_does_not_pass_the_check_is_refused(
     monkeypatch.setattr(self_test, "CHECK", "failing")
     monkeypatch.setattr(self_test, "_passed_file", lambda: tmp_path / "passed.json")
     with pytest.raises(UnavailableError, match=f"does not pass q4hifi's check .*{problem}"):
-        self_test.checked_layout.__wrapped__(library_path())
+        self_test.checked_offsets.__wrapped__(library_path())
     assert not (tmp_path / "passed.json").exists()
     monkeypatch.undo()
     monkeypatch.setattr(self_test, "_passed_file", lambda: tmp_path / "passed.json")
-    self_test.checked_layout.__wrapped__(library_path())
+    self_test.checked_offsets.__wrapped__(library_path())
     assert (tmp_path / "passed.json").exists()
 
 

@@ -45,7 +45,7 @@ SHOWN_BY = {
     "plan/tensor_patterns.py": QUANTIZING,
     "plan/type_rules.py": QUANTIZING,
     "runtime/chat_template.py": ("generate",),
-    "runtime/generation.py": ("generate",),
+    "engines/generation.py": ("generate",),
     "runtime/template_process.py": ("generate",),
     "threads.py": tuple(sorted(set(COMMANDS) - {"inspect"})),
 }
@@ -59,7 +59,8 @@ ONLY_BY = {
 """(Module, keyword) -> the commands that can show this message, if they are not those of the module."""
 
 ONLY_IN_PYTHON = {
-    "allocation/calibrate.py": {"n_ctx", "n_chunks", "group"},  # the command checks these ranges by itself
+    # the command checks these ranges by itself
+    "allocation/calibration_options.py": {"n_ctx", "n_chunks", "group"},
     "codec/input_sums.py": {"matrices"},
     "codec/quantized_tensor.py": {"data"},
     "pipeline/with_options.py": {"options"},

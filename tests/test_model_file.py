@@ -29,7 +29,7 @@ HIFI = "blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.1.attn_v.weight"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The small model, as it was and as Q4_HIFI in both layouts, with five outliers a block."""
+    """The small model, as it was and as Q4_HIFI in both layouts, with five outliers per block."""
     folder = tmp_path_factory.mktemp("files")
     source = write_small_model(folder / "in.gguf")
     for layout in ("split", "fork"):

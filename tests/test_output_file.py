@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -191,6 +192,18 @@ def test_long_names(name: str, tmp_path: Path) -> None:
     else:
         write(tmp_path / name)
         assert names_in(tmp_path) == {name}
+
+
+@posix
+def test_the_folder_may_vanish_meanwhile(tmp_path: Path, temporary: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (
+        pytest.raises(Q4HifiError, match=f"{folder} was removed meanwhile") as caught,
+        new_file(folder / "a"),
+    ):
+        shutil.rmtree(folder)
+    assert not isinstance(caught.value, BadOptionError)  # the command's exit status is 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be removed on Windows")

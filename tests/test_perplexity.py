@@ -100,6 +100,9 @@ def test_tokens_serve_as_a_text_if_they_are_in_the_vocabulary() -> None:
     for wrong in ([50] * 20, [-1] * 20, [0.5] * 20):
         with pytest.raises(BadOptionError, match="from 0 to 49"):
             measure_perplexity(toy(), wrong, n_ctx=8)
+    for wrong in (b"a text", None, 5, ["a"], [tokens]):
+        with pytest.raises(BadOptionError, match=f"is {type(wrong).__name__}; give a str, or a sequence"):
+            measure_perplexity(toy(), wrong, n_ctx=8)
 
 
 def test_logits_that_are_not_finite_are_told_with_model_and_chunk() -> None:

@@ -14,6 +14,7 @@ import pytest
 import q4hifi
 from command import Run
 from q4hifi.allocation.calibrate import calibrate
+from q4hifi.allocation.calibration_options import CalibrationOptions
 from q4hifi.cli.group import main
 from q4hifi.cli.quantize_options import MADE_BY_COMMANDS
 from q4hifi.errors import BadOptionError
@@ -146,8 +147,8 @@ def test_a_model_and_an_imatrix_are_opened_once(tmp_path: Path, monkeypatch: pyt
         opened.append(str(path))
         return open_file(path, *purpose)
 
-    def calibrated(*arguments: Any, **options: Any) -> Any:
-        return measure(*arguments, **options, n_ctx=16, n_chunks=1, group=9)
+    def calibrated(*arguments: Any, options: CalibrationOptions, **others: Any) -> Any:
+        return measure(*arguments, **others, options=replace(options, n_ctx=16, n_chunks=1, group=9))
 
     from q4hifi.pipeline import planner
 

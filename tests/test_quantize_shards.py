@@ -13,7 +13,7 @@ from q4hifi.gguf_io.reader import GgufFile
 from synthetic import EXAMPLE, names_in, read_pairs, read_tensors, write_small_model
 
 LIMIT = 60_000
-"""Bytes of data a file; the embeddings alone are more, all the other tensors less."""
+"""Bytes of data per file; the embeddings alone are more, all the other tensors less."""
 
 
 @pytest.fixture(scope="module")

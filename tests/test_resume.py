@@ -559,7 +559,7 @@ def test_names_of_copies_are_checked_before_the_first_chunk(
     if reason == "exists":
         taken.write_text("precious")
     before = taken.read_bytes()
-    monkeypatch.setattr("q4hifi.evaluate.collect_imatrix._Work.measure", None)  # no work begins
+    monkeypatch.setattr("q4hifi.evaluate.importance_work.ImportanceWork.measure", None)  # no work begins
     options = () if reason == "exists" else ("--overwrite",)
     outcome = run(
         "imatrix", model, "-f", text, "-c", 32, "--chunks", 6, "-o", "i.gguf", "--save-frequency", 2, *options

@@ -3,11 +3,13 @@
 import pytest
 
 from q4hifi.formats.tensor_names import (
+    alike_layers,
     first_with_same_input,
     is_quantizable,
     layer_of,
     processing_order,
     role_of,
+    split_at_layer,
 )
 
 
@@ -45,6 +47,16 @@ from q4hifi.formats.tensor_names import (
 )
 def test_role_and_layer(name, role, layer):
     assert (role_of(name), layer_of(name)) == (role, layer)
+    prefix, found, rest = split_at_layer(name)
+    assert (name if found is None else f"{prefix}blk.{found}{rest}") == name
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(None, [0, None, None, None, None, None, 6]), (1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 1, 1, 3, 3, 5, 6])],
+)
+def test_the_first_and_the_last_layer_are_like_no_other(size: int | None, expected: list[int | None]) -> None:
+    assert [alike_layers(layer, 7, size) for layer in range(7)] == expected
 
 
 @pytest.mark.parametrize(

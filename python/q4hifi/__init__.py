@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from .codec.model_file import ModelFile, ModelTensor, RowRange
     from .codec.quantized_tensor import QuantizedTensor, dequantize, quantize
     from .codec.rows import CpuFeatures, ErrorSums, cpu_features
+    from .engines.generation import Chat, Effort, Writer, generate
     from .engines.llama.inputs import LlamaInputSums
-    from .engines.llama.model import LlamaModel, LlamaSequence, LlamaTrial
+    from .engines.llama.model import LlamaModel, LlamaTrial
+    from .engines.llama.sequence import LlamaSequence
     from .engines.llama.tokenizer import LlamaTokenizer
     from .engines.opening import open_model
     from .engines.protocol import InputCollector, LanguageModel, ModelSequence, TextTokenizer, WeightTrial
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
     )
     from .evaluate.bench import ModelFacts, Speed, bench
     from .evaluate.collect_imatrix import collect_importance
-    from .evaluate.compare import ComparedModel, Comparison, compare
+    from .evaluate.compare import compare
+    from .evaluate.comparison import ComparedModel, Comparison
     from .evaluate.estimates import Estimate
     from .evaluate.kl_divergence import KlDivergence, kl_divergence
     from .evaluate.log_probs_file import LogProbsFile
@@ -74,10 +77,10 @@ if TYPE_CHECKING:
     from .plan.shapes_file import plan_shapes
     from .plan.size_classes import SizeClass
     from .progress import Progress
-    from .runtime.generation import Chat, Effort, TextTokens, Writer, WritingModel, WrittenText, generate
-    from .runtime.model import Model, Sequence, Trace, Trial
+    from .runtime.model import Model, Trace, Trial
     from .runtime.model_input_sums import ModelInputSums
     from .runtime.sampler import Sampler
+    from .runtime.sequence import Sequence
     from .runtime.tokenizer import Pieces, Tokenizer, TokenStream
 
     __version__: str
@@ -138,7 +141,6 @@ __all__ = [
     "TensorInputs",
     "TensorType",
     "TextTokenizer",
-    "TextTokens",
     "TokenStream",
     "Tokenizer",
     "Trace",
@@ -148,8 +150,6 @@ __all__ = [
     "UnsupportedModelError",
     "WeightTrial",
     "Writer",
-    "WritingModel",
-    "WrittenText",
     "__version__",
     "bench",
     "calibrate",
@@ -181,14 +181,17 @@ _MODULES = {
     "codec.quantized_tensor": "QuantizedTensor dequantize quantize",
     "codec.rows": "CpuFeatures ErrorSums cpu_features",
     "errors": "BadFileError BadOptionError NotFiniteError Q4HifiError UnavailableError UnsupportedModelError",
+    "engines.generation": "Chat Effort Writer generate",
     "engines.llama.inputs": "LlamaInputSums",
-    "engines.llama.model": "LlamaModel LlamaSequence LlamaTrial",
+    "engines.llama.model": "LlamaModel LlamaTrial",
+    "engines.llama.sequence": "LlamaSequence",
     "engines.llama.tokenizer": "LlamaTokenizer",
     "engines.opening": "open_model",
     "engines.protocol": "InputCollector LanguageModel ModelSequence TextTokenizer WeightTrial",
     "evaluate.bench": "ModelFacts Speed bench",
     "evaluate.collect_imatrix": "collect_importance",
-    "evaluate.compare": "ComparedModel Comparison compare",
+    "evaluate.compare": "compare",
+    "evaluate.comparison": "ComparedModel Comparison",
     "evaluate.estimates": "Estimate",
     "evaluate.kl_divergence": "KlDivergence kl_divergence",
     "evaluate.log_probs_file": "LogProbsFile",
@@ -208,10 +211,10 @@ _MODULES = {
     "plan.shapes_file": "plan_shapes",
     "plan.size_classes": "SizeClass",
     "progress": "Progress",
-    "runtime.generation": "Chat Effort TextTokens Writer WritingModel WrittenText generate",
     "runtime.model_input_sums": "ModelInputSums",
-    "runtime.model": "Model Sequence Trace Trial",
+    "runtime.model": "Model Trace Trial",
     "runtime.sampler": "Sampler",
+    "runtime.sequence": "Sequence",
     "runtime.tokenizer": "Pieces TokenStream Tokenizer",
 }
 """Module -> the public names that it defines. Each is imported when somebody first asks for the name."""

@@ -25,8 +25,12 @@ def enumerated(items: Sequence[str]) -> str:
 def some(names: Iterable[str], limit: int = 3) -> str:
     """Return the first ``limit`` names, and the number of the others: "a, b, c and 4 more"."""
     names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return " ".join(filter(None, [", ".join(names[:limit]), and_more(len(names), limit)]))
+
+
+def and_more(count: int, shown: int) -> str:
+    """Return "and 4 more" for ``count`` things of which ``shown`` are at most named; "" if these are all."""
+    return f"and {count - shown} more" if count > shown else ""
 
 
 def human_bytes(count: float) -> str:

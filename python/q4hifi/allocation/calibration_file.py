@@ -24,11 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..errors import BadFileError, BadOptionError
-from ..evaluate.estimates import Estimate
+from ..evaluate.estimates import Estimate, mean_per_squared_root
 from ..evaluate.scored_tokens import n_predictions
 from ..files.file_kinds import SENSITIVITIES_NAME, Purpose
 from ..files.json_file import read_json
@@ -112,16 +111,13 @@ class Calibration:
     def klds(self, names: Sequence[str]) -> dict[str, Estimate]:
         """Return the divergence of each matrix in its probe type; empty until all were measured on one chunk.
 
-        Divergences have a long tail: at one token in a hundred a matrix may cause more divergence than at all
-        others together. So a mean over some hundred tokens depends on whether such a token is among them. The
-        mean of the square roots does not. Its square is smaller than the mean, by a factor that is nearly the
-        same for all matrices: so it is multiplied by the median of that factor.
+        It is estimated from the square roots (:func:`~q4hifi.evaluate.estimates.mean_per_squared_root`).
         """
         n_chunks = self.n_chunks(names)
         if not n_chunks:
             return {}
         means = {name: self.matrices[name].means(n_chunks) for name in names}
-        factor = median([mean / root**2 for mean, root in means.values() if root] or [1.0])
+        factor = mean_per_squared_root(means.values())
         tokens = n_predictions(self.setting.n_ctx) * n_chunks
 
         def estimate(mean: float, root: float) -> Estimate:

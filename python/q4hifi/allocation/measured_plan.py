@@ -27,8 +27,8 @@ from .sampled_errors import SampledTensor, sampled_rows
 from .sensitivities import Energy, Sensitivities
 
 REFINED: Mapping[str, float] = {"IQ4_XS": 0.945, "Q4_K": 0.96, "Q5_K": 0.895, "Q6_K": 0.89, "Q4_HIFI": 0.905}
-"""Type -> error of refined blocks divided by that of ggml's encoder. It is nearly the same for every tensor
-(``benches/refine.py``), so only ggml's encoder, which is faster, is measured."""
+"""Refinable type -> error of refined blocks divided by that of ggml's encoder. It is nearly the same for
+every tensor (``benches/refine.py``), so only ggml's encoder, which is faster, is measured."""
 
 FED_BACK = 0.77
 """The weighted error eᵀ H e with error feedback, divided by that without. H is measured on another text than
@@ -146,8 +146,8 @@ def make_menu(
 
 def _refined(form: Format, has_feedback: bool) -> float:
     """The error of refined blocks, with error feedback if possible, divided by that of ggml's encoder."""
-    feeds_back = has_feedback and form.type.block_size > 1 and not form.is_fork
-    return REFINED.get(form.type.name, 1.0) * (FED_BACK if feeds_back else 1.0)
+    feedback = FED_BACK if has_feedback and form.takes_feedback else 1.0
+    return REFINED.get(form.type.name, 1.0) * feedback
 
 
 def _sample_factor(measured: TensorErrors, probe: tuple[str, float] | None) -> float:

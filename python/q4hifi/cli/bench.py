@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..evaluate.limits import READ_TOKENS, WRITTEN_TOKENS
 from ..plan.model_shape import MAX_CONTEXT
 from .common import (
@@ -14,7 +15,7 @@ from .common import (
     progress_bar,
     threads_option,
 )
-from .engine_options import Engine, engine_options, open_models
+from .engine_options import engine_options, open_models
 from .files import INPUT
 from .group import main
 from .numbers import Whole
@@ -58,7 +59,7 @@ def bench(
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     repetitions: int,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
     as_json: bool,
 ) -> None:

@@ -9,63 +9,37 @@ import click
 
 from ..errors import BadOptionError, Q4HifiError
 from ..wording import printable
-from .common import (
-    console,
-    json_option,
-    print_json,
-    progress_bar,
-    threads_option,
-)
-from .engine_options import Engine, engine_options
+from .common import console, print_json, progress_bar
 from .files import INPUT, OUTPUT, check_output
 from .group import main
 from .running_results import saved_chunks
-from .texts import (
-    chunks_option,
-    context_option,
-    file_option,
-    open_models,
-    resume_option,
-    text_file,
-)
+from .texts import Measuring, measuring_options
 
 if TYPE_CHECKING:
-    from ..evaluate.compare import Comparison
+    from ..evaluate.comparison import Comparison
 
 
 @main.command()
 @click.argument("reference", type=INPUT, metavar="REF")
 @click.argument("models", type=INPUT, metavar="MODEL...", nargs=-1, required=True)
-@file_option
-@context_option
-@chunks_option
-@click.option(
-    "--plot", type=OUTPUT, metavar="FILE", help="Plot KL divergence against size: a .png, .svg or .pdf file."
-)
-@click.option(
-    "--save",
-    "output",
-    metavar="FILE",
-    help="Save the measurements in FILE during the run. --resume continues from it.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the files of --plot and --save if they exist.")
-@resume_option
-@engine_options
-@threads_option
-@json_option
+@measuring_options(
+    click.option(
+        "--plot", type=OUTPUT, metavar="FILE",
+        help="Plot KL divergence against size: a .png, .svg or .pdf file.",
+    ),
+    click.option(
+        "--save", "output", metavar="FILE",
+        help="Save the measurements in FILE during the run. --resume continues from it.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the files of --plot and --save if they exist."),
+)  # fmt: skip
 def compare(
     reference: str,
     models: tuple[str, ...],
-    file: str | None,
-    n_ctx: int,
-    n_chunks: int | None,
+    measuring: Measuring,
     plot: str | None,
     output: str | None,
     overwrite: bool,
-    resume: bool,
-    engine: Engine,
-    threads: int | None,
-    as_json: bool,
 ) -> None:
     """Compare quantized MODELs with their reference model REF: size, quality, speed.
 
@@ -73,38 +47,37 @@ def compare(
     divergence from REF: how far a MODEL's predictions are from those of REF. 0 is best. A model that fails
     is left out, and the exit status is 1.
     """
-    if resume and output is None:
+    if measuring.resume and output is None:
         raise BadOptionError("no file to resume from; name it with --save")
     if output is not None:
-        check_output("--save", output, overwrite=overwrite or resume, resumable=True)
+        check_output("--save", output, overwrite=overwrite or measuring.resume, resumable=True)
     if plot is not None:
         from .plot import check_plot, plot_comparison
 
         check_plot(plot)
-    file = text_file(file, last_model=models[-1])
+    file = measuring.text_file(last_model=models[-1])
     from ..evaluate.chunks import read_text
-    from ..evaluate.compare import DECODE_TOKENS
     from ..evaluate.compare import compare as compare_models
+    from ..evaluate.comparison_run import DECODE_TOKENS
 
     text = read_text(file)
     so_far: list[Comparison] = []
     with ExitStack() as stack:
-        stack.callback(lambda: _print_comparison(so_far[-1], as_json) if so_far else None)
+        stack.callback(lambda: _print_comparison(so_far[-1], measuring.as_json) if so_far else None)
         progress = stack.enter_context(progress_bar("tokens", 1))
-        paths = (reference, *models)
-        opening = open_models(paths, engine, n_ctx=n_ctx, threads=threads, longest=DECODE_TOKENS)
+        opening = measuring.open_models(reference, *models, longest=DECODE_TOKENS)
         base, *others = stack.enter_context(opening)
         result = compare_models(
             base,
             others,
             text,
-            n_ctx=n_ctx,
-            n_chunks=n_chunks,
-            threads=threads,
-            dataset=str(file),
+            n_ctx=measuring.n_ctx,
+            n_chunks=measuring.n_chunks,
+            threads=measuring.threads,
+            dataset=file,
             output=output,
             overwrite=overwrite,
-            resume=resume,
+            resume=measuring.resume,
             progress=progress,
             on_chunk=lambda result: so_far.__setitem__(slice(None), [result]),
             on_save=stack.enter_context(saved_chunks(output)),
@@ -112,7 +85,7 @@ def compare(
         so_far[:] = [result]
     if plot is not None:
         plot_comparison(result, plot, overwrite=overwrite)
-        if not as_json:
+        if not measuring.as_json:
             click.echo(printable(f"wrote {plot}"))
     if result.failures:
         raise Q4HifiError("\n".join(result.failures.values()))

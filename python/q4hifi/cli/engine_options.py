@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..engines.names import AUTO, ENGINES
+from ..engines.names import AUTO, ENGINES, EngineOptions, LlamaOptions
 from ..wording import counted, printable
 from .files import INPUT
+from .grouped import grouped
 from .numbers import Whole
 from .sections import options_of
 
 if TYPE_CHECKING:
-    from ..engines.llama.model import LlamaModel
     from ..engines.protocol import LanguageModel
-    from ..runtime.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-Engine: TypeAlias = dict[str, Any]
-"""Keyword arguments of :func:`q4hifi.open_model`."""
 
 SECTION = "Engine"
 
@@ -53,20 +48,15 @@ _OPTIONS = (
         help="RPC servers on which llama.cpp computes.",
     ),
 )  # fmt: skip
-_KEYWORDS = ("engine", "library", "gpu_layers", "tensor_split", "rpc")
 
 
 def engine_options(command: Command) -> Command:
     """Add the options to a command, which receives them as one argument ``engine``."""
 
-    @wraps(command)
-    def with_engine(**arguments: Any) -> Any:
-        engine = {name: arguments.pop(name) for name in _KEYWORDS}
-        return command(**arguments, engine=engine)
-
+    command = grouped(llama=LlamaOptions, engine=EngineOptions)(command)
     for option in reversed(_OPTIONS):
-        with_engine = option(with_engine)
-    return with_engine  # type: ignore[return-value]
+        command = option(command)
+    return command
 
 
 def _shares(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...]:
@@ -107,18 +97,24 @@ def note_long_texts(model: LanguageModel, n_tokens: int) -> None:
 
 @contextmanager
 def open_models(
-    paths: Sequence[str], engine: Engine, *, n_ctx: int | None, threads: int | None, **options: Any
-) -> Iterator[list[Model] | list[LlamaModel]]:
+    paths: Sequence[str],
+    engine: EngineOptions,
+    *,
+    n_ctx: int | None,
+    threads: int | None,
+    expert_correlations: bool = False,
+) -> Iterator[Sequence[LanguageModel]]:
     """Yield the open models, all with one engine. Print notes if that is llama.cpp, and if a perplexity of
     the first model says little.
 
-    ``n_ctx`` is the longest text in tokens, ``options`` further ones of :func:`q4hifi.open_model`.
+    ``n_ctx`` is the longest text in tokens. The other options are those of :func:`q4hifi.open_model`.
     """
     from ..engines.opening import open_alike
 
-    with ExitStack() as stack:
-        models = stack.enter_context(open_alike(paths, n_ctx=n_ctx, threads=threads, **engine, **options))
-        if library := getattr(models[0], "library", None):
+    with open_alike(
+        paths, engine, n_ctx=n_ctx, threads=threads, expert_correlations=expert_correlations
+    ) as models:
+        if library := models[0].library:
             click.echo(printable(f"engine: llama.cpp ({library.name})"), err=True)
         if models[0].reads_whole_texts and models[0].has_logits:
             click.echo(

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..allocation.calibrate import Calibrated
 from ..evaluate.bench import Speed
-from ..evaluate.compare import ComparedModel, Comparison
+from ..evaluate.comparison import ComparedModel, Comparison
 from ..evaluate.estimates import Estimate
 from ..evaluate.kl_divergence import KlDivergence
 from ..evaluate.perplexity import Perplexity

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError, UnsupportedModelError
-from ..files.file_kinds import Pipes, Purpose
 from ..plan.model_shape import MAX_CONTEXT
-from ..wording import counted, printable, shortened
+from ..wording import counted, printable
 from .common import threads_option
-from .engine_options import Engine, engine_options, note_long_texts, open_models
+from .engine_options import engine_options, note_long_texts, open_models
 from .files import INPUT
+from .generate_options import ChatOptions, Prompt, Sampling
 from .group import main
+from .grouped import grouped
 from .numbers import Number, Whole
 from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Chat, Writer, WritingModel
-
-
-TEMPLATE = Purpose(
-    "a chat template", "name a file with a Jinja template", "write it again", Pipes.OPENED, 4 << 20
-)
+    from ..engines.generation import Chat, Writer
+    from ..engines.protocol import LanguageModel
 
 
 @main.command()
@@ -83,23 +81,15 @@ TEMPLATE = Purpose(
 )  # fmt: skip
 @engine_options
 @threads_option
+@grouped(prompt=Prompt, sampling=Sampling, chat=ChatOptions)
 def generate(
     model: str,
-    words: tuple[str, ...],
-    prompt: str | None,
-    file: str | None,
+    prompt: Prompt,
+    sampling: Sampling,
+    chat: ChatOptions,
     n: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int,
     n_ctx: int | None,
-    chat: bool,
-    system: str | None,
-    template: str | None,
-    template_file: str | None,
-    engine: Engine,
+    engine: EngineOptions,
     threads: int | None,
 ) -> None:
     """Let MODEL continue a text, or chat with it.
@@ -107,49 +97,20 @@ def generate(
     The text is printed while the model writes it; Ctrl-C stops it. In a chat, Ctrl-C stops an answer or
     clears the line that you are typing. Ctrl-D, or Ctrl-C on an empty line, ends the chat.
     """
-    if words:
-        option = "-f" if os.path.isfile(words[0]) else "-p"
-        raise BadOptionError(
-            f"'{words[0]}' is one argument too many; if it is the prompt, write {option} before it"
-        )
-    if prompt is not None and file is not None:
-        raise BadOptionError("-p and -f both give a prompt; choose one")
-    if template is not None and template_file is not None:
-        raise BadOptionError("--chat-template and --chat-template-file both give a template; choose one")
-    for option, value in (
-        ("--system-prompt", system),
-        ("--chat-template", template),
-        ("--chat-template-file", template_file),
-    ):
-        if value is not None and not chat:
-            raise BadOptionError(f"{option} needs --chat")
-    if prompt is None and file is None and not chat:
-        raise BadOptionError("nothing to continue; give a prompt with -p, or --chat for a conversation")
-    from ..evaluate.chunks import read_text
-    from ..files.text_file import read_text_bytes
-    from ..gguf_io.metadata import decode_text
-    from ..runtime.generation import Chat, Writer
+    chat.check()
+    prompt.check(is_chat=chat.chat)
+    from ..engines.generation import Chat, Writer
     from ..runtime.sampler import Sampler
 
-    text = prompt if file is None else read_text(file)
-    template_name = template_file
-    if template_file is not None:
-        template = decode_text(read_text_bytes(template_file, TEMPLATE).removesuffix(b"\n"))
-    elif template is not None:
-        _check_template(template)
-        template_name = "--chat-template"
-    sampler = Sampler(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=None if seed < 0 else seed,
-    )
+    text = prompt.read()
+    template, template_name = chat.read_template()
+    seed = None if sampling.seed < 0 else sampling.seed
+    sampler = Sampler(**{**asdict(sampling), "seed": seed})
     most = None if n < 0 else n
     with open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,):
         note_long_texts(lm, n_ctx or 0)
-        if chat:
-            talk = Chat(lm, sampler, system=system, template=template, template_name=template_name)
+        if chat.chat:
+            talk = Chat(lm, sampler, system=chat.system, template=template, template_name=template_name)
             if text is None:
                 _converse(talk, lm, most)
                 return
@@ -163,25 +124,10 @@ def generate(
         sys.exit(INTERRUPTED)
 
 
-def _check_template(text: str) -> None:
-    """Raise :class:`BadOptionError` for a value of --chat-template that is not the text of a template."""
-    if "{{" in text or "{%" in text:
-        return
-    shown = shortened(text)
-    if os.path.exists(text):
-        raise BadOptionError(
-            f"--chat-template takes the text of a template; write --chat-template-file {shown}"
-        )
-    raise BadOptionError(
-        f"'{shown}' is not a Jinja template; --chat-template takes the text of one, and --chat-template-file"
-        " the name of a file with one; no templates are built in"
-    )
-
-
 # ---- a conversation ------------------------------------------------------------------------------
 
 
-def _converse(chat: Chat, model: WritingModel, n: int | None) -> None:
+def _converse(chat: Chat, model: LanguageModel, n: int | None) -> None:
     """Read messages and print answers until the input ends."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer accepts bytes that are not UTF-8

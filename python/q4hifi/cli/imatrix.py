@@ -5,37 +5,23 @@ Options and labels are spelled as in llama-imatrix, where it has them.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import BadOptionError
-from ..evaluate.limits import FISHER_CHUNKS, NOISE_CHUNKS
 from ..formats.tensor_names import role_of
-from ..imatrix.forms import FORMS, GGUF
+from ..imatrix.forms import GGUF
 from ..wording import counted, human_bytes, printable, some
-from .choice import Choice
-from .common import (
-    console,
-    json_option,
-    print_json,
-    progress_bar,
-    threads_option,
-)
-from .engine_options import Engine, engine_options
+from .common import console, print_json, progress_bar
 from .files import INPUT, check_output
 from .group import main
-from .numbers import Whole
+from .grouped import grouped
+from .imatrix_options import IMATRIX_OPTIONS, AddedFiles, ImatrixOutput, MeasuredSums
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
-from .texts import (
-    chunks_option,
-    context_option,
-    file_option,
-    open_models,
-    resume_option,
-    text_file,
-    words_argument,
-)
+from .texts import Measuring, measuring_options, words_argument
 
 NOTED_BYTES = 1 << 28
 """Memory of the sums above which a note says how much it is."""
@@ -49,101 +35,15 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("model", type=INPUT, required=False)
 @words_argument
-@file_option
-@click.option("-o", "--output", metavar="OUT", help="File to write. [default: imatrix.gguf]")
-@context_option
-@chunks_option
-@click.option(
-    "--from-chunk", "--chunk", "from_chunk", type=Whole(0), metavar="N", default=0,
-    help="Leave out the first N chunks of the text.",
-)  # fmt: skip
-@click.option(
-    "--parse-special", is_flag=True,
-    help="Read text that spells a control token, such as <|im_end|>, as that token.",
-)  # fmt: skip
-@click.option(
-    "--process-output",
-    is_flag=True,
-    help="Include output.weight. Without this, only --refine uses its importance.",
-)
-@click.option("--no-ppl", is_flag=True, help="Do not compute perplexity. Slightly faster.")
-@click.option(
-    "--fisher-chunks", type=Whole(min=0), metavar="N",
-    help="Measure the Fisher information on N chunks: how much an error in each matrix harms the model."
-    " 'quantize' uses it to choose the best types within a budget."
-    f" [default: {FISHER_CHUNKS}, or {NOISE_CHUNKS} with llama.cpp and for mixtures of experts, where a"
-    " chunk takes longer]",
-)  # fmt: skip
-@click.option(
-    "--no-correlations", is_flag=True,
-    help="Do not store how the inputs of a matrix are correlated. OUT is smaller, but 'quantize' cannot use"
-    " error feedback (GPTQ).",
-)  # fmt: skip
-@click.option(
-    "--expert-correlations", is_flag=True,
-    help="Also store them for each expert whose inputs are its own (ffn_down of a mixture of experts). Needs"
-    " row length² / 2 floats per expert in memory.",
-)  # fmt: skip
-@click.option(
-    "--in-file",
-    "in_files",
-    type=INPUT,
-    multiple=True,
-    metavar="FILE",
-    help="Add the values of an importance matrix file. Repeatable.",
-)
-@click.option(
-    "--output-format", "form", type=Choice(FORMS),
-    help="Format of OUT: gguf, or llama.cpp's older dat. [default: dat if OUT ends in .dat, else gguf]",
-)  # fmt: skip
-@click.option(
-    "--include-weights", multiple=True, metavar="NAME",
-    help="Take from --in-file only tensors with NAME in their name. Repeatable.",
-)  # fmt: skip
-@click.option(
-    "--exclude-weights", multiple=True, metavar="NAME",
-    help="Do not take tensors with NAME in their name from --in-file. Repeatable.",
-)  # fmt: skip
-@click.option("--show-statistics", is_flag=True, help="Print statistics of each tensor.")
-@click.option(
-    "--output-frequency", "save_chunks", type=Whole(1), metavar="N",
-    help="Save OUT after every N chunks, too, not only every few minutes.",
-)  # fmt: skip
-@click.option(
-    "--save-frequency", "copy_chunks", type=Whole(1), metavar="N",
-    help="Keep a copy OUT.at_M of OUT after every N chunks; M is the number of its chunks.",
-)  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@resume_option
-@engine_options
-@threads_option
-@json_option
+@measuring_options(*IMATRIX_OPTIONS)
+@grouped(measured=MeasuredSums, added=AddedFiles, target=ImatrixOutput)
 def imatrix(
     model: str | None,
-    words: tuple[str, ...],
-    file: str | None,
-    output: str | None,
-    n_ctx: int,
-    n_chunks: int | None,
-    from_chunk: int,
-    parse_special: bool,
-    process_output: bool,
-    no_ppl: bool,
-    fisher_chunks: int | None,
-    no_correlations: bool,
-    expert_correlations: bool,
-    in_files: tuple[str, ...],
-    form: str | None,
-    include_weights: tuple[str, ...],
-    exclude_weights: tuple[str, ...],
+    measuring: Measuring,
+    measured: MeasuredSums,
+    added: AddedFiles,
+    target: ImatrixOutput,
     show_statistics: bool,
-    save_chunks: int | None,
-    copy_chunks: int | None,
-    overwrite: bool,
-    resume: bool,
-    engine: Engine,
-    threads: int | None,
-    as_json: bool,
 ) -> None:
     """Make an importance matrix: measure on a text which columns of the weights matter most.
 
@@ -152,99 +52,122 @@ def imatrix(
     and when the run fails or is interrupted.
     """
     if model is not None:
-        file = text_file(file, words)
-    elif not in_files:
+        measuring.text_file()
+    elif not added.in_files:
         raise BadOptionError("nothing to do; name a MODEL and a text, or --in-file")
-    elif resume:
+    elif measuring.resume:
         raise BadOptionError("--resume continues to measure a MODEL; name the model")
+    target = target.completed(is_needed=model is not None or len(added.in_files) > 1)
+    if target.output is not None:
+        overwrite = target.overwrite or measuring.resume
+        check_output("--output", target.output, overwrite=overwrite, resumable=True)
+    parts, ppl = _sums_of_files(added, measuring.n_ctx), None
+    if model is not None:
+        sums, ppl = _measured_sums(model, measuring, measured, target)
+        parts.append(sums)
+    sums = reduce(add, parts)
+    if target.output is not None and added.in_files:  # without --in-file, collect_importance has saved it
+        overwrite = target.overwrite or model is not None
+        sums.save(target.output, form=target.form, overwrite=overwrite)
+    if measuring.as_json:
+        _print_json(sums, ppl, target)
+    else:
+        _print_sums(sums, ppl, target, show_statistics=show_statistics)
+
+
+def _sums_of_files(added: AddedFiles, n_ctx: int) -> list[ImportanceSums]:
+    """Read the sums of the files; ``n_ctx`` is the chunk size of those that do not say it."""
+    from ..imatrix.file import load_importance
+    from ..imatrix.sums import ImportanceSums
+
+    return [
+        ImportanceSums.of(load_importance(name, added.include_weights, added.exclude_weights), n_ctx)
+        for name in added.in_files
+    ]
+
+
+def _measured_sums(
+    model: str, measuring: Measuring, measured: MeasuredSums, target: ImatrixOutput
+) -> tuple[ImportanceSums, Perplexity | None]:
+    """Measure on the text, and save the result. Also return the perplexity, unless --no-ppl is given."""
     from ..evaluate.chunks import read_text
     from ..evaluate.collect_imatrix import collect_importance
-    from ..imatrix.file import load_importance
-    from ..imatrix.statistics import tensor_statistics
-    from ..imatrix.sums import ImportanceSums, form_of
-    from .evaluation_tables import final_perplexity, importance_table, running_perplexity
+    from .evaluation_tables import running_perplexity
 
-    form = form_of(output or "", form)
-    if model is not None or len(in_files) > 1:
-        output = output or f"imatrix.{form}"
-    if (include_weights or exclude_weights) and not in_files:
-        raise BadOptionError("--include-weights and --exclude-weights select tensors of --in-file; give one")
-    if output is not None:
-        check_output("--output", output, overwrite=overwrite or resume, resumable=True)
-    parts = [
-        ImportanceSums.of(load_importance(name, include_weights, exclude_weights), n_ctx) for name in in_files
-    ]
-    ppl: list[Perplexity] = []
-    if model is not None:
-        text = read_text(str(file))
-        with (
-            saved_chunks(output, can_resume=form == GGUF) as on_save,
-            progress_bar("tokens", 1) as progress,
-            printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as show,
-            open_models(
-                [model], engine, n_ctx=n_ctx, threads=threads, expert_correlations=expert_correlations
-            ) as (lm,),
-        ):
-            _note_limits(lm)
+    file, is_gguf = measuring.text_file(), target.form == GGUF
+    text = read_text(file)
+    ppl: Perplexity | None = None
+    with (
+        saved_chunks(target.output, can_resume=is_gguf) as on_save,
+        progress_bar("tokens", 1) as progress,
+        printed_results(running_perplexity, quiet=measuring.as_json, per_line=VALUES_PER_LINE) as show,
+        measuring.open_models(model, expert_correlations=measured.expert_correlations) as (lm,),
+    ):
+        _note_limits(lm)
 
-            def on_chunk(result: Perplexity) -> None:
-                ppl[:] = [result]
-                show(result)
+        def on_chunk(result: Perplexity) -> None:
+            nonlocal ppl
+            ppl = result
+            show(result)
 
-            parts.append(
-                collect_importance(
-                    lm,
-                    text,
-                    n_ctx=n_ctx,
-                    n_chunks=n_chunks,
-                    from_chunk=from_chunk,
-                    parse_special=parse_special,
-                    process_output=process_output,
-                    score=not no_ppl,
-                    fisher_chunks=fisher_chunks if form == GGUF else 0,
-                    correlations=form == GGUF and not no_correlations,
-                    threads=threads,
-                    dataset=str(file),
-                    output=output,
-                    form=form,
-                    overwrite=overwrite,
-                    resume=resume,
-                    save_chunks=save_chunks,
-                    copy_chunks=copy_chunks,
-                    progress=progress,
-                    on_chunk=on_chunk,
-                    on_save=on_save,
-                )
-            )
-            _note_unmeasured(lm, parts[-1])
-    sums = parts[0]
-    for part in parts[1:]:
-        sums += part
-    if output is not None and in_files:  # without --in-file, collect_importance has saved it
-        sums.save(output, form=form, overwrite=overwrite or model is not None)
-    tensors = tensor_statistics(sums) if show_statistics or as_json else []
-    if as_json:
-        print_json(
-            {
-                "file": output,
-                "datasets": list(sums.datasets),
-                "chunk_count": sums.chunk_count,
-                "chunk_size": sums.chunk_size,
-                "perplexity": ppl[0].as_dict() if ppl else None,
-                "tensors": [tensor.as_dict() for tensor in tensors],
-            }
+        sums = collect_importance(
+            lm,
+            text,
+            n_ctx=measuring.n_ctx,
+            n_chunks=measuring.n_chunks,
+            from_chunk=measured.from_chunk,
+            parse_special=measured.parse_special,
+            process_output=measured.process_output,
+            score=not measured.no_ppl,
+            fisher_chunks=measured.fisher_chunks if is_gguf else 0,
+            correlations=is_gguf and not measured.no_correlations,
+            threads=measuring.threads,
+            dataset=file,
+            output=target.output,
+            form=target.form,
+            overwrite=target.overwrite,
+            resume=measuring.resume,
+            save_chunks=target.save_chunks,
+            copy_chunks=target.copy_chunks,
+            progress=progress,
+            on_chunk=on_chunk,
+            on_save=on_save,
         )
-        return
-    if ppl:
-        click.echo(final_perplexity(ppl[0]))
+        _note_unmeasured(lm, sums)
+    return sums, ppl
+
+
+def _print_json(sums: ImportanceSums, ppl: Perplexity | None, target: ImatrixOutput) -> None:
+    from ..imatrix.statistics import tensor_statistics
+
+    print_json(
+        {
+            "file": target.output,
+            "datasets": list(sums.datasets),
+            "chunk_count": sums.chunk_count,
+            "chunk_size": sums.chunk_size,
+            "perplexity": ppl.as_dict() if ppl else None,
+            "tensors": [tensor.as_dict() for tensor in tensor_statistics(sums)],
+        }
+    )
+
+
+def _print_sums(
+    sums: ImportanceSums, ppl: Perplexity | None, target: ImatrixOutput, *, show_statistics: bool
+) -> None:
+    from ..imatrix.statistics import tensor_statistics
+    from .evaluation_tables import final_perplexity, importance_table
+
+    if ppl is not None:
+        click.echo(final_perplexity(ppl))
     if show_statistics:
-        console().print(importance_table(tensors))
-    if output is not None:
-        refining = [f" and {name} (for refined types only)" for name in sums.refining if form == GGUF]
+        console().print(importance_table(tensor_statistics(sums)))
+    if target.output is not None:
+        refining = [f" and {name} (for refined types only)" for name in sums.refining if target.form == GGUF]
         found = (
             f"{counted(len(sums.tensors), 'tensor')}{''.join(refining)}, {counted(sums.chunk_count, 'chunk')}"
         )
-        click.echo(printable(f"{found}: wrote {output}"))
+        click.echo(printable(f"{found}: wrote {target.output}"))
 
 
 def _note_limits(model: LanguageModel) -> None:

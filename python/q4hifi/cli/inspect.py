@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ..wording import printable
+from ..wording import and_more, printable
 from .common import console, json_option, print_json, progress_bar, tensors_option, threads_option
 from .files import INPUT
 from .group import main
@@ -34,8 +34,8 @@ def inspect(file: str, tensors: bool, as_json: bool) -> None:
         console().print(overview_tables(overview, tensors=tensors))
     for problem in overview.problems[:SHOWN_PROBLEMS]:
         click.echo(f"Error: {printable(problem)}", err=True)
-    if len(overview.problems) > SHOWN_PROBLEMS:
-        click.echo(f"and {len(overview.problems) - SHOWN_PROBLEMS} more; --json lists all", err=True)
+    if more := and_more(len(overview.problems), SHOWN_PROBLEMS):
+        click.echo(f"{more}; --json lists all", err=True)
     if overview.problems:
         sys.exit(1)
 

@@ -10,25 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BadOptionError
-from .common import (
-    json_option,
-    print_json,
-    progress_bar,
-    threads_option,
-)
-from .engine_options import Engine, engine_options
+from .common import print_json, progress_bar
 from .files import INPUT, check_output
 from .group import main
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
-from .texts import (
-    chunks_option,
-    context_option,
-    file_option,
-    open_models,
-    resume_option,
-    text_file,
-    words_argument,
-)
+from .texts import Measuring, measuring_options, words_argument
 
 if TYPE_CHECKING:
     from ..evaluate.kl_divergence import KlDivergence
@@ -37,35 +23,24 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("model", type=INPUT)
 @words_argument
-@file_option
-@context_option
-@chunks_option
-@click.option(
-    "--kl-divergence-base", "save_log_probs", metavar="FILE",
-    help="Base file, to which the log-probabilities of MODEL are written. With --kl-divergence it is read.",
+@measuring_options(
+    click.option(
+        "--kl-divergence-base", "save_log_probs", metavar="FILE",
+        help="Base file, to which the log-probabilities of MODEL are written. With --kl-divergence it is"
+        " read.",
+    ),
+    click.option(
+        "--kl-divergence", "compare_base", is_flag=True,
+        help="Compare MODEL with the base file, and print the KL divergence. The text is in the base file.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the base file if it exists."),
 )  # fmt: skip
-@click.option(
-    "--kl-divergence", "compare_base", is_flag=True,
-    help="Compare MODEL with the base file, and print the KL divergence. The text is in the base file.",
-)  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace the base file if it exists.")
-@resume_option
-@engine_options
-@threads_option
-@json_option
 def perplexity(
     model: str,
-    words: tuple[str, ...],
-    file: str | None,
-    n_ctx: int,
-    n_chunks: int | None,
+    measuring: Measuring,
     save_log_probs: str | None,
     compare_base: bool,
     overwrite: bool,
-    resume: bool,
-    engine: Engine,
-    threads: int | None,
-    as_json: bool,
 ) -> None:
     """Measure how well MODEL predicts a text, as llama-perplexity does.
 
@@ -73,13 +48,13 @@ def perplexity(
     models can be compared with it later, here or with llama-perplexity. 'q4hifi compare' compares models
     without a base file.
     """
-    if compare_base and not words:
+    if compare_base and not measuring.words:
         if save_log_probs is None:
             raise BadOptionError("no base file to compare with; name one with --kl-divergence-base")
-        _print_divergence(model, save_log_probs, n_chunks, engine, threads, as_json)
+        _print_divergence(model, save_log_probs, measuring)
         return
-    file = text_file(file, words)
-    if resume and save_log_probs is None:
+    file = measuring.text_file()
+    if measuring.resume and save_log_probs is None:
         raise BadOptionError("no base file to resume; name it with --kl-divergence-base")
     partial = None
     if save_log_probs is not None:
@@ -95,32 +70,30 @@ def perplexity(
     with (
         saved_chunks(partial) as on_save,
         progress_bar("tokens", 1) as progress,
-        printed_results(running_perplexity, quiet=as_json, per_line=VALUES_PER_LINE) as on_chunk,
-        open_models([model], engine, n_ctx=n_ctx, threads=threads) as (lm,),
+        printed_results(running_perplexity, quiet=measuring.as_json, per_line=VALUES_PER_LINE) as on_chunk,
+        measuring.open_models(model) as (lm,),
     ):
         result = measure_perplexity(
             lm,
             text,
-            n_ctx=n_ctx,
-            n_chunks=n_chunks,
-            threads=threads,
+            n_ctx=measuring.n_ctx,
+            n_chunks=measuring.n_chunks,
+            threads=measuring.threads,
             save_log_probs=save_log_probs,
             overwrite=overwrite,
-            resume=resume,
-            dataset=str(file),
+            resume=measuring.resume,
+            dataset=file,
             progress=progress,
             on_chunk=on_chunk,
             on_save=on_save,
         )
-    if as_json:
+    if measuring.as_json:
         print_json(result.as_dict())
     else:
         click.echo(final_perplexity(result))
 
 
-def _print_divergence(
-    model: str, base: str, n_chunks: int | None, engine: Engine, threads: int | None, as_json: bool
-) -> None:
+def _print_divergence(model: str, base: str, measuring: Measuring) -> None:
     from ..evaluate.kl_divergence import kl_divergence
     from ..evaluate.log_probs_file import LogProbsFile
     from .evaluation_tables import KLD_HEADER, final_divergence, running_divergence
@@ -131,14 +104,19 @@ def _print_divergence(
 
     file = LogProbsFile.open(base)
     with (
-        open_models([model], engine, n_ctx=file.n_ctx, threads=threads) as (lm,),
+        measuring.open_models(model, n_ctx=file.n_ctx) as (lm,),
         progress_bar("tokens", 1) as progress,
-        printed_results(show, quiet=as_json, per_line=1) as on_chunk,
+        printed_results(show, quiet=measuring.as_json, per_line=1) as on_chunk,
     ):
         result = kl_divergence(
-            lm, file, n_chunks=n_chunks, threads=threads, progress=progress, on_chunk=on_chunk
+            lm,
+            file,
+            n_chunks=measuring.n_chunks,
+            threads=measuring.threads,
+            progress=progress,
+            on_chunk=on_chunk,
         )
-    if as_json:
+    if measuring.as_json:
         print_json(result.as_dict())
     else:
         click.echo(f"\n{final_divergence(result)}")

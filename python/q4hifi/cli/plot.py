@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadOptionError
-from ..evaluate.compare import Comparison
+from ..evaluate.comparison import Comparison
 from ..files.output_file import new_file
 from ..wording import counted, printable
 from .evaluation_tables import short_names

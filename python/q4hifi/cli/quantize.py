@@ -63,9 +63,10 @@ def quantize(
 ) -> None:
     """Quantize the model SRC to DST.
 
-    SRC is a GGUF file in 16 or 32 bits. TYPE is Q4_HIFI (default) or a type of llama-quantize: Q2_K, Q2_K_S,
-    Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL,
-    IQ4_XS, F16, BF16, F32, COPY. THREADS is the same as --threads.
+    SRC is a GGUF file in 16 or 32 bits. TYPE is a recipe, which says what type each tensor gets: Q4_HIFI
+    (default), or one of llama-quantize: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M,
+    Q6_K, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, IQ4_XS, F16, BF16, F32, COPY. THREADS is the same as
+    --threads.
 
     The default of DST is SRC's name with TYPE. If a budget is given, its name is added, such as
     model-Q4_HIFI-Q4_K_M-measured.gguf, or with --stock model-Q4_K_M-measured.gguf. A DST without TYPE ends in

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..engines.names import EngineOptions
 from ..errors import BadOptionError
 from ..evaluate.limits import CHUNK, MIN_CONTEXT
 from ..files.gguf_name import is_gguf_name
 from ..plan.model_shape import MAX_CONTEXT
 from ..wording import counted, printable
 from . import engine_options
-from .engine_options import Engine
+from .common import json_option, threads_option
 from .files import INPUT
+from .grouped import grouped
 from .numbers import Whole
 
 if TYPE_CHECKING:
-    from ..engines.llama.model import LlamaModel
-    from ..runtime.model import Model
+    from ..engines.protocol import LanguageModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 file_option = click.option(
     "-f", "--file", type=INPUT, metavar="FILE",
@@ -43,40 +48,84 @@ chunks_option = click.option(
 )
 
 
-def text_file(file: str | None, words: Sequence[str] = (), *, last_model: str = "") -> str:
-    """Return the file of -f. Raises :class:`BadOptionError` if it is missing or there are extra arguments.
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """The options of a command that measures on a text.
 
-    ``last_model`` is the last argument of a command that takes several models. If it does not look like a
-    model, the message suggests -f for it.
+    ``words`` are arguments too many: a user may have written the text there.
     """
-    if words:
-        hint = "" if file else f"; if it is the text, write -f {words[0]}"
-        raise BadOptionError(f"'{words[0]}' is one argument too many{hint}")
-    if file is None:
-        is_text = last_model and not is_gguf_name(last_model)
-        hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
-        raise BadOptionError(f"the text is missing; name one with -f{hint}")
-    return file
+
+    file: str | None
+    n_ctx: int
+    n_chunks: int | None
+    engine: EngineOptions
+    threads: int | None
+    as_json: bool
+    words: tuple[str, ...] = ()
+    resume: bool = False
+
+    def text_file(self, *, last_model: str = "") -> str:
+        """Return the file of -f. Raises :class:`BadOptionError` without it, or with too many arguments.
+
+        ``last_model`` is the last argument of a command that takes several models. If it does not look like
+        a model, the message suggests -f for it.
+        """
+        if self.words:
+            hint = "" if self.file else f"; if it is the text, write -f {self.words[0]}"
+            raise BadOptionError(f"'{self.words[0]}' is one argument too many{hint}")
+        if self.file is None:
+            is_text = last_model and not is_gguf_name(last_model)
+            hint = f"; if {last_model} is the text, write -f {last_model}" if is_text else ""
+            raise BadOptionError(f"the text is missing; name one with -f{hint}")
+        return self.file
+
+    @contextmanager
+    def open_models(
+        self,
+        *paths: str,
+        n_ctx: int | None = None,
+        longest: int = 0,
+        expert_correlations: bool = False,
+    ) -> Iterator[Sequence[LanguageModel]]:
+        """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
+
+        ``n_ctx`` None takes that of the options. If the chunks are longer than the texts that the first model
+        was trained on, print a note to standard error.
+        """
+        from ..plan.model_shape import trained_context
+
+        n_ctx = n_ctx or self.n_ctx
+        with engine_options.open_models(
+            paths,
+            self.engine,
+            n_ctx=max(n_ctx, longest),
+            threads=self.threads,
+            expert_correlations=expert_correlations,
+        ) as models:
+            trained = trained_context(models[0].metadata)
+            if trained is not None and trained < n_ctx:
+                click.echo(
+                    f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and"
+                    f" chunks of {n_ctx} are predicted worse; -c {trained} measures what it can do",
+                    err=True,
+                )
+            yield models
 
 
-@contextmanager
-def open_models(
-    paths: Sequence[str], engine: Engine, *, n_ctx: int, threads: int | None, longest: int = 0, **options: Any
-) -> Iterator[list[Model] | list[LlamaModel]]:
-    """Yield open models, for chunks of ``n_ctx`` tokens and other texts of at most ``longest`` tokens.
+def measuring_options(*own: Decorator) -> Decorator:
+    """Return a decorator that adds the options of :class:`Measuring`, and a command's ``own`` among them.
 
-    If the chunks are longer than the texts that the first model was trained on, print a note to standard
-    error. ``options`` are those of :func:`engine_options.open_models`.
+    The command receives the former as one argument, ``measuring``.
     """
-    from ..plan.model_shape import trained_context
+    options = (
+        *(file_option, context_option, chunks_option, *own),
+        *(resume_option, engine_options.engine_options, threads_option, json_option),
+    )
 
-    n_most = max(n_ctx, longest)
-    with engine_options.open_models(paths, engine, n_ctx=n_most, threads=threads, **options) as models:
-        trained = trained_context(models[0].metadata)
-        if trained is not None and trained < n_ctx:
-            click.echo(
-                f"note: {printable(paths[0])} was trained on {counted(trained, 'token')} at a time, and"
-                f" chunks of {n_ctx} are predicted worse; -c {trained} measures what it can do",
-                err=True,
-            )
-        yield models
+    def decorate(command: Command) -> Command:
+        command = grouped(measuring=Measuring)(command)
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -27,8 +27,8 @@ class InputSums:
 
         ``n_products``: 0 sums no products, 1 sums those of all matrices together, ``n_matrices`` those of
         each by itself. Products take row_length² / 2 floats for rows of up to 2048 columns, and at most 1024
-        floats a column for longer ones. ``threads`` is the number of threads that :meth:`add` uses; None or 0
-        is one per core. Raises :class:`BadOptionError` for sizes below 1 and for another ``n_products``.
+        floats per column for longer ones. ``threads`` is the number of threads that :meth:`add` uses; None or
+        0 is one per core. Raises :class:`BadOptionError` for sizes below 1 and for another ``n_products``.
         """
         self.row_length, self.n_matrices, self.n_products = row_length, n_matrices, n_products
         self._threads = threads

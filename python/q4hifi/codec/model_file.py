@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadFileError, Q4HifiError, UnsupportedModelError
+from ..files.closing import Closing
 from ..formats.layout import (
     BASE,
     FORK,
@@ -79,7 +80,7 @@ class RowRange:
     count: int
 
 
-class ModelFile(Mapping[str, QuantizedTensor]):
+class ModelFile(Closing, Mapping[str, QuantizedTensor]):
     """An open GGUF model: a mapping from tensor names to tensors, and a context manager.
 
     Attributes: ``metadata`` (key -> value); ``tensors`` (name -> :class:`ModelTensor`, without data);
@@ -167,14 +168,6 @@ class ModelFile(Mapping[str, QuantizedTensor]):
     def close(self) -> None:
         """Close the files."""
         self.gguf.close()
-
-    def __enter__(self) -> ModelFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def row_ranges(

@@ -139,8 +139,9 @@ def quantize(
     Q4_HIFI only) is the number of weights of each 256 that are kept in float16. ``threads`` None or 0 uses
     one thread per core.
 
-    The bytes of every type but Q4_HIFI equal those of ggml. With ``refine``, blocks of IQ4_XS, Q4_K, Q5_K,
-    Q6_K and Q4_HIFI are searched further and have a smaller error (:func:`q4hifi.quantize_file`).
+    The bytes of every type but Q4_HIFI equal those of ggml. With ``refine``, blocks of a
+    :attr:`~q4hifi.TensorType.refinable` type are searched further and have a smaller error
+    (:func:`q4hifi.quantize_file`).
 
     Raises :class:`BadOptionError` for shapes, dtypes and types that do not fit, and :class:`NotFiniteError`
     for NaN, infinity and weights that are too large for the type.

@@ -91,11 +91,11 @@ def encode(
     """Encode rows from the format ``source`` to the format ``target``; return the parts and the error.
 
     ``importance``, float32 [row_length], weights the squared error of each column. The bytes of ggml's types
-    equal those that ggml writes. With ``refine``, blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI are searched
-    further for a smaller error. With ``refine`` and ``inputs``, rows of all quantized types are encoded with
-    error feedback: each weight also compensates the errors of the weights that were encoded before it (GPTQ,
-    QuIP's LDLQ; ``src/feedback``). The fork layout ignores ``inputs``. ``first_row`` is the number of the
-    first row in its tensor, for error messages.
+    equal those that ggml writes. With ``refine``, blocks of a :attr:`~TensorType.refinable` type are searched
+    further for a smaller error. With ``refine`` and ``inputs``, rows of a format that
+    :attr:`~Format.takes_feedback` are encoded with error feedback: each weight also compensates the errors of
+    the weights that were encoded before it (GPTQ, QuIP's LDLQ; ``src/feedback``). Other formats ignore
+    ``inputs``. ``first_row`` is the number of the first row in its tensor, for error messages.
 
     Raises :class:`NotFiniteError` for NaN and infinity, with the position, and for weights that are too large
     for the target; :class:`BadOptionError` for lengths that do not fit; and the errors of :func:`decode`.

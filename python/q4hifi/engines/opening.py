@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..codec.model_file import ModelFile
 from ..errors import BadOptionError, UnavailableError, UnsupportedModelError
-from .names import AUTO, ENGINES, LLAMA, OWN
+from .names import AUTO, BEST_ENGINE, ENGINES, LLAMA, OWN, EngineOptions, LlamaOptions
 from .protocol import LanguageModel, ModelOrPath
 
 if TYPE_CHECKING:
@@ -51,39 +51,29 @@ def open_model(
     Raises :class:`UnsupportedModelError` if no engine runs the model, and :class:`BadOptionError` for an
     unknown engine, or for options of llama.cpp with the engine "q4hifi".
     """
+    options = EngineOptions(engine, LlamaOptions(library, gpu_layers, tensor_split, rpc))
     (model,) = _open_all(
-        [path],
-        engine,
-        {"threads": threads, "n_ctx": n_ctx, "expert_correlations": expert_correlations},
-        {"library": library, "gpu_layers": gpu_layers, "tensor_split": tensor_split, "rpc": rpc},
+        [path], options, threads=threads, n_ctx=n_ctx, expert_correlations=expert_correlations
     )
     return model
 
 
 def _open_all(
-    paths: Sequence[FileOrPath],
-    engine: str,
-    common: Mapping[str, Any],
-    choosing: Mapping[str, Any],
-) -> list[Model] | list[LlamaModel]:
-    """Open models with one engine. Our own takes the options ``common``, llama.cpp takes all.
-
-    An option in ``choosing`` that is given chooses llama.cpp.
-    """
+    paths: Sequence[FileOrPath], options: EngineOptions, **common: Any
+) -> Sequence[Model | LlamaModel]:
+    """Open models with one engine; ``common`` are the options that both engines have."""
+    engine, given = options.engine, options.llama.given()
     if engine not in ENGINES:
         raise BadOptionError(f"there is no `engine` {engine!r}; choose one of {', '.join(ENGINES)}")
-    given = [name for name, value in choosing.items() if value not in (None, ())]
     if engine == OWN and given:
-        raise BadOptionError(f"`{given[0]}` is an option of the engine {LLAMA}, and `engine` is {OWN}")
+        name = next(iter(given))
+        raise BadOptionError(f"`{name}` is an option of the engine {LLAMA}, and `engine` is {OWN}")
 
     def with_llama() -> list[LlamaModel]:
         from .llama.model import LlamaModel
 
         with ExitStack() as stack:
-            models = []
-            for path in paths:
-                models.append(LlamaModel(path, **common, **choosing))
-                stack.callback(models[-1].close)
+            models = [stack.enter_context(LlamaModel(path, **common, **given)) for path in paths]
             stack.pop_all()  # all are open
         return models
 
@@ -105,20 +95,20 @@ def _open_all(
 @contextmanager
 def open_alike(
     paths: Sequence[FileOrPath],
+    options: EngineOptions = BEST_ENGINE,
     *,
     n_ctx: int | None,
     threads: int | None,
-    engine: str = AUTO,
     expert_correlations: bool = False,
-    **choosing: Any,
-) -> Iterator[list[Model] | list[LlamaModel]]:
+) -> Iterator[Sequence[LanguageModel]]:
     """Yield open models that all run with the same engine, so that their results can be compared.
 
-    The options and errors are those of :func:`open_model`.
+    The other options and the errors are those of :func:`open_model`.
     """
-    common = {"threads": threads, "n_ctx": n_ctx, "expert_correlations": expert_correlations}
-    models = _open_all(paths, engine, common, choosing)
     with ExitStack() as stack:
+        models = _open_all(
+            paths, options, threads=threads, n_ctx=n_ctx, expert_correlations=expert_correlations
+        )
         for model in models:
             stack.callback(model.close)
         yield models
@@ -139,5 +129,5 @@ def opened_alike(
     kinds = (str, os.PathLike, ModelFile)
     paths = [model for model in models if isinstance(model, kinds)]
     with open_alike(paths, n_ctx=n_ctx, threads=threads) as found:
-        opened_ones: Iterator[LanguageModel] = iter(found)
+        opened_ones = iter(found)
         yield [next(opened_ones) if isinstance(m, kinds) else m for m in models]

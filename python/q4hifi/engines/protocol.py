@@ -1,23 +1,26 @@
-"""What measurements need of a model, whichever engine runs it."""
+"""What measuring and writing text need of a model, whichever engine runs it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codec.quantized_tensor import QuantizedTensor
 
+if TYPE_CHECKING:
+    from ..runtime.tokenizer import TokenStream
+
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that measurements need."""
+    """A model's tokenizer: :class:`q4hifi.Tokenizer`, or that of another engine."""
 
     def encode_array(self, text: str, *, limit: int | None = ..., parse_special: bool = ...) -> Tokens:
         """Return the tokens of a text, uint32 [n], but at most the first ``limit``.
@@ -26,14 +29,46 @@ class TextTokenizer(Protocol):
         """
         ...
 
+    def encode(
+        self, text: str, *, add_special: bool = ..., parse_special: bool = ..., shield: str = ...
+    ) -> list[int]:
+        """Return the token ids of a text (:meth:`q4hifi.Tokenizer.encode`)."""
+        ...
+
+    def shield(self, text: str) -> str:
+        """Return a text in which nothing spells a control token (:meth:`q4hifi.Tokenizer.shield`)."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of one token."""
+        ...
+
+    def stream(self, *, skip_special: bool = ...) -> TokenStream:
+        """Return a decoder for a generated text."""
+        ...
+
+    def is_end_of_generation(self, token: int) -> bool:
+        """Return whether the model ends its text with ``token``."""
+        ...
+
     @property
     def add_bos(self) -> bool:
         """Whether a text begins with BOS."""
         ...
 
     @property
+    def add_eos(self) -> bool:
+        """Whether a text ends with EOS."""
+        ...
+
+    @property
     def bos(self) -> int | None:
         """The BOS token, or None."""
+        ...
+
+    @property
+    def eos(self) -> int | None:
+        """The EOS token, or None."""
         ...
 
 
@@ -73,17 +108,26 @@ class InputCollector(Protocol):
 
 
 class ModelSequence(Protocol):
-    """A text that a model is reading."""
+    """A text that a model is reading, or writing. It can be continued and cut."""
 
     @property
     def length(self) -> int:
         """Number of tokens that were evaluated."""
         ...
 
+    def truncate(self, length: int) -> None:
+        """Remove all but the first ``length`` tokens; raises :class:`BadOptionError` if that is
+        impossible."""
+        ...
+
+    def reset(self) -> None:
+        """Remove all tokens."""
+        ...
+
     def evaluate(
-        self, tokens: Tokens, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
+        self, tokens: npt.ArrayLike, logits: Literal["all", "last", "none"] = ..., *, sums: Any = ...
     ) -> Logits | None:
-        """Read more tokens, uint32 [n_tokens], and return logits, float32.
+        """Append tokens, ids [n_tokens], and return logits, float32.
 
         ``logits`` "all" returns [n_tokens, n_vocab], "last" returns [n_vocab], "none" returns None. ``sums``
         is a collector from :meth:`LanguageModel.input_sums`, which receives the inputs of all matrices.
@@ -124,12 +168,27 @@ class LanguageModel(Protocol):
 
     @property
     def engine(self) -> str:
-        """The name of the engine (:mod:`q4hifi.engines.names`)."""
+        """The name of the engine: "q4hifi" or "llama.cpp"."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """What computes, as tables of speeds name it: the instruction set, or the engine."""
+        ...
+
+    @property
+    def library(self) -> Path | None:
+        """The shared library of llama.cpp that runs the model; None for our own runtime."""
         ...
 
     @property
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
+        ...
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest text in tokens."""
         ...
 
     @property

@@ -11,8 +11,6 @@ import numpy as np
 
 from ..codec.model_file import ModelFile
 from ..codec.overview import Overview
-from ..codec.rows import cpu_features
-from ..engines.names import OWN
 from ..engines.opening import opened
 from ..engines.protocol import LanguageModel, ModelOrPath, Tokens
 from ..errors import BadOptionError, UnsupportedModelError
@@ -142,7 +140,7 @@ def bench(
                     description=facts.description,
                     n_bytes=facts.n_bytes,
                     n_params=facts.n_params,
-                    backend=cpu_features().active if lm.engine == OWN else lm.engine,
+                    backend=lm.backend,
                     n_threads=used_threads(threads),
                     test=f"{prefix}{n}",
                     n_tokens=n,

@@ -98,6 +98,10 @@ class Chunks:
             tokens = model.tokenizer.encode_array(text, limit=limit, parse_special=parse_special)
         else:
             tokens = np.asarray(text)
+            if tokens.ndim != 1 or tokens.dtype.kind not in "iuf":
+                raise BadOptionError(
+                    f"{dataset} is {type(text).__name__}; give a str, or a sequence of token ids"
+                )
         if tokens.size < _MIN_CHUNKS * n_ctx:
             raise BadOptionError(
                 f"{dataset} has only {counted(tokens.size, 'token')}, and a context of {n_ctx} needs at"

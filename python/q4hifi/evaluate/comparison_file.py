@@ -40,7 +40,7 @@ PURPOSE = Purpose(COMPARISON_NAME, ANOTHER_FILE, START_AGAIN)
 
 REFERENCE = "reference"
 
-BYTES_A_TOKEN = 33
+BYTES_PER_TOKEN = 33
 """File size per scored token: four float64 and a byte."""
 
 _TYPES = {"same_top": TYPES["I8"]}

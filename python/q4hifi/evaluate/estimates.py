@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp, inf, sqrt
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,18 @@ def root_mean_square(x: Sample) -> Estimate:
     square = mean(x * x)
     root = sqrt(square.value)
     return Estimate(root, 0.5 * square.error / root if root else 0.0)
+
+
+def mean_per_squared_root(figures: Iterable[tuple[float, float]]) -> float:
+    """Return the factor that turns a squared mean root of divergences into their mean.
+
+    Each of ``figures`` has the mean of a sample of divergences, and the mean of their square roots.
+    Divergences have a long tail: at one token in a hundred a matrix may cause more divergence than at all
+    others together. So a mean over some hundred tokens depends on whether such a token is among them. The
+    mean of the square roots does not. Its square is smaller than the mean, by a factor that is nearly the
+    same for all matrices. The result is the median of that factor; 1 if there is none.
+    """
+    return median([mean / root**2 for mean, root in figures if root] or [1.0])
 
 
 def share(hits: npt.NDArray[np.bool_]) -> Estimate:

@@ -8,9 +8,6 @@ MIN_CONTEXT = 4
 CHUNK = 512
 """The default number of tokens per chunk; llama-perplexity's and llama-imatrix's too."""
 
-CALIBRATION_CHUNK, CALIBRATION_CHUNKS = 256, 4
-"""The defaults of calibration: tokens per chunk, and number of chunks."""
-
 READ_TOKENS, WRITTEN_TOKENS = 512, 128
 """The default tests of speed, llama-bench's pp512 and tg128: tokens to read at once, and to write."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from ..engines.protocol import LanguageModel, Tokens, WeightTrial
 from ..formats.layout import Format
 from ..formats.tensor_names import group_of
 from ..formats.types import F32
+from .estimates import mean_per_squared_root
 from .logits import Doubles, divergence
 
 NOISE = 1 / 16
@@ -79,8 +79,7 @@ def fisher_by_noise(
             logits = trial.logits({tensor.name: _noisy(file, tensor, rng, threads) for tensor in tried})
             kld = divergence(logits[first:], trial.reference[first:], targets, threads=threads).kld
             trials.append(_Trial(group, tried, energies, float(kld.mean()), float(np.sqrt(kld).mean())))
-    # means have a long tail, squares of mean roots do not: see Calibration.klds
-    factor = median([t.mean / t.mean_root**2 for t in trials if t.mean_root] or [1.0])
+    factor = mean_per_squared_root((trial.mean, trial.mean_root) for trial in trials)
     found = {}
     for one in trials:
         whole = 2 * len(targets) * factor * one.mean_root**2 / NOISE**2

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from ..errors import BadOptionError
+from ..errors import BadOptionError, Q4HifiError
 from .positioned_file import PositionedFile, os_errors
 from .reserved_files import check_reserved
 
@@ -61,6 +61,8 @@ def check_destination(
     with os_errors(Path(path), "be the destination", BadOptionError):
         target = _resolved(Path(path))
         if not target.parent.is_dir():
+            if target.parent.exists():
+                raise BadOptionError(f"{path}: {target.parent} is not a folder; choose another destination")
             raise BadOptionError(f"{path}: there is no folder {target.parent}; make it first")
         if target.exists():
             for source in sources:
@@ -160,9 +162,13 @@ class NewFile:
 
         Returns whether the file is new: False where it replaces another file. Raises :class:`BadOptionError`
         where the destination cannot be used any more, for example because another file appeared there
-        meanwhile, and OSError where the disk fails.
+        meanwhile, :class:`Q4HifiError` where its folder was removed, and OSError where the disk fails.
         """
         self.file.sync()
+        if not self.target.parent.is_dir():
+            raise Q4HifiError(
+                f"{self.path}: the folder {self.target.parent} was removed meanwhile; try again"
+            )
         self.check()
         self._copy_permissions()
         if self._part is not None:

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Q4HifiError
+from .closing import Closing
 from .mapped_memory import MappedBytes, forget, map_file
 
 # The errors of posix_fallocate that mean that the file does not fit on the disk. Its other errors only mean
@@ -57,7 +57,7 @@ class FileState(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class PositionedFile:
+class PositionedFile(Closing):
     """An unbuffered binary file whose reads and writes state their offset.
 
     A context manager that closes the file. All methods are thread safe and raise plain OSError.
@@ -139,14 +139,6 @@ class PositionedFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> PositionedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):

@@ -136,6 +136,11 @@ class Format:
         """Whether the rows have companion tensors, which hold their outliers."""
         return self.type == Q4_HIFI and self.layout == SPLIT and self.outliers > 0
 
+    @property
+    def takes_feedback(self) -> bool:
+        """Whether refined rows can be encoded with error feedback: those of all blocks but the fork's."""
+        return self.type.quantized and not self.is_fork
+
     def stored(self, name: str, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Return the tensors that store a tensor of this format in a file, in the order of writing.
 

@@ -115,27 +115,45 @@ def is_tied(names: Container[str]) -> bool:
     return output_of(names) == EMBEDDINGS
 
 
+def split_at_layer(name: str) -> tuple[str, int | None, str]:
+    """Split a name around its layer: ``enc.blk.3.attn_q.weight`` gives ("enc.", 3, ".attn_q.weight").
+
+    A name outside the layers gives ("", None, name).
+    """
+    found = _LAYER.search(name)
+    return ("", None, name) if found is None else (name[: found.start()], int(found[1]), name[found.end() :])
+
+
 def layer_of(name: str) -> int | None:
     """Return the layer number in a name (3 in ``blk.3.``, ``enc.blk.3.``, ``v.blk.3.``), or None."""
-    match = _LAYER.search(name)
-    return int(match[1]) if match else None
+    return split_at_layer(name)[1]
+
+
+def alike_layers(layer: int, n_layer: int, size: int | None = None) -> int | None:
+    """Return a number that layers have in common whose matrices are equally sensitive.
+
+    The first and the last of ``n_layer`` layers differ from all others. These are alike: ``size`` neighbours
+    each, or without ``size`` all of them, which gives None.
+    """
+    if not 0 < layer < n_layer - 1:
+        return layer
+    return None if size is None else 1 + (layer - 1) // size * size
 
 
 def kind_of(name: str) -> str:
-    """Return the name of a tensor without its layer's number."""
-    return _LAYER.sub("blk", name)
+    """Return the name of a tensor without its layer."""
+    prefix, _, rest = split_at_layer(name)
+    return prefix + rest
 
 
-def group_of(name: str, n_layer: int) -> tuple[str, int | None]:
+def group_of(name: str, n_layer: int, size: int | None = None) -> tuple[str, int | None]:
     """Return what a matrix has in common with others that are equally sensitive.
 
-    That is its name without the layer's number, and the layer if it is the first or the last of ``n_layer``:
-    these two differ from all others.
+    That is its kind, and what its layer has in common with ``size`` neighbours, or without ``size`` with all
+    others (:func:`alike_layers`).
     """
     layer = layer_of(name)
-    if layer is None:
-        return name, None
-    return kind_of(name), None if 0 < layer < n_layer - 1 else layer
+    return kind_of(name), None if layer is None else alike_layers(layer, n_layer, size)
 
 
 def is_quantizable(

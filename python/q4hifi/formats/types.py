@@ -21,7 +21,8 @@ class TensorType:
     """A tensor type: ggml's name and id, and the size of a block in weights (``block_size``) and in bytes.
 
     ``codec``: the Rust core encodes and decodes this type. ``decodable``: the type can be decoded, by the
-    core or by the ``gguf`` package, which is slower. All other types can only be copied.
+    core or by the ``gguf`` package, which is slower. All other types can only be copied. ``refinable``: the
+    encoder can search longer for blocks with less error than ggml's.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorType:
     block_bytes: int
     codec: bool = False
     decodable: bool = False
+    refinable: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -60,6 +62,9 @@ CODEC_TYPES = (
 )
 """Names of the ggml types that the Rust core encodes and decodes. A test compares them with ``_core``'s."""
 
+REFINABLE_TYPES = ("IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q4_HIFI")
+"""Names of the types that can be refined. A test compares the bytes that the core encodes."""
+
 GGUF_DECODED_TYPES = (
     *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
@@ -68,14 +73,20 @@ GGUF_DECODED_TYPES = (
 
 STORED_TYPES: Mapping[int, TensorType] = {
     int(t): TensorType(
-        t.name, int(t), size, nbytes, t.name in CODEC_TYPES, t.name in CODEC_TYPES + GGUF_DECODED_TYPES
+        t.name,
+        int(t),
+        size,
+        nbytes,
+        codec=t.name in CODEC_TYPES,
+        decodable=t.name in CODEC_TYPES + GGUF_DECODED_TYPES,
+        refinable=t.name in REFINABLE_TYPES,
     )
     for t, (size, nbytes) in GGML_QUANT_SIZES.items()
     for t in [GGMLQuantizationType(t)]
 }
 """GGUF type id -> type, for every type of the ``gguf`` package."""
 
-Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True, decodable=True)
+Q4_HIFI = TensorType("Q4_HIFI", 41, 256, 244, codec=True, decodable=True, refinable=True)
 """q4hifi's own type. Its id and block size are those of the fork layout. The split layout stores it as Q4_K
 with two companion tensors (see :mod:`q4hifi.formats.layout`)."""
 
@@ -91,7 +102,7 @@ def tensor_type(name: str | TensorType, *, codec: bool = True) -> TensorType:
     Raises :class:`BadOptionError` for an unknown name, and with ``codec`` also for a type that q4hifi cannot
     encode.
     """
-    found = name if isinstance(name, TensorType) else TYPES.get(name.strip().upper())
+    found = name if isinstance(name, TensorType) else TYPES.get(str(name).strip().upper())
     if found is None or (codec and not found.codec):
         known, wrong = [t.name for t in TYPES.values() if t.codec], str(name).strip().upper()
         close = [] if found else get_close_matches(wrong, known, n=1) or get_close_matches(wrong, TYPES, n=1)

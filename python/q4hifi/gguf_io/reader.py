@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadFileError, BadOptionError
+from ..files.closing import Closing
 from ..files.file_kinds import MODEL, Purpose
 from ..files.file_pool import FilePool
 from ..files.positioned_file import FileMapping, PositionedFile, byte_view, os_errors
@@ -25,7 +26,7 @@ from .tensor_table import TensorInfo, tensors_of
 __all__ = ["GgufFile", "Metadata", "TensorInfo"]
 
 
-class GgufFile:
+class GgufFile(Closing):
     """An open GGUF model whose headers have been checked; a context manager that closes its files.
 
     Of a model with many shards, only some files are open at a time.
@@ -139,14 +140,6 @@ class GgufFile:
     def close(self) -> None:
         """Close the files; tensors cannot be read any more."""
         self._files.close()
-
-    def __enter__(self) -> GgufFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_file(path: Path, purpose: Purpose = MODEL) -> PositionedFile:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Protocol
 
 from ..errors import BadFileError
-from ..formats.tensor_names import is_quantizable, layer_of, role_of
+from ..formats.tensor_names import is_quantizable, role_of, split_at_layer
 from ..wording import counted
 from .importance import Importance
 
@@ -109,7 +109,7 @@ def _layers(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
     """Group names by layer: the part before "blk." -> layer index -> the names."""
     layers: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
-        layer = layer_of(name)
+        prefix, layer, _ = split_at_layer(name)
         if layer is not None:
-            layers[name.partition("blk.")[0]][layer].append(name)
+            layers[prefix][layer].append(name)
     return layers

@@ -109,11 +109,10 @@ def _entry(file: str, gguf: GgufFile, name: str, sums_suffix: str, counts_suffix
                 f" {remedy(name)}"
             )
     n_values, n_counts = prod(sums.shape), prod(counts.shape)
-    if n_values == 0 or n_counts == 0 or n_values % n_counts:
+    if n_values == 0 or n_counts == 0 or n_values % (n_counts * sums.shape[0]):
         raise BadFileError(
-            f"{file}: {name} has {counted(n_values, 'sum')} and {counted(n_counts, 'count')}; the sums"
-            " must be a multiple of the"
-            f" counts; {remedy(name)}"
+            f"{file}: {name} has {counted(n_values, 'sum')} and {counted(n_counts, 'count')}; there must be a"
+            f" count for every row of sums, or one for several; {remedy(name)}"
         )
     measured = gguf.read(counts).reshape(-1).view("<f4").astype(np.float64)
     check_values(measured, f"{file}: tensor {counts.name}", name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..formats.tensor_names import layer_of
+from ..formats.tensor_names import layer_of, split_at_layer
 from .entries import Floats
 from .sums import ColumnSums, ImportanceSums
 
@@ -146,7 +145,9 @@ def layer_statistics(tensors: Iterable[TensorStatistics]) -> list[LayerStatistic
 
 
 def _name_before(name: str) -> str:
-    return re.sub(r"blk\.(\d+)\.", lambda match: f"blk.{int(match[1]) - 1}.", name, count=1)
+    """Return the name of the same tensor in the layer before; "" for a tensor outside the layers."""
+    prefix, layer, rest = split_at_layer(name)
+    return "" if layer is None else f"{prefix}blk.{layer - 1}{rest}"
 
 
 def _cosine(a: ColumnSums, b: ColumnSums) -> float:

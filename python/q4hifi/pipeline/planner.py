@@ -8,6 +8,7 @@ from math import floor
 
 from ..allocation.calibrate import measure_sensitivities
 from ..allocation.calibration_file import load_sensitivities
+from ..allocation.calibration_options import CalibrationOptions
 from ..allocation.calibration_path import calibration_file, part_of_imatrix
 from ..allocation.measured_plan import make_menu, measure_errors, measured_plan
 from ..allocation.sampled_errors import logit_variance
@@ -88,7 +89,7 @@ class Planner:
     def metadata(self, plan: Plan) -> Metadata:
         """Return the metadata of the files that a plan makes."""
         metadata = planned_metadata(self.model.gguf.metadata, plan, self.importance)
-        return overridden(metadata, self.options.override_kv)
+        return overridden(metadata, self.options.metadata_overrides)
 
     def _idle_weights(self) -> list[str]:
         """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""
@@ -148,8 +149,7 @@ class Planner:
             calibration_file(self.model.paths[0], options.imatrix, *weights),
             importance=self.loaded,
             part=part_of_imatrix(*weights),
-            threads=options.threads,
-            progress=options.progress,
+            options=CalibrationOptions(threads=options.threads, progress=options.progress),
         ).as_sensitivities()
 
     def _source(self, sensitivities: Sensitivities) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..errors import BadOptionError
 from ..plan.metadata_overrides import MetadataOverride
@@ -77,10 +78,14 @@ class QuantizeOptions(TypeOptions):
         TypeOptions.__post_init__(self)
         if self.imatrix is None and (self.include_weights or self.exclude_weights):
             raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
-        for text in self.override_kv:
-            MetadataOverride.parse(text)
+        _ = self.metadata_overrides  # reading them checks them
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
+
+    @cached_property
+    def metadata_overrides(self) -> tuple[MetadataOverride, ...]:
+        """The pairs of metadata that ``override_kv`` sets. Raises :class:`BadOptionError` for a wrong one."""
+        return tuple(map(MetadataOverride.parse, self.override_kv))
 
     @property
     def guesses_sensitivities(self) -> bool:

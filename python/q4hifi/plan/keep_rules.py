@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..formats.tensor_names import is_quantizable
+from ..formats.tensor_names import is_quantizable, split_at_layer
 from ..formats.types import Q4_HIFI, TensorType
 from .type_rules import SourceTensor
 
@@ -38,7 +38,7 @@ def keep_rules(kept: Iterable[SourceTensor], tensors: Sequence[SourceTensor]) ->
 
 def _pattern(names: Sequence[str], others: Sequence[str]) -> str:
     """Return a regular expression, short if possible, that matches all ``names`` and none of ``others``."""
-    parts = sorted({re.sub(r"^blk\.\d+\.|\.weight$", "", name) for name in names})
+    parts = sorted({split_at_layer(name)[2].removeprefix(".").removesuffix(".weight") for name in names})
     for pattern in ("ffn_.*_exps", "|".join(map(_escaped, parts))):
         found = re.compile(pattern).search
         if all(map(found, names)) and not any(map(found, others)):

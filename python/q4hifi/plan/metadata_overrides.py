@@ -94,8 +94,8 @@ class MetadataOverride:
         return metadata.with_value(self.key, self.value, GGUFValueType.INT64)  # negative, or 2^32 and more
 
 
-def overridden(metadata: Metadata, overrides: Iterable[str]) -> Metadata:
-    """Return the metadata with the pairs ``overrides``, each KEY=TYPE:VALUE."""
-    for text in overrides:
-        metadata = MetadataOverride.parse(text).set_in(metadata)
+def overridden(metadata: Metadata, overrides: Iterable[MetadataOverride]) -> Metadata:
+    """Return the metadata with the pairs ``overrides``."""
+    for override in overrides:
+        metadata = override.set_in(metadata)
     return metadata

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from ..errors import BadOptionError
 from ..formats.layout import LAYOUTS, SPLIT
-from ..formats.types import MAX_OUTLIERS, Q4_HIFI
-from ..wording import short_size
+from ..formats.types import MAX_OUTLIERS, Q4_HIFI, REFINABLE_TYPES
+from ..wording import enumerated, short_size
 from .option import document, option
 from .recipes import Recipe, find_recipe
 from .size_classes import SizeClass, size_class_for
@@ -62,7 +62,7 @@ class TypeOptions:
 
     type: str = option(
         "Q4_HIFI",
-        "Q4_HIFI or a type of llama-quantize, such as Q4_K_M.",
+        "Recipe, which says what type each tensor gets: Q4_HIFI, or one of llama-quantize, such as Q4_K_M.",
         details="In capitals or small letters.",
     )
     _: KW_ONLY
@@ -70,7 +70,7 @@ class TypeOptions:
     refine: bool | None = option(
         None,
         "Search longer for blocks with less error. Types and sizes stay the same.",
-        details="Finds blocks of IQ4_XS, Q4_K, Q5_K, Q6_K and Q4_HIFI with less weighted error than ggml's"
+        details=f"Finds blocks of {enumerated(REFINABLE_TYPES)} with less weighted error than ggml's"
         " encoder. If the imatrix holds the input correlations of a matrix, error feedback (GPTQ, LDLQ) is"
         " used as well, for every type of blocks. Encoding takes two to five times as long.",
         unset="only for Q4_HIFI; other types get llama-quantize's bytes",

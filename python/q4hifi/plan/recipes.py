@@ -201,9 +201,9 @@ def find_recipe(name: str) -> Recipe:
 
     Raises :class:`BadOptionError`, which lists the recipes, if there is none.
     """
-    found = _find(name)
+    found = _find(str(name))
     if found is None:
-        hint = type_hint(name)
+        hint = type_hint(str(name))
         raise BadOptionError(
             f"unknown type {name!r}; {f'{hint} ' if hint else ''}choose one of {', '.join(RECIPES)}"
         )

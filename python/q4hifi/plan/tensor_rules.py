@@ -16,7 +16,7 @@ from .tensor_type_rules import TensorTypes, as_typed, compiled
 TENSOR_TYPE = "--tensor-type"
 
 NO_TENSOR = "matches no tensor"
-KEPT = "that keep their type"
+KEEPING = "that keep their type"
 EARLIER = "that an earlier --tensor-type decides"
 
 
@@ -74,7 +74,7 @@ class TensorRules:
         decided: list[tuple[str, str]] = []  # name, and the decision that takes precedence over later rules
         for tensor in tensors:
             if not self.is_quantizable(tensor):
-                decided.append((tensor.name, KEPT))
+                decided.append((tensor.name, KEEPING))
             elif (by_role := self._by_role(tensor.name)) is not None:
                 decided.append((tensor.name, f"that {by_role[0]} decides"))
             elif (rule := self._rules.first(tensor.name)) is not None:

@@ -17,7 +17,7 @@ from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.layout import MAX_NAME_BYTES, Format
 from ..formats.tensor_names import ATTN_V_LIKE, VOCABULARY_ROLES, is_tied, layer_of, role_of
 from ..formats.types import F16, MAX_OUTLIERS, Q4_HIFI, TYPES, TensorType, tensor_type
-from ..wording import counted
+from ..wording import counted, some
 from .model_shape import ModelShape
 from .options import TypeOptions
 from .recipes import Bumps
@@ -259,7 +259,7 @@ def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
 def _fit(wanted: TensorType, row_length: int) -> TensorType:
     """Return ``wanted`` if rows of this length can have it, else its fallback, else F16."""
     for kind in (wanted, FALLBACK.get(wanted, wanted)):
-        if row_length % kind.block_size == 0:
+        if kind.divides(row_length):
             return kind
     return F16
 
@@ -271,16 +271,14 @@ def _refuse_fallbacks(tensors: Sequence[SourceTensor], choices: Sequence[Choice]
         if c.fallback_from is not None
     ]
     if misfits:
-        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         raise UnsupportedModelError(
             f"{counted(len(misfits), 'tensor does', 'tensors do')} not fit their type:"
-            f" {', '.join(misfits[:3])}{more}; "
-            "drop `no_fallback`, or give them a type with `tensor_types=...`"
+            f" {some(misfits)}; drop `no_fallback`, or give them a type with `tensor_types=...`"
         )
 
 
 def _misfit(row_length: int, wanted: TensorType) -> str:
     """Return why a tensor with rows of this length cannot have the type ``wanted``."""
-    if row_length % wanted.block_size:
+    if not wanted.divides(row_length):
         return f"rows of {row_length}, {wanted} needs a multiple of {wanted.block_size}"
     return f"the names of {wanted}'s companions would have more than {MAX_NAME_BYTES} bytes"

@@ -7,13 +7,13 @@ role and layer. The configuration classes here have the fields of the core's, wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, sqrt
 from typing import Any, Literal
 
 from ..errors import UnsupportedModelError
+from ..formats.tensor_names import split_at_layer
 
 Pairs = Literal["neighbours", "halves"]
 
@@ -77,11 +77,10 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 _EXPERTS = (ROUTER, "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm")
 _IN_LAYER: Mapping[str, str] = (
-    {f"{name}.weight": name for name in (*_MATRICES, *_EXPERTS, *_NORMS)}
-    | {f"{name}.bias": f"{name}_bias" for name in _MATRICES}
-    | {"post_attention_norm.weight": "attn_post_norm", "post_ffw_norm.weight": "ffn_post_norm"}
+    {f".{name}.weight": name for name in (*_MATRICES, *_EXPERTS, *_NORMS)}
+    | {f".{name}.bias": f"{name}_bias" for name in _MATRICES}
+    | {".post_attention_norm.weight": "attn_post_norm", ".post_ffw_norm.weight": "ffn_post_norm"}
 )
-_LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)")
 
 FREQUENCY_FACTORS = "rope_freqs.weight"
 """Name of the tensor with the divisor of each rotary frequency (Llama 3's long contexts)."""
@@ -106,16 +105,16 @@ def role_and_layer(name: str) -> RoleAndLayer | None:
     """Return a tensor's role in the core and its layer, or None if the runtime does not use the tensor."""
     if name in _GLOBAL:
         return _GLOBAL[name], None
-    found = _LAYER.fullmatch(name)
-    role = _IN_LAYER.get(found[2]) if found else None
-    return (role, int(found[1])) if found and role else None
+    prefix, layer, rest = split_at_layer(name)
+    role = _IN_LAYER.get(rest)
+    return None if role is None or layer is None or prefix else (role, layer)
 
 
 def name_of(role: str, layer: int | None) -> str:
     """Return the tensor's name; the inverse of :func:`role_and_layer`."""
     if layer is None:
         return next(name for name, found in _GLOBAL.items() if found == role)
-    return f"blk.{layer}." + next(name for name, found in _IN_LAYER.items() if found == role)
+    return f"blk.{layer}" + next(name for name, found in _IN_LAYER.items() if found == role)
 
 
 @dataclass(frozen=True, slots=True)

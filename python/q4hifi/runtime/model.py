@@ -1,4 +1,4 @@
-"""Running models: :class:`Model` and its :class:`Sequence`."""
+"""Running models: :class:`Model`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +17,19 @@ from .. import _core
 from ..codec.core_errors import core_errors
 from ..codec.model_file import ErrorsAt, ModelFile
 from ..codec.quantized_tensor import QuantizedTensor
-from ..errors import BadOptionError, NotFiniteError, UnsupportedModelError
+from ..codec.rows import cpu_features
+from ..errors import BadOptionError, UnsupportedModelError
+from ..files.closing import Closing
 from ..formats.tensor_names import EMBEDDINGS, WRITERS, is_tied, role_of
 from ..formats.types import Q4_HIFI, TYPES
 from ..plan.model_shape import check_context
 from ..threads import thread_count
-from ..wording import counted
 from .architecture import ROUTER, SUPPORTED, RoleAndLayer, config_of, role_and_layer
 from .loading import MappedFiles, frequency_factors, load_weights
 from .model_input_sums import ModelInputSums
 from .sampler import Sampler
+from .sequence import Floats, Sequence, TokensLike, damaged, token_array
 from .tokenizer import Tokenizer
-
-Floats = npt.NDArray[np.float32]
-TokensLike = npt.ArrayLike
-"""Token ids: a list, or a one-dimensional array of integers."""
-
-Wanted = Literal["last", "all", "none"] | range
 
 
 class Trace:
@@ -75,7 +70,7 @@ class Trial:
         return model.logits(self._tokens) if None in layers else model.resume(self._trace, first)
 
 
-class Model:
+class Model(Closing):
     """A language model on the CPU.
 
     Attributes: ``path`` of its file, or of its first shard; ``metadata`` of the file; ``n_vocab``, tokens in
@@ -85,6 +80,9 @@ class Model:
 
     engine = "q4hifi"
     """The name of the engine: our own runtime."""
+
+    library: Path | None = None
+    """No library of llama.cpp runs the model."""
 
     has_fisher = True
     """:meth:`fisher` can be called; this is not so for all engines."""
@@ -146,6 +144,11 @@ class Model:
         self.n_layer: int = config.n_layer
         self.n_ctx: int = n_ctx or config.n_context
 
+    @property
+    def backend(self) -> str:
+        """The instruction set in use."""
+        return cpu_features().active
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's vocabulary; it is built at the first use."""
@@ -157,7 +160,13 @@ class Model:
 
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
-        return Sequence(self, self._core.sequence())
+        return Sequence(
+            self._core.sequence(),
+            self._weights,
+            path=self.path,
+            n_vocab=self.n_vocab,
+            n_ctx=self.n_ctx,
+        )
 
     def logits(self, tokens: TokensLike) -> Floats:
         """Return the logits after each token of a text, float32 [n_tokens, n_vocab]."""
@@ -267,7 +276,7 @@ class Model:
         The result holds n_layer + 1 vectors per token, float32 [n_embd]; it is the input of :meth:`resume`.
         Raises :class:`BadOptionError` for more tokens, and for ids that are not in the vocabulary.
         """
-        array = _token_array(tokens, self.n_vocab)
+        array = token_array(tokens, self.n_vocab)
         with core_errors(BadOptionError), self._weights.intact():
             return Trace(self._core.trace(array))
 
@@ -297,10 +306,10 @@ class Model:
         Raises :class:`BadOptionError` as :meth:`trace` does, and :class:`NotFiniteError` if the model's
         logits or gradients are not finite.
         """
-        array = _token_array(tokens, self.n_vocab)
+        array = token_array(tokens, self.n_vocab)
         with (
             ErrorsAt(f"{self.path}: "),
-            core_errors(BadOptionError, bad_model=_damaged),
+            core_errors(BadOptionError, bad_model=damaged),
             self._weights.intact(),
         ):
             core = self._core.fisher(array, first, seed)
@@ -310,108 +319,3 @@ class Model:
             if parts:
                 found[name] = np.sum(parts, axis=0)
         return found
-
-    def __enter__(self) -> Model:
-        """Return the model, so that ``with`` can be used as for every engine."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Do nothing, as :meth:`close`."""
-
-
-class Sequence:
-    """Tokens that a model has read, with their keys and values (the KV cache)."""
-
-    def __init__(self, model: Model, core: _core.Sequence) -> None:
-        """Use :meth:`Model.sequence`."""
-        self._model = model
-        self._core = core
-
-    @property
-    def length(self) -> int:
-        """Number of tokens that were evaluated."""
-        return self._core.length
-
-    def reset(self) -> None:
-        """Remove all tokens."""
-        self._core.reset()
-
-    def truncate(self, length: int) -> None:
-        """Remove all but the first ``length`` tokens.
-
-        Raises :class:`BadOptionError` if there are fewer. Layers with a sliding window, as Gemma's, drop
-        the keys and values that the window has left, in blocks of 64 tokens. If the token after ``length``
-        would need some of these, this is an error as well, and nothing changes. Then :meth:`reset` the
-        sequence and evaluate the text again.
-        """
-        there = self.length
-        if not 0 <= length <= there:
-            raise BadOptionError(f"a text of {counted(there, 'token')} cannot be cut to {length}")
-        if not self._core.truncate(length):
-            raise BadOptionError(
-                f"a text of {counted(there, 'token')} cannot be cut to {length}: this model's sliding"
-                " window has dropped"
-                " the tokens before; call reset() and evaluate the text again"
-            )
-
-    def evaluate(
-        self, tokens: TokensLike, logits: Wanted = "last", *, sums: ModelInputSums | None = None
-    ) -> Floats | None:
-        """Append ``tokens`` to the sequence, and return the logits that ``logits`` asks for.
-
-        "last": float32 [n_vocab], after the last token. "all": [n_tokens, n_vocab]. "none": None. A range of
-        indices into ``tokens``, with step 1: [length of the range, n_vocab]. The inputs of all matrices are
-        added to ``sums``.
-
-        Raises :class:`BadOptionError` for ids that are not in the vocabulary, and for more tokens than the
-        context holds. Ctrl-C interrupts it after the current layer; whole batches of 512 tokens stay in the
-        sequence.
-        """
-        array = _token_array(tokens, self._model.n_vocab)
-        n = len(array)
-        if self.length + n > self._model.n_ctx:
-            raise BadOptionError(
-                f"{counted(self.length, 'token')} and {n} more are too many for a context of"
-                f" {self._model.n_ctx}"
-            )
-        wanted = _range_of(logits, n)
-        core = None if sums is None else sums.core
-        with (
-            ErrorsAt(f"{self._model.path}: "),
-            core_errors(BadOptionError, bad_model=_damaged),
-            self._model._weights.intact(),
-        ):
-            out = self._core.evaluate(array, wanted.start, wanted.stop, core)
-        if logits == "none":
-            return None
-        return out[0] if logits == "last" else out
-
-
-def _damaged(message: str, *_: object) -> NotFiniteError:
-    """Return the error for a model whose logits are not finite: the core's only fault after loading."""
-    return NotFiniteError(f"{message}; its weights may be damaged")
-
-
-def _token_array(tokens: TokensLike, n_vocab: int) -> npt.NDArray[np.uint32]:
-    array = np.asarray(tokens)
-    if array.ndim != 1 or not array.size:
-        raise BadOptionError(f"tokens must be a list of ids, at least one; this has the shape {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise BadOptionError(f"tokens must be integers, not {array.dtype}")
-    if array.min() < 0 or array.max() >= n_vocab:
-        wrong = array[(array < 0) | (array >= n_vocab)][0]
-        raise BadOptionError(f"token {wrong} is not in the vocabulary, which has {counted(n_vocab, 'token')}")
-    return np.ascontiguousarray(array, np.uint32)
-
-
-def _range_of(wanted: Wanted, n: int) -> range:
-    if isinstance(wanted, range):
-        if wanted.step != 1 or not 0 <= wanted.start <= wanted.stop <= n:
-            raise BadOptionError(f"logits of {wanted}, but the text has {counted(n, 'token')}")
-        return wanted
-    ranges = {"last": range(n - 1, n), "all": range(n), "none": range(n, n)}
-    if wanted not in ranges:
-        raise BadOptionError(f"logits is {wanted!r}; choose one of {', '.join(ranges)}, or a range")
-    return ranges[wanted]

@@ -37,7 +37,7 @@ MODEL_WORDS = 24
 
 
 @dataclass(frozen=True)
-class Layout:
+class StructOffsets:
     """Byte offsets of the fields of ``ggml_tensor``, numbers of operations and types, and ``cb_eval``."""
 
     type: int
@@ -56,8 +56,8 @@ class Layout:
     cb_eval: int
 
 
-def layout_of(lib: ctypes.CDLL) -> Layout:
-    """Measure the layout in a library. Raises :class:`UnavailableError` where it is not as expected."""
+def struct_offsets(lib: ctypes.CDLL) -> StructOffsets:
+    """Measure the offsets in a library. Raises :class:`UnavailableError` where they are not as expected."""
     mul_mat = _number(lib.ggml_op_name, b"MUL_MAT", MAX_OPS)
     mul_mat_id = _number(lib.ggml_op_name, b"MUL_MAT_ID", MAX_OPS)
     f32, i32 = (_number(lib.ggml_type_name, name, MAX_TYPES) for name in (b"f32", b"i32"))
@@ -91,7 +91,7 @@ def layout_of(lib: ctypes.CDLL) -> Layout:
             raise _unlike("a tensor does not begin with its type and its buffer")
     finally:
         lib.ggml_free(context)
-    return Layout(
+    return StructOffsets(
         type=0,
         buffer=8,
         ne=ne,
@@ -109,7 +109,9 @@ def layout_of(lib: ctypes.CDLL) -> Layout:
     )
 
 
-def context_params(lib: ctypes.CDLL, layout: Layout, n_ctx: int, n_batch: int, callback: object) -> Blob:
+def context_params(
+    lib: ctypes.CDLL, offsets: StructOffsets, n_ctx: int, n_batch: int, callback: object
+) -> Blob:
     """Return the parameters of a context that reads ``n_batch`` tokens at once and calls ``callback``.
 
     ``n_ctx``, ``n_batch``, ``n_ubatch`` and ``n_seq_max`` are the first four words.
@@ -119,7 +121,7 @@ def context_params(lib: ctypes.CDLL, layout: Layout, n_ctx: int, n_batch: int, c
     if not (words[3] == 1 and 0 < words[2] <= words[1] <= 1 << 20):
         raise _unlike(f"llama_context_params begins with {list(words[:4])}")
     words[0], words[1], words[2] = n_ctx, n_batch, n_batch
-    params.set_pointer(layout.cb_eval, ctypes.cast(callback, ctypes.c_void_p).value)  # type: ignore[arg-type]
+    params.set_pointer(offsets.cb_eval, ctypes.cast(callback, ctypes.c_void_p).value)  # type: ignore[arg-type]
     return params
 
 

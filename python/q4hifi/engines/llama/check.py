@@ -16,7 +16,7 @@ from ...formats.layout import StoredTensor
 from ...formats.types import F32
 from ...gguf_io.metadata import Metadata
 from ...gguf_io.writer import GgufWriter
-from .abi import layout_of
+from .abi import struct_offsets
 from .library import load_library
 from .model import LlamaModel
 
@@ -51,8 +51,8 @@ def main(library: Path, folder: Path) -> None:
             writer.write_at(name, 0, values)
         writer.commit()
     tokens = random.integers(0, N_VOCAB, N_TOKENS).astype(np.int32)
-    layout = layout_of(load_library(library))
-    with LlamaModel(path, threads=1, n_ctx=N_TOKENS, library=library, _layout=layout) as model:
+    offsets = struct_offsets(load_library(library))
+    with LlamaModel(path, threads=1, n_ctx=N_TOKENS, library=library, _offsets=offsets) as model:
         sums = model.input_sums()
         model.sequence().evaluate(tokens, "none", sums=sums)
         matrices = {name for name, shape in shapes.items() if len(shape) > 1}

@@ -21,7 +21,7 @@ from ...codec.input_correlations import pair_count
 from ...codec.input_sums import InputSums
 from ...errors import BadOptionError, UnavailableError
 from ...formats.tensor_names import first_with_same_input, role_of
-from .abi import Layout
+from .abi import StructOffsets
 from .graph import GraphNotes
 from .tensors import Tensor, TensorReader
 
@@ -116,7 +116,7 @@ class Observer:
     """llama.cpp's callback. Between :meth:`begin` and :meth:`end` it adds the inputs of ``names`` to sums."""
 
     reader: TensorReader
-    layout: Layout
+    offsets: StructOffsets
     names: frozenset[str]
     error: BaseException | None = None
     notes: GraphNotes | None = None
@@ -160,7 +160,7 @@ class Observer:
 
     def _ask(self, sums: LlamaInputSums, address: int) -> bool:
         op = self.reader.op(address)
-        if op not in (self.layout.mul_mat, self.layout.mul_mat_id):
+        if op not in (self.offsets.mul_mat, self.offsets.mul_mat_id):
             return False
         node = self.reader.tensor(address)
         weight = self.reader.find(node.src[0], self.names)
@@ -168,12 +168,12 @@ class Observer:
             return False
         name, _ = weight
         weights, inputs = self.reader.tensor(node.src[0]), self.reader.tensor(node.src[1])
-        if inputs.type != self.layout.f32:
+        if inputs.type != self.offsets.f32:
             raise UnavailableError(
                 f"{name}: llama.cpp gives inputs that are not F32; use a build without this optimization"
             )
         n_matrices = weights.ne[2] * weights.ne[3]
-        ids = node.src[2] if op == self.layout.mul_mat_id else 0
+        ids = node.src[2] if op == self.offsets.mul_mat_id else 0
         # a router keeps sums of its own: it has no products, which a matrix with the same inputs needs
         key = (node.src[1], ids, n_matrices, name in sums.correlating.names)
         first = self._first.setdefault(key, name)
@@ -183,7 +183,7 @@ class Observer:
         if first != name:
             return False
         if name not in sums.sums:
-            kind = "each" if op == self.layout.mul_mat else "routed" if inputs.ne[1] > 1 else "pooled"
+            kind = "each" if op == self.offsets.mul_mat else "routed" if inputs.ne[1] > 1 else "pooled"
             n_products = sums.correlating.n_products(name, n_matrices, kind)
             sums.sums[name] = InputSums(inputs.ne[0], n_matrices, n_products, threads=sums.threads)
         self._wanted = (name, node)
@@ -194,7 +194,7 @@ class Observer:
         (name, node), self._wanted = self._wanted, None
         rows = self.reader.values(self.reader.tensor(node.src[1]), np.float32)
         into = self._sums.sums[name]
-        if node.op == self.layout.mul_mat_id:
+        if node.op == self.offsets.mul_mat_id:
             experts = self.reader.values(self.reader.tensor(node.src[2]), np.int32)[0, 0]
             _add_experts(into, rows[0], experts)
         else:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from ctypes import c_float, c_int8, c_int32
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,37 +18,23 @@ from ...codec.model_file import ModelFile
 from ...codec.quantized_tensor import QuantizedTensor
 from ...codec.rows import encode
 from ...errors import BadOptionError, UnsupportedModelError
+from ...files.closing import Closing
 from ...formats.layout import Format
 from ...formats.tensor_names import is_quantizable
 from ...formats.types import F32
 from ...gguf_io.contents import check_is_whole_model
 from ...plan.model_shape import MAX_CONTEXT, ModelShape, check_context, trained_context, unused_layers
 from ...threads import thread_count, used_threads
-from ...wording import counted
 from ..protocol import Logits, Tokens
-from .abi import Layout, context_params, model_params
+from .abi import StructOffsets
+from .context import MOST_GPUS, Context, NoLogitsError
 from .graph import GraphNotes
-from .inputs import Correlating, LlamaInputSums, Observer
-from .library import (
-    Batch,
-    EvalCallback,
-    add_rpc_servers,
-    begin_work,
-    is_causal,
-    library_path,
-    load_library,
-    logged_errors,
-)
+from .inputs import Correlating, LlamaInputSums
+from .library import add_rpc_servers, library_path, load_library
 from .readable import has_q4_hifi, write_readable
-from .self_test import checked_layout
-from .tensors import TensorReader
+from .self_test import checked_offsets
+from .sequence import LlamaSequence
 from .tokenizer import LlamaTokenizer
-
-BATCH = 512
-"""Tokens that are evaluated at once."""
-
-MOST_GPUS = 128
-"""Shares of a model that llama.cpp may read, one for each GPU."""
 
 NOT_MULTIPLIED = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
 """Types without a product of matrices in ggml, which would end the process."""
@@ -63,7 +46,7 @@ DEFAULT_CONTEXT = 4096
 """The longest context that is reserved if the caller does not say how long it must be."""
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """A language model of any architecture, run by llama.cpp. It is used like :class:`q4hifi.Model`.
 
     A model with Q4_HIFI tensors, which llama.cpp does not know, is run from a temporary copy with these
@@ -75,7 +58,7 @@ class LlamaModel:
     :meth:`sequence` ends the one before. :meth:`close` frees the memory, also at the end of a ``with`` block.
     """
 
-    engine = "llama.cpp"
+    engine = backend = "llama.cpp"
     """The name of the engine."""
 
     has_fisher = False
@@ -92,7 +75,7 @@ class LlamaModel:
         tensor_split: Sequence[float] = (),
         rpc: Sequence[str] = (),
         expert_correlations: bool = False,
-        _layout: Layout | None = None,
+        _offsets: StructOffsets | None = None,
     ) -> None:
         """Load a GGUF model, or a split model from any of its shards. The path, or the open file, names it.
 
@@ -113,7 +96,7 @@ class LlamaModel:
             raise BadOptionError(f"`tensor_split` has {len(tensor_split)} shares; give at most {MOST_GPUS}")
         self.library: Path = library_path(library)
         lib = self._lib = load_library(self.library)
-        layout = _layout or checked_layout(self.library)
+        offsets = _offsets or checked_offsets(self.library)
         add_rpc_servers(lib, self.library, rpc)
         with nullcontext(path) if isinstance(path, ModelFile) else ModelFile.open(path) as file:
             self.path: Path = file.paths[0]
@@ -125,83 +108,46 @@ class LlamaModel:
             self._shapes, names = shapes, frozenset(file.tensors)
             self._formats = {name: file.tensors[name].format for name in shapes}
             self.n_layer: int = (shape.n_layer or 0) - unused_layers(file.metadata)
-            loaded, folder = self.path, None
-            if has_q4_hifi(file):
-                folder = TemporaryDirectory(prefix="q4hifi-")
-                loaded = Path(folder.name) / self.path.name
-                write_readable(file, loaded, threads=thread_count(threads))
-        _, most = shapes.get(POSITIONS, (0, MAX_CONTEXT))[:2]
-        if n_ctx is not None and n_ctx > most:
-            raise BadOptionError(
-                f"{self.path}: the model has embeddings for {most} positions, so it reads no text of {n_ctx}"
-                " tokens; give a smaller `n_ctx`"
+            self.matrices: Collection[str] = frozenset(
+                name for name, dims in shapes.items() if is_quantizable(name, dims, shape.architecture)
             )
-        self.n_ctx: int = n_ctx or min(
-            DEFAULT_CONTEXT, trained_context(self.metadata) or DEFAULT_CONTEXT, most
-        )
-        self.matrices: Collection[str] = frozenset(
-            name for name, dims in shapes.items() if is_quantizable(name, dims, shape.architecture)
-        )
-        """The names of the tensors that recipes quantize: matrices, and stacks of matrices (experts)."""
-        for name in self.matrices:
-            if (kind := self._formats[name].type).name in NOT_MULTIPLIED:
-                raise UnsupportedModelError(
-                    f"{self.path}: {name} is a matrix of {kind}, which llama.cpp does not multiply by;"
-                    " convert the model to F16, BF16 or F32"
+            """The names of the tensors that recipes quantize: matrices, and stacks of matrices (experts)."""
+            for name in self.matrices:
+                if (kind := self._formats[name].type).name in NOT_MULTIPLIED:
+                    raise UnsupportedModelError(
+                        f"{self.path}: {name} is a matrix of {kind}, which llama.cpp does not multiply by;"
+                        " convert the model to F16, BF16 or F32"
+                    )
+            most = shapes[POSITIONS][1] if POSITIONS in shapes else MAX_CONTEXT
+            if n_ctx is not None and n_ctx > most:
+                raise BadOptionError(
+                    f"{self.path}: the model has embeddings for {most} positions, so it reads no text of"
+                    f" {n_ctx} tokens; give a smaller `n_ctx`"
                 )
+            trained = trained_context(self.metadata) or DEFAULT_CONTEXT
+            self.n_ctx: int = n_ctx or min(DEFAULT_CONTEXT, trained, most)
+            copy = _readable_copy(file, threads)
         self._correlating = Correlating(
             frozenset(name for name in self.matrices if are_correlated(name, shapes[name][0])),
             expert_correlations,
         )
         self._threads = used_threads(threads)
-        split = (c_float * MOST_GPUS)(*tensor_split) if tensor_split else None
-        begin_work(lib, str(self.path))
-        model = lib.llama_model_load_from_file(os.fsencode(loaded), model_params(lib, gpu_layers, split))
-        if not model:
-            raise UnsupportedModelError(f"{self.path}: llama.cpp does not load it: {logged_errors()}")
-        self._close = weakref.finalize(self, lib.llama_model_free, model)
-        reader = TensorReader(lib, layout)
-        self._observer = Observer(reader, layout, names)
-        self._callback = EvalCallback(self._observer.callback)  # kept, because the context calls it
-        is_encoder: bool = lib.llama_model_has_encoder(model)
-        if is_encoder and lib.llama_model_has_decoder(model):
-            raise UnsupportedModelError(
-                f"{self.path}: the model has an encoder and a decoder, which q4hifi does not run;"
-                " quantize it without an importance matrix"
-            )
-        self._evaluate = lib.llama_encode if is_encoder else lib.llama_decode
-        self._model, self._batch = model, min(BATCH, self.n_ctx)
-        context = self._new_context(layout)
-        self._memory = lib.llama_get_memory(context)
-        stored = self.metadata.get(f"{shape.architecture}.attention.causal") is not False
-        causal = is_causal(lib, model, context, stored=stored)
-        self.reads_whole_texts: bool = is_encoder or not (causal and self._memory)
+        self._context = Context(
+            lib,
+            offsets,
+            self.path,
+            copy=copy,
+            tensors=names,
+            n_ctx=self.n_ctx,
+            threads=self._threads,
+            gpu_layers=gpu_layers,
+            tensor_split=tensor_split,
+            causal=self.metadata.get(f"{shape.architecture}.attention.causal") is not False,
+        )
+        self.reads_whole_texts: bool = self._context.reads_whole_texts
         """Whether a text must be evaluated at once: its tokens see later ones, or earlier ones are not
         kept."""
-        if self.reads_whole_texts and self._batch < self.n_ctx:
-            lib.llama_free(context)
-            self._batch = self.n_ctx
-            context = self._new_context(layout)
-            self._memory = lib.llama_get_memory(context)
-        self._close.detach()
-        self._close = weakref.finalize(self, _free, lib, context, model, folder)
-        self._context = context
-        lib.llama_set_n_threads(context, self._threads, self._threads)
-        self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-        self._current: LlamaSequence | None = None
-
-    def _new_context(self, layout: Layout) -> int:
-        params = context_params(self._lib, layout, self.n_ctx, self._batch, self._callback)
-        context: int | None = self._lib.llama_init_from_model(self._model, params)
-        if not context:
-            errors = logged_errors()
-            draft = "; it is a draft model: quantize it without an importance matrix" * (
-                "ctx_other" in errors
-            )
-            raise UnsupportedModelError(
-                f"{self.path}: llama.cpp makes no context of {self.n_ctx} tokens: {errors}{draft}"
-            )
-        return context
+        self.n_vocab: int = self._context.n_vocab
 
     @cached_property
     def has_logits(self) -> bool:
@@ -215,15 +161,14 @@ class LlamaModel:
     @cached_property
     def tokenizer(self) -> LlamaTokenizer:
         """llama.cpp's tokenizer for this model."""
-        return LlamaTokenizer(self._lib, self._lib.llama_model_get_vocab(self._model), str(self.path))
+        return LlamaTokenizer(self._lib, self._context.vocabulary, str(self.path))
 
     def sequence(self) -> LlamaSequence:
         """Return an empty sequence. Sequences that were returned before can no longer be used."""
-        self._check_open()
-        if self._memory:  # a model without attention to earlier tokens has none
-            self._lib.llama_memory_clear(self._memory, True)
-        self._current = LlamaSequence(self)
-        return self._current
+        self._context.check_open()
+        self._context.clear()
+        sequence = self._context.reader = LlamaSequence(self._context)
+        return sequence
 
     def logits(self, tokens: npt.ArrayLike) -> Logits:
         """Return the logits after each token of a text, float32 [n_tokens, n_vocab]."""
@@ -252,59 +197,16 @@ class LlamaModel:
 
     def close(self) -> None:
         """Free the model. It cannot be used afterwards."""
-        self._close()
-
-    def __enter__(self) -> LlamaModel:
-        """Return the model."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Free the model."""
-        self.close()
-
-    def _last_logits(self, n_rows: int) -> Logits:
-        """Return llama.cpp's logits of the last batch, [n_rows, n_vocab], which the next batch overwrites."""
-        values = self._lib.llama_get_logits(self._context)
-        if values:
-            rows = np.ctypeslib.as_array(values, (n_rows, self.n_vocab))
-            if rows.any():  # for models that compute none, all are 0
-                return rows
-        raise NoLogitsError(
-            f"{self.path}: the model is an encoder, which predicts no tokens; 'q4hifi imatrix' and"
-            " 'q4hifi quantize' can be used with it"
-        )
-
-    def _check_open(self) -> None:
-        if not self._close.alive:
-            raise BadOptionError(f"{self.path}: the model is closed; open it again")
-
-    def _decode(
-        self, tokens: npt.NDArray[np.int32], wanted: npt.NDArray[np.int8], sums: LlamaInputSums | None
-    ) -> None:
-        n = len(tokens)
-        array = (c_int32 * n)(*tokens.tolist())
-        batch = Batch(n, array, None, None, None, None, (c_int8 * n)(*wanted.tolist()))
-        begin_work(self._lib, str(self.path))
-        self._observer.begin(sums)
-        status = self._evaluate(self._context, batch)
-        self._observer.end()
-        if status:
-            raise UnsupportedModelError(
-                f"{self.path}: llama.cpp cannot evaluate it (status {status}): {logged_errors()}"
-            )
+        self._context.close()
 
 
-class NoLogitsError(UnsupportedModelError):
-    """The model computes no logits, as encoders."""
-
-
-def _free(lib: Any, context: int, model: int, folder: TemporaryDirectory[str] | None) -> None:
-    lib.llama_free(context)
-    lib.llama_model_free(model)
-    if folder is not None:
-        folder.cleanup()
+def _readable_copy(file: ModelFile, threads: int | None) -> TemporaryDirectory[str] | None:
+    """Return a folder with a copy of the same name that llama.cpp reads; None if it reads the file."""
+    if not has_q4_hifi(file):
+        return None
+    folder = TemporaryDirectory(prefix="q4hifi-")
+    write_readable(file, Path(folder.name) / file.paths[0].name, threads=thread_count(threads))
+    return folder
 
 
 class LlamaTrial:
@@ -313,12 +215,12 @@ class LlamaTrial:
     def __init__(self, model: LlamaModel, tokens: Tokens) -> None:
         """Use :meth:`LlamaModel.trial`."""
         self._model, self._tokens = model, tokens
-        self._notes = GraphNotes(model._observer.reader, model._observer.names)
-        model._observer.notes = self._notes
+        self._notes = GraphNotes(model._context.observer.reader, model._context.observer.names)
+        model._context.observer.notes = self._notes
         try:
             self.reference: Logits = model.logits(tokens)
         finally:
-            model._observer.notes = None
+            model._context.observer.notes = None
         """The logits of the model itself, float32 [n_tokens, n_vocab]."""
 
     @property
@@ -344,7 +246,7 @@ class LlamaTrial:
                 if address is None:
                     raise UnsupportedModelError(f"{model.path}: llama.cpp does not multiply with {name}")
                 data = _as_stored(tensor, model._formats[name])
-                stack.enter_context(model._observer.reader.data_replaced(address, data))
+                stack.enter_context(model._context.observer.reader.data_replaced(address, data))
             return model.logits(self._tokens)
 
 
@@ -355,97 +257,3 @@ def _as_stored(tensor: QuantizedTensor, form: Format) -> npt.NDArray[np.uint8]:
     values = np.ascontiguousarray(tensor.dequantize().reshape(-1, tensor.shape[-1]))
     parts, _ = encode((values.reshape(-1).view(np.uint8),), Format(F32), form, tensor.shape[-1])
     return parts[0]
-
-
-class LlamaSequence:
-    """Tokens that a model has read, with llama.cpp's memory of them."""
-
-    def __init__(self, model: LlamaModel) -> None:
-        """Use :meth:`LlamaModel.sequence`."""
-        self._model = model
-        self.length = 0
-        """Number of tokens that were evaluated."""
-
-    def reset(self) -> None:
-        """Remove all tokens."""
-        self.truncate(0)
-
-    def truncate(self, length: int) -> None:
-        """Remove all but the first ``length`` tokens.
-
-        Raises :class:`BadOptionError` if there are fewer, or if the model's memory cannot be cut, as that of
-        recurrent models.
-        """
-        self._check()
-        if not 0 <= length <= self.length:
-            raise BadOptionError(f"a text of {counted(self.length, 'token')} cannot be cut to {length}")
-        lib, memory = self._model._lib, self._model._memory
-        if length == 0 and memory:
-            lib.llama_memory_clear(memory, True)
-        elif length < self.length and memory and not lib.llama_memory_seq_rm(memory, 0, length, -1):
-            raise BadOptionError(
-                f"a text of {counted(self.length, 'token')} cannot be cut to {length}: this model's memory"
-                " has no parts; call reset() and evaluate the text again"
-            )
-        self.length = length
-
-    def evaluate(
-        self,
-        tokens: npt.ArrayLike,
-        logits: Literal["last", "all", "none"] = "last",
-        *,
-        sums: LlamaInputSums | None = None,
-    ) -> Logits | None:
-        """Append ``tokens``, ids [n_tokens], and return the logits that ``logits`` asks for.
-
-        "last": float32 [n_vocab], after the last token. "all": [n_tokens, n_vocab]. "none": None. The inputs
-        of all matrices are added to ``sums``.
-
-        Raises :class:`BadOptionError` for ids that are not in the vocabulary, for more tokens than the
-        context holds, and if the model has begun another sequence. Raises :class:`UnsupportedModelError` for
-        the logits of an encoder, and for a second part of a text that the model must read at once.
-        """
-        self._check()
-        model = self._model
-        ids = _checked(tokens, model.n_vocab)
-        if self.length + len(ids) > model.n_ctx:
-            raise BadOptionError(
-                f"{counted(self.length, 'token')} and {len(ids)} more are too many for a context of"
-                f" {model.n_ctx}"
-            )
-        if self.length and model.reads_whole_texts:
-            raise UnsupportedModelError(
-                f"{model.path}: the model reads texts in both directions, so it must get a text at once;"
-                " nothing can be appended"
-            )
-        found: list[Logits] = []
-        for first in range(0, len(ids), model._batch):
-            part = ids[first : first + model._batch]
-            is_last = first + len(part) == len(ids)
-            # without a wanted output of a token, the last layer leaves it out, and its inputs are not seen
-            wanted = np.full(len(part), logits == "all" or sums is not None, np.int8)
-            wanted[-1] |= is_last and logits == "last"
-            model._decode(part, wanted, sums)
-            self.length += len(part)
-            if logits == "all" or (logits == "last" and is_last):
-                rows = model._last_logits(int(wanted.sum()))
-                found.append((rows if logits == "all" else rows[-1:]).copy())
-        if logits == "none":
-            return None
-        return found[-1][-1] if logits == "last" else np.concatenate(found)
-
-    def _check(self) -> None:
-        self._model._check_open()
-        if self._model._current is not self:
-            raise BadOptionError(
-                f"{self._model.path}: the model has begun another text since; it reads one at a time"
-            )
-
-
-def _checked(tokens: npt.ArrayLike, n_vocab: int) -> npt.NDArray[np.int32]:
-    array = np.asarray(tokens)
-    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
-        raise BadOptionError(f"tokens must be a list of ids, at least one; this has the shape {array.shape}")
-    if array.min() < 0 or array.max() >= n_vocab:
-        raise BadOptionError(f"not all tokens are in the vocabulary, which has {n_vocab}")
-    return np.ascontiguousarray(array, np.int32)

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from ...errors import UnavailableError
-from .abi import Layout, layout_of
+from .abi import StructOffsets, struct_offsets
 from .library import load_library
 
 SECONDS = 120
@@ -28,23 +28,23 @@ CHECK = "q4hifi.engines.llama.check"
 
 
 @cache
-def checked_layout(library: Path) -> Layout:
-    """Return the layout of a library that passed the check, now or earlier.
+def checked_offsets(library: Path) -> StructOffsets:
+    """Return the offsets of a library that passed the check, now or earlier.
 
     Raises :class:`UnavailableError` if it does not pass.
     """
-    layout = layout_of(load_library(library))
+    offsets = struct_offsets(load_library(library))
     status = library.stat()
     identity = [str(library), status.st_size, status.st_mtime_ns]
     passed = _passed_file()
     with suppress(OSError, ValueError):
         if json.loads(passed.read_text()) == identity:
-            return layout
+            return offsets
     _run_check(library)
     with suppress(OSError):  # it is only checked again
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.write_text(json.dumps(identity))
-    return layout
+    return offsets
 
 
 def _passed_file() -> Path:

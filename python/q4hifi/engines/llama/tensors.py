@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UnavailableError, UnsupportedModelError
-from .abi import NAME_BYTES, Layout
+from .abi import NAME_BYTES, StructOffsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Tensor:
 class TensorReader:
     """Reads tensors of one library."""
 
-    def __init__(self, lib: ctypes.CDLL, layout: Layout) -> None:
+    def __init__(self, lib: ctypes.CDLL, offsets: StructOffsets) -> None:
         """Read tensors that are laid out so."""
-        self._lib, self._layout = lib, layout
+        self._lib, self._offsets = lib, offsets
         self._op_names: dict[int, str] = {}
 
     def op(self, address: int) -> int:
         """Return the number of a tensor's operation."""
-        return ctypes.c_uint32.from_address(address + self._layout.op).value
+        return ctypes.c_uint32.from_address(address + self._offsets.op).value
 
     def op_name(self, address: int) -> str:
         """Return ggml's name of a tensor's operation."""
@@ -55,7 +55,7 @@ class TensorReader:
 
     def tensor(self, address: int) -> Tensor:
         """Return the fields of the tensor at an address."""
-        at = self._layout
+        at = self._offsets
         raw = ctypes.string_at(address, at.name)
 
         def number(offset: int, size: int = 8) -> int:
@@ -78,7 +78,7 @@ class TensorReader:
 
     def name(self, address: int) -> str:
         """Return a tensor's name: ``blk.0.attn_k.weight`` also for ``CUDA0#blk.0.attn_k.weight#0``."""
-        raw = ctypes.string_at(address + self._layout.name, NAME_BYTES)
+        raw = ctypes.string_at(address + self._offsets.name, NAME_BYTES)
         name = raw.split(b"\0", 1)[0].decode(errors="replace")
         return name.split("#")[1] if name.count("#") >= 2 else name
 
@@ -105,7 +105,7 @@ class TensorReader:
                 f" {data.nbytes}"
             )
         if lib.ggml_backend_buffer_is_host(tensor.buffer):
-            pointer = ctypes.c_void_p.from_address(address + self._layout.data)
+            pointer = ctypes.c_void_p.from_address(address + self._offsets.data)
             try:
                 pointer.value = data.ctypes.data
                 yield

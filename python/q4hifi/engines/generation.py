@@ -3,108 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..codec.model_file import ErrorsAt
 from ..errors import BadOptionError, Q4HifiError, UnsupportedModelError
+from ..runtime.chat_template import Message, render_words, template_of
+from ..runtime.sampler import Sampler
+from ..runtime.template_process import ANOTHER_TEMPLATE, CORRECTED_TEMPLATE
+from ..runtime.tokenizer import SHIELD
 from ..wording import counted
-from .chat_template import Message, render_words, template_of
-from .model import Floats
-from .sampler import Sampler
-from .template_process import ANOTHER_TEMPLATE, CORRECTED_TEMPLATE
-from .tokenizer import SHIELD, TokenStream
+from .protocol import LanguageModel, Logits
 
 
-class TextTokens(Protocol):
-    """The part of a tokenizer that writing needs: :class:`q4hifi.Tokenizer`, or that of another engine."""
-
-    bos: int | None
-    eos: int | None
-    add_bos: bool
-    add_eos: bool
-
-    def encode(
-        self, text: str, *, add_special: bool = ..., parse_special: bool = ..., shield: str = ...
-    ) -> list[int]:
-        """Return the token ids of a text (:meth:`q4hifi.Tokenizer.encode`)."""
-        ...
-
-    def shield(self, text: str) -> str:
-        """Return a text in which nothing spells a control token (:meth:`q4hifi.Tokenizer.shield`)."""
-        ...
-
-    def piece(self, token: int) -> bytes:
-        """Return the bytes of one token."""
-        ...
-
-    def stream(self, *, skip_special: bool = ...) -> TokenStream:
-        """Return a decoder for a generated text."""
-        ...
-
-    def is_end_of_generation(self, token: int) -> bool:
-        """Return whether the model ends its text with ``token``."""
-        ...
-
-
-class WrittenText(Protocol):
-    """A sequence that can be continued and cut (:class:`q4hifi.Sequence`)."""
-
-    @property
-    def length(self) -> int:
-        """Number of tokens that were evaluated."""
-        ...
-
-    def evaluate(self, tokens: list[int]) -> Floats | None:
-        """Append tokens, and return the logits after the last one, float32 [n_vocab]."""
-        ...
-
-    def truncate(self, length: int) -> None:
-        """Remove all but the first ``length`` tokens; raises :class:`BadOptionError` if that is
-        impossible."""
-        ...
-
-    def reset(self) -> None:
-        """Remove all tokens."""
-        ...
-
-
-class WritingModel(Protocol):
-    """A model that writes text: :class:`q4hifi.Model`, or that of another engine."""
-
-    @property
-    def path(self) -> Path:
-        """The model's file."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The file's metadata."""
-        ...
-
-    @property
-    def n_ctx(self) -> int:
-        """The longest text in tokens."""
-        ...
-
-    @property
-    def reads_whole_texts(self) -> bool:
-        """Whether the model must get a whole text at once; then it does not write."""
-        ...
-
-    @property
-    def tokenizer(self) -> TextTokens:
-        """The model's tokenizer."""
-        ...
-
-    def sequence(self) -> WrittenText:
-        """Return an empty sequence."""
-        ...
-
-
-def generate(model: WritingModel, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
+def generate(model: LanguageModel, prompt: str, *, n: int | None = None, **sampling: Any) -> Iterator[str]:
     """Yield the text that follows ``prompt``, piece by piece.
 
     Generation ends after ``n`` tokens, at an end-of-generation token, or when the context is full.
@@ -131,7 +44,7 @@ class Writer:
     context was full.
     """
 
-    def __init__(self, model: WritingModel, sampler: Sampler) -> None:
+    def __init__(self, model: LanguageModel, sampler: Sampler) -> None:
         """Use ``model``, choosing tokens with ``sampler``.
 
         Raises :class:`UnsupportedModelError` for a model that does not write texts token by token.
@@ -188,13 +101,13 @@ class Writer:
             yield stream.feed(token)
         yield stream.finish()
 
-    def _read(self, tokens: list[int]) -> Floats:
+    def _read(self, tokens: list[int]) -> Logits:
         started = time.perf_counter()
         logits = self._evaluate(tokens)
         self.effort.n_read, self.effort.read_seconds = len(tokens), time.perf_counter() - started
         return logits
 
-    def _evaluate(self, tokens: list[int]) -> Floats:
+    def _evaluate(self, tokens: list[int]) -> Logits:
         try:
             logits = self._sequence.evaluate(tokens)
         finally:  # after Ctrl-C a part of the tokens may have been read
@@ -229,7 +142,7 @@ class Chat:
 
     def __init__(
         self,
-        model: WritingModel,
+        model: LanguageModel,
         sampler: Sampler,
         *,
         system: str | None = None,
