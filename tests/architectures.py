@@ -255,12 +255,15 @@ ARCHITECTURES: Mapping[str, tuple[Callable[[int], Shapes], Keys]] = {
 A name with "=" at its end is that of a tensor without ".weight"."""
 
 
-def write_architecture(path: Path, architecture: str, *, vocabulary: bool = False, kind: str = "F16") -> Path:
-    """Write a model of two layers and about 2 M random weights.
+def write_architecture(
+    path: Path, architecture: str, *, vocabulary: bool = False, kind: str = "F16", n_layer: int = N_LAYER
+) -> Path:
+    """Write a model of two layers, or ``n_layer``, and about 2 M random weights.
 
     With ``vocabulary`` it has the tokenizer of the example model, else only a number of tokens.
     """
     shapes_of, keys = ARCHITECTURES[architecture]
+    keys = {k: [v[i % N_LAYER] for i in range(n_layer)] if type(v) is list else v for k, v in keys.items()}
     rng = np.random.default_rng(len(architecture))
     tokens = _tokenizer() if vocabulary else [("tokenizer.ggml.model", "none", GGUFValueType.STRING)]
     n_vocab = 4096 if vocabulary else VOCAB
@@ -279,12 +282,12 @@ def write_architecture(path: Path, architecture: str, *, vocabulary: bool = Fals
     if architecture == "lfm2":
         tensors["token_embd_norm.weight"] = tensors.pop("output_norm.weight")
         del tensors["output.weight"]
-    for layer in range(N_LAYER):
+    for layer in range(n_layer):
         for name, shape in shapes_of(layer).items():
             stored = name.removesuffix("=") if name.endswith(("=", ".bias")) else name + ".weight"
             tensors[f"blk.{layer}.{stored}"] = _weights(rng, name, shape)
     return write_model(
-        path, tensors, kind=kind, architecture=architecture, n_layer=N_LAYER, pairs=[*pairs, *tokens],
+        path, tensors, kind=kind, architecture=architecture, n_layer=n_layer, pairs=[*pairs, *tokens],
         kept=_is_small,
     )  # fmt: skip
 

@@ -247,9 +247,8 @@ TENSORS = [
 def idle(rules: str, **options: object) -> dict[str, str]:
     """Rule -> the reason why it has no effect, of rules separated by spaces."""
     pairs = [parse_tensor_type(rule) for rule in rules.split()]
-    plan = make_plan(
-        TENSORS, ModelShape("llama", 2), TypeOptions(type="Q4_K_M", tensor_types=pairs, **options)
-    )  # type: ignore[arg-type]
+    options = {"type": "Q4_K_M", "tensor_types": pairs, **options}
+    plan = make_plan(TENSORS, ModelShape("llama", 2), TypeOptions(**options))  # type: ignore[arg-type]
     assert plan.as_dict()["warnings"] == list(plan.warnings)
     found = [re.fullmatch(r"--tensor-type (\S+) has no effect: it (.*)", text) for text in plan.warnings]
     return {rule[1]: rule[2] for rule in found if rule}
@@ -296,6 +295,11 @@ def test_rules_that_decide_something_are_not_reported() -> None:
             "^token_embd=q8_0",
             {"token_embedding_type": "q6_k"},
             {"^token_embd=q8_0": "matches only tensors that --token-embedding-type decides"},
+        ),
+        (
+            "attn_v=q8_0 attn_q=q4_hifi",
+            {"type": "BF16"},
+            {"attn_v=q8_0": "matches only tensors that become BF16, as all matrices do"},
         ),
         ("token_embd=q8_0", {"token_embedding_type": "q6_k"}, {}),  # it decides per_layer_token_embd
     ],
