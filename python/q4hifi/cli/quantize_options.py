@@ -44,7 +44,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "FilePath | None": {"type": INPUT},
     "TensorTypes": {"type": parse_tensor_type, "multiple": True},
     "Sequence[str]": {"multiple": True},
-    "Layers": {"type": _layers},
+    "Sequence[int]": {"type": _layers},
 }
 """The annotation of a field -> what click needs to know of its option."""
 

@@ -104,9 +104,8 @@ class Planner:
 
     def metadata(self, plan: Plan) -> Metadata:
         """Return the metadata of the files that a plan makes."""
-        source = self.pruning.metadata(self.source.gguf.metadata)
-        metadata = planned_metadata(source, plan, self.used)
-        return overridden(metadata, self.options.metadata_overrides)
+        metadata = planned_metadata(self.source.gguf.metadata, plan, self.used)
+        return overridden(self.pruning.metadata(metadata), self.options.metadata_overrides)
 
     def _idle_weights(self) -> list[str]:
         """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""

@@ -10,7 +10,7 @@ from ..errors import BadOptionError
 from ..plan.metadata_overrides import MetadataOverride
 from ..plan.option import document, option
 from ..plan.options import IMATRIX, OUTPUT, SECTIONS, Bytes, FilePath, TypeOptions
-from ..plan.pruning import Layers, check_layers
+from ..plan.pruning import check_layers
 from ..progress import Progress
 
 
@@ -64,7 +64,7 @@ class QuantizeOptions(TypeOptions):
         details="A pair that exists keeps its type, if that can hold the value. The types of the tensors are"
         " chosen by the metadata of the source.",
     )
-    prune_layers: Layers = option(
+    prune_layers: Sequence[int] = option(
         (),
         "Leave out these layers, such as 20,21. The others are numbered anew.",
         section=OUTPUT,

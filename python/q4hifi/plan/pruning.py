@@ -10,15 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.tensor_names import layer_of, with_layer
 from ..gguf_io.metadata import Metadata
 from ..wording import shortened
 from .model_shape import ModelShape
-
-Layers: TypeAlias = Sequence[int]
 
 COUNTS = ("block_count", "decoder_block_count")
 """Keys with the number of layers, of the model and of T5's decoder."""
