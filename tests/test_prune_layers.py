@@ -54,7 +54,10 @@ def test_the_first_layers_are_the_model_that_has_only_these(tmp_path: Path) -> N
     first = write_first_layers(tmp_path / "first.gguf")
     q4hifi.quantize_file(first, tmp_path / "a.gguf", "COPY")
     q4hifi.quantize_file(EXAMPLE, tmp_path / "b.gguf", "COPY", prune_layers=range(2, N_LAYER))
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert read_tensors(tmp_path / "a.gguf") == read_tensors(tmp_path / "b.gguf")
+    pairs = values(tmp_path / "b.gguf")
+    assert pairs == values(tmp_path / "a.gguf")
+    assert list(pairs)[-1] == "qwen3.block_count"  # where llama-quantize puts it
 
 
 @pytest.mark.parametrize("options", [
@@ -224,6 +227,23 @@ def test_files_without_layers_are_refused(
     path = write_stored(tmp_path / "in.gguf", {"double_blocks.0.qkv.weight": ("F16", (8, 256))}, pairs=pairs)
     with pytest.raises(BadOptionError, match=r"in\.gguf: the file has no layers that can be left out"):
         q4hifi.plan_file(path, "Q8_0", prune_layers=[0])
+
+
+@pytest.mark.parametrize(
+    ("more", "layers", "message"),
+    [
+        ("per_layer_token_embd", [1], r"tensor per_layer_token_embd\.weight has values for all layers"),
+        ("blk.0.attn_rel_b", [0, 1], "layer 0 has other tensors than the layer that would take its place"),
+    ],
+)
+def test_models_that_need_every_layer(more: str, layers: list[int], message: str, tmp_path: Path) -> None:
+    tensors = {f"blk.{i}.ffn_down.weight": random_weights(8, 256) for i in range(4)}
+    tensors[f"{more}.weight"] = random_weights(8, 256)
+    source = write_model(tmp_path / "in.gguf", tensors, n_layer=4)
+    with pytest.raises(UnsupportedModelError, match=message):
+        q4hifi.plan_file(source, "Q8_0", prune_layers=layers)
+    if more.startswith("blk."):
+        assert len(q4hifi.plan_file(source, "Q8_0", prune_layers=[1, 2]).tensors) == 3
 
 
 def test_messages_name_tensors_as_the_file_does(tmp_path: Path) -> None:

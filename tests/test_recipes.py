@@ -10,7 +10,7 @@ from q4hifi.plan.model_shape import ModelShape
 from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.recipes import RECIPES, find_recipe
 from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
-from q4hifi.plan.type_rules import Choice, choose_types
+from q4hifi.plan.type_rules import Choice, choose_types, open_tensors
 
 
 def recorded_model(name):
@@ -142,6 +142,13 @@ def test_an_option_for_one_matrix_never_falls_back(option, kind):
 def test_the_type_of_the_output_falls_back_in_tied_embeddings():
     choices = choose("falcon-tied-odd", type="Q4_K_M", output_tensor_type="q5_k")
     assert choices["token_embd.weight"] == Choice(TYPES["Q5_1"], fallback_from=TYPES["Q5_K"])
+
+
+@pytest.mark.parametrize(("model", "open_names"), [("qwen3-tied", set()), ("qwen3", {"token_embd.weight"})])
+def test_errors_do_not_decide_a_type_that_an_option_names(model, open_names):
+    tensors, shape = recorded_model(model)
+    found = open_tensors(tensors, shape, TypeOptions(like="Q4_K_M", output_tensor_type="q6_k"))
+    assert {name for name in found if not name.startswith("blk.")} == open_names
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadOptionError, UnsupportedModelError
+from ..formats.gguf_constants import GGUFValueType
 from ..formats.tensor_names import layer_of, with_layer
 from ..gguf_io.metadata import Metadata
 from ..wording import shortened
@@ -31,6 +32,9 @@ PERIODS = ("full_attention_interval", "interleave_moe_layer_step", "moe_every_n_
 
 NOT_BY_LAYER = ("rope.dimension_sections", "classifier.output_labels")
 """Keys whose lists have no value for each layer, whatever their length."""
+
+OF_ALL_LAYERS = "per_layer_"
+"""Beginning of the names of tensors whose rows have a part for each layer (Gemma 3n)."""
 
 BY_LAYER = "xielu."
 """Beginning of further keys whose lists have a value for each layer (Apertus)."""
@@ -82,7 +86,7 @@ class Pruning:
             )
         if len(pruning.layers) == model.n_layer:
             raise BadOptionError(f"`prune_layers` names all {model.n_layer} layers; keep at least one")
-        pruning._check_periods(metadata, model, names)
+        pruning._check_kinds(metadata, model.architecture, names)
         return pruning
 
     def new_name(self, name: str) -> str | None:
@@ -102,12 +106,9 @@ class Pruning:
         for key, count in self._changed_counts(source, architecture, n_layer):
             metadata = metadata.with_value(key, count, source.value_type(key))
         kept = [layer for layer in range(n_layer) if layer not in self.layers]
-        plain = {f"{architecture}.{key}" for key in NOT_BY_LAYER}
-        for key in source:
-            element = source.element_type(key)
-            by_layer = key.startswith((f"{architecture}.", BY_LAYER)) and key not in plain
-            if by_layer and element is not None and source.array_length(key) == n_layer:
-                metadata = metadata.with_value(key, [source[key][layer] for layer in kept], element)
+        for key in _by_layer(source, architecture, n_layer):
+            values = [source[key][layer] for layer in kept]
+            metadata = metadata.with_value(key, values, _element_type(source, key))
         return metadata
 
     def _new_layer(self, layer: int) -> int:
@@ -122,20 +123,54 @@ class Pruning:
                 counted = range(n_layer - count, n_layer) if name in LAST else range(count)
                 yield key, count - sum(layer in counted for layer in self.layers)
 
-    def _check_periods(self, metadata: Metadata, model: ModelShape, names: Sequence[str]) -> None:
+    def _check_kinds(self, metadata: Metadata, architecture: str, names: Sequence[str]) -> None:
         """Raise :class:`UnsupportedModelError` where a layer would get the place of one of another kind."""
-        parts: dict[int, set[str]] = {}
         for name in names:
-            if (layer := layer_of(name)) is not None:
-                parts.setdefault(layer, set()).add(with_layer(name, 0))
-        for key in (f"{model.architecture}.{key}" for key in PERIODS):
+            if name.startswith(OF_ALL_LAYERS):
+                raise UnsupportedModelError(
+                    f"tensor {name} has values for all layers, so none can be left out; do without"
+                    " `prune_layers`"
+                )
+        parts = _parts_by_layer(names)
+        moved = {layer: self._new_layer(layer) for layer in sorted(parts) if layer not in self.layers}
+        others = {layer: new for layer, new in moved.items() if parts[layer] != parts.get(new)}
+        for key in (f"{architecture}.{key}" for key in PERIODS):
             period = metadata.get(key)
-            if type(period) is not int or period < 2:
-                continue
-            for layer in parts:
-                new = self._new_layer(layer)
-                if layer not in self.layers and (layer - new) % period and parts[layer] != parts.get(new):
+            for layer, new in others.items():
+                if type(period) is int and period > 1 and (layer - new) % period:
                     raise UnsupportedModelError(
-                        f"{key} is {period}, and layer {layer} has other tensors than layer {new}, whose"
-                        f" place it would take; let `prune_layers` name whole groups of {period} layers"
+                        f"{key} is {period}, and layer {layer} has other tensors than layer {new}, whose place"
+                        f" it would take; let `prune_layers` name whole groups of {period} layers"
                     )
+        n_layer = metadata[f"{architecture}.block_count"]
+        explained = any(metadata.get(f"{architecture}.{key}") for key in (*FIRST, *PERIODS))
+        explained = explained or any(_by_layer(metadata, architecture, n_layer))
+        if 0 in others.values() and not explained:
+            raise UnsupportedModelError(
+                "layer 0 has other tensors than the layer that would take its place; let `prune_layers` keep"
+                " layer 0"
+            )
+
+
+def _parts_by_layer(names: Sequence[str]) -> dict[int, set[str]]:
+    """The names of each layer's tensors, as if it were layer 0."""
+    parts: dict[int, set[str]] = {}
+    for name in names:
+        if (layer := layer_of(name)) is not None:
+            parts.setdefault(layer, set()).add(with_layer(name, 0))
+    return parts
+
+
+def _by_layer(metadata: Metadata, architecture: str, n_layer: int) -> Iterator[str]:
+    """The keys of lists that have a value for each layer."""
+    plain = {f"{architecture}.{key}" for key in NOT_BY_LAYER}
+    for key in metadata:
+        named = key.startswith((f"{architecture}.", BY_LAYER)) and key not in plain
+        if named and metadata.array_length(key) == n_layer:
+            yield key
+
+
+def _element_type(metadata: Metadata, key: str) -> GGUFValueType:
+    found = metadata.element_type(key)
+    assert found is not None  # it is a list
+    return found

@@ -149,6 +149,7 @@ class _Chooser:
             self.rules.is_quantizable(tensor)
             and self.rules.type_of(tensor) is None
             and not self._is_at_least_q8_0(name)
+            and not (self.options.output_tensor_type is not None and self._is_output(role_of(name)))
         )
 
     def _is_quantizable(self, tensor: SourceTensor) -> bool:
@@ -164,7 +165,7 @@ class _Chooser:
             return default
         if self._is_at_least_q8_0(name):
             return Q8_0
-        if role == "output" or (role == "token_embd" and self.tied):
+        if self._is_output(role):
             return self._output(default)
         if default == Q4_HIFI:
             return self._hifi(role, layer_of(name))
@@ -177,6 +178,10 @@ class _Chooser:
         if role == "attn_output":
             return self._attn_output() or default
         return default
+
+    def _is_output(self, role: str) -> bool:
+        """Whether matrices of a role compute the logits."""
+        return role == "output" or (role == "token_embd" and self.tied)
 
     def _output(self, default: TensorType) -> TensorType:
         if self.options.output_tensor_type is not None:
