@@ -74,6 +74,8 @@ def test_every_kind_of_plan_has_the_size_of_its_file(options: dict[str, object],
     assert plan.n_params < q4hifi.plan_file(source, "COPY").n_params
     assert {t.layer for t in plan.tensors} == {None, 0, 1}
     assert q4hifi.verify_file(out) == []
+    warned = any("KL divergence is that of quantizing alone" in text for text in plan.warnings)
+    assert warned == (plan.measured is not None)
 
 
 def test_the_importance_matrix_is_that_of_the_source(tmp_path: Path) -> None:

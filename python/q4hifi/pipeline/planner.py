@@ -38,6 +38,12 @@ from ..threads import thread_count
 from .quantize_options import GUESSED, QuantizeOptions
 from .rewrite import Output
 
+PRUNED = (
+    "the estimated KL divergence is that of quantizing alone. It does not contain what the layers that are"
+    " left out change; 'q4hifi compare' measures both together"
+)
+"""The warning for measured plans of models of which layers are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planner:
@@ -96,7 +102,8 @@ class Planner:
         """
         plan = self._measured() if self.measures else self.unmeasured()
         guessed = [GUESSED] * self.options.guesses_sensitivities
-        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed))
+        pruned = [PRUNED] * bool(self.measures and self.pruning.layers)
+        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed, *pruned))
 
     def unmeasured(self) -> Plan:
         """Return the plan of the recipe, which reads no weights."""

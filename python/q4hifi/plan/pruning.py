@@ -139,8 +139,8 @@ class Pruning:
             for layer, new in others.items():
                 if type(period) is int and period > 1 and (layer - new) % period:
                     raise UnsupportedModelError(
-                        f"{key} is {period}, and layer {layer} has other tensors than layer {new}, whose place"
-                        f" it would take; let `prune_layers` name whole groups of {period} layers"
+                        f"{key} is {period}, and layer {layer} has other tensors than layer {new}, whose"
+                        f" place it would take; let `prune_layers` name whole groups of {period} layers"
                     )
         n_layer = metadata[f"{architecture}.block_count"]
         explained = any(metadata.get(f"{architecture}.{key}") for key in (*FIRST, *PERIODS))
