@@ -194,6 +194,8 @@ def test_shards_without_tensors_are_left_out(options: dict[str, object], tmp_pat
         ([-1], "names layer -1; layers have whole numbers from 0 on"),
         (["1"], "names layer '1'"),
         ([1.0], r"names layer 1\.0"),
+        ([True], "names layer True"),
+        (3, r"`prune_layers` is 3; give a list of numbers of layers"),
     ],
 )
 def test_layers_that_cannot_be_left_out(layers: list[int], message: str, tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_layers_that_cannot_be_left_out(layers: list[int], message: str, tmp_pat
     assert names_in(tmp_path) == {"in.gguf"}
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "1;2", "-1", "1.5", "1-3", "²"])
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1;2", "-1", "1.5", "1-3", "²", "1" * 5000])
 def test_the_command_reads_numbers_with_commas_only(text: str, run: Run, tmp_path: Path) -> None:
     outcome = run("quantize", EXAMPLE, tmp_path / "out.gguf", "Q8_0", "--prune-layers", text)
     assert outcome.status == 2 and "--prune-layers" in outcome.err
@@ -265,6 +267,19 @@ def test_a_pruned_model_is_compared_like_any_other(tmp_path: Path, run: Run) -> 
     outcome = run("compare", EXAMPLE, out, "-f", text, "-c", "64", "--chunks", "2", "--json")
     assert outcome.status == 0, outcome.err
     assert json.loads(outcome.out)
+
+
+@pytest.mark.parametrize("layout", ["split", "fork"])
+def test_layers_of_a_q4_hifi_model_are_left_out_without_requantizing(layout: str, tmp_path: Path) -> None:
+    source = write_first_layers(tmp_path / "in.gguf", 3)
+    q4hifi.quantize_file(source, tmp_path / "hifi.gguf", layout=layout, pure=True)
+    q4hifi.quantize_file(tmp_path / "hifi.gguf", tmp_path / "out.gguf", "COPY", prune_layers=[0])
+    assert q4hifi.verify_file(tmp_path / "out.gguf") == []
+    before, after = read_tensors(tmp_path / "hifi.gguf"), read_tensors(tmp_path / "out.gguf")
+    assert after["blk.0.attn_v.weight"] == before["blk.1.attn_v.weight"]
+    assert len(after) < len(before)
+    with q4hifi.open(tmp_path / "out.gguf") as model:
+        assert model.layout == layout and model.tensors["blk.1.attn_v.weight"].type.name == "Q4_HIFI"
 
 
 def test_sensitivities_are_those_of_the_source(tmp_path: Path) -> None:

@@ -310,6 +310,30 @@ def test_each_rule_that_decides_nothing_has_its_reason(
     assert idle(rules, **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"output_tensor_type": "q8_0"}, None),  # the embeddings are the output matrix
+        ({"output_tensor_type": "q8_0", "type": "F16"}, "--output-tensor-type"),
+        ({"output_tensor_type": "q8_0", "pure": True}, "--output-tensor-type"),
+        ({"output_tensor_type": "q8_0", "token_embedding_type": "q6_k"}, "--output-tensor-type"),
+        ({"token_embedding_type": "q8_0", "type": "F16"}, None),
+    ],
+)
+def test_options_for_the_vocabulary_without_effect(options: dict[str, object], option: str | None) -> None:
+    tensors = [t for t in TENSORS if t.name.startswith(("token_embd", "blk"))]
+    given = TypeOptions(**{"type": "Q4_K_M", **options})  # type: ignore[arg-type]
+    plan = make_plan(tensors, ModelShape("llama", 2), given)
+    expected = [f"{option} q8_0 has no effect: it decides the type of no tensor"] if option else []
+    assert list(plan.warnings) == expected
+
+
+def test_options_for_embeddings_that_a_model_lacks() -> None:
+    given = TypeOptions("Q4_K_M", output_tensor_type="q8_0", token_embedding_type="q8_0")
+    plan = make_plan([t for t in TENSORS if t.name.startswith("blk")], ModelShape("llama", 2), given)
+    assert [text.split()[0] for text in plan.warnings] == ["--output-tensor-type", "--token-embedding-type"]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the small model in it, as model-f16.gguf."""

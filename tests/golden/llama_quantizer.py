@@ -15,12 +15,9 @@ from ctypes import (
     CFUNCTYPE,
     POINTER,
     Structure,
-    Union,
     byref,
     c_bool,
-    c_char,
     c_char_p,
-    c_double,
     c_float,
     c_int,
     c_int32,
@@ -33,14 +30,6 @@ from typing import Any
 from gguf import GGMLQuantizationType, LlamaFileType
 
 COPY = "COPY"
-
-
-class _Override(Union):
-    _fields_ = [("int", c_int64), ("float", c_double), ("bool", c_bool), ("str", c_char * 128)]
-
-
-class _Pair(Structure):
-    _fields_ = [("tag", c_int), ("key", c_char * 128), ("value", _Override)]
 
 
 class _Importance(Structure):
@@ -66,14 +55,13 @@ class _Params(Structure):
         ("keep_split", c_bool),
         ("dry_run", c_bool),
         ("imatrix", POINTER(_Importance)),
-        ("kv_overrides", POINTER(_Pair)),
+        ("kv_overrides", c_void_p),
         ("tt_overrides", POINTER(_Rule)),
         ("prune_layers", POINTER(c_int32)),
         ("rest", c_int64 * 64),
     ]
 
 
-_TAGS = ("int", "float", "bool", "str")
 _Log = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 
 
@@ -88,7 +76,7 @@ class LlamaQuantizer:
         """Return whether the library quantized the file, and its log.
 
         The options are ``type``, a name; the fields of the parameters; ``imatrix``, {name: values};
-        ``tensor_types``, [(pattern, type)]; ``override_kv``, [(key, tag, value)]; ``prune_layers``.
+        ``tensor_types``, [(pattern, type)]; ``prune_layers``.
         """
         if self._child is None or self._child.poll() is not None:
             command = [sys.executable, __file__, self._path]
@@ -141,19 +129,9 @@ def _set(params: Any, asked: dict[str, Any]) -> list[Any]:
             ]
             params.imatrix = array = (_Importance * (len(entries) + 1))(*entries)
             kept += [entries, array]
-        elif name == "override_kv":
-            pairs = [_pair(*each) for each in value]
-            params.kv_overrides = array = (_Pair * (len(pairs) + 1))(*pairs)
-            kept.append(array)
         elif name not in ("src", "dst", "type"):
             setattr(params, name, value)
     return kept
-
-
-def _pair(key: str, tag: str, value: Any) -> _Pair:
-    pair = _Pair(_TAGS.index(tag), key.encode())
-    setattr(pair.value, tag, value.encode() if tag == "str" else value)
-    return pair
 
 
 def _serve(path: str) -> None:

@@ -3,7 +3,8 @@
 Usage: python make_llama_quantize_types.py LIBLLAMA
 
 LIBLLAMA is the path of llama.cpp's library, of a build whose dry run lists every tensor (spring 2026 or
-later). libggml must be where the library finds it.
+later). libggml must be where the library finds it. It takes minutes.
+
 The models are those of tests/described_models.py: real names, small shapes, no weights (sparse files).
 
 What is written:
@@ -285,7 +286,7 @@ def record_runs(quantizer, folder, models):
         kept[name] = {
             tensor
             for tensor, kinds in same.items()
-            if all(p is None or p[tensor] == kinds for _, p in results)
+            if all(p is None or p.get(tensor, kinds) == kinds for _, p in results)
         }
         for args, packed in results:
             index = lambda kinds: patterns.setdefault(kinds, len(patterns))  # noqa: E731

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.gguf_constants import GGUFValueType
@@ -17,6 +18,9 @@ from ..formats.tensor_names import layer_of, with_layer
 from ..gguf_io.metadata import Metadata
 from ..wording import shortened
 from .model_shape import ModelShape
+
+MAX_DIGITS = 10
+"""A number of a layer has fewer digits."""
 
 COUNTS = ("block_count", "decoder_block_count")
 """Keys with the number of layers, of the model and of T5's decoder."""
@@ -43,18 +47,22 @@ BY_LAYER = "xielu."
 def parse_layers(text: str) -> tuple[int, ...]:
     """Read numbers of layers, separated by commas. Raises :class:`BadOptionError` for anything else."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() for part in parts):
+    if not all(part.isascii() and part.isdecimal() and len(part) < MAX_DIGITS for part in parts):
         raise BadOptionError(
             f"`prune_layers` {shortened(text)!r}: write numbers of layers, separated by commas, such as 3,7"
         )
     return tuple(map(int, parts))
 
 
-def check_layers(layers: Iterable[int]) -> None:
-    """Raise :class:`BadOptionError` for a number that cannot be a layer's."""
+def check_layers(layers: object) -> None:
+    """Raise :class:`BadOptionError` for anything but numbers of layers."""
+    if not isinstance(layers, Iterable):
+        raise BadOptionError(f"`prune_layers` is {layers!r:.80}; give a list of numbers of layers")
     for layer in layers:
-        if type(layer) is not int or layer < 0:
-            raise BadOptionError(f"`prune_layers` names layer {layer!r}; layers have whole numbers from 0 on")
+        if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
+            raise BadOptionError(
+                f"`prune_layers` names layer {layer!r:.80}; layers have whole numbers from 0 on"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Pruning:
         Raises :class:`BadOptionError` if it has no such layer or no others, and
         :class:`UnsupportedModelError` if llama.cpp would take the layers that remain for others.
         """
-        pruning = cls(tuple(sorted(set(layers))))
+        pruning = cls(tuple(sorted({int(layer) for layer in layers})))
         if not pruning.layers:
             return pruning
         model = ModelShape.from_metadata(metadata)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from ..formats.layout import Format
-from ..formats.tensor_names import is_quantizable, role_of
+from ..formats.tensor_names import is_quantizable, is_tied, role_of
 from ..formats.types import Q4_HIFI, TensorType, tensor_type
 from ..wording import invisible, shortened
-from .options import TypeOptions
+from .options import SINGLE_TYPES, TypeOptions
 from .tensor_type_rules import TensorTypes, as_typed, compiled
 
 TENSOR_TYPE = "--tensor-type"
 
 NO_TENSOR = "matches no tensor"
+NOTHING = "decides the type of no tensor"
 KEEPING = "that keep their type"
 EARLIER = "that an earlier --tensor-type decides"
 
@@ -78,8 +79,12 @@ class TensorRules:
             leave_output_tensor=self._options.leave_output_tensor,
         )
 
-    def idle(self, tensors: Iterable[SourceTensor]) -> tuple[IdleRule, ...]:
-        """Return the ``--tensor-type`` rules that decide the type of no tensor, in the user's order."""
+    def idle(self, tensors: Sequence[SourceTensor]) -> tuple[IdleRule, ...]:
+        """Return the options that decide the type of no tensor, rules in the user's order."""
+        return (*self._idle_rules(tensors), *self._idle_roles(tensors))
+
+    def _idle_rules(self, tensors: Sequence[SourceTensor]) -> tuple[IdleRule, ...]:
+        """The ``--tensor-type`` rules without effect."""
         idle: dict[int, set[str]] = {i: set() for i in range(len(self._rules.types))}
         decided: list[tuple[str, str]] = []  # name, and the decision that takes precedence over later rules
         for tensor in tensors:
@@ -108,6 +113,20 @@ class TensorRules:
             for i, reasons in idle.items()
             for pattern, kind in [self._options.tensor_types[i]]
         )
+
+    def _idle_roles(self, tensors: Sequence[SourceTensor]) -> Iterator[IdleRule]:
+        """The options for the output matrix and the embeddings without effect."""
+        options, recipe = self._options, self._options.recipe.default
+        open_ones = [t for t in tensors if self.is_quantizable(t)]
+        used = {option for t in open_ones if (option := self.option_of(t.name))}
+        mixes = recipe is not None and recipe.quantized and not options.pure
+        if mixes and is_tied({t.name for t in tensors}):  # the output matrix is token_embd
+            left = [t for t in open_ones if role_of(t.name) == "token_embd" and self.type_of(t) is None]
+            used |= {"output_tensor_type"} if left else set()
+        for option in SINGLE_TYPES:
+            kind = getattr(options, option)
+            if kind is not None and option not in used:
+                yield IdleRule(f"--{option.replace('_', '-')}", kind, NOTHING)
 
     def _by_role(self, name: str) -> tuple[str, str] | None:
         """Return the keyword of the option that decides a tensor's type by its role, and the type, if any."""
