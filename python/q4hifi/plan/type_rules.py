@@ -101,10 +101,10 @@ class _Chooser:
     ) -> None:
         self.model, self.options, self.recipe = model, options, options.recipe
         self.has_imatrix = has_imatrix
-        _check_facts(model, options, has_imatrix, {role_of(t.name) for t in tensors})
+        roles = Counter(role_of(t.name) for t in tensors)
+        _check_facts(model, options, has_imatrix, roles)
         self.size_class = options.size_class(sum(prod(t.shape) for t in tensors))
         self.rules = TensorRules(options, model.architecture)
-        roles = Counter(role_of(t.name) for t in tensors)
         self.tied = is_tied({t.name for t in tensors})
         self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
         self.n_layer = model.n_layer or 0
