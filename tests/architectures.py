@@ -186,35 +186,35 @@ def _gemma3n(layer: int) -> Shapes:
 
 def _kimi_linear(layer: int) -> Shapes:
     rank, wide = 256, HEADS * HEAD
-    norms: Shapes = {"attn_norm": (E,), "ffn_norm": (E,)}
-    if layer == 0:
-        convolutions: Shapes = {f"ssm_conv1d_{name}": (wide, 1, 4) for name in "qkv"}
-        return norms | _dense() | convolutions | {
-            **{f"attn_{name}": (wide, E) for name in "qkv"},
-            **{f"ssm_{name}_a": (HEAD, E) for name in "fg"},
-            **{f"ssm_{name}_b": (wide, HEAD) for name in "fg"},
-            "ssm_beta": (HEADS, E),
-            "ssm_a=": (HEADS, 1),
-            "ssm_dt.bias": (wide,),
-            "ssm_norm": (HEAD,),
-            "attn_output": (E, wide),
-        }  # fmt: skip
-    return norms | _experts() | _shared() | {
-        "attn_kv_a_norm": (rank,),
-        "attn_q": (HEADS * 96, E),
-        "attn_kv_a_mqa": (rank + 32, E),
-        "attn_k_b": (HEADS, rank, 64),
-        "attn_v_b": (HEADS, 64, rank),
-        "attn_output": (E, HEADS * 64),
-        "exp_probs_b.bias": (EXPERTS,),
+    parts: Shapes = {"attn_norm": (E,), "ffn_norm": (E,)}
+    parts |= _dense() if layer == 0 else _experts() | _shared() | {"exp_probs_b.bias": (EXPERTS,)}
+    if layer % 2:
+        return parts | {
+            "attn_kv_a_norm": (rank,),
+            "attn_q": (HEADS * 96, E),
+            "attn_kv_a_mqa": (rank + 32, E),
+            "attn_k_b": (HEADS, rank, 64),
+            "attn_v_b": (HEADS, 64, rank),
+            "attn_output": (E, HEADS * 64),
+        }
+    return parts | {
+        **{f"ssm_conv1d_{name}": (wide, 1, 4) for name in "qkv"},
+        **{f"attn_{name}": (wide, E) for name in "qkv"},
+        **{f"ssm_{name}_a": (HEAD, E) for name in "fg"},
+        **{f"ssm_{name}_b": (wide, HEAD) for name in "fg"},
+        "ssm_beta": (HEADS, E),
+        "ssm_a=": (HEADS, 1),
+        "ssm_dt.bias": (wide,),
+        "ssm_norm": (HEAD,),
+        "attn_output": (E, wide),
     }  # fmt: skip
 
 
 def _nemotron_h_moe(layer: int) -> Shapes:
     norm: Shapes = {"attn_norm": (E,)}
-    if layer == 1:
+    if layer % 3 == 1:
         return _attention()
-    if layer == 2:
+    if layer % 3 == 2:
         stacks: Shapes = {"ffn_up_exps": (EXPERTS, FF, E), "ffn_down_exps": (EXPERTS, E, FF)}
         shared: Shapes = {"ffn_up_shexp": (FF, E), "ffn_down_shexp": (E, FF)}
         latent: Shapes = {"ffn_latent_down": (E, E), "ffn_latent_up": (E, E)}
@@ -469,15 +469,17 @@ def write_architecture(
     vocabulary: bool = False,
     kind: str = "F16",
     more: Shapes | None = None,
+    n_layer: int | None = None,
     mtp: int = 0,
 ) -> Path:
-    """Write a model of a few layers and about 2 M random weights.
+    """Write a model of a few layers, or ``n_layer``, and about 2 M random weights.
 
     With ``vocabulary`` it has the tokenizer of the example model, else only a number of tokens. ``more``:
     further tensors. ``mtp``: further layers, for multi-token prediction.
     """
     shapes_of, keys = {**ARCHITECTURES, **ENCODERS, **NOT_RUN}[architecture]
-    n_layer = LAYERS.get(architecture, N_LAYER) + mtp
+    n_layer = (n_layer or LAYERS.get(architecture, N_LAYER)) + mtp
+    keys = {k: [v[i % len(v)] for i in range(n_layer)] if type(v) is list else v for k, v in keys.items()}
     if mtp:
         keys = keys | {"nextn_predict_layers": mtp}
     rng = np.random.default_rng(len(architecture))

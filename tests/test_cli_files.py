@@ -226,6 +226,7 @@ EMPTY = {
         *("--imatrix", "--tensor-type-file", "--write-tensor-types", "--sensitivities", "--calibrate"),
         *("--include-weights", "--exclude-weights", "--like", "--output-tensor-type", "--tensor-type"),
         *("--token-embedding-type", "--target-size", "--split-max-size", "--override-kv"),
+        "--prune-layers",
     ],
 }
 """The beginning of a command line -> the options to which it gives an empty value."""

@@ -72,6 +72,20 @@ def test_the_key_is_named(tmp_path: Path) -> None:
         q4hifi.plan_file(path, "Q4_K_M")
 
 
+@pytest.mark.parametrize("recipe", ["Q4_K_M", "Q4_K_S", "Q3_K_M", "IQ4_XS", "Q4_HIFI"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixes_by_layers_work_where_no_matrix_needs_them(
+    kind: str, recipe: str, run: Run, tmp_path: Path
+) -> None:
+    stored = {name: STORED[name] for name in (MATRIX, "norm.weight")}
+    path = write_stored(tmp_path / "in.gguf", stored, pairs=KINDS[kind])
+    assert run("quantize", path, tmp_path / "out.gguf", recipe).status == 0
+    main = {"Q4_HIFI": "Q4_K"}.get(recipe, recipe.removesuffix("_M").removesuffix("_S"))
+    types = {name: t.type_name for name, t in read_tensors(tmp_path / "out.gguf").items()}
+    assert types == {MATRIX: main, "norm.weight": "F32"}
+    assert run("verify", tmp_path / "out.gguf").status == 0
+
+
 def test_an_imatrix_may_make_a_recipe_choose_by_layer(tmp_path: Path) -> None:
     path = write_stored(tmp_path / "in.gguf", STORED, pairs=KINDS["flux"])
     imatrix = write_imatrix(tmp_path / "i.gguf", {DOWN: (random_weights(1, 256) ** 2 + 1, [9])})

@@ -40,6 +40,7 @@ SHOWN_BY = {
     "plan/model_shape.py": ("generate", "calibrate", *CHUNKS),
     "plan/metadata_overrides.py": QUANTIZING,
     "plan/options.py": QUANTIZING,
+    "plan/pruning.py": QUANTIZING,
     "plan/shapes_file.py": ("plan",),
     "plan/size_classes.py": QUANTIZING,
     "plan/tensor_patterns.py": QUANTIZING,

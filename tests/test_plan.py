@@ -1,12 +1,12 @@
 """Plans: published sizes, exact bytes, order, and what a plan reports."""
 
 import json
-import runpy
 from pathlib import Path
 
 import gguf
 import pytest
 
+from described_models import expand
 from q4hifi.errors import BadOptionError, UnsupportedModelError
 from q4hifi.formats.layout import StoredTensor
 from q4hifi.formats.types import F16, F32, Q4_HIFI, STORED_TYPES, TYPES
@@ -16,7 +16,6 @@ from q4hifi.plan.plan import TypeTotal, make_plan
 from q4hifi.plan.size_classes import SizeClass
 
 HERE = Path(__file__).parent
-expand = runpy.run_path(str(HERE / "golden" / "make_llama_quantize_types.py"))["expand"]
 PUBLISHED = json.loads((HERE / "golden" / "model_shapes.json").read_text())["models"]
 QWEN, DEVSTRAL = "Qwen3-0.6B", "Devstral-2-123B"
 MIB, GIB = 2**20, 2**30

@@ -1,76 +1,26 @@
-"""Recipes: llama-quantize's recorded decisions, Q4_HIFI's own, and what options are refused."""
-
-import json
-import runpy
-from pathlib import Path
+"""Recipes: the decisions of Q4_HIFI, and what options are refused."""
 
 import pytest
 
+from described_models import MODELS, expand
 from q4hifi.errors import BadOptionError, UnsupportedModelError
 from q4hifi.formats.layout import StoredTensor
-from q4hifi.formats.tensor_names import processing_order
 from q4hifi.formats.types import F16, F32, Q4_HIFI, TYPES
 from q4hifi.plan.model_shape import ModelShape
 from q4hifi.plan.options import TypeOptions
 from q4hifi.plan.recipes import RECIPES, find_recipe
 from q4hifi.plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
-from q4hifi.plan.type_rules import Choice, choose_types
-
-GOLDEN = Path(__file__).parent / "golden"
-SCRIPT = runpy.run_path(str(GOLDEN / "make_llama_quantize_types.py"))
-RECORDED = json.loads((GOLDEN / "llama_quantize_types.json").read_text())
-
-FLAGS = {"--pure": "pure", "--leave-output-tensor": "leave_output_tensor"}
-VALUES = {"--output-tensor-type": "output_tensor_type", "--token-embedding-type": "token_embedding_type"}
+from q4hifi.plan.type_rules import Choice, choose_types, open_tensors
 
 
 def recorded_model(name):
-    """The tensors of a recorded model, in its file's order, and its shape."""
-    described = RECORDED["models"][name]
+    """The tensors of a described model, in its file's order, and its shape."""
+    described = MODELS[name]
     tensors = [
         StoredTensor(tensor, shape, TYPES[kind])
-        for tensor, (kind, shape) in SCRIPT["expand"](described["tensors"]).items()
+        for tensor, (kind, shape) in expand(described["tensors"]).items()
     ]
     return tensors, ModelShape.from_metadata(described["metadata"])
-
-
-def options_of(args):
-    """llama-quantize's arguments as TypeOptions, and whether --keep-split is among them."""
-    fields, types = {"type": args[-1]}, []
-    rest = iter(args[:-1])
-    for arg in rest:
-        if arg in FLAGS:
-            fields[FLAGS[arg]] = True
-        elif arg in VALUES:
-            fields[VALUES[arg]] = next(rest)
-        elif arg == "--tensor-type":
-            types.append(parse_tensor_type(next(rest)))
-        else:
-            assert arg == "--keep-split"
-    return TypeOptions(**fields, tensor_types=tuple(types)), "--keep-split" in args
-
-
-@pytest.mark.parametrize(
-    "run",
-    RECORDED["runs"],
-    ids=lambda run: " ".join([run["model"], *run["args"], "imatrix" * run["imatrix"]]),
-)
-def test_types_are_those_that_llama_quantize_chose(run):
-    tensors, model = recorded_model(run["model"])
-    options, keep_order = options_of(run["args"])
-    before = SCRIPT["pack"]((t.name, t.type.name) for t in tensors)
-    if not keep_order:
-        tensors.sort(key=lambda t: processing_order(t.name))
-    choices = choose_types(tensors, model, options, has_imatrix=run["imatrix"])
-    after = SCRIPT["pack"]((t.name, c.type.name) for t, c in zip(tensors, choices, strict=True))
-    assert {name: kinds for name, kinds in after.items() if before[name] != kinds} == run["types"]
-
-
-def test_processing_order_is_llama_quantizes():
-    names = [t.name for t in recorded_model("qwen3-tied")[0]]
-    recorded = RECORDED["order_of_qwen3-tied"]
-    assert names != recorded
-    assert sorted(names, key=processing_order) == recorded
 
 
 # --- Q4_HIFI -------------------------------------------------------------------------------------
@@ -165,17 +115,54 @@ def test_pure_hifi_is_hifi_everywhere():
     assert choices["token_embd.weight"] == choices["output.weight"] == Choice(Q4_HIFI, 16)
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_types_of_single_weights_take_no_other_override(kind):
+    # llama-quantize ignores --tensor-type here; only Q4_HIFI, which it does not have, is possible
+    rules = (("attn_q", "q8_0"), ("attn", "q4_hifi"))
+    choices = choose("qwen3", type=kind, tensor_types=rules)
+    assert choices["blk.3.attn_q.weight"] == Choice(TYPES[kind])
+    assert choices["blk.3.attn_v.weight"] == Choice(Q4_HIFI, 8)
+
+
 @pytest.mark.parametrize("kind", [name for name in RECIPES if name != "COPY"])
 def test_every_recipe_takes_a_hifi_override(kind):
     choices = choose("qwen3", type=kind, tensor_types=((r"blk\.3\.attn_q\b", "Q4_HIFI"),))
     assert choices["blk.3.attn_q.weight"] == Choice(Q4_HIFI, 8)
 
 
-def test_an_option_that_names_a_type_falls_back_too():
+@pytest.mark.parametrize("option", ["output_tensor_type", "token_embedding_type"])
+@pytest.mark.parametrize("kind", ["q5_k", "q4_hifi", "mxfp4"])
+def test_an_option_for_one_matrix_never_falls_back(option, kind):
     # llama-quantize aborts here
-    choices = choose("odd-rows", type="Q4_K_M", token_embedding_type="q5_k", output_tensor_type="q4_hifi")
+    tensors = [StoredTensor(f"{name}.weight", (336, 8), F16) for name in ("output", "token_embd")]
+    with pytest.raises(BadOptionError, match=rf"has rows of 336 weights.*such as .*, with `{option}`"):
+        choose_types(tensors, ModelShape("llama", 1), TypeOptions("Q4_K_M", **{option: kind}))
+
+
+def test_the_type_of_the_output_falls_back_in_tied_embeddings():
+    choices = choose("falcon-tied-odd", type="Q4_K_M", output_tensor_type="q5_k")
     assert choices["token_embd.weight"] == Choice(TYPES["Q5_1"], fallback_from=TYPES["Q5_K"])
-    assert choices["output.weight"] == Choice(TYPES["Q5_0"], fallback_from=Q4_HIFI)
+
+
+@pytest.mark.parametrize(("model", "open_names"), [("qwen3-tied", set()), ("qwen3", {"token_embd.weight"})])
+def test_errors_do_not_decide_a_type_that_an_option_names(model, open_names):
+    tensors, shape = recorded_model(model)
+    found = open_tensors(tensors, shape, TypeOptions(like="Q4_K_M", output_tensor_type="q6_k"))
+    assert {name for name in found if not name.startswith("blk.")} == open_names
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "fallback"),
+    [("ffn_down", "MXFP4", "F16"), ("ffn_down", "IQ2_S", "F16"), ("attn_q", "IQ2_S", "IQ4_NL")],
+)
+def test_types_that_cannot_be_encoded_fall_back_too(part, kind, fallback):
+    choices = choose("odd-rows", type="Q4_K_M", tensor_types=((part, kind),))  # rows of 320, or of 848
+    assert choices[f"blk.0.{part}.weight"] == Choice(TYPES[fallback], fallback_from=TYPES[kind])
+
+
+def test_types_without_a_fallback_are_refused():
+    with pytest.raises(BadOptionError, match=r"has rows of 848 weights, and NVFP4 has blocks of 64"):
+        choose("odd-rows", type="Q4_K_M", tensor_types=(("ffn_down", "NVFP4"),))
 
 
 def test_iq4_xs_falls_back_to_iq4_nl():

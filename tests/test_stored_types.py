@@ -183,6 +183,63 @@ def test_types_that_nothing_decodes_can_be_kept(name: str, tmp_path: Path) -> No
         q4hifi.dequantize_file(path, tmp_path / "f16.gguf")
 
 
+STORED_NAMES = [name for name, kind in TYPES.items() if kind.quantized and name != "Q4_HIFI"]
+FULL = {"output.weight", "token_embd.weight", QUERY}
+COPYING: dict[str, tuple[set[str], dict[str, object]]] = {
+    "a rule": (FULL, {"tensor_types": [(".", "KIND")]}),
+    "a rule, pure": (FULL, {"tensor_types": [(".", "KIND")], "pure": True}),
+    "options": (
+        FULL,
+        {
+            "output_tensor_type": "KIND",
+            "token_embedding_type": "KIND",
+            "tensor_types": [("attn_q", "KIND")],
+        },
+    ),
+    "tied": (FULL - {"output.weight"}, {"output_tensor_type": "KIND", "tensor_types": [("attn_q", "KIND")]}),
+}
+"""Options that give all tensors the type KIND, and the names of the tensors."""
+
+
+@pytest.mark.parametrize("case", COPYING)
+@pytest.mark.parametrize("kind", STORED_NAMES)
+def test_the_type_of_the_source_means_a_copy(kind: str, case: str, tmp_path: Path) -> None:
+    names, options = COPYING[case]
+    path = write_stored(tmp_path / "in.gguf", dict.fromkeys(names, (kind, (2, 512))), pairs=PAIRS)
+    given = {key: _named(value, kind) for key, value in options.items()}
+    recipes = ["Q4_K_M", "Q2_K_S", *(["F16", "BF16"] if case == "a rule" else [])]
+    for recipe in recipes:
+        out = tmp_path / f"{recipe}.gguf"
+        report = q4hifi.quantize_file(path, out, recipe, **given)  # type: ignore[arg-type]
+        assert read_tensors(out) == read_tensors(path)
+        assert all(t.copied for t in report.plan.tensors)
+
+
+def _named(value: object, kind: str) -> object:
+    if isinstance(value, list):
+        return [(pattern, kind) for pattern, _ in value]
+    return kind if value == "KIND" else value
+
+
+@pytest.mark.parametrize("recipe", ["Q8_0", "Q4_0", "Q6_K", "IQ4_XS", "F16", "BF16", "F32"])
+def test_a_recipe_copies_what_has_its_type(recipe: str, tmp_path: Path) -> None:
+    path = write_stored(tmp_path / "in.gguf", dict.fromkeys(FULL, (recipe, (2, 512))), pairs=PAIRS)
+    q4hifi.quantize_file(path, tmp_path / "out.gguf", recipe, pure=True)
+    assert read_tensors(tmp_path / "out.gguf") == read_tensors(path)
+
+
+@pytest.mark.parametrize("rule", [True, False])
+def test_q4_hifi_keeps_its_outliers_unless_others_are_asked_for(rule: bool, tmp_path: Path) -> None:
+    stored = {"token_embd.weight": ("F16", (2, 256)), QUERY: ("F16", (2, 256))}
+    path = write_stored(tmp_path / "in.gguf", stored, pairs=PAIRS)
+    five = q4hifi.quantize_file(path, tmp_path / "5.gguf", pure=True, outliers=5).destination[0]
+    options = {"type": "Q6_K", "tensor_types": [(".", "q4_hifi")]} if rule else {"pure": True}
+    q4hifi.quantize_file(five, tmp_path / "out.gguf", **options)  # type: ignore[arg-type]
+    assert read_tensors(tmp_path / "out.gguf") == read_tensors(tmp_path / "5.gguf")
+    with pytest.raises(UnsupportedModelError, match="is Q4_HIFI already"):
+        q4hifi.quantize_file(five, tmp_path / "6.gguf", pure=True, outliers=6)
+
+
 def test_output_types_keep_too(tmp_path: Path) -> None:
     stored = {"output.weight": ("IQ2_XS", (2, 256)), "token_embd.weight": ("TQ1_0", (2, 256))}
     path = write_stored(tmp_path / "in.gguf", {**stored, QUERY: ("F16", (2, 256))}, pairs=PAIRS)

@@ -247,9 +247,8 @@ TENSORS = [
 def idle(rules: str, **options: object) -> dict[str, str]:
     """Rule -> the reason why it has no effect, of rules separated by spaces."""
     pairs = [parse_tensor_type(rule) for rule in rules.split()]
-    plan = make_plan(
-        TENSORS, ModelShape("llama", 2), TypeOptions(type="Q4_K_M", tensor_types=pairs, **options)
-    )  # type: ignore[arg-type]
+    options = {"type": "Q4_K_M", "tensor_types": pairs, **options}
+    plan = make_plan(TENSORS, ModelShape("llama", 2), TypeOptions(**options))  # type: ignore[arg-type]
     assert plan.as_dict()["warnings"] == list(plan.warnings)
     found = [re.fullmatch(r"--tensor-type (\S+) has no effect: it (.*)", text) for text in plan.warnings]
     return {rule[1]: rule[2] for rule in found if rule}
@@ -297,6 +296,11 @@ def test_rules_that_decide_something_are_not_reported() -> None:
             {"token_embedding_type": "q6_k"},
             {"^token_embd=q8_0": "matches only tensors that --token-embedding-type decides"},
         ),
+        (
+            "attn_v=q8_0 attn_q=q4_hifi",
+            {"type": "BF16"},
+            {"attn_v=q8_0": "matches only tensors that become BF16, as all matrices do"},
+        ),
         ("token_embd=q8_0", {"token_embedding_type": "q6_k"}, {}),  # it decides per_layer_token_embd
     ],
 )
@@ -304,6 +308,30 @@ def test_each_rule_that_decides_nothing_has_its_reason(
     rules: str, options: dict[str, object], expected: dict[str, str]
 ) -> None:
     assert idle(rules, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"output_tensor_type": "q8_0"}, None),  # the embeddings are the output matrix
+        ({"output_tensor_type": "q8_0", "type": "F16"}, "--output-tensor-type"),
+        ({"output_tensor_type": "q8_0", "pure": True}, "--output-tensor-type"),
+        ({"output_tensor_type": "q8_0", "token_embedding_type": "q6_k"}, "--output-tensor-type"),
+        ({"token_embedding_type": "q8_0", "type": "F16"}, None),
+    ],
+)
+def test_options_for_the_vocabulary_without_effect(options: dict[str, object], option: str | None) -> None:
+    tensors = [t for t in TENSORS if t.name.startswith(("token_embd", "blk"))]
+    given = TypeOptions(**{"type": "Q4_K_M", **options})  # type: ignore[arg-type]
+    plan = make_plan(tensors, ModelShape("llama", 2), given)
+    expected = [f"{option} q8_0 has no effect: it decides the type of no tensor"] if option else []
+    assert list(plan.warnings) == expected
+
+
+def test_options_for_embeddings_that_a_model_lacks() -> None:
+    given = TypeOptions("Q4_K_M", output_tensor_type="q8_0", token_embedding_type="q8_0")
+    plan = make_plan([t for t in TENSORS if t.name.startswith("blk")], ModelShape("llama", 2), given)
+    assert [text.split()[0] for text in plan.warnings] == ["--output-tensor-type", "--token-embedding-type"]
 
 
 @pytest.fixture

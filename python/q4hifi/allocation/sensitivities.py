@@ -30,8 +30,8 @@ typical factor between the two: each row serves one token, and a text has too fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from statistics import geometric_mean
 from types import MappingProxyType
@@ -104,6 +104,15 @@ class Sensitivities:
     values: Mapping[str, float]
     source: str
     probes: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+    def renamed(self, new_name: Callable[[str], str | None]) -> Sensitivities:
+        """Return a copy for a model whose tensors have other names; ``new_name`` returns None for none."""
+        names = {old: new for old in self.values if (new := new_name(old)) is not None}
+        return replace(
+            self,
+            values={new: self.values[old] for old, new in names.items()},
+            probes={new: self.probes[old] for old, new in names.items() if old in self.probes},
+        )
 
 
 def default_sensitivities(

@@ -10,6 +10,7 @@ from ..errors import BadOptionError
 from ..pipeline.quantize_options import QuantizeOptions
 from ..plan.option import by_section, text_of
 from ..plan.options import BY_TENSOR, OUTPUT, SECTIONS, TypeOptions
+from ..plan.pruning import parse_layers
 from ..plan.tensor_type_rules import parse_tensor_type, read_tensor_type_file
 from .choice import Choice
 from .files import INPUT, OutputFile
@@ -27,6 +28,11 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
+def _layers(given: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of layers. Click also converts the default, which is none."""
+    return parse_layers(given) if isinstance(given, str) else given
+
+
 KINDS: Mapping[str, dict[str, Any]] = {
     "str": {},
     "str | None": {},
@@ -38,6 +44,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "FilePath | None": {"type": INPUT},
     "TensorTypes": {"type": parse_tensor_type, "multiple": True},
     "Sequence[str]": {"multiple": True},
+    "Sequence[int]": {"type": _layers},
 }
 """The annotation of a field -> what click needs to know of its option."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,9 +96,22 @@ class ModelFile(Closing, Mapping[str, QuantizedTensor]):
         self.paths: tuple[Path, ...] = gguf.paths
         _check_version(self)
         self.n_bytes: int = gguf.n_bytes
-        self.tensors: Mapping[str, ModelTensor] = {t.name: t for t in _model_tensors(self)}
+        self.tensors: Mapping[str, ModelTensor] = {}
+        self.tensors = {t.name: t for t in _model_tensors(self)}
         hifi = [t.format.layout for t in self.tensors.values() if t.type == Q4_HIFI]
         self.layout: str | None = hifi[0] if hifi else None
+
+    def renamed(self, new_name: Callable[[str], str | None]) -> ModelFile:
+        """Return the same open files as a model whose tensors have other names.
+
+        ``new_name`` returns a tensor's name in it, or None to leave it out.
+        """
+        found = copy(self)
+        names = {name: new_name(name) for name in self.tensors}
+        found.tensors = {
+            new: replace(self.tensors[old], name=new) for old, new in names.items() if new is not None
+        }
+        return found
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
@@ -162,8 +176,13 @@ class ModelFile(Closing, Mapping[str, QuantizedTensor]):
         return ErrorsAt(f"{self.paths[0]}: ")
 
     def errors_at(self, name: str) -> ErrorsAt:
-        """Return a context manager that puts path and tensor name before the messages of q4hifi's errors."""
-        return ErrorsAt(f"{self.paths[0]}: tensor {name}: ")
+        """Return a context manager that puts path and tensor name before the messages of q4hifi's errors.
+
+        The name is that in the file.
+        """
+        tensor = self.tensors.get(name)
+        in_file = name if tensor is None else tensor.parts[0].name
+        return ErrorsAt(f"{self.paths[0]}: tensor {in_file}: ")
 
     def close(self) -> None:
         """Close the files."""

@@ -140,6 +140,11 @@ def alike_layers(layer: int, n_layer: int, size: int | None = None) -> int | Non
     return None if size is None else 1 + (layer - 1) // size * size
 
 
+def with_layer(name: str, layer: int) -> str:
+    """Return the name of the same tensor in another layer: blk.4.attn_v.weight for blk.3.attn_v.weight."""
+    return _LAYER.sub(f"blk.{layer}", name, count=1)
+
+
 def kind_of(name: str) -> str:
     """Return the name of a tensor without its layer."""
     prefix, _, rest = split_at_layer(name)

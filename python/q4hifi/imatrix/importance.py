@@ -271,6 +271,26 @@ class Importance:
         kept = {name: entry for name, entry in self._entries.items() if name in chosen}
         return replace(self, _entries=kept)
 
+    def renamed(self, new_name: Callable[[str], str | None]) -> Importance:
+        """Return a copy for a model whose tensors have other names.
+
+        ``new_name`` returns a tensor's name in it, or None to leave out its entry.
+        """
+
+        def moved(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+            names = {name: new_name(name) for name in entries}
+            return {new: entries[old] for old, new in names.items() if new is not None}
+
+        pairs = {new_name(a): new_name(b) for a, b in (self._same_inputs or {}).items()}
+        return replace(
+            self,
+            _entries=moved(self._entries),
+            _refining=moved(self._refining),
+            _fisher=moved(self._fisher),
+            _correlations=moved(self._correlations),
+            _same_inputs=None if self._same_inputs is None else {a: b for a, b in pairs.items() if a and b},
+        )
+
     def metadata(self) -> list[tuple[str, str | int, GGUFValueType]]:
         """Return the metadata that a file quantized with this matrix records: keys, values and types.
 

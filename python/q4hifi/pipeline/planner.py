@@ -30,6 +30,7 @@ from ..plan.metadata_overrides import overridden
 from ..plan.model_shape import ModelShape
 from ..plan.options import TypeOptions
 from ..plan.plan import Plan, make_plan
+from ..plan.pruning import Pruning
 from ..plan.size_classes import overhead_for
 from ..plan.tensor_rules import IdleRule
 from ..plan.type_rules import Choice, open_tensors
@@ -37,36 +38,57 @@ from ..threads import thread_count
 from .quantize_options import GUESSED, QuantizeOptions
 from .rewrite import Output
 
+PRUNED = (
+    "the estimated KL divergence is that of quantizing alone. It does not contain what the layers that are"
+    " left out change; 'q4hifi compare' measures both together"
+)
+"""The warning for measured plans of models of which layers are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planner:
     """Everything that a plan depends on.
 
-    ``loaded`` is the importance matrix as its file has it, ``importance`` the one that is quantized with:
-    None if no file was given or no tensor uses it.
+    ``source`` is the model as its file has it, ``model`` the one without the layers that ``pruning`` leaves
+    out. ``loaded`` is the importance matrix as its file has it, and ``used`` the one that is quantized with:
+    None if no file was given or no tensor uses it. ``importance`` is ``used`` with the names of ``model``.
     """
 
+    source: ModelFile
     model: ModelFile
+    pruning: Pruning
     options: QuantizeOptions
     output: Output
     loaded: Importance | None
+    used: Importance | None
     importance: Importance | None
 
     @classmethod
     def of(cls, model: ModelFile, options: QuantizeOptions, output: Output) -> Planner:
         """Load the importance matrix that the options name, and check that it is of the model."""
-        if options.imatrix is None:
-            return cls(model, options, output, None, None)
-        loaded = load_importance(options.imatrix, options.include_weights, options.exclude_weights)
-        check_belongs(
-            loaded,
-            model.tensors,
-            str(model.metadata.get("general.architecture")),
-            model=str(model.paths[0]),
-            allow_missing=options.allow_missing_importance,
+        with model.errors():
+            pruning = Pruning.of(options.prune_layers, model.gguf.metadata, list(model.tensors))
+        loaded = used = None
+        if options.imatrix is not None:
+            loaded = load_importance(options.imatrix, options.include_weights, options.exclude_weights)
+            check_belongs(
+                loaded,
+                model.tensors,
+                str(model.metadata.get("general.architecture")),
+                model=str(model.paths[0]),
+                allow_missing=options.allow_missing_importance,
+            )
+            used = (loaded.refining() if options.is_refined else loaded) or None
+        return cls(
+            source=model,
+            model=model.renamed(pruning.new_name),
+            pruning=pruning,
+            options=options,
+            output=output,
+            loaded=loaded,
+            used=used,
+            importance=used and used.renamed(pruning.new_name),
         )
-        used = loaded.refining() if options.is_refined else loaded
-        return cls(model, options, output, loaded, used or None)
 
     @property
     def measures(self) -> bool:
@@ -80,7 +102,8 @@ class Planner:
         """
         plan = self._measured() if self.measures else self.unmeasured()
         guessed = [GUESSED] * self.options.guesses_sensitivities
-        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed))
+        pruned = [PRUNED] * bool(self.measures and self.pruning.layers)
+        return replace(plan, warnings=(*plan.warnings, *self._idle_weights(), *guessed, *pruned))
 
     def unmeasured(self) -> Plan:
         """Return the plan of the recipe, which reads no weights."""
@@ -88,8 +111,8 @@ class Planner:
 
     def metadata(self, plan: Plan) -> Metadata:
         """Return the metadata of the files that a plan makes."""
-        metadata = planned_metadata(self.model.gguf.metadata, plan, self.importance)
-        return overridden(metadata, self.options.metadata_overrides)
+        metadata = planned_metadata(self.source.gguf.metadata, plan, self.used)
+        return overridden(self.pruning.metadata(metadata), self.options.metadata_overrides)
 
     def _idle_weights(self) -> list[str]:
         """Warnings about ``include_weights`` and ``exclude_weights`` that match no name."""
@@ -141,16 +164,19 @@ class Planner:
         """The sensitivities that the options name, or ask to measure; None if they do neither."""
         options = self.options
         if options.calibrate is None:
-            return None if options.sensitivities is None else load_sensitivities(options.sensitivities)
+            if options.sensitivities is None:
+                return None
+            return load_sensitivities(options.sensitivities).renamed(self.pruning.new_name)
         weights = (options.include_weights, options.exclude_weights)
-        return measure_sensitivities(
-            self.model,
+        measured = measure_sensitivities(
+            self.source,
             read_text(options.calibrate),
             calibration_file(self.model.paths[0], options.imatrix, *weights),
             importance=self.loaded,
             part=part_of_imatrix(*weights),
             options=CalibrationOptions(threads=options.threads, progress=options.progress),
-        ).as_sensitivities()
+        )
+        return measured.as_sensitivities().renamed(self.pruning.new_name)
 
     def _source(self, sensitivities: Sensitivities) -> str:
         """Where sensitivities are from; of Fisher information with its tokens, of which many are better."""

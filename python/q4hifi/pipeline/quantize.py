@@ -50,6 +50,7 @@ def quantize_file(src: FilePath, dst: FilePath, options: QuantizeOptions) -> Qua
     with ModelFile.open(src) as model:
         model.check_has_weights()
         planner = Planner.of(model, options, output)
+        model = planner.model
         output.check(model)
         if planner.measures and not options.allow_requantize:
             _refuse_requantizing(model, planner.unmeasured())  # before the work of measuring

@@ -10,6 +10,7 @@ from ..errors import BadOptionError
 from ..plan.metadata_overrides import MetadataOverride
 from ..plan.option import document, option
 from ..plan.options import IMATRIX, OUTPUT, SECTIONS, Bytes, FilePath, TypeOptions
+from ..plan.pruning import check_layers
 from ..progress import Progress
 
 
@@ -63,6 +64,14 @@ class QuantizeOptions(TypeOptions):
         details="A pair that exists keeps its type, if that can hold the value. The types of the tensors are"
         " chosen by the metadata of the source.",
     )
+    prune_layers: Sequence[int] = option(
+        (),
+        "Leave out these layers, such as 20,21. The others are numbered anew.",
+        section=OUTPUT,
+        metavar="L0,L1,...",
+        details="Numbers of layers, from 0 on. The patterns of tensor_types match the new names; the imatrix"
+        " and the sensitivities are those of the source.",
+    )
     threads: int | None = option(
         None, "Number of threads, at most one per core. 0 means one per core.", unset="as 0"
     )
@@ -79,6 +88,7 @@ class QuantizeOptions(TypeOptions):
         if self.imatrix is None and (self.include_weights or self.exclude_weights):
             raise BadOptionError("`include_weights` and `exclude_weights` choose from an imatrix; give one")
         _ = self.metadata_overrides  # reading them checks them
+        check_layers(self.prune_layers)
         if self.keep_split and self.split_max_size is not None:
             raise BadOptionError("`keep_split` and `split_max_size` cannot go together; choose one")
 

@@ -57,7 +57,7 @@ class Output:
         Only the plan says how many files ``split_max_size`` makes, so these are checked later.
         """
         if self.split_max_size is None:
-            count = len(model.paths) if self.keep_split else 1
+            count = len(_kept_files(model)) if self.keep_split else 1
             for path in output_paths(Path(self.path), count):
                 check_writable(path, self.overwrite, (*model.paths, *self.sources))
 
@@ -67,9 +67,17 @@ class Output:
         if self.split_max_size is not None:
             return assign_shards(groups, self.split_max_size, alignment=model.gguf.alignment)
         if self.keep_split:
-            sources = [model.tensors[t.name].parts[0].shard for t in plan.tensors]
-            return [shard for shard, group in zip(sources, groups, strict=True) for _ in group]
+            kept = {shard: number for number, shard in enumerate(_kept_files(model))}
+            shards = [kept[model.tensors[t.name].parts[0].shard] for t in plan.tensors]
+            return [shard for shard, group in zip(shards, groups, strict=True) for _ in group]
         return [0] * sum(map(len, groups))
+
+
+def _kept_files(model: ModelFile) -> list[int]:
+    """The files of a model that are kept, by index: all but those whose tensors are all left out."""
+    stored = {info.shard for info in model.gguf.tensors.values()}
+    left = {tensor.parts[0].shard for tensor in model.tensors.values()}
+    return [shard for shard in range(len(model.paths)) if shard in left or shard not in stored]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..formats.tensor_names import is_quantizable, split_at_layer
 from ..formats.types import Q4_HIFI, TensorType
-from .type_rules import SourceTensor
+from .tensor_rules import SourceTensor
 
 LONGEST = 300
 """Characters. No longer option text is suggested."""

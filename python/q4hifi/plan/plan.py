@@ -21,8 +21,8 @@ from .model_shape import ModelShape
 from .options import TypeOptions
 from .recipes import RECIPES
 from .size_classes import SizeClass
-from .tensor_rules import TensorRules
-from .type_rules import Choice, SourceTensor, choose_types, name_rules_out_hifi
+from .tensor_rules import SourceTensor, TensorRules
+from .type_rules import Choice, choose_types, name_rules_out_hifi
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,9 @@ the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, prod
-from typing import Protocol
 
 from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.layout import MAX_NAME_BYTES, Format
@@ -21,23 +20,23 @@ from ..wording import counted, some
 from .model_shape import ModelShape
 from .options import TypeOptions
 from .recipes import Bumps
-from .tensor_rules import NamedTensor, TensorRules
+from .tensor_rules import SourceTensor, TensorRules
 
-Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
-Q4_0, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS = (
-    TYPES[name] for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS")
-)
+Q3_K, Q4_K, Q5_K, Q6_K = (TYPES[f"Q{bits}_K"] for bits in (3, 4, 5, 6))
+Q4_0, Q5_0, Q5_1, Q8_0, IQ4_NL = (TYPES[name] for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"))
 
 FALLBACK: Mapping[TensorType, TensorType] = {
-    Q2_K: Q4_0,
-    Q3_K: Q4_0,
+    **dict.fromkeys((TYPES[name] for name in ("Q2_K", "Q3_K", "TQ1_0", "TQ2_0")), Q4_0),
     Q4_K: Q5_0,
     Q4_HIFI: Q5_0,
     Q5_K: Q5_1,
     Q6_K: Q8_0,
-    IQ4_XS: IQ4_NL,
+    **dict.fromkeys((kind for name, kind in TYPES.items() if name.startswith("IQ")), IQ4_NL),
 }
 """Type -> its replacement in rows that do not consist of whole blocks; F16 if that does not fit either."""
+
+LAYERED = ATTN_V_LIKE | {"ffn_down"}
+"""Roles whose type may depend on the layer."""
 
 EXTRA_LAYERS: Mapping[str, int] = {"graniteswitch": 1}
 """Architecture -> layers that llama.cpp counts in addition to ``block_count``."""
@@ -47,14 +46,6 @@ AT_LEAST_Q8_0: Mapping[str, tuple[str, ...]] = {
     "muse-spark": ("attn_gate", "ffn_latent_down", "ffn_latent_up"),
 }
 """Architecture -> parts of names; a matrix whose name contains one of them takes Q8_0 in every mix."""
-
-
-class SourceTensor(NamedTensor, Protocol):
-    """The properties of a tensor that the recipes use."""
-
-    @property
-    def format(self) -> Format:
-        """How the tensor's rows are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +68,8 @@ def choose_types(
 
     Raises :class:`UnsupportedModelError` where the recipe depends on the number of layers and the metadata
     lack it, and with ``options.no_fallback`` where a tensor cannot have its type. Raises
-    :class:`BadOptionError` where a tensor would need a type that cannot be encoded.
+    :class:`BadOptionError` where a tensor would need a type that cannot be encoded, or where its rows do not
+    fit the type that an option names for it alone.
     """
     tensors = list(tensors)
     chooser = _Chooser(tensors, model, options, has_imatrix)
@@ -109,10 +101,10 @@ class _Chooser:
     ) -> None:
         self.model, self.options, self.recipe = model, options, options.recipe
         self.has_imatrix = has_imatrix
-        _check_facts(model, options, has_imatrix)
+        roles = Counter(role_of(t.name) for t in tensors)
+        _check_facts(model, options, has_imatrix, roles)
         self.size_class = options.size_class(sum(prod(t.shape) for t in tensors))
         self.rules = TensorRules(options, model.architecture)
-        roles = Counter(role_of(t.name) for t in tensors)
         self.tied = is_tied({t.name for t in tensors})
         self.n_attn_v = sum(roles[role] for role in ATTN_V_LIKE)
         self.n_layer = model.n_layer or 0
@@ -124,15 +116,27 @@ class _Chooser:
         if self.recipe.default is None or not self._is_quantizable(tensor):
             return kept
         name, shape, role = tensor.name, tensor.shape, role_of(tensor.name)
-        wanted = self.rules.type_of(name) or self._mixed(name, role, self.recipe.default)
-        if not wanted.codec:
-            _require_type(tensor, wanted)
+        wanted = self.rules.type_of(tensor) or self._mixed(name, role, self.recipe.default)
+        if wanted == tensor.format.type and (wanted != Q4_HIFI or self.options.outliers is None):
             return kept
         outliers = 0
         if wanted == Q4_HIFI:
             outliers = min(self.size_class.outliers * (2 if role in VOCABULARY_ROLES else 1), MAX_OUTLIERS)
             wanted = Q4_HIFI if outliers else Q4_K
         fitting = _fit(wanted, shape[0])
+        option = self.rules.option_of(name)
+        if fitting != wanted and (option or not _has_fallback(wanted)):
+            raise BadOptionError(
+                f"tensor {name} has rows of {shape[0]} weights, and {wanted} has blocks of"
+                f" {wanted.block_size}; name another type for it, such as {fitting}"
+                + (f", with `{option}`" if option else "")
+            )
+        if not fitting.codec:
+            raise BadOptionError(
+                f"tensor {name} is {tensor.format.type} and was to become {wanted}, which q4hifi cannot"
+                f" encode: only tensors that are {wanted} already can keep it; name another type for this"
+                " tensor"
+            )
         if fitting == Q4_HIFI and name_rules_out_hifi(name, self.options.layout):
             fitting = Q4_K
         if fitting == wanted:
@@ -143,8 +147,9 @@ class _Chooser:
         name = tensor.name
         return (
             self.rules.is_quantizable(tensor)
-            and self.rules.type_of(name) is None
+            and self.rules.type_of(tensor) is None
             and not self._is_at_least_q8_0(name)
+            and not (self.options.output_tensor_type is not None and self._is_output(role_of(name)))
         )
 
     def _is_quantizable(self, tensor: SourceTensor) -> bool:
@@ -160,7 +165,7 @@ class _Chooser:
             return default
         if self._is_at_least_q8_0(name):
             return Q8_0
-        if role == "output" or (role == "token_embd" and self.tied):
+        if self._is_output(role):
             return self._output(default)
         if default == Q4_HIFI:
             return self._hifi(role, layer_of(name))
@@ -173,6 +178,10 @@ class _Chooser:
         if role == "attn_output":
             return self._attn_output() or default
         return default
+
+    def _is_output(self, role: str) -> bool:
+        """Whether matrices of a role compute the logits."""
+        return role == "output" or (role == "token_embd" and self.tied)
 
     def _output(self, default: TensorType) -> TensorType:
         if self.options.output_tensor_type is not None:
@@ -224,8 +233,12 @@ class _Chooser:
         return self.seen[role] - 1
 
 
-def _check_facts(model: ModelShape, options: TypeOptions, has_imatrix: bool) -> None:
-    """Raise :class:`UnsupportedModelError` where the recipe's mix needs a fact that the metadata lack."""
+def _check_facts(model: ModelShape, options: TypeOptions, has_imatrix: bool, roles: Collection[str]) -> None:
+    """Raise :class:`UnsupportedModelError` where the recipe's mix needs a fact that the metadata lack.
+
+    ``roles`` are those of the model's tensors. Models without layers, such as those of diffusion, have no
+    tensor for which a recipe counts the layers.
+    """
     recipe = options.recipe
     if recipe.default is None or not recipe.default.quantized or options.pure:
         return
@@ -236,24 +249,20 @@ def _check_facts(model: ModelShape, options: TypeOptions, has_imatrix: bool) -> 
         )
     if model.fault and not model.adapter:
         raise UnsupportedModelError(f"{model.fault}; use `pure=True` or F16, which do not need it")
-    if model.n_layer is None and by_layer:
+    if model.n_layer is None and by_layer and not LAYERED.isdisjoint(roles):
         missing = f"{model.architecture}.block_count is missing"
         if not model.architecture:
             missing = "general.architecture is missing, and so block_count is missing"
         raise UnsupportedModelError(f"{missing}, {recipe.name} chooses by layers; use `pure=True` or Q8_0")
 
 
-def _require_type(tensor: SourceTensor, wanted: TensorType) -> None:
-    """Raise :class:`BadOptionError` unless the tensor has the type ``wanted``, which cannot be encoded."""
-    if tensor.format.type != wanted:
-        raise BadOptionError(
-            f"tensor {tensor.name} is {tensor.format.type} and was to become {wanted}, which q4hifi cannot"
-            f" encode: only tensors that are {wanted} already can keep it; name another type for this tensor"
-        )
-
-
 def _bump(bumps: Bumps, i: int, n: int, default: TensorType) -> TensorType:
     return next((kind for applies, kind in bumps if applies(i, n)), default)
+
+
+def _has_fallback(kind: TensorType) -> bool:
+    """Whether llama-quantize has another type for rows that this type does not fit."""
+    return kind in FALLBACK or kind.block_size <= Q8_0.block_size
 
 
 def _fit(wanted: TensorType, row_length: int) -> TensorType:
