@@ -191,11 +191,10 @@ def test_shards_without_tensors_are_left_out(options: dict[str, object], tmp_pat
     [
         ([4], r"in\.gguf: `prune_layers` names layer 4, and the model's layers are 0 to 3"),
         ([0, 1, 2, 3], "names all 4 layers; keep at least one"),
-        ([-1], "names layer -1; layers have whole numbers from 0 on"),
-        (["1"], "names layer '1'"),
-        ([1.0], r"names layer 1\.0"),
-        ([True], "names layer True"),
-        (3, r"`prune_layers` is 3; give a list of numbers of layers"),
+        ([-1], "names layer -1; layers have numbers from 0 on"),
+        (["1"], r"`prune_layers` is \['1'\]; give a list of whole numbers"),
+        ([1.0], r"`prune_layers` is \[1\.0\]; give"),
+        ([True], r"`prune_layers` is \[True\]; give"),
     ],
 )
 def test_layers_that_cannot_be_left_out(layers: list[int], message: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import q4hifi
@@ -20,6 +21,7 @@ from q4hifi.cli.quantize_options import MADE_BY_COMMANDS
 from q4hifi.errors import BadOptionError
 from q4hifi.gguf_io.reader import GgufFile
 from q4hifi.plan.option import text_of
+from q4hifi.plan.option_values import VALUES
 from synthetic import EXAMPLE
 
 FIELDS = {field.name: field for field in fields(q4hifi.QuantizeOptions)}
@@ -167,3 +169,40 @@ def test_a_model_and_an_imatrix_are_opened_once(tmp_path: Path, monkeypatch: pyt
     assert q4hifi.plan_file(EXAMPLE, replace(options, sensitivities=file)) == report.plan
     kept = calibrate(EXAMPLE, text, file, imatrix=imatrix, n_ctx=16, n_chunks=1, group=9)
     assert kept.as_sensitivities().values == {n: e.value for n, e in kept.sensitivities.items()}
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def test_every_option_of_quantizing_has_a_type_that_is_checked() -> None:
+    unchecked = {name for name, field in FIELDS.items() if field.type.removesuffix(" | None") not in VALUES}
+    assert unchecked == {"progress"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("type", None, "a str"),
+        ("pure", "no", "True or False"),
+        ("outliers", 4.0, "a whole number"),
+        ("threads", True, "a whole number"),
+        ("target_size", "2MB", "a number of bytes"),
+        ("target_bpw", "4.5", "a number"),
+        ("imatrix", 5, "a path"),
+        ("include_weights", "attn", "a list of str"),
+        ("prune_layers", 3, "a list of whole numbers"),
+        ("tensor_types", "ffn=q8_0", "a list of .pattern, type."),
+        ("tensor_types", {"ffn": "q8_0"}, "a list of .pattern, type."),
+        ("tensor_types", [("ffn", 3)], "a list of .pattern, type."),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_the_option(
+    name: str, value: object, wanted: str
+) -> None:
+    with pytest.raises(BadOptionError, match=f"^`{name}` is .*; give {wanted}"):
+        q4hifi.plan_file(EXAMPLE, **{name: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = q4hifi.QuantizeOptions(outliers=np.int64(4), pure=np.bool_(False))
+    assert options.outliers == 4 and not options.pure

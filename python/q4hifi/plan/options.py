@@ -12,6 +12,7 @@ from ..formats.layout import LAYOUTS, SPLIT
 from ..formats.types import MAX_OUTLIERS, Q4_HIFI, REFINABLE_TYPES
 from ..wording import enumerated, short_size
 from .option import document, option
+from .option_values import check_values
 from .recipes import Recipe, find_recipe
 from .size_classes import SizeClass, size_class_for
 from .tensor_type_rules import TensorTypes, checked_rule, checked_type
@@ -161,6 +162,7 @@ class TypeOptions:
 
     def __post_init__(self) -> None:
         """Check every option, and that they fit together."""
+        check_values(self)
         recipe = self.recipe
         named = {f"`{option}`": getattr(self, option) for option in SINGLE_TYPES}
         kinds = {checked_type(option, kind) for option, kind in named.items() if kind is not None}

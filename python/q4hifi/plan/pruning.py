@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 from ..errors import BadOptionError, UnsupportedModelError
 from ..formats.gguf_constants import GGUFValueType
@@ -54,15 +53,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def check_layers(layers: object) -> None:
-    """Raise :class:`BadOptionError` for anything but numbers of layers."""
-    if not isinstance(layers, Iterable):
-        raise BadOptionError(f"`prune_layers` is {layers!r:.80}; give a list of numbers of layers")
+def check_layers(layers: Sequence[int]) -> None:
+    """Raise :class:`BadOptionError` for a number that no layer has."""
     for layer in layers:
-        if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
-            raise BadOptionError(
-                f"`prune_layers` names layer {layer!r:.80}; layers have whole numbers from 0 on"
-            )
+        if layer < 0:
+            raise BadOptionError(f"`prune_layers` names layer {layer}; layers have numbers from 0 on")
 
 
 @dataclass(frozen=True, slots=True)
