@@ -124,6 +124,15 @@ def test_llama_cpp_runs_every_architecture_without_layers(
         assert found[f"{architecture}.leading_dense_block_count"] == (0 not in layers)
 
 
+def test_a_first_layer_with_shapes_of_its_own_is_kept(tmp_path: Path) -> None:
+    """In RWKV7 llama.cpp expects other shapes in layer 0 than in all others."""
+    source, out = write_architecture(tmp_path / "in.gguf", "rwkv7", n_layer=4), tmp_path / "out.gguf"
+    with pytest.raises(UnsupportedModelError, match="let `prune_layers` keep layer 0"):
+        q4hifi.quantize_file(source, out, "Q4_K_M", prune_layers=[0])
+    q4hifi.quantize_file(source, out, "Q4_K_M", prune_layers=[1, 2])
+    assert np.isfinite(llama_oracle.llama_logits(out, [1, 2, 3])).all()
+
+
 def test_layers_that_alternate_are_pruned_in_groups(tmp_path: Path) -> None:
     source = write_architecture(tmp_path / "in.gguf", "qwen3next", n_layer=4)
     with pytest.raises(

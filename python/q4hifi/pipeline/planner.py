@@ -66,8 +66,9 @@ class Planner:
     @classmethod
     def of(cls, model: ModelFile, options: QuantizeOptions, output: Output) -> Planner:
         """Load the importance matrix that the options name, and check that it is of the model."""
+        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         with model.errors():
-            pruning = Pruning.of(options.prune_layers, model.gguf.metadata, list(model.tensors))
+            pruning = Pruning.of(options.prune_layers, model.gguf.metadata, shapes)
         loaded = used = None
         if options.imatrix is not None:
             loaded = load_importance(options.imatrix, options.include_weights, options.exclude_weights)

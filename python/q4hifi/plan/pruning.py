@@ -8,7 +8,7 @@ of single layers follows, so that llama.cpp loads the file.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadOptionError, UnsupportedModelError
@@ -17,6 +17,9 @@ from ..formats.tensor_names import layer_of, with_layer
 from ..gguf_io.metadata import Metadata
 from ..wording import shortened
 from .model_shape import ModelShape
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each tensor by its name."""
 
 MAX_DIGITS = 10
 """A number of a layer has fewer digits."""
@@ -67,8 +70,8 @@ class Pruning:
     layers: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, layers: Iterable[int], metadata: Metadata, names: Sequence[str]) -> Pruning:
-        """Return the pruning of a model with this metadata and tensors of these names.
+    def of(cls, layers: Iterable[int], metadata: Metadata, shapes: Shapes) -> Pruning:
+        """Return the pruning of a model with this metadata and tensors of these names and shapes.
 
         Raises :class:`BadOptionError` if it has no such layer or no others, and
         :class:`UnsupportedModelError` if llama.cpp would take the layers that remain for others.
@@ -77,7 +80,7 @@ class Pruning:
         if not pruning.layers:
             return pruning
         model = ModelShape.from_metadata(metadata)
-        if not model.n_layer or all(layer_of(name) is None for name in names):
+        if not model.n_layer or all(layer_of(name) is None for name in shapes):
             raise BadOptionError(
                 "the file has no layers that can be left out, as it is no language model with block_count and"
                 " tensors blk.0 and so on; do without `prune_layers`"
@@ -89,7 +92,7 @@ class Pruning:
             )
         if len(pruning.layers) == model.n_layer:
             raise BadOptionError(f"`prune_layers` names all {model.n_layer} layers; keep at least one")
-        pruning._check_kinds(metadata, model.architecture, names)
+        pruning._check_kinds(metadata, model.architecture, shapes)
         return pruning
 
     def new_name(self, name: str) -> str | None:
@@ -126,15 +129,15 @@ class Pruning:
                 counted = range(n_layer - count, n_layer) if name in LAST else range(count)
                 yield key, count - sum(layer in counted for layer in self.layers)
 
-    def _check_kinds(self, metadata: Metadata, architecture: str, names: Sequence[str]) -> None:
+    def _check_kinds(self, metadata: Metadata, architecture: str, shapes: Shapes) -> None:
         """Raise :class:`UnsupportedModelError` where a layer would get the place of one of another kind."""
-        for name in names:
+        for name in shapes:
             if name.startswith(OF_ALL_LAYERS):
                 raise UnsupportedModelError(
                     f"tensor {name} has values for all layers, so none can be left out; do without"
                     " `prune_layers`"
                 )
-        parts = _parts_by_layer(names)
+        parts = _parts_by_layer(shapes)
         moved = {layer: self._new_layer(layer) for layer in sorted(parts) if layer not in self.layers}
         others = {layer: new for layer, new in moved.items() if parts[layer] != parts.get(new)}
         for key in (f"{architecture}.{key}" for key in PERIODS):
@@ -155,12 +158,12 @@ class Pruning:
             )
 
 
-def _parts_by_layer(names: Sequence[str]) -> dict[int, set[str]]:
-    """The names of each layer's tensors, as if it were layer 0."""
-    parts: dict[int, set[str]] = {}
-    for name in names:
+def _parts_by_layer(shapes: Shapes) -> dict[int, dict[str, tuple[int, ...]]]:
+    """The names and shapes of each layer's tensors, as if it were layer 0."""
+    parts: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
         if (layer := layer_of(name)) is not None:
-            parts.setdefault(layer, set()).add(with_layer(name, 0))
+            parts.setdefault(layer, {})[with_layer(name, 0)] = shape
     return parts
 
 
