@@ -234,7 +234,7 @@ def test_tensor_type_file(tmp_path):
         ({"layout": "zip"}, "unknown layout 'zip'"),
         ({"outliers": -1}, "0 to 32"),
         ({"outliers": 33}, "0 to 32"),
-        ({"outliers": 2.5}, "0 to 32"),
+        ({"outliers": 2.5}, "`outliers` is 2.5; give a whole number"),
         ({"ffn_down_coverage": -0.1}, "0 to 1"),
         ({"ffn_down_coverage": 1.5}, "0 to 1"),
         ({"ffn_down_coverage": float("nan")}, "0 to 1"),
