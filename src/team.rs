@@ -69,6 +69,8 @@ impl<T> Start<T> {
 pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// The process that has the helpers.
+    process: u32,
 }
 
 impl Team {
@@ -86,7 +88,7 @@ impl Team {
             bed: Mutex::new(()),
             bell: Condvar::new(),
         });
-        let mut team = Self { shared, helpers: Vec::new() };
+        let mut team = Self { shared, helpers: Vec::new(), process: std::process::id() };
         for i in 1..threads {
             let shared = Arc::clone(&team.shared);
             let name = format!("q4hifi-{i}");
@@ -94,6 +96,11 @@ impl Team {
             team.helpers.push(helper);
         }
         Ok(team)
+    }
+
+    /// Whether this process has the helpers. A forked process does not.
+    pub fn is_here(&self) -> bool {
+        self.process == std::process::id()
     }
 
     /// Runs `work`; within it, `for_each_chunk` uses the team's threads. Takes `&mut self`: a team serves one caller
@@ -114,6 +121,10 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
+        if !self.is_here() {
+            std::mem::forget(std::mem::take(&mut self.helpers)); // to join them would take for ever
+            return;
+        }
         self.shared.ended.store(true, Ordering::SeqCst);
         self.shared.wake();
         for helper in self.helpers.drain(..) {

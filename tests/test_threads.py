@@ -94,3 +94,39 @@ def test_zero_is_all_cores_in_python() -> None:
     assert len(os.listdir("/proc/self/task")) < 200
     (speed,) = q4hifi.bench(EXAMPLE, n_prompt=4, n_gen=0, repetitions=1, threads=10**6)
     assert speed.n_threads == usable_cores()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """It has none of its parent's threads, so work that was given to them would never end."""
+    program = f"""
+import os, signal, sys
+import numpy as np, q4hifi
+
+weights, tokens = np.ones((64, 4096), np.float32), np.arange(1, 40)
+model, other = q4hifi.Model({str(EXAMPLE)!r}, threads=2), q4hifi.LlamaModel({str(EXAMPLE)!r}, n_ctx=64)
+
+def work(n):
+    sequence = model.sequence()
+    for part in (tokens, tokens[:1]):
+        logits = sequence.evaluate(part)
+    return q4hifi.quantize(weights, "Q4_K", threads=n).data.tobytes(), logits.tobytes()
+
+expected = work(2)
+other.logits(tokens)
+child = os.fork()
+if child == 0:
+    signal.alarm(100)
+    right = all(work(n) == expected for n in (1, 2, 0))
+    try:
+        other.logits(tokens)
+    except q4hifi.UnavailableError as error:
+        right &= "'spawn'" in str(error)
+    del model, other
+    os._exit(0 if right else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -207,7 +207,7 @@ pub(super) fn fork_to_split<'py>(
 ) -> PyResult<(Bytes<'py>, Bytes<'py>, Bytes<'py>)> {
     let data = slice(&source, "source")?;
     let mut parts = Parts::new(data.len() / fork::row_bytes(row_length)?, row_length, outliers)?;
-    py.detach(|| {
+    detached(py, 0, || {
         let (base, outliers) = parts.split_mut();
         fork::to_split(data, row_length, base, outliers)
     })?;
@@ -227,7 +227,7 @@ pub(super) fn split_to_fork<'py>(
     let base = Source::new(TensorType::Q4K, slice(&base, "base")?, row_length)?;
     let outliers = outliers_of(&index, &residual, outliers)?;
     let mut out = vec![0u8; base.rows() * fork::row_bytes(row_length)?];
-    py.detach(|| fork::from_split(base, outliers, &mut out))?;
+    detached(py, 0, || fork::from_split(base, outliers, &mut out))?;
     Ok(PyArray1::from_vec(py, out))
 }
 

@@ -18,14 +18,15 @@ use std::time::Duration;
 /// How often signals, such as that of Ctrl-C, are checked.
 const SIGNALS: Duration = Duration::from_millis(50);
 
-/// Runs `work` without the interpreter lock on the threads of `pool`. If a signal handler raises an exception,
+/// Runs `work` without the interpreter lock on a pool of `threads` threads. If a signal handler raises an exception,
 /// `cancelled` is set, and the exception is returned after the work has ended.
 fn interruptible<T: Send>(
     py: Python<'_>,
-    pool: &rayon::ThreadPool,
+    threads: usize,
     cancelled: &AtomicBool,
     work: impl FnOnce() -> Result<T, ModelError> + Send,
 ) -> PyResult<T> {
+    let pool = pool(threads)?;
     py.detach(|| {
         let mut result = None;
         let mut signal = None;
@@ -55,8 +56,8 @@ fn interruptible<T: Send>(
 /// A model and the arrays that have its weights.
 struct Loaded {
     model: model::Model<'static>,
-    /// For many tokens at once.
-    pool: Arc<rayon::ThreadPool>,
+    /// The threads of the pool for many tokens at once.
+    threads: usize,
     /// For single tokens, of one sequence at a time.
     team: Arc<Mutex<Team>>,
     /// Borrowed by `model`, which is dropped first.
@@ -118,11 +119,11 @@ impl Model {
             builder.add(&role, layer, matrix_of(kind, row_length, outliers, &parts)?)?;
             arrays.extend(parts.into_iter().map(Bound::unbind));
         }
-        let (model, pool) = (model::Model::new(builder)?, pool(threads)?);
-        let team = Team::new(pool.current_num_threads());
+        let model = model::Model::new(builder)?;
+        let team = Team::new(pool(threads)?.current_num_threads());
         let team = Mutex::new(team.map_err(|error| Unavailable::new_err(error.to_string()))?);
         let team = Arc::new(team);
-        let loaded = Loaded { model, pool, team, _arrays: arrays, _origin: None };
+        let loaded = Loaded { model, threads, team, _arrays: arrays, _origin: None };
         Ok(Self { loaded: Arc::new(loaded) })
     }
 
@@ -132,7 +133,7 @@ impl Model {
         let matrix = matrix_of(kind, row_length, outliers, &parts)?;
         let loaded = Loaded {
             model: self.loaded.model.replaced(&role, layer, matrix)?,
-            pool: Arc::clone(&self.loaded.pool),
+            threads: self.loaded.threads,
             team: Arc::clone(&self.loaded.team),
             _arrays: parts.into_iter().map(Bound::unbind).collect(),
             _origin: Some(Arc::clone(&self.loaded)),
@@ -147,9 +148,9 @@ impl Model {
             let n = tokens.len();
             return Err(PyValueError::new_err(format!("{n} tokens to follow, at most {BATCH}")));
         }
-        let Loaded { model, pool, .. } = &*self.loaded;
+        let Loaded { model, threads, .. } = &*self.loaded;
         let cancelled = AtomicBool::new(false);
-        let trace = interruptible(py, pool, &cancelled, || model.trace(tokens, &cancelled))?;
+        let trace = interruptible(py, *threads, &cancelled, || model.trace(tokens, &cancelled))?;
         Ok(Trace { trace, config: model.config().clone() })
     }
 
@@ -160,7 +161,7 @@ impl Model {
         trace: &Trace,
         layer: usize,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let Loaded { model, pool, .. } = &*self.loaded;
+        let Loaded { model, threads, .. } = &*self.loaded;
         let config = model.config();
         if trace.config != *config {
             return Err(PyValueError::new_err("followed by a model of another shape"));
@@ -172,7 +173,7 @@ impl Model {
         let (trace, rows) = (&trace.trace, trace.trace.tokens());
         let mut logits = vec![0f32; rows * config.n_vocab];
         let cancelled = AtomicBool::new(false);
-        interruptible(py, pool, &cancelled, || {
+        interruptible(py, *threads, &cancelled, || {
             model.resume(trace, layer, &mut logits, &cancelled)
         })?;
         PyArray1::from_vec(py, logits).reshape([rows, config.n_vocab])
@@ -193,9 +194,9 @@ impl Model {
                 format!("{n} tokens from number {first} on; at most {BATCH}, and one to score");
             return Err(PyValueError::new_err(what));
         }
-        let Loaded { model, pool, .. } = &*self.loaded;
+        let Loaded { model, threads, .. } = &*self.loaded;
         let cancelled = AtomicBool::new(false);
-        let found = interruptible(py, pool, &cancelled, || {
+        let found = interruptible(py, *threads, &cancelled, || {
             model.fisher(tokens, first..n, seed, &cancelled)
         })?;
         Ok(Fisher { found })
@@ -263,7 +264,7 @@ impl Sequence {
             let n = tokens.len();
             return Err(PyValueError::new_err(format!("logits {first}..{last} of {n} tokens")));
         }
-        let Loaded { model, pool, team, .. } = &*self.loaded;
+        let Loaded { model, threads, team, .. } = &*self.loaded;
         let n_vocab = model.config().n_vocab;
         let cancelled = AtomicBool::new(false);
         let mut logits = vec![0f32; (last - first) * n_vocab];
@@ -281,11 +282,12 @@ impl Sequence {
         // a single token takes so little time that signals can wait
         if tokens.len() == 1
             && let Ok(mut team) = team.try_lock()
+            && team.is_here()
         {
             let team = &mut *team;
             py.detach(|| team.install(|| model.evaluate(state, request)))?;
         } else {
-            interruptible(py, pool, &cancelled, || model.evaluate(state, request))?;
+            interruptible(py, *threads, &cancelled, || model.evaluate(state, request))?;
         }
         PyArray1::from_vec(py, logits).reshape([last - first, n_vocab])
     }

@@ -95,11 +95,14 @@ pub(super) fn lock_both<'a, T>(
     }
 }
 
+/// The pools, by process and number of threads. A forked process has the pools of its parent, but not their threads.
+type Pools = HashMap<(u32, usize), Arc<rayon::ThreadPool>>;
+
 /// A pool of `threads` threads; 0 means one per core. The pool is kept for later calls with the same number.
 pub(super) fn pool(threads: usize) -> PyResult<Arc<rayon::ThreadPool>> {
-    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
+    static POOLS: OnceLock<Mutex<Pools>> = OnceLock::new();
     let mut pools = POOLS.get_or_init(Mutex::default).lock().expect("no panic holds the lock");
-    match pools.entry(threads) {
+    match pools.entry((std::process::id(), threads)) {
         Entry::Occupied(entry) => Ok(Arc::clone(entry.get())),
         Entry::Vacant(entry) => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -123,6 +123,9 @@ _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 
 _log: deque[tuple[int, str]] = deque(maxlen=200)
 
+_process = os.getpid()
+"""The process that loaded the library."""
+
 _model = "the model"
 """The file of the model that the library works on."""
 
@@ -149,9 +152,15 @@ _collector, _ender = LogCallback(_collect), AbortCallback(_end)
 def begin_work(lib: ctypes.CDLL, model: str) -> None:
     """Forget what was logged, so that :func:`logged_errors` returns what follows.
 
-    ``model`` is the file that the library works on from now on; the message about an abort names it.
+    ``model`` is the file that the library works on from now on; the message about an abort names it. Raises
+    :class:`UnavailableError` in a forked process, which does not have the threads of the library.
     """
     global _model
+    if _process != os.getpid():
+        raise UnavailableError(
+            f"{model}: llama.cpp does not work in a process that was forked after it was loaded;"
+            " start processes with the method 'spawn'"
+        )
     _model = model
     _log.clear()
     _take_log(lib)  # again, because another user of the library may have taken it meanwhile
@@ -199,6 +208,8 @@ def library_path(path: str | os.PathLike[str] | None = None) -> Path:
 @cache
 def load_library(path: Path) -> ctypes.CDLL:
     """Load a library, and declare its functions. Raises :class:`UnavailableError` if it is not llama.cpp."""
+    global _process
+    _process = os.getpid()
     # else idle threads of llama.cpp take the time of ours; OpenMP reads the variable when it is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
