@@ -491,6 +491,14 @@ def test_lines_of_standard_input_are_a_chat(run: Run, folder: Path, monkeypatch:
     assert (once.status, once.err) == (0, "") and outcome.out.startswith(once.out.rstrip("\n") + "\n")
 
 
+def test_a_text_that_is_not_utf_8_has_a_note(run: Run, folder: Path) -> None:
+    (folder / "latin.txt").write_bytes("a caf\u00e9 ".encode("latin-1") * 300)
+    outcome = run("perplexity", EXAMPLE, "-f", "latin.txt", "-c", 64, "--chunks", 2)
+    assert outcome.status == 0
+    assert "note: latin.txt: 300 bytes among the first 2100 characters are not UTF-8; " in outcome.err
+    assert "iconv -f LATIN1 -t UTF-8 latin.txt > NEW.txt\n" in outcome.err
+
+
 def test_a_prompt_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("-n", 4, "--temp", 0)
     _type(monkeypatch, PROMPT.encode() + b"\n")

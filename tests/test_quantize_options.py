@@ -204,5 +204,5 @@ def test_a_value_of_another_type_is_an_error_that_names_the_option(
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    options = q4hifi.QuantizeOptions(outliers=np.int64(4), pure=np.bool_(False))
-    assert options.outliers == 4 and not options.pure
+    options = q4hifi.QuantizeOptions(outliers=np.int64(4), ffn_down_coverage=np.float32(0.5))
+    assert (options.outliers, options.ffn_down_coverage) == (4, 0.5)

@@ -17,7 +17,7 @@ from .grouped import grouped
 from .numbers import Number, Whole
 from .quantize_options import option_of
 from .sections import options_of
-from .texts import Measuring, file_option, words_argument
+from .texts import Measuring, file_option, read_text, words_argument
 
 
 @main.command()
@@ -74,7 +74,6 @@ def calibrate(
     output = output or calibration_file(model, imatrix, include_weights, exclude_weights)
     check_output("--output", output, overwrite=True)
     from ..allocation.calibrate import calibrate as measure_sensitivities
-    from ..evaluate.chunks import read_text
     from .evaluation_tables import calibration_table
 
     text = read_text(file)

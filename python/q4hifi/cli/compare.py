@@ -13,7 +13,7 @@ from .common import console, print_json, progress_bar
 from .files import INPUT, OUTPUT, check_output
 from .group import main
 from .running_results import saved_chunks
-from .texts import Measuring, measuring_options
+from .texts import Measuring, measuring_options, read_text
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -56,7 +56,6 @@ def compare(
 
         check_plot(plot)
     file = measuring.text_file(last_model=models[-1])
-    from ..evaluate.chunks import read_text
     from ..evaluate.compare import compare as compare_models
     from ..evaluate.comparison_run import DECODE_TOKENS
 

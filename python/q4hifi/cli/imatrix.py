@@ -21,7 +21,7 @@ from .group import main
 from .grouped import grouped
 from .imatrix_options import IMATRIX_OPTIONS, AddedFiles, ImatrixOutput, MeasuredSums
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
-from .texts import Measuring, measuring_options, words_argument
+from .texts import Measuring, measuring_options, read_text, words_argument
 
 NOTED_BYTES = 1 << 28
 """Memory of the sums above which a note says how much it is."""
@@ -90,7 +90,6 @@ def _measured_sums(
     model: str, measuring: Measuring, measured: MeasuredSums, target: ImatrixOutput
 ) -> tuple[ImportanceSums, Perplexity | None]:
     """Measure on the text, and save the result. Also return the perplexity, unless --no-ppl is given."""
-    from ..evaluate.chunks import read_text
     from ..evaluate.collect_imatrix import collect_importance
     from .evaluation_tables import running_perplexity
 

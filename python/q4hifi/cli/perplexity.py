@@ -14,7 +14,7 @@ from .common import print_json, progress_bar
 from .files import INPUT, check_output
 from .group import main
 from .running_results import VALUES_PER_LINE, printed_results, saved_chunks
-from .texts import Measuring, measuring_options, words_argument
+from .texts import Measuring, measuring_options, read_text, words_argument
 
 if TYPE_CHECKING:
     from ..evaluate.kl_divergence import KlDivergence
@@ -62,7 +62,6 @@ def perplexity(
 
         partial = str(partial_path(check_output("--kl-divergence-base", save_log_probs)))
         check_output("--kl-divergence-base", partial, overwrite=True)
-    from ..evaluate.chunks import read_text
     from ..evaluate.perplexity import perplexity as measure_perplexity
     from .evaluation_tables import final_perplexity, running_perplexity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ chunks_option = click.option(
     metavar="N",
     help="Largest number of chunks. [default: the whole text]",
 )
+
+
+SAMPLE = 1 << 16
+"""Characters at the start of a text that are looked at for bytes that are not UTF-8."""
+
+MOST_WRONG = 0.001
+"""The share of such bytes that a text may have without a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,25 @@ class Measuring:
                     err=True,
                 )
             yield models
+
+
+def read_text(file: str) -> str:
+    """Read a text (:func:`q4hifi.evaluate.chunks.read_text`). Print a note if it seems not to be UTF-8."""
+    from ..evaluate import chunks
+
+    text = chunks.read_text(file)
+    sample = text[:SAMPLE]
+    wrong = sum("\udc80" <= character <= "\udcff" for character in sample)  # how Python reads such bytes
+    if wrong > MOST_WRONG * len(sample):
+        click.echo(
+            printable(
+                f"note: {file}: {counted(wrong, 'byte')} among the first {counted(len(sample), 'character')}"
+                f" {'is' if wrong == 1 else 'are'} not UTF-8; a text in Latin-1 can be converted:"
+                f" iconv -f LATIN1 -t UTF-8 {shlex.quote(file)} > NEW.txt"
+            ),
+            err=True,
+        )
+    return text
 
 
 def measuring_options(*own: Decorator) -> Decorator:

@@ -8,15 +8,11 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from ..errors import BadOptionError
-
-_BOOLEANS = (bool, np.bool_)
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, _BOOLEANS)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _sequence_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -36,7 +32,7 @@ def _is_rule(value: object) -> bool:
 
 VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "a str"),
-    "bool": (lambda value: isinstance(value, _BOOLEANS), "True or False"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
     "float": (lambda value: isinstance(value, Real), "a number"),
     "Bytes": (_is_whole, "a number of bytes"),
