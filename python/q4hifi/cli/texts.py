@@ -131,8 +131,8 @@ def read_text(file: str) -> str:
         click.echo(
             printable(
                 f"note: {file}: {counted(wrong, 'byte')} among the first {counted(len(sample), 'character')}"
-                f" {'is' if wrong == 1 else 'are'} not UTF-8; a text in Latin-1 can be converted:"
-                f" iconv -f LATIN1 -t UTF-8 {shlex.quote(file)} > NEW.txt"
+                f" {'is' if wrong == 1 else 'are'} not UTF-8; if the text is in Latin-1, convert it:"
+                " iconv -f LATIN1 -t UTF-8" + ("" if file == "-" else f" {shlex.quote(file)} > NEW.txt")
             ),
             err=True,
         )
