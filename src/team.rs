@@ -122,7 +122,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         if !self.is_here() {
-            std::mem::forget(std::mem::take(&mut self.helpers)); // to join them would take for ever
+            std::mem::forget(std::mem::take(&mut self.helpers)); // they do not exist here; joining them would block
             return;
         }
         self.shared.ended.store(true, Ordering::SeqCst);

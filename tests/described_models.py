@@ -117,7 +117,7 @@ MODELS = {
         layers("0-23", {**ATTN, **REST, **experts(60), **SHARED, "ffn_gate_inp_shexp.weight": (256,)}),
         n_expert=60,
     ),
-    "deepseek2": model(
+    "deepseek2-lite": model(
         "deepseek2", 27, ENDS, HEAD,
         layers("0-26", {**MLA, "ffn_norm.weight": (256,)}),
         layers("0-0", FFN), layers("1-26", {**experts(64), **SHARED}),
@@ -285,6 +285,8 @@ FAMILIES = {
     "starcoder2": {"heads": (4, 2)},
 }
 """Architecture -> arguments of :func:`family`. The names are those that the gguf package lists."""
+
+assert not MODELS.keys() & FAMILIES.keys()
 
 
 def one_of_each(architecture, names, n_expert):

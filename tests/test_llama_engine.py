@@ -184,6 +184,7 @@ def test_encoders_are_quantized_with_an_imatrix_and_predict_nothing(
     for command in (["generate", "-p", "The", "-n", "2"], ["bench", "-p", "8", "-n", "2"]):
         refused = run(command[0], source, *command[1:])
         assert refused.status == 1 and "token by token" in refused.err, refused
+    assert run("bench", source, "-p", "8", "-n", "0", "-r", "1").status == 0
 
 
 def test_a_text_is_given_at_once_to_a_model_that_reads_in_both_directions(tmp_path: Path, run: Run) -> None:

@@ -274,7 +274,9 @@ def test_a_pruned_model_is_compared_like_any_other(tmp_path: Path, run: Run) -> 
     q4hifi.quantize_file(EXAMPLE, out, prune_layers=[N_LAYER - 2])
     outcome = run("compare", EXAMPLE, out, "-f", text, "-c", "64", "--chunks", "2", "--json")
     assert outcome.status == 0, outcome.err
-    assert json.loads(outcome.out)
+    found = json.loads(outcome.out)
+    (model,) = found["models"]
+    assert model["model"] == str(out) and model["n_params"] < found["reference"]["n_params"]
 
 
 @pytest.mark.parametrize("layout", ["split", "fork"])

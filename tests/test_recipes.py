@@ -73,7 +73,7 @@ def test_minimal_covers_the_first_quarter_of_attn_v_only():
 def test_hifi_covers_experts_fused_and_compressed_values():
     assert layers_with(choose("mixtral"), "ffn_down_exps") == list(range(16))
     assert layers_with(choose("phi3"), "attn_qkv") == list(range(32))
-    assert layers_with(choose("deepseek2"), "attn_kv_b") == list(range(27))
+    assert layers_with(choose("deepseek2-lite"), "attn_kv_b") == list(range(27))
 
 
 def test_full_coverage_takes_tensors_without_a_layer():

@@ -87,7 +87,7 @@ PRUNED = {
     "qwen3": "0,5,6",
     "mixtral": "31",
     "mixtral-split-experts": "2,3",
-    "deepseek2": "0,1,26",
+    "deepseek2-lite": "0,1,26",
     "glm4moe-nextn": "16,3",
     "t5": "1",
     "lfm2": "2,15",

@@ -42,7 +42,7 @@ from .calibration_run import CalibrationRun, chunk_of, groups_of, measurable_mat
 from .sensitivities import Sensitivities
 
 MOST_TOKENS = 1 << 20
-"""The chunks are spread over the first tokens of a text, at most this number."""
+"""Tokens at the start of a text over which the chunks are spread; more only where the chunks need more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ def calibrate(
     include_weights, exclude_weights
         Use the imatrix only for tensors, or not for tensors, with one of these texts in their name.
     n_ctx, n_chunks
-        Tokens per chunk (512 at most) and number of chunks. The chunks are spread over the text. The
-        relative standard error of a sensitivity is about 2 / sqrt(n_ctx / 2 * n_chunks).
+        Tokens per chunk (512 at most) and number of chunks. The chunks are spread over the text, or over its
+        first 2^20 tokens. The relative standard error of a sensitivity is about
+        2 / sqrt(n_ctx / 2 * n_chunks).
     group
         Measure matrices of the same role in this many neighbouring layers together, which divides the time.
         Their errors are taken to be equally harmful. The first and the last layer are always measured alone.

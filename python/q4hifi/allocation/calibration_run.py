@@ -153,9 +153,9 @@ def groups_of(names: Sequence[str], n_layer: int, size: int) -> list[list[str]]:
 def _shares(errors: Sequence[ErrorSums], *, by_size: bool) -> list[float]:
     """The shares of a group's matrices in the divergence that was measured of them together.
 
-    They go by the error relative to the matrix. With ``by_size``, for matrices that write to the residual
-    stream, they go by the size of the error: their outputs differ up to a thousandfold between layers
-    (massive activations), while the stream grows slowly.
+    They are proportional to the relative error of the matrix. With ``by_size``, for matrices that write to
+    the residual stream, they are proportional to the absolute error: their outputs differ up to a
+    thousandfold between layers (massive activations), while the stream grows slowly.
     """
     sizes = [sums.error if by_size else sums.relative for sums in errors]
     total = sum(sizes)
@@ -163,7 +163,7 @@ def _shares(errors: Sequence[ErrorSums], *, by_size: bool) -> list[float]:
 
 
 def chunk_of(tokens: Tokens, i: int, n_ctx: int, bos: int | None) -> Tokens:
-    """Return chunk ``i`` of a text. Chunks are spread over the text, however many there are."""
+    """Return chunk ``i`` of a text. Chunks of any number are spread over the tokens."""
     first = round(i * GOLDEN_RATIO % 1 * (tokens.size - n_ctx))
     chunk: Tokens = tokens[first : first + n_ctx].copy()
     if bos is not None:

@@ -104,8 +104,7 @@ def open_models(
     threads: int | None,
     expert_correlations: bool = False,
 ) -> Iterator[Sequence[LanguageModel]]:
-    """Yield the open models, all with one engine. Print notes if that is llama.cpp, and if a perplexity of
-    the first model says little.
+    """Yield the open models, all with one engine. Print a note if that is llama.cpp.
 
     ``n_ctx`` is the longest text in tokens. The other options are those of :func:`q4hifi.open_model`.
     """
@@ -116,12 +115,4 @@ def open_models(
     ) as models:
         if library := models[0].library:
             click.echo(printable(f"engine: llama.cpp ({library.name})"), err=True)
-        if models[0].reads_whole_texts and models[0].has_logits:
-            click.echo(
-                printable(
-                    f"note: {models[0].path} reads a text in both directions: it sees the tokens that it"
-                    " predicts, so its perplexity says little"
-                ),
-                err=True,
-            )
         yield models

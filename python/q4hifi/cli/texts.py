@@ -117,6 +117,14 @@ class Measuring:
                     f" chunks of {n_ctx} are predicted worse; -c {trained} measures what it can do",
                     err=True,
                 )
+            if models[0].reads_whole_texts and models[0].has_logits:
+                click.echo(
+                    printable(
+                        f"note: {models[0].path} reads a text in both directions: it sees the tokens that it"
+                        " predicts, so its perplexity says little"
+                    ),
+                    err=True,
+                )
             yield models
 
 

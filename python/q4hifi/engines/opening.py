@@ -51,7 +51,7 @@ def open_model(
     Raises :class:`UnsupportedModelError` if no engine runs the model, and :class:`BadOptionError` for an
     unknown engine, or for options of llama.cpp with the engine "q4hifi".
     """
-    options = EngineOptions(engine, LlamaOptions(library, gpu_layers, tensor_split, rpc))
+    options = EngineOptions(engine, LlamaOptions(library, gpu_layers, tuple(tensor_split), tuple(rpc)))
     (model,) = _open_all(
         [path], options, threads=threads, n_ctx=n_ctx, expert_correlations=expert_correlations
     )

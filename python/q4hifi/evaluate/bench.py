@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,9 +71,10 @@ class Speed:
 def read_seconds(model: LanguageModel, n_tokens: int) -> float:
     """Return the seconds that a model takes to read ``n_tokens`` tokens at once, with one prediction."""
     tokens = _random_tokens(model, n_tokens)
+    wanted: Literal["last", "none"] = "last" if model.has_logits else "none"
     sequence = model.sequence()
     started = time.perf_counter()
-    sequence.evaluate(tokens, logits="last")
+    sequence.evaluate(tokens, logits=wanted)
     return time.perf_counter() - started
 
 
@@ -123,7 +124,7 @@ def bench(
     with opened(model, n_ctx=max(n for _, _, n in tests), threads=threads) as lm:
         if lm.reads_whole_texts and _counts(n_gen):
             raise UnsupportedModelError(
-                f"{lm.path}: the model does not write texts token by token; measure reading alone"
+                f"{lm.path}: it does not write token by token; measure reading alone, with 0 tokens to write"
             )
         facts = model_facts(lm)
         for prefix, measure, n in tests:

@@ -86,7 +86,7 @@ def compare(
         opening = opened_alike((reference, *models), n_ctx=context, threads=threads)
         base, *others = (ModelRun(model) for model in stack.enter_context(opening))
         for other in others:
-            _check_vocabulary(base.model, other.model)
+            _check_comparable(base.model, other.model)
         chunks = Chunks.of(base.model, text, n_ctx=n_ctx, n_chunks=n_chunks, dataset=dataset)
         work = ComparisonRun(base, others, chunks, dataset, threads or 0, progress)
         saver = None
@@ -105,7 +105,12 @@ def compare(
         return work.result(len(chunks))
 
 
-def _check_vocabulary(reference: LanguageModel, model: LanguageModel) -> None:
+def _check_comparable(reference: LanguageModel, model: LanguageModel) -> None:
+    if reference.reads_whole_texts != model.reads_whole_texts:
+        raise UnsupportedModelError(
+            f"{model.path}: only one of this model and {reference.path} reads texts in both directions;"
+            " compare models of one family only"
+        )
     ours, theirs = (m.metadata.get(VOCABULARY) for m in (reference, model))
     if reference.n_vocab != model.n_vocab or ours != theirs:
         raise UnsupportedModelError(

@@ -45,10 +45,11 @@ class ModelRun:
         """Yield the predictions in a chunk, and record how long the model takes."""
         started = time.perf_counter()
         sequence = chunks.begin(self.model, chunk)
-        rate = chunks.first / (time.perf_counter() - started)
+        whole = self.model.reads_whole_texts  # then the first half is only read with the second
+        rate = 0.0 if whole else chunks.first / (time.perf_counter() - started)
         for piece in chunks.predictions(sequence, chunk):
             seconds = time.perf_counter() - started
-            if self.model.reads_whole_texts:
+            if whole:
                 rate = chunks.n_ctx / seconds
             self.figures.seconds += seconds
             yield piece

@@ -1,4 +1,4 @@
-"""What has files or memory to free at the end of a ``with`` block: :class:`Closing`."""
+"""A base class for objects that free files or memory at the end of a ``with`` block."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ from .quantize_options import GUESSED, QuantizeOptions
 from .rewrite import Output
 
 PRUNED = (
-    "the estimated KL divergence is that of quantizing alone. It does not contain what the layers that are"
-    " left out change; 'q4hifi compare' measures both together"
+    "the estimated KL divergence is that of quantizing alone, without the effect of the layers that are left"
+    " out; 'q4hifi compare' measures both"
 )
-"""The warning for measured plans of models of which layers are left out."""
+"""The warning of measured plans with ``prune_layers``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Checks the type of each option's value, so that a wrong one is told by the option's name."""
+"""Checks that each option's value has the right type; the error names the option."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "a str"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
-    "float": (lambda value: isinstance(value, Real), "a number"),
+    "float": (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
     "Bytes": (_is_whole, "a number of bytes"),
     "FilePath": (lambda value: isinstance(value, (str, os.PathLike)), "a path"),
     "Sequence[str]": (_sequence_of(_is_text), "a list of str"),

@@ -211,7 +211,7 @@ class TypeOptions:
         if self.target_size is not None and self.target_size <= 0:
             raise BadOptionError(f"`target_size` is {self.target_size}; give a number of bytes")
         if self.target_bpw is not None and not 0 < self.target_bpw <= 32:
-            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give a number of bits up to 32")
+            raise BadOptionError(f"`target_bpw` is {self.target_bpw}; give more than 0 and at most 32 bits")
         if self.like is not None:
             _check_like(self.like)
 

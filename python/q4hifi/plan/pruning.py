@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor by its name."""
 
 MAX_DIGITS = 10
-"""A number of a layer has fewer digits."""
+"""Layer numbers have fewer digits than this."""
 
 COUNTS = ("block_count", "decoder_block_count")
 """Keys with the number of layers, of the model and of T5's decoder."""
@@ -31,7 +31,7 @@ FIRST = ("leading_dense_block_count", "hash_layer_count")
 """Keys with the number of layers at the beginning that are of another kind."""
 
 LAST = ("nextn_predict_layers", "attention.shared_kv_layers")
-"""Keys with the number of such layers at the end."""
+"""Keys with the number of layers at the end that are of another kind."""
 
 PERIODS = ("full_attention_interval", "interleave_moe_layer_step", "moe_every_n_layers")
 """Keys with a number n: every n-th layer is of another kind."""
@@ -40,7 +40,7 @@ NOT_BY_LAYER = ("rope.dimension_sections", "classifier.output_labels")
 """Keys whose lists have no value for each layer, whatever their length."""
 
 OF_ALL_LAYERS = "per_layer_"
-"""Beginning of the names of tensors whose rows have a part for each layer (Gemma 3n)."""
+"""Prefix of the tensors whose rows have a part for each layer (Gemma 3n)."""
 
 BY_LAYER = "xielu."
 """Beginning of further keys whose lists have a value for each layer (Apertus)."""

@@ -90,7 +90,7 @@ class Context:
             self.batch = n_ctx
             self._begin(offsets)
         self._close.detach()
-        self._close = weakref.finalize(self, _free, lib, self._context, model, copy)
+        self._close = weakref.finalize(self, _free, os.getpid(), lib, self._context, model, copy)
         lib.llama_set_n_threads(self._context, threads, threads)
         self.vocabulary: int = lib.llama_model_get_vocab(model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocabulary)
@@ -162,7 +162,9 @@ class Context:
         )
 
 
-def _free(lib: Any, context: int, model: int, copy: TemporaryDirectory[str] | None) -> None:
+def _free(process: int, lib: Any, context: int, model: int, copy: TemporaryDirectory[str] | None) -> None:
+    if os.getpid() != process:
+        return  # a forked process has no threads of the library, and the copy is its parent's
     lib.llama_free(context)
     lib.llama_model_free(model)
     if copy is not None:

@@ -123,8 +123,8 @@ _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 
 _log: deque[tuple[int, str]] = deque(maxlen=200)
 
-_process = os.getpid()
-"""The process that loaded the library."""
+_processes: dict[str, int] = {}
+"""The file of a library -> the process that loaded it."""
 
 _model = "the model"
 """The file of the model that the library works on."""
@@ -156,7 +156,7 @@ def begin_work(lib: ctypes.CDLL, model: str) -> None:
     :class:`UnavailableError` in a forked process, which does not have the threads of the library.
     """
     global _model
-    if _process != os.getpid():
+    if _processes[lib._name] != os.getpid():
         raise UnavailableError(
             f"{model}: llama.cpp does not work in a process that was forked after it was loaded;"
             " start processes with the method 'spawn'"
@@ -208,14 +208,13 @@ def library_path(path: str | os.PathLike[str] | None = None) -> Path:
 @cache
 def load_library(path: Path) -> ctypes.CDLL:
     """Load a library, and declare its functions. Raises :class:`UnavailableError` if it is not llama.cpp."""
-    global _process
-    _process = os.getpid()
     # else idle threads of llama.cpp take the time of ours; OpenMP reads the variable when it is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         lib = ctypes.CDLL(os.fspath(path))
     except OSError as error:
         raise UnavailableError(f"{path} cannot be loaded: {error}; name another libllama") from None
+    _processes[lib._name] = os.getpid()
     missing = [name for name in SIGNATURES if not hasattr(lib, name)]
     if missing:
         raise UnavailableError(
