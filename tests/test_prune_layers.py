@@ -265,6 +265,10 @@ def test_messages_name_tensors_as_the_file_does(tmp_path: Path) -> None:
     with pytest.raises(q4hifi.NotFiniteError, match=r"tensor blk\.2\.ffn_down\.weight"):
         q4hifi.quantize_file(source, tmp_path / "out.gguf", "Q8_0", prune_layers=[0])
     q4hifi.quantize_file(source, tmp_path / "out.gguf", "Q8_0", prune_layers=[2])
+    with pytest.raises(UnsupportedModelError, match=r"tensor blk\.1\.ffn_down\.weight is Q8_0 already"):
+        q4hifi.quantize_file(tmp_path / "out.gguf", tmp_path / "b.gguf", "Q4_K_M", prune_layers=[0])
+    with pytest.raises(BadOptionError, match=r"the first being blk\.1\.ffn_down\.weight"):
+        q4hifi.quantize_file(source, tmp_path / "b.gguf", "Q2_K_S", prune_layers=[0])
 
 
 def test_a_pruned_model_is_compared_like_any_other(tmp_path: Path, run: Run) -> None:

@@ -180,9 +180,12 @@ class ModelFile(Closing, Mapping[str, QuantizedTensor]):
 
         The name is that in the file.
         """
+        return ErrorsAt(f"{self.paths[0]}: tensor {self.stored_name(name)}: ")
+
+    def stored_name(self, name: str) -> str:
+        """Return the name in the file of a tensor, which :meth:`renamed` may have changed."""
         tensor = self.tensors.get(name)
-        in_file = name if tensor is None else tensor.parts[0].name
-        return ErrorsAt(f"{self.paths[0]}: tensor {in_file}: ")
+        return name if tensor is None else tensor.parts[0].name
 
     def close(self) -> None:
         """Close the files."""

@@ -97,7 +97,7 @@ def _refuse_requantizing(model: ModelFile, plan: Plan) -> None:
         # rules that keep all tensors would leave nothing to do
         rules = keep_rules(changed, plan.tensors) if any(_is_encoded(t) for t in plan.tensors) else ""
         raise UnsupportedModelError(
-            f"{model.paths[0]}: tensor {first.name} is {first.source_type} already, and"
+            f"{model.paths[0]}: tensor {model.stored_name(first.name)} is {first.source_type} already, and"
             f" {counted(len(changed), 'tensor')} would be quantized a second time; start from the 16-bit"
             f" model,{f' keep what is quantized with {rules},' if rules else ''} or allow it with"
             " `allow_requantize=True`"
@@ -116,6 +116,6 @@ def _require_importance(model: ModelFile, plan: Plan, recipe: Recipe, importance
     if missing:
         raise BadOptionError(
             f"{model.paths[0]}: {recipe.name} needs an imatrix, and there is none for {len(missing)} of the"
-            f" tensors that would be {recipe.default}, the first being {missing[0]}; give one that covers"
-            " them with `imatrix=...`, or give them another type with `tensor_types=...`"
+            f" tensors that would be {recipe.default}, the first being {model.stored_name(missing[0])};"
+            " give one that covers them with `imatrix=...`, or give them another type with `tensor_types=...`"
         )
