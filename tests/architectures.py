@@ -32,6 +32,19 @@ ATTENTION: Keys = {
     "rope.freq_base": 10000.0,
 }
 MIXTURE: Keys = {"expert_count": EXPERTS, "expert_used_count": USED, "expert_feed_forward_length": FF}
+LATENT: Keys = {
+    "attention.key_length": 288,
+    "attention.value_length": 256,
+    "attention.key_length_mla": 96,
+    "attention.value_length_mla": 64,
+    "attention.kv_lora_rank": 256,
+    "rope.dimension_count": 32,
+    "leading_dense_block_count": 1,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 1.0,
+}
+"""Of multi-head latent attention, with shared experts after a dense first layer."""
 
 
 def _attention(**others: tuple[int, ...]) -> Shapes:
@@ -275,22 +288,7 @@ def _t5_decoder() -> Shapes:
 ARCHITECTURES: Mapping[str, tuple[Callable[[int], Shapes], Keys]] = {
     "deepseek2": (
         _deepseek2,
-        ATTENTION
-        | MIXTURE
-        | {
-            "attention.head_count_kv": 1,
-            "attention.key_length": 288,
-            "attention.value_length": 256,
-            "attention.key_length_mla": 96,
-            "attention.value_length_mla": 64,
-            "attention.q_lora_rank": 128,
-            "attention.kv_lora_rank": 256,
-            "rope.dimension_count": 32,
-            "leading_dense_block_count": 1,
-            "expert_shared_count": 1,
-            "expert_gating_func": 2,
-            "expert_weights_scale": 1.0,
-        },
+        ATTENTION | MIXTURE | LATENT | {"attention.head_count_kv": 1, "attention.q_lora_rank": 128},
     ),
     "glm4moe": (
         _glm4moe,
@@ -344,21 +342,8 @@ ARCHITECTURES: Mapping[str, tuple[Callable[[int], Shapes], Keys]] = {
         _kimi_linear,
         ATTENTION
         | MIXTURE
-        | {
-            "attention.head_count_kv": [0, 1],
-            "attention.key_length": 288,
-            "attention.value_length": 256,
-            "attention.key_length_mla": 96,
-            "attention.value_length_mla": 64,
-            "attention.kv_lora_rank": 256,
-            "rope.dimension_count": 32,
-            "leading_dense_block_count": 1,
-            "expert_shared_count": 1,
-            "expert_gating_func": 2,
-            "expert_weights_scale": 1.0,
-            "ssm.conv_kernel": 4,
-            "kda.head_dim": HEAD,
-        },
+        | LATENT
+        | {"attention.head_count_kv": [0, 1], "ssm.conv_kernel": 4, "kda.head_dim": HEAD},
     ),
     "nemotron_h_moe": (
         _nemotron_h_moe,

@@ -219,9 +219,9 @@ class LlamaTrial:
         model._context.observer.notes = self._notes
         try:
             self.reference: Logits = model.logits(tokens)
+            """The logits of the model itself, float32 [n_tokens, n_vocab]."""
         finally:
             model._context.observer.notes = None
-        """The logits of the model itself, float32 [n_tokens, n_vocab]."""
 
     @property
     def used(self) -> Collection[str]:
